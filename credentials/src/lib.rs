@@ -1,0 +1,15 @@
+//! From a credential's source to its user.
+//!
+//! * [`secret`]: the type every secret lives in; it has no textual form.
+//! * [`source`]: the one door through which a secret is read, and files are written.
+//! * [`identity`]: a node's Ed25519 key, and the TLS of the mesh.
+//! * [`token`]: PASETO v4.public, signed and verified by purpose.
+//! * [`cert`]: certificates — store, resolver, and a development authority.
+//! * [`membership`]: a node's place in a cluster: registration, heartbeats, the roster it watches.
+
+pub mod cert;
+pub mod identity;
+pub mod membership;
+pub mod secret;
+pub mod source;
+pub mod token;

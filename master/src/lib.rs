@@ -1,0 +1,1 @@
+//! The control plane: registry, roster, tokens. Never on the data path.

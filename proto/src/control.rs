@@ -1,0 +1,200 @@
+//! Messages between nodes and the master, and the roster. JSON on the wire.
+//!
+//! A node registers in two steps over one TLS connection: it asks for a [`Challenge`], then sends
+//! a [`Register`] whose signature covers context, token id, nonce and the connection's exporter
+//! (RFC 9266), so that neither a token nor a signature is of use on another connection.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{ClusterName, Epoch, NodeId, PublicKey, ServiceName};
+
+/// What a node does in the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Terminates WebTransport and opens mesh sessions.
+    Gateway,
+    /// Takes mesh sessions and dials upstreams.
+    Relay,
+}
+
+/// Who may open a session to a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Access {
+    /// Anyone.
+    Public,
+    /// Bearers of a session token for the service.
+    #[default]
+    Token,
+}
+
+/// A node as the roster lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// Stable id.
+    pub id: NodeId,
+    /// What the node does.
+    pub role: Role,
+    /// Keys accepted for the node: one, or two while its identity rotates.
+    pub keys: Vec<PublicKey>,
+    /// Mesh UDP addresses, best first. A gateway that only dials has none.
+    pub addresses: Vec<SocketAddr>,
+    /// Services the node is an exit for.
+    pub services: Vec<ServiceName>,
+}
+
+/// A service as the roster lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    /// Name; the first path segment that routes to it.
+    pub name: ServiceName,
+    /// Hosts bound to this service: there the whole path belongs to it. Lower case, no port.
+    #[serde(default)]
+    pub hosts: Vec<String>,
+    /// Who may connect.
+    #[serde(default)]
+    pub access: Access,
+    /// Origins a browser may connect from (`https://app.example`), or `*` for any. A request
+    /// without an origin does not come from a browser and is not held to this list.
+    #[serde(default)]
+    pub allowed_origins: Vec<String>,
+    /// Most sessions at once on one gateway; `None` for no limit of its own.
+    #[serde(default)]
+    pub max_sessions: Option<u32>,
+}
+
+/// The list of nodes, keys, addresses and services. Signed by the master.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Roster {
+    /// The cluster it is for.
+    pub cluster: ClusterName,
+    /// Grows with every change.
+    pub epoch: Epoch,
+    /// When it was signed, in seconds since the Unix epoch.
+    pub issued_at: u64,
+    /// Nodes, ordered by id.
+    pub nodes: Vec<Node>,
+    /// Services, ordered by name.
+    pub services: Vec<Service>,
+    /// Public keys that sign session tokens, as PASERK `k4.public`.
+    pub token_keys: Vec<String>,
+}
+
+impl Roster {
+    /// A roster that lists nothing, which is what a node knows before it reached the master.
+    pub fn empty(cluster: ClusterName) -> Self {
+        Self {
+            cluster,
+            epoch: Epoch(0),
+            issued_at: 0,
+            nodes: Vec::new(),
+            services: Vec::new(),
+            token_keys: Vec::new(),
+        }
+    }
+
+    /// The node with this id.
+    pub fn node(&self, id: &NodeId) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.id == *id)
+    }
+
+    /// The node that holds this key.
+    pub fn node_by_key(&self, key: &PublicKey) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.keys.contains(key))
+    }
+
+    /// The service with this name.
+    pub fn service(&self, name: &str) -> Option<&Service> {
+        self.services.iter().find(|s| s.name.as_str() == name)
+    }
+
+    /// The service that this host is bound to.
+    pub fn service_by_host(&self, host: &str) -> Option<&Service> {
+        self.services
+            .iter()
+            .find(|s| s.hosts.iter().any(|h| h.eq_ignore_ascii_case(host)))
+    }
+
+    /// Relays that are an exit for the service.
+    pub fn exits<'a>(&'a self, service: &'a ServiceName) -> impl Iterator<Item = &'a Node> {
+        self.nodes
+            .iter()
+            .filter(move |n| n.role == Role::Relay && n.services.contains(service))
+    }
+}
+
+/// Answer to `POST /v1/nodes/challenge`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Challenge {
+    /// 32 random bytes as hexadecimal, of use once, on this TLS connection only.
+    pub nonce: String,
+}
+
+/// Body of `POST /v1/nodes/register`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Register {
+    /// The registration token.
+    pub token: String,
+    /// Key the node will be known by.
+    pub public_key: PublicKey,
+    /// The challenge's nonce.
+    pub nonce: String,
+    /// Ed25519 signature over [`possession_message`], as hexadecimal.
+    pub signature: String,
+    /// Mesh UDP addresses at which the node can be reached.
+    pub addresses: Vec<SocketAddr>,
+    /// Services the node has upstreams for; each must be named by the token.
+    pub services: Vec<ServiceName>,
+}
+
+/// Answer to `POST /v1/nodes/register`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Registered {
+    /// The node's id from now on.
+    pub node_id: NodeId,
+    /// The cluster it now belongs to.
+    pub cluster: ClusterName,
+    /// Keys that sign the roster, as PASERK `k4.public`: what the node trusts from now on.
+    pub roster_keys: Vec<String>,
+}
+
+/// Body of `POST /v1/nodes/heartbeat`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Heartbeat {
+    /// Mesh UDP addresses at which the node can be reached now.
+    pub addresses: Vec<SocketAddr>,
+    /// Services the node has upstreams for now.
+    pub services: Vec<ServiceName>,
+    /// Sessions live on the node.
+    pub sessions: u64,
+    /// Epoch of the roster the node acts on.
+    pub epoch: Epoch,
+    /// The node leaves: no new sessions should be sent to it.
+    pub draining: bool,
+}
+
+/// The bytes a node signs to prove that it holds its identity key: a context, then each part with
+/// its length before it (eight bytes, little endian), so that no two inputs give the same bytes.
+pub fn possession_message(token_id: &str, nonce: &str, exporter: &[u8]) -> Vec<u8> {
+    let mut message = b"wavry registration v1".to_vec();
+    for part in [token_id.as_bytes(), nonce.as_bytes(), exporter] {
+        message.extend_from_slice(&(part.len() as u64).to_le_bytes());
+        message.extend_from_slice(part);
+    }
+    message
+}
+
+/// Label of the TLS exporter that binds a request to its connection (RFC 9266, section 4.2).
+pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
+/// Length of the exporter in bytes (RFC 9266, section 4.2).
+pub const EXPORTER_LEN: usize = 32;

@@ -1,0 +1,209 @@
+//! The names things have. Each is its own type and is validated when it is parsed, so that a value
+//! of the type is always well-formed.
+
+use std::{borrow::Cow, fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// Why a text is not an id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} must be {rule}")]
+pub struct InvalidId {
+    kind: &'static str,
+    rule: &'static str,
+}
+
+/// Longest name of a service, a node or a cluster, in bytes. It fits a DNS label.
+pub const MAX_NAME_LEN: usize = 63;
+
+fn is_name(text: &str) -> bool {
+    let edge = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let bytes = text.as_bytes();
+    let (Some(&first), Some(&last)) = (bytes.first(), bytes.last()) else {
+        return false;
+    };
+    bytes.len() <= MAX_NAME_LEN
+        && edge(first)
+        && edge(last)
+        && bytes.iter().all(|&b| edge(b) || b == b'-')
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $type:ident, $kind:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "Cow<'_, str>", into = "String")]
+        pub struct $type(Box<str>);
+
+        impl $type {
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = InvalidId;
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                if is_name(text) {
+                    Ok(Self(text.into()))
+                } else {
+                    Err(InvalidId {
+                        kind: $kind,
+                        rule: "1 to 63 characters of a-z, 0-9 and '-', not starting or ending with '-'",
+                    })
+                }
+            }
+        }
+
+        impl TryFrom<Cow<'_, str>> for $type {
+            type Error = InvalidId;
+            fn try_from(text: Cow<'_, str>) -> Result<Self, InvalidId> {
+                text.parse()
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(name: $type) -> String {
+                name.0.into()
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+name! {
+    /// The name of a service: a named thing that clients connect to.
+    ServiceName, "a service name"
+}
+name! {
+    /// The stable id of a node (gateway or relay). It is not the node's key, which rotates.
+    NodeId, "a node id"
+}
+name! {
+    /// The name of a cluster: one master (or several on one database) and its nodes.
+    ClusterName, "a cluster name"
+}
+
+/// The version of a roster. Grows with every change; a node never goes back to a smaller one.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Epoch(pub u64);
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A node's Ed25519 public key (RFC 8032), 32 bytes. Written as lower-case hexadecimal.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "Cow<'_, str>", into = "String")]
+pub struct PublicKey(pub [u8; 32]);
+
+/// DER of an Ed25519 SubjectPublicKeyInfo up to the key itself (RFC 8410, section 4).
+const SPKI_PREFIX: [u8; 12] = [
+    0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
+];
+
+impl PublicKey {
+    /// The key as DER SubjectPublicKeyInfo (44 bytes), as RFC 7250 puts it on the wire.
+    pub fn to_spki(&self) -> [u8; 44] {
+        let mut spki = [0; 44];
+        spki[..12].copy_from_slice(&SPKI_PREFIX);
+        spki[12..].copy_from_slice(&self.0);
+        spki
+    }
+
+    /// Reads a DER SubjectPublicKeyInfo; `None` unless it is exactly an Ed25519 one.
+    pub fn from_spki(spki: &[u8]) -> Option<Self> {
+        let key = spki.strip_prefix(&SPKI_PREFIX)?;
+        Some(Self(key.try_into().ok()?))
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PublicKey({self})")
+    }
+}
+
+impl FromStr for PublicKey {
+    type Err = InvalidId;
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let invalid = InvalidId {
+            kind: "a public key",
+            rule: "64 hexadecimal digits",
+        };
+        if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(invalid);
+        }
+        let mut key = [0; 32];
+        for (byte, pair) in key.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            let pair = std::str::from_utf8(pair).map_err(|_| invalid.clone())?;
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| invalid.clone())?;
+        }
+        Ok(Self(key))
+    }
+}
+
+impl TryFrom<Cow<'_, str>> for PublicKey {
+    type Error = InvalidId;
+    fn try_from(text: Cow<'_, str>) -> Result<Self, InvalidId> {
+        text.parse()
+    }
+}
+
+impl From<PublicKey> for String {
+    fn from(key: PublicKey) -> String {
+        key.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn names_that_are_not_dns_labels_are_refused() {
+        for text in [
+            "",
+            "-a",
+            "a-",
+            "A",
+            "a.b",
+            "a/b",
+            "a\0",
+            "é",
+            &"a".repeat(64),
+        ] {
+            assert!(text.parse::<ServiceName>().is_err(), "{text:?} was taken");
+        }
+        for text in ["a", "0", "a-b", &"a".repeat(63)] {
+            assert_eq!(text.parse::<ServiceName>().unwrap().as_str(), text);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_public_key_survives_its_texts(bytes: [u8; 32]) {
+            let key = PublicKey(bytes);
+            prop_assert_eq!(key.to_string().parse::<PublicKey>().unwrap(), key);
+            prop_assert_eq!(PublicKey::from_spki(&key.to_spki()), Some(key));
+        }
+    }
+}

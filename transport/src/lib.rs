@@ -1,0 +1,12 @@
+//! WebTransport sessions and the mesh, driven over QUIC.
+//!
+//! [`session::Session`] is the one interface a session has inside Wavry. [`webtransport`]
+//! implements it for clients and upstreams, [`mesh`] for the way between two nodes, and
+//! [`mirror`](mirror::mirror) joins any two of them.
+//!
+//! Identities and certificates reach this crate as rustls configurations; it never sees a key.
+
+pub mod mesh;
+pub mod mirror;
+pub mod session;
+pub mod webtransport;
