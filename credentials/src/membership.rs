@@ -8,7 +8,7 @@ use wavry_proto::{
     id::{ClusterName, NodeId, ServiceName},
 };
 
-use crate::identity::Identity;
+use crate::{identity::Identity, source};
 
 /// What a node needs to join its cluster.
 #[derive(Debug, Clone)]
@@ -21,6 +21,10 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Services this node has upstreams for.
     pub services: Vec<ServiceName>,
+    /// File of the secret `identity_key`; `None` for where [`source::locate`] finds it.
+    pub identity_key: Option<PathBuf>,
+    /// File of the secret `registration_token`; `None` for where [`source::locate`] finds it.
+    pub registration_token: Option<PathBuf>,
 }
 
 /// A node that belongs to a cluster. Heartbeats and the roster's watch go on in the background

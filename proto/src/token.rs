@@ -7,8 +7,10 @@ use crate::{
     id::{NodeId, ServiceName},
 };
 
-/// Longest token accepted, in bytes; checked before anything is parsed.
+/// Longest token that somebody presents, in bytes.
 pub const MAX_TOKEN_LEN: usize = 8 * 1024;
+/// Longest signed roster, in bytes: some ten thousand nodes.
+pub const MAX_ROSTER_LEN: usize = 4 * 1024 * 1024;
 
 /// When a token holds, in seconds since the Unix epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +27,8 @@ pub struct Validity {
 pub trait Claims: Serialize + DeserializeOwned {
     /// Enters the implicit assertion: a token of one purpose does not verify as another.
     const PURPOSE: &'static str;
+    /// Longest token of this purpose, in bytes; checked before anything is parsed.
+    const MAX_LEN: usize = MAX_TOKEN_LEN;
     /// When the token holds; `None` for messages that have no expiry of their own.
     fn validity(&self) -> Option<&Validity>;
 }
@@ -95,6 +99,7 @@ impl Claims for NodeRequest {
 /// The roster is signed like a token. Audience: `nodes`.
 impl Claims for Roster {
     const PURPOSE: &'static str = "roster";
+    const MAX_LEN: usize = MAX_ROSTER_LEN;
     fn validity(&self) -> Option<&Validity> {
         None
     }
