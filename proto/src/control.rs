@@ -20,6 +20,16 @@ pub enum Role {
     Relay,
 }
 
+impl Role {
+    /// The role as it is written on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Relay => "relay",
+        }
+    }
+}
+
 /// Who may open a session to a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
