@@ -104,9 +104,20 @@ mod tests {
     fn a_node_falls_silent_exactly_when_its_time_is_up_and_only_once() {
         let start = Instant::now();
         let mut presence = Presence::new([node("a")], start);
-        assert!(presence.take_silent(SUSPECT_AFTER, after(start, 5_999)).is_empty());
-        assert_eq!(presence.take_silent(SUSPECT_AFTER, after(start, 6_000)), [node("a")]);
-        assert!(presence.take_silent(SUSPECT_AFTER, after(start, 60_000)).is_empty());
+        assert!(
+            presence
+                .take_silent(SUSPECT_AFTER, after(start, 5_999))
+                .is_empty()
+        );
+        assert_eq!(
+            presence.take_silent(SUSPECT_AFTER, after(start, 6_000)),
+            [node("a")]
+        );
+        assert!(
+            presence
+                .take_silent(SUSPECT_AFTER, after(start, 60_000))
+                .is_empty()
+        );
     }
 
     #[test]
@@ -116,8 +127,15 @@ mod tests {
         let said = Announcement::default();
         presence.wrote(&node("a"), said.clone(), start);
         assert!(presence.is_old_news(&node("a"), &said, after(start, 5_000)));
-        assert!(presence.take_silent(SUSPECT_AFTER, after(start, 10_999)).is_empty());
-        assert_eq!(presence.take_silent(SUSPECT_AFTER, after(start, 11_000)), [node("a")]);
+        assert!(
+            presence
+                .take_silent(SUSPECT_AFTER, after(start, 10_999))
+                .is_empty()
+        );
+        assert_eq!(
+            presence.take_silent(SUSPECT_AFTER, after(start, 11_000)),
+            [node("a")]
+        );
     }
 
     #[test]

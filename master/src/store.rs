@@ -139,8 +139,7 @@ impl Store {
             .execute(&mut *change.transaction)
             .await?;
         for service in services {
-            let definition =
-                serde_json::to_string(service).map_err(|_| Error::Row("service"))?;
+            let definition = serde_json::to_string(service).map_err(|_| Error::Row("service"))?;
             sqlx::query("INSERT INTO service (name, definition) VALUES (?, ?)")
                 .bind(service.name.as_str())
                 .bind(definition)
@@ -205,13 +204,12 @@ impl Store {
             return Err(RegisterError::TokenUsed);
         }
 
-        let other_holder =
-            sqlx::query("SELECT 1 FROM node_key WHERE public_key = ? AND node <> ?")
-                .bind(&admission.key.0[..])
-                .bind(id)
-                .fetch_optional(&mut **transaction)
-                .await
-                .map_err(Error::from)?;
+        let other_holder = sqlx::query("SELECT 1 FROM node_key WHERE public_key = ? AND node <> ?")
+            .bind(&admission.key.0[..])
+            .bind(id)
+            .fetch_optional(&mut **transaction)
+            .await
+            .map_err(Error::from)?;
         if other_holder.is_some() {
             return Err(RegisterError::KeyInUse);
         }
@@ -377,9 +375,7 @@ async fn write_announcement(
     Ok(())
 }
 
-async fn read_snapshot(
-    transaction: &mut Transaction<'static, Sqlite>,
-) -> Result<Snapshot, Error> {
+async fn read_snapshot(transaction: &mut Transaction<'static, Sqlite>) -> Result<Snapshot, Error> {
     let epoch: i64 = sqlx::query_scalar("SELECT epoch FROM roster")
         .fetch_one(&mut **transaction)
         .await?;
