@@ -65,9 +65,14 @@ pub(crate) struct Flags(Vec<(String, &'static str, Value)>);
 
 impl Flags {
     /// Sets `key` (`gateway.listen`) from `flag` (`--listen`) when there is a value.
-    pub(crate) fn set(&mut self, key: String, flag: &'static str, value: Option<impl Into<Value>>) {
+    pub(crate) fn set(
+        &mut self,
+        key: impl Into<String>,
+        flag: &'static str,
+        value: Option<impl Into<Value>>,
+    ) {
         if let Some(value) = value {
-            self.0.push((key, flag, value.into()));
+            self.0.push((key.into(), flag, value.into()));
         }
     }
 }
@@ -224,7 +229,12 @@ impl<'a> Layers<'a> {
 
     fn invalid(&self, figment: &Figment, table: &str, invalid: Invalid) -> Error {
         let path: Vec<String> = std::iter::once(table)
-            .chain(invalid.key.split('.').filter(|part| !part.is_empty()))
+            .chain(
+                invalid
+                    .key
+                    .split(['.', '[', ']'])
+                    .filter(|part| !part.is_empty()),
+            )
             .map(str::to_owned)
             .collect();
         let problem = self.without_value(figment, &path, invalid.problem);
@@ -252,7 +262,7 @@ impl<'a> Layers<'a> {
     fn key_error(&self, path: &[String], problem: String) -> Error {
         Error::Key {
             origin: self.origin(path),
-            key: path.join("."),
+            key: key_text(path),
             problem,
         }
     }
@@ -276,6 +286,16 @@ impl<'a> Layers<'a> {
             _ => Origin::Default,
         }
     }
+}
+
+/// A path as people write it: `services[1].name`.
+fn key_text(path: &[String]) -> String {
+    path.iter()
+        .fold(String::new(), |text, part| match part.parse::<usize>() {
+            Ok(index) => format!("{text}[{index}]"),
+            Err(_) if text.is_empty() => part.clone(),
+            Err(_) => format!("{text}.{part}"),
+        })
 }
 
 fn parse_file(file: &Path) -> Result<toml_edit::Document<String>, Error> {
@@ -544,7 +564,7 @@ mod tests {
     #[test]
     fn flags_win_over_environment_over_file_over_defaults() {
         let mut flags = Flags::default();
-        flags.set("gateway.limit".into(), "--limit", Some(40u32));
+        flags.set("gateway.limit", "--limit", Some(40u32));
         let (_, loaded) = load_with(
             "[gateway]\nlimit = 20\nname = 'file'\n[ops]\nlisten = '127.0.0.1:2'\n",
             &[
@@ -603,14 +623,14 @@ mod tests {
         let text = "[gateway]\n[[gateway.services]]\nname = 'a'\n[[gateway.services]]\nnam = 'b'\n";
         assert_eq!(
             error_of(text, &[]),
-            "FILE:5: gateway.services.1.nam: unknown key; expected one of name"
+            "FILE:5: gateway.services[1].nam: unknown key; expected one of name"
         );
         let text = format!(
             "[gateway]\nservices = [\n  {{ name = 'a' }},\n  {{ name = 'B{CANARY}' }},\n]\n"
         );
         assert!(
             error_of(&text, &[])
-                .starts_with("FILE:4: gateway.services.1.name: a service name must be")
+                .starts_with("FILE:4: gateway.services[1].name: a service name must be")
         );
     }
 

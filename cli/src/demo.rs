@@ -68,7 +68,9 @@ impl Demo {
     /// Origins a browser gives it.
     pub(crate) fn origins(&self) -> Vec<String> {
         let port = self.address.port();
-        ["127.0.0.1", "localhost"].map(|host| format!("http://{host}:{port}")).into()
+        ["127.0.0.1", "localhost"]
+            .map(|host| format!("http://{host}:{port}"))
+            .into()
     }
 
     /// Serves until `shutdown`.
@@ -99,15 +101,30 @@ fn router(page: Page) -> Router {
         get(move || async move { ([(header::CONTENT_TYPE, content_type)], text) })
     };
     Router::new()
-        .route("/", file("text/html; charset=utf-8", include_str!("../demo/index.html")))
-        .route("/style.css", file("text/css; charset=utf-8", include_str!("../demo/style.css")))
+        .route(
+            "/",
+            file(
+                "text/html; charset=utf-8",
+                include_str!("../demo/index.html"),
+            ),
+        )
+        .route(
+            "/style.css",
+            file("text/css; charset=utf-8", include_str!("../demo/style.css")),
+        )
         .route(
             "/app.js",
-            file("text/javascript; charset=utf-8", include_str!("../demo/app.js")),
+            file(
+                "text/javascript; charset=utf-8",
+                include_str!("../demo/app.js"),
+            ),
         )
         .route(
             "/plot.js",
-            file("text/javascript; charset=utf-8", include_str!("../demo/plot.js")),
+            file(
+                "text/javascript; charset=utf-8",
+                include_str!("../demo/plot.js"),
+            ),
         )
         .route("/config.json", get(config))
         .layer(middleware::from_fn_with_state(page.clone(), guard))
@@ -126,13 +143,22 @@ async fn config(State(page): State<Page>) -> Response {
 
 /// Answers only those who know it by its own name — a name that was rebound to loopback is somebody
 /// else's page, and the answers hold tokens — and sets the security headers.
-async fn guard(State(page): State<Page>, headers: HeaderMap, request: Request, next: Next) -> Response {
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+async fn guard(
+    State(page): State<Page>,
+    headers: HeaderMap,
+    request: Request,
+    next: Next,
+) -> Response {
+    let host = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
     if !host.is_some_and(|host| page.hosts.iter().any(|known| known == host)) {
         return StatusCode::MISDIRECTED_REQUEST.into_response();
     }
     let mut response = next.run(request).await;
-    let gateway = (page.source)().map(|config| config.gateway).unwrap_or_default();
+    let gateway = (page.source)()
+        .map(|config| config.gateway)
+        .unwrap_or_default();
     let policy = format!(
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
          connect-src 'self' {gateway}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -189,7 +215,10 @@ mod tests {
             let rebound = answer(address, path, "evil.example").await;
             assert!(rebound.starts_with("HTTP/1.1 421"), "{path}: {rebound}");
         }
-        for text in [include_str!("../demo/index.html"), include_str!("../demo/style.css")] {
+        for text in [
+            include_str!("../demo/index.html"),
+            include_str!("../demo/style.css"),
+        ] {
             assert!(!text.contains("://"), "an asset from elsewhere");
         }
         shutdown.cancel();

@@ -4,19 +4,15 @@ use std::{
     fs,
     io::Write as _,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
-use wavry_credentials::{
-    identity::Identity,
-    source,
-    token::{Scope, SigningKey},
-};
+use wavry_credentials::{identity::Identity, source, token::SigningKey};
+use wavry_master::provision::{registration_token, session_token};
 use wavry_proto::{
     control::Role,
     id::{ClusterName, NodeId, ServiceName},
-    token::{Claims, Registration, Session, Validity},
 };
 
 /// What a node may be.
@@ -91,11 +87,11 @@ pub(crate) fn node(args: &NodeArgs) -> anyhow::Result<()> {
     let token = registration_token(
         &key,
         &args.cluster,
+        args.name.clone(),
         role,
-        &args.name,
-        &args.services,
+        args.services.clone(),
         args.ttl,
-    )?;
+    );
     fs::create_dir_all(&args.out).with_context(|| format!("{}", args.out.display()))?;
     let identity = Identity::generate();
     source::write_private(&identity_file, identity.to_pem().expose())?;
@@ -110,13 +106,15 @@ pub(crate) fn node(args: &NodeArgs) -> anyhow::Result<()> {
 /// Prints a session token, signed with the secret `master_key`.
 pub(crate) fn session(args: &SessionArgs) -> anyhow::Result<()> {
     let key = master_key()?;
-    say(&session_token(
+    let token = session_token(
         &key,
         &args.cluster,
         &args.service,
-        &args.subject,
+        args.subject.clone(),
+        serde_json::Map::new(),
         args.ttl,
-    )?)
+    );
+    say(&token)
 }
 
 /// Makes a master key.
@@ -126,98 +124,19 @@ pub(crate) fn key(args: &KeyArgs) -> anyhow::Result<()> {
     say(&args.out.display().to_string())
 }
 
-/// A token with which the node can register once.
-pub(crate) fn registration_token(
-    key: &SigningKey,
-    cluster: &ClusterName,
-    role: Role,
-    node: &NodeId,
-    services: &[ServiceName],
-    ttl: Duration,
-) -> anyhow::Result<String> {
-    let claims = Registration {
-        jti: random_id()?,
-        sub: node.clone(),
-        role,
-        services: services.to_vec(),
-        validity: validity(ttl)?,
-    };
-    Ok(sign(key, &claims, cluster, "master"))
-}
-
-/// A token that opens sessions to `service`.
-pub(crate) fn session_token(
-    key: &SigningKey,
-    cluster: &ClusterName,
-    service: &ServiceName,
-    subject: &str,
-    ttl: Duration,
-) -> anyhow::Result<String> {
-    let claims = Session {
-        jti: random_id()?,
-        sub: subject.to_owned(),
-        claims: serde_json::Map::new(),
-        validity: validity(ttl)?,
-    };
-    Ok(sign(key, &claims, cluster, service.as_str()))
-}
-
 /// Reads the secret `master_key`.
 pub(crate) fn master_key() -> anyhow::Result<SigningKey> {
     let text = source::read("master_key")?;
     SigningKey::from_paserk(&text).context("secret master_key")
 }
 
-/// Parses `30s`, `15m`, `1h`, `7d`, `250ms`.
+/// Parses a duration flag.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at(digits);
-    let scale = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return Err("expected a whole number and ms, s, m, h or d".to_owned()),
-    };
-    number
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(scale))
-        .filter(|&millis| millis > 0)
-        .map(Duration::from_millis)
-        .ok_or_else(|| "expected a duration above zero, such as 30s".to_owned())
-}
-
-fn sign<C: Claims>(key: &SigningKey, claims: &C, cluster: &ClusterName, audience: &str) -> String {
-    let scope = Scope {
-        cluster,
-        audience,
-        binding: &[],
-    };
-    key.sign(claims, scope)
-}
-
-fn validity(ttl: Duration) -> anyhow::Result<Validity> {
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .context("the clock is before 1970")?
-        .as_secs();
-    Ok(Validity {
-        iat: now,
-        nbf: now,
-        exp: now.saturating_add(ttl.as_secs()),
-    })
-}
-
-fn random_id() -> anyhow::Result<String> {
-    let provider = rustls::crypto::aws_lc_rs::default_provider();
-    let mut bytes = [0; 16];
-    provider
-        .secure_random
-        .fill(&mut bytes)
-        .map_err(|_| anyhow::anyhow!("no random bytes from the operating system"))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    match wavry_proto::duration::parse(text) {
+        Ok(Duration::ZERO) => Err("must be longer than zero".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 fn refuse_to_overwrite(file: &Path) -> anyhow::Result<()> {
@@ -229,27 +148,4 @@ fn refuse_to_overwrite(file: &Path) -> anyhow::Result<()> {
 
 fn say(text: &str) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{text}").context("standard output")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_have_a_unit_and_are_not_zero() {
-        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
-        assert_eq!(parse_duration("7d"), Ok(Duration::from_secs(604_800)));
-        for text in [
-            "",
-            "5",
-            "s",
-            "0s",
-            "1.5h",
-            "-1s",
-            "99999999999999999999s",
-            "18446744073709551615d",
-        ] {
-            assert!(parse_duration(text).is_err(), "{text:?} was taken");
-        }
-    }
 }

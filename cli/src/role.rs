@@ -49,12 +49,12 @@ impl Args {
     /// The flags that every role has, as configuration.
     pub(crate) fn flags(&self) -> config::Flags {
         let mut flags = config::Flags::default();
-        flags.set("ops.listen".into(), "--ops-listen", self.ops_listen.clone());
+        flags.set("ops.listen", "--ops-listen", self.ops_listen.clone());
         let format = self.log_format.map(|format| match format {
             log::Format::Human => "human",
             log::Format::Json => "json",
         });
-        flags.set("log.format".into(), "--log-format", format);
+        flags.set("log.format", "--log-format", format);
         flags
     }
 }

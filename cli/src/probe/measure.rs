@@ -141,10 +141,7 @@ pub(crate) async fn throughput<S: Session>(
     let (mut send, mut recv) = opened?;
     let started = Instant::now();
     let stop = started + duration;
-    let chunk: Bytes = [b"000000000000000000000000000000000000000000000000000000000000000\n";
-        CHUNK / 64]
-        .concat()
-        .into();
+    let chunk = Bytes::from([&[b'0'; 63][..], b"\n"].concat().repeat(CHUNK / 64));
     let up = async {
         let mut written = 0u64;
         while Instant::now() < stop {
