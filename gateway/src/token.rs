@@ -183,10 +183,8 @@ mod tests {
             parameters.push(parameter);
             parameters.extend(after);
             let header = format!("Bearer {token}");
-            let mut request = request(
-                &format!("/echo/a?{}", parameters.join("&")),
-                if in_header { &[&header] } else { &[] },
-            );
+            let headers: &[&str] = if in_header { &[&header] } else { &[] };
+            let mut request = request(&format!("/echo/a?{}", parameters.join("&")), headers);
             let bearer = take(&mut request);
             let mut forwarded = Vec::new();
             for text in [&request.path, &format!("{request:?}")] {
