@@ -24,7 +24,7 @@ mod registry;
 mod server;
 pub mod store;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::Router;
 use tokio::{net::TcpListener, task::JoinHandle, time::MissedTickBehavior};
@@ -80,7 +80,7 @@ impl Master {
         let paserk = key.public_paserk();
         let key_set = KeySet::from_paserk(&[&paserk]).map_err(|_| StartError::MasterKey)?;
         let keys = vec![PublishedKey {
-            kid: key.kid(),
+            kid: key.key_id().to_string(),
             paserk: paserk.clone(),
         }];
         let store = store::Store::open(&config.database)
@@ -132,38 +132,43 @@ impl Master {
     }
 
     /// Serves until `shutdown`, then ends held requests, waits for the others within the drain
-    /// timeout, and closes the database.
-    pub async fn run(self, shutdown: CancellationToken) {
+    /// timeout, and closes the database. It never stops by itself.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Infallible> {
         let leaving = self.leaving;
         let registry = self.registry.clone();
         let _certificate_watch = self.certificate_watch;
-        let _silence_watch = Abort(tokio::spawn(async move {
+        let silence_watch = async move {
             let mut tick = tokio::time::interval(self.heartbeat_interval);
             tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 tick.tick().await;
                 registry.look_for_silence().await;
             }
-        }));
-        let _leave = Abort(tokio::spawn({
-            let leaving = leaving.clone();
-            async move {
-                shutdown.cancelled().await;
-                leaving.cancel();
-            }
-        }));
+        };
+        // Connections end with this future, also when it is dropped.
+        let _ended = leaving.clone().drop_guard();
         tracing::info!(address = %self.address, "master serves");
-        server::serve(
+        let serve = server::serve(
             self.listener,
             self.tls,
             self.router,
             self.limits,
-            leaving,
+            leaving.clone(),
             self.drain_timeout,
-        )
-        .await;
+        );
+        let leave = async {
+            shutdown.cancelled().await;
+            leaving.cancel();
+            std::future::pending().await
+        };
+        tokio::select! {
+            () = serve => (),
+            () = silence_watch => (),
+            () = leave => (),
+        }
         self.registry.close().await;
         tracing::info!("master stopped");
+        Ok(())
     }
 }
 
