@@ -101,6 +101,8 @@ impl Relay {
             ca_file: config.ca_file,
             state_dir: config.state_dir,
             services: upstreams.keys().cloned().collect(),
+            identity_key: None,
+            registration_token: None,
         })
         .await?;
         let roster = membership.roster();
