@@ -8,6 +8,8 @@
 pub mod config;
 mod error;
 mod metrics;
+#[cfg(test)]
+mod tests;
 mod upstream;
 
 use std::{
