@@ -61,7 +61,7 @@ pub(crate) async fn serve(core: &Core, requested: webtransport::Requested) {
 /// A session that a client asks for.
 struct Accepted<'c> {
     core: &'c Core,
-    requested: webtransport::Requested,
+    requested: Box<webtransport::Requested>,
     since: Instant,
 }
 
@@ -98,7 +98,7 @@ struct Live<'c> {
 
 /// A request that does not become a session.
 struct Refused {
-    requested: webtransport::Requested,
+    requested: Box<webtransport::Requested>,
     refusal: Refusal,
 }
 
@@ -107,7 +107,7 @@ impl<'c> Accepted<'c> {
         let since = Instant::now();
         Self {
             core,
-            requested,
+            requested: Box::new(requested),
             since,
         }
     }
