@@ -67,7 +67,7 @@ install_packages() {
 install_peers() {
   mkdir -p "$peers"
   if ! cmp -s scripts/peers/package-lock.json "$peers/installed-lock.json"; then
-    echo "installing playwright-core and puppeteer-core"
+    echo "installing puppeteer-core"
     cp scripts/peers/package.json scripts/peers/package-lock.json "$peers/"
     (cd "$peers" && PUPPETEER_SKIP_DOWNLOAD=1 quietly npm ci --no-audit --no-fund)
     cp scripts/peers/package-lock.json "$peers/installed-lock.json"
@@ -126,7 +126,7 @@ install_packages
 heading "tools"
 install_tools
 if [ -z "$fast" ]; then
-  heading "peers: browsers' drivers, aioquic"
+  heading "peers: puppeteer, aioquic"
   install_peers
 fi
 
