@@ -12,6 +12,10 @@ fuzz_target!(|data: &[u8]| {
         assert!(shortest.len() <= data.len() - rest.len());
         assert_eq!(varint::get(&mut &shortest[..]), Some(value));
     } else {
-        assert_eq!(rest.len(), data.len(), "nothing is taken of what is not there");
+        assert_eq!(
+            rest.len(),
+            data.len(),
+            "nothing is taken of what is not there"
+        );
     }
 });
