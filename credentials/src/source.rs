@@ -268,3 +268,168 @@ fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn file(directory: &Path, name: &str, mode: u32) -> PathBuf {
+        let path = directory.join(name);
+        fs::write(&path, b"s3cret").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+
+    fn refusal(path: &Path) -> String {
+        match read_file(path) {
+            Ok(_) => panic!("{} was read", path.display()),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.starts_with(&path.display().to_string()), "{text}");
+                assert!(!text.contains("s3cret"), "{text}");
+                text
+            }
+        }
+    }
+
+    #[test]
+    fn the_variable_wins_over_the_default_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let default = file(directory.path(), "wavry_master_key", 0o600);
+        let named = file(directory.path(), "elsewhere", 0o600);
+        let with = |value: Option<&Path>| {
+            locate_among(
+                "master_key",
+                |variable| {
+                    assert_eq!(variable, "WAVRY_MASTER_KEY_FILE");
+                    value.map(OsString::from)
+                },
+                directory.path(),
+            )
+        };
+        assert_eq!(with(Some(&named)).unwrap(), named);
+        assert_eq!(with(None).unwrap(), default);
+        assert_eq!(with(Some(Path::new(""))).unwrap(), default);
+    }
+
+    #[test]
+    fn a_missing_secret_is_an_error_that_names_variable_and_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = locate_among("tls_key", |_| None, directory.path()).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("WAVRY_TLS_KEY_FILE"), "{text}");
+        assert!(text.contains("wavry_tls_key"), "{text}");
+
+        let gone = directory.path().join("gone");
+        let error = locate_among("tls_key", |_| Some(gone.clone().into()), directory.path());
+        let text = error.unwrap_err().to_string();
+        assert!(text.contains("WAVRY_TLS_KEY_FILE"), "{text}");
+        assert!(text.contains("gone"), "{text}");
+    }
+
+    #[test]
+    fn a_private_file_is_read_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        for mode in [0o600, 0o400] {
+            let path = file(directory.path(), &format!("key{mode}"), mode);
+            assert!(read_file(&path).unwrap().matches(b"s3cret"));
+        }
+        let empty = directory.path().join("empty");
+        write_private(&empty, b"").unwrap();
+        assert!(read_file(&empty).unwrap().matches(b""));
+        let full = directory.path().join("full");
+        write_private(&full, &[7; MAX_LEN as usize]).unwrap();
+        assert!(read_file(&full).unwrap().matches(&[7; MAX_LEN as usize]));
+    }
+
+    #[test]
+    fn a_file_that_others_may_open_is_refused_with_the_way_out() {
+        let directory = tempfile::tempdir().unwrap();
+        for mode in [0o644, 0o640, 0o604, 0o620, 0o601] {
+            let path = file(directory.path(), &format!("key{mode}"), mode);
+            assert!(refusal(&path).contains("chmod 600"));
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_user_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = file(directory.path(), "key", 0o600);
+        // Only root can give a file away; for anyone else there is nothing to try.
+        if std::os::unix::fs::chown(&path, Some(12345), None).is_ok() {
+            assert!(refusal(&path).contains("belongs to user 12345"));
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_regular_file_of_reasonable_size_is_refused_without_waiting() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(refusal(directory.path()).contains("not a regular file"));
+        assert!(refusal(&directory.path().join("gone")).contains("cannot be opened"));
+
+        let fifo = directory.path().join("fifo");
+        let file_type = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, file_type, Mode::RUSR, 0).unwrap();
+        assert!(refusal(&fifo).contains("not a regular file"));
+
+        let large = directory.path().join("large");
+        write_private(&large, &[0; MAX_LEN as usize + 1]).unwrap();
+        assert!(refusal(&large).contains("65536 at most"));
+    }
+
+    #[test]
+    fn a_link_that_stays_below_its_directory_is_followed_as_kubernetes_lays_secrets_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = directory.path().join("..2026_11_22");
+        fs::create_dir(&first).unwrap();
+        file(&first, "key", 0o400);
+        symlink("..2026_11_22", directory.path().join("..data")).unwrap();
+        let path = directory.path().join("key");
+        symlink("..data/key", &path).unwrap();
+        assert!(read_file(&path).unwrap().matches(b"s3cret"));
+
+        // What is behind the link is held to the same rules.
+        fs::set_permissions(first.join("key"), fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(refusal(&path).contains("chmod 600"));
+    }
+
+    #[test]
+    fn a_link_that_leaves_its_directory_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let (inside, outside) = (directory.path().join("in"), directory.path().join("out"));
+        fs::create_dir(&inside).unwrap();
+        fs::create_dir(&outside).unwrap();
+        let target = file(&outside, "key", 0o600);
+        for (name, to) in [
+            ("relative", PathBuf::from("../out/key")),
+            ("absolute", target),
+            ("loop", PathBuf::from("loop")),
+        ] {
+            let link = inside.join(name);
+            symlink(to, &link).unwrap();
+            assert!(refusal(&link).contains("cannot be opened"));
+        }
+    }
+
+    #[test]
+    fn a_written_file_is_private_replaces_the_old_one_and_leaves_nothing_beside_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = file(directory.path(), "key", 0o644);
+        write_private(&path, b"new").unwrap();
+        assert!(read_file(&path).unwrap().matches(b"new"));
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_write_that_fails_names_the_file_and_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        fs::create_dir(&path).unwrap();
+        let text = write_private(&path, b"s3cret").unwrap_err().to_string();
+        assert!(text.contains("cannot be written"), "{text}");
+        assert!(!text.contains("s3cret"), "{text}");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+}

@@ -95,6 +95,11 @@ impl SigningKey {
         paserk(&self.public)
     }
 
+    /// The id that stands in the footer of what this key signs.
+    pub fn key_id(&self) -> KeyId {
+        key_id(&self.public)
+    }
+
     /// Signs `claims`. Claims whose token is longer than [`Claims::MAX_LEN`] verify nowhere.
     pub fn sign<C: Claims>(&self, claims: &C, scope: Scope<'_>) -> String {
         let payload = serde_json::to_vec(claims).expect("claims are plain data with text keys");

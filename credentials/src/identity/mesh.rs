@@ -270,7 +270,7 @@ mod tests {
                 .map_err(|e| e.to_string())?;
             let (_, connection) = stream.get_ref();
             assert_eq!(connection.tls13_tickets_received(), 0);
-            Ok(connection.handshake_kind())
+            Ok::<_, String>(connection.handshake_kind())
         };
         let both = async { tokio::join!(accepting, connecting) };
         let (accepted, connected) = tokio::time::timeout(Duration::from_secs(10), both)
@@ -382,6 +382,22 @@ mod tests {
         }
     }
 
+    /// Offers raw public keys, and then has none.
+    #[derive(Debug)]
+    struct NoKey;
+
+    impl rustls::client::ResolvesClientCert for NoKey {
+        fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+            None
+        }
+        fn only_raw_public_keys(&self) -> bool {
+            true
+        }
+        fn has_certs(&self) -> bool {
+            true
+        }
+    }
+
     #[tokio::test]
     async fn a_client_without_a_key_is_refused() {
         let a = Identity::generate();
@@ -396,7 +412,7 @@ mod tests {
                 roster: watched,
                 algorithms: provider.signature_verification_algorithms,
             }))
-            .with_no_client_auth();
+            .with_client_cert_resolver(Arc::new(NoKey));
         let anonymous = MeshTls {
             server: tls.server.clone(),
             client: Arc::new(client),
