@@ -215,12 +215,8 @@ impl<'a> Layers<'a> {
             let inner = error.path.split_last().map_or(&[][..], |(_, inner)| inner);
             let mut path = vec![table.to_owned()];
             path.extend_from_slice(inner);
-            match &error.kind {
-                Kind::UnknownField(key, _) | Kind::MissingField(std::borrow::Cow::Owned(key)) => {
-                    path.push(key.clone());
-                }
-                Kind::MissingField(key) => path.push(key.to_string()),
-                _ => {}
+            if let Kind::MissingField(key) = &error.kind {
+                path.push(key.to_string());
             }
             let problem = self.without_value(figment, &path, expectation(&error.kind));
             self.key_error(&path, problem)

@@ -15,7 +15,7 @@ use wavry_credentials::token::KeySet;
 use wavry_proto::{control::Roster, id::ClusterName};
 use wavry_transport::mesh;
 
-use crate::{exits::Exits, forward, limits::Limits};
+use crate::{Config, exits::Exits, forward, limits::Limits};
 
 /// Shared by all sessions; holds no session.
 pub(crate) struct Core {
@@ -37,6 +37,28 @@ pub(crate) struct Core {
 }
 
 impl Core {
+    pub(crate) fn new(
+        config: Config,
+        cluster: ClusterName,
+        roster: watch::Receiver<Arc<Roster>>,
+        mesh: mesh::Endpoint,
+    ) -> Self {
+        Self {
+            cluster,
+            roster,
+            keys: Keys::default(),
+            mesh,
+            exits: Exits::default(),
+            limits: Limits::new(config.max_sessions, config.sessions_per_ip),
+            forward_headers: config.forward_headers,
+            idle_timeout: config.idle_timeout,
+            open_timeout: config.open_timeout,
+            requests: AtomicU64::new(0),
+            draining: CancellationToken::new(),
+            closing: CancellationToken::new(),
+        }
+    }
+
     /// An id for one more request.
     pub(crate) fn next_id(&self) -> u64 {
         self.requests.fetch_add(1, Ordering::Relaxed) + 1

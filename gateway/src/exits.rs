@@ -96,3 +96,63 @@ impl Drop for Load<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use wavry_proto::control::{Node, Role};
+
+    use super::*;
+
+    fn roster(exits: &[&str]) -> Roster {
+        let mut roster = Roster::empty("test".parse().unwrap());
+        roster.nodes = exits
+            .iter()
+            .map(|id| Node {
+                id: id.parse().unwrap(),
+                role: Role::Relay,
+                keys: Vec::new(),
+                addresses: Vec::new(),
+                services: vec!["echo".parse().unwrap()],
+            })
+            .collect();
+        roster
+    }
+
+    fn chosen(exits: &Exits, roster: &Roster, now: Instant) -> Vec<String> {
+        let service = "echo".parse().unwrap();
+        let chosen = exits.choose(roster, &service, now);
+        chosen.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn equals_take_turns() {
+        let (exits, roster, now) = (Exits::default(), roster(&["a", "b"]), Instant::now());
+        assert_eq!(chosen(&exits, &roster, now), ["a", "b"]);
+        assert_eq!(chosen(&exits, &roster, now), ["b", "a"]);
+        assert!(chosen(&exits, &self::roster(&[]), now).is_empty());
+    }
+
+    #[test]
+    fn the_exit_with_fewer_sessions_is_first() {
+        let (exits, roster, now) = (Exits::default(), roster(&["a", "b"]), Instant::now());
+        let load = exits.took("a".parse().unwrap());
+        for _ in 0..3 {
+            assert_eq!(chosen(&exits, &roster, now), ["b", "a"]);
+        }
+        drop(load);
+        assert!(exits.known().is_empty());
+    }
+
+    #[test]
+    fn an_exit_that_failed_is_last_for_a_while_and_never_gone() {
+        let (exits, roster, now) = (Exits::default(), roster(&["a", "b"]), Instant::now());
+        let _load = exits.took("b".parse().unwrap());
+        let a = "a".parse().unwrap();
+        exits.failed(&a, now);
+        assert_eq!(chosen(&exits, &roster, now), ["b", "a"]);
+        assert_eq!(chosen(&exits, &roster, now + FAILURE_MEMORY), ["a", "b"]);
+        exits.failed(&a, now);
+        drop(exits.took(a));
+        assert_eq!(chosen(&exits, &roster, now), ["a", "b"]);
+    }
+}

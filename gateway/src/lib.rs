@@ -15,9 +15,12 @@ mod limits;
 mod metrics;
 pub mod route;
 mod session;
+#[cfg(test)]
+mod tests;
 pub mod token;
 
 use std::{
+    convert::Infallible,
     net::{SocketAddr, UdpSocket},
     sync::Arc,
     time::Duration,
@@ -36,12 +39,12 @@ use wavry_credentials::{
 };
 use wavry_transport::{mesh, webtransport};
 
+use crate::core::Core;
 pub use crate::{
     config::Config,
     error::{RunError, StartError},
     metrics::describe as describe_metrics,
 };
-use crate::{core::Core, session::Accepted};
 
 /// How often the master may learn a new number of sessions.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -51,11 +54,17 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A gateway that can serve.
 pub struct Gateway {
-    core: Arc<Core>,
-    server: webtransport::Server,
+    front: Front,
     address: SocketAddr,
     membership: Membership,
     certificate_watch: JoinHandle<()>,
+}
+
+/// What clients meet: the server, and what sessions need.
+struct Front {
+    core: Arc<Core>,
+    server: webtransport::Server,
+    sessions: TaskTracker,
     drain_timeout: Duration,
 }
 
@@ -70,10 +79,12 @@ impl Gateway {
         let socket = UdpSocket::bind(config.listen).map_err(&in_listen)?;
 
         let membership = Membership::join(membership::Config {
-            master: config.master,
-            ca_file: config.ca_file,
-            state_dir: config.state_dir,
+            master: config.master.clone(),
+            ca_file: config.ca_file.clone(),
+            state_dir: config.state_dir.clone(),
             services: Vec::new(),
+            identity_key: None,
+            registration_token: None,
         })
         .await?;
         let roster = membership.roster();
@@ -94,31 +105,26 @@ impl Gateway {
             })
             .map_err(StartError::bind("mesh_bind", config.mesh_bind))?;
 
-        let server =
-            webtransport::Server::new(socket, certificates.server_config(), config.webtransport)
-                .map_err(&in_listen)?;
+        let limits = config.webtransport.clone();
+        let server = webtransport::Server::new(socket, certificates.server_config(), limits)
+            .map_err(&in_listen)?;
         let address = server.local_addr().map_err(&in_listen)?;
         info!(%address, node = %membership.node_id(), "serving");
         Ok(Self {
-            core: Arc::new(Core {
-                cluster: membership.cluster().clone(),
-                roster,
-                keys: core::Keys::default(),
-                mesh,
-                exits: exits::Exits::default(),
-                limits: limits::Limits::new(config.max_sessions, config.sessions_per_ip),
-                forward_headers: config.forward_headers,
-                idle_timeout: config.idle_timeout,
-                open_timeout: config.open_timeout,
-                requests: Default::default(),
-                draining: CancellationToken::new(),
-                closing: CancellationToken::new(),
-            }),
-            server,
+            certificate_watch: certificates.watch(&config.certificate, &key),
+            front: Front {
+                drain_timeout: config.drain_timeout,
+                core: Arc::new(Core::new(
+                    config,
+                    membership.cluster().clone(),
+                    roster,
+                    mesh,
+                )),
+                server,
+                sessions: TaskTracker::new(),
+            },
             address,
             membership,
-            certificate_watch: certificates.watch(&config.certificate, &key),
-            drain_timeout: config.drain_timeout,
         })
     }
 
@@ -129,77 +135,87 @@ impl Gateway {
 
     /// Serves until `shutdown`, then drains and returns within `drain_timeout` and a few seconds.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
-        let sessions = TaskTracker::new();
-        let mut report = interval(REPORT_INTERVAL);
-        report.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let outcome = loop {
-            tokio::select! {
-                () = shutdown.cancelled() => break Ok(()),
-                requested = self.server.accept() => match requested {
-                    Some(requested) => self.take(requested, &sessions),
-                    None => break Err(RunError::ListenerLost),
-                },
-                _ = report.tick() => self.membership.report_sessions(sessions.len() as u64),
-            }
+        let outcome = tokio::select! {
+            outcome = self.front.serve(&shutdown) => outcome,
+            never = self.report() => match never {},
         };
-        self.drain(&sessions).await;
+        self.front.drain().await;
+        self.membership.leave().await;
+        self.front.close().await;
         self.certificate_watch.abort();
+        info!("gone");
         outcome
     }
 
-    /// Serves one request in a task of its own.
-    fn take(&self, requested: webtransport::Requested, sessions: &TaskTracker) {
-        let core = self.core.clone();
-        let client = requested.remote_address();
-        let span =
-            info_span!("session", id = core.next_id(), %client, service = tracing::field::Empty);
-        sessions.spawn(async move { serve(&core, requested).await }.instrument(span));
+    /// Keeps the number of sessions current that heartbeats tell the master.
+    async fn report(&self) -> Infallible {
+        let mut tick = interval(REPORT_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            self.membership
+                .report_sessions(self.front.sessions.len() as u64);
+        }
+    }
+}
+
+impl Front {
+    /// Serves until `shutdown`.
+    async fn serve(&self, shutdown: &CancellationToken) -> Result<(), RunError> {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                requested = self.server.accept() => match requested {
+                    Some(requested) => self.take(requested),
+                    None => return Err(RunError::ListenerLost),
+                },
+            }
+        }
     }
 
-    /// Lets sessions finish until the deadline, closes the rest, and leaves.
-    async fn drain(&self, sessions: &TaskTracker) {
-        info!(sessions = sessions.len(), "draining");
+    /// Takes one request as far as it gets, in a task of its own.
+    fn take(&self, requested: webtransport::Requested) {
+        let core = self.core.clone();
+        let span = info_span!(
+            "session",
+            id = core.next_id(),
+            client = %requested.remote_address(),
+            service = tracing::field::Empty,
+        );
+        self.sessions
+            .spawn(async move { session::serve(&core, requested).await }.instrument(span));
+    }
+
+    /// Lets sessions finish until the deadline and closes the rest. Requests get 503.
+    async fn drain(&self) {
+        info!(sessions = self.sessions.len(), "draining");
         self.core.draining.cancel();
         self.server.drain();
-        sessions.close();
-        let refuse_the_rest = async {
+        self.sessions.close();
+        let refuse = async {
             while let Some(requested) = self.server.accept().await {
-                self.take(requested, sessions);
+                self.take(requested);
             }
-            std::future::pending::<()>().await;
+            std::future::pending::<Infallible>().await
         };
         let finish = async {
-            if timeout(self.drain_timeout, sessions.wait()).await.is_err() {
-                info!(sessions = sessions.len(), "drain deadline passed");
+            let finished = timeout(self.drain_timeout, self.sessions.wait()).await;
+            if finished.is_err() {
+                info!(sessions = self.sessions.len(), "drain deadline passed");
                 self.core.closing.cancel();
                 // A session that was told to close and does not is cut with its connection.
-                let _ = timeout(CLOSE_TIMEOUT, sessions.wait()).await;
+                let _ = timeout(CLOSE_TIMEOUT, self.sessions.wait()).await;
             }
         };
         tokio::select! {
             () = finish => {}
-            () = refuse_the_rest => {}
+            never = refuse => match never {},
         }
-        self.membership.leave().await;
+    }
+
+    /// Ends every connection.
+    async fn close(&self) {
         let _ = timeout(CLOSE_TIMEOUT, self.server.close()).await;
         let _ = timeout(CLOSE_TIMEOUT, self.core.mesh.close()).await;
-        info!("gone");
-    }
-}
-
-/// Takes one request as far as it gets.
-async fn serve(core: &Core, requested: webtransport::Requested) {
-    let accepted = Accepted::new(core, requested);
-    let authenticated = match accepted.authenticate() {
-        Ok(authenticated) => authenticated,
-        Err(refused) => return refused.answer().await,
-    };
-    let routed = match authenticated.route().await {
-        Ok(routed) => routed,
-        Err(refused) => return refused.answer().await,
-    };
-    match routed.go_live().await {
-        Ok(live) => live.carry().await,
-        Err(closed) => session::client_gone(&closed),
     }
 }

@@ -5,6 +5,7 @@
 //! answered.
 
 use std::{
+    convert::Infallible,
     net::SocketAddr,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -41,15 +42,31 @@ use crate::{
 /// that is gone; two that are gone at once and a third are plenty.
 const MAX_ATTEMPTS: usize = 3;
 
+/// Takes one request as far as it gets.
+pub(crate) async fn serve(core: &Core, requested: webtransport::Requested) {
+    let authenticated = match Accepted::new(core, requested).authenticate() {
+        Ok(authenticated) => authenticated,
+        Err(refused) => return refused.answer().await,
+    };
+    let routed = match authenticated.route().await {
+        Ok(routed) => routed,
+        Err(refused) => return refused.answer().await,
+    };
+    match routed.go_live().await {
+        Ok(live) => live.carry().await,
+        Err(closed) => gone(&closed),
+    }
+}
+
 /// A session that a client asks for.
-pub(crate) struct Accepted<'c> {
+struct Accepted<'c> {
     core: &'c Core,
     requested: webtransport::Requested,
     since: Instant,
 }
 
 /// A session whose client may have it.
-pub(crate) struct Authenticated<'c> {
+struct Authenticated<'c> {
     accepted: Accepted<'c>,
     permit: Permit,
     open: Open,
@@ -58,7 +75,7 @@ pub(crate) struct Authenticated<'c> {
 }
 
 /// A session that an exit relay and its upstream took, and that the client does not know of yet.
-pub(crate) struct Routed<'c> {
+struct Routed<'c> {
     accepted: Accepted<'c>,
     permit: Permit,
     service: ServiceName,
@@ -69,7 +86,7 @@ pub(crate) struct Routed<'c> {
 }
 
 /// A session that carries.
-pub(crate) struct Live<'c> {
+struct Live<'c> {
     core: &'c Core,
     service: ServiceName,
     expires: Option<u64>,
@@ -80,13 +97,13 @@ pub(crate) struct Live<'c> {
 }
 
 /// A request that does not become a session.
-pub(crate) struct Refused {
+struct Refused {
     requested: webtransport::Requested,
     refusal: Refusal,
 }
 
 impl<'c> Accepted<'c> {
-    pub(crate) fn new(core: &'c Core, requested: webtransport::Requested) -> Self {
+    fn new(core: &'c Core, requested: webtransport::Requested) -> Self {
         let since = Instant::now();
         Self {
             core,
@@ -97,7 +114,7 @@ impl<'c> Accepted<'c> {
 
     /// Checks path, service, origin, limits and token, in this order: what costs least is first,
     /// and a browser page that may not connect costs nothing else.
-    pub(crate) fn authenticate(self) -> Result<Authenticated<'c>, Refused> {
+    fn authenticate(self) -> Result<Authenticated<'c>, Refused> {
         let mut request = self.requested.request().clone();
         let bearer = bearer::take(&mut request);
         match admit(
@@ -125,7 +142,7 @@ impl<'c> Accepted<'c> {
         }
     }
 
-    pub(crate) fn refuse(self, refusal: Refusal) -> Refused {
+    fn refuse(self, refusal: Refusal) -> Refused {
         Refused {
             requested: self.requested,
             refusal,
@@ -224,7 +241,7 @@ fn verify(
 
 impl<'c> Authenticated<'c> {
     /// Opens the session at the best exit that can be reached.
-    pub(crate) async fn route(self) -> Result<Routed<'c>, Refused> {
+    async fn route(self) -> Result<Routed<'c>, Refused> {
         let Self {
             accepted,
             permit,
@@ -281,7 +298,7 @@ async fn open_at_best_exit(
 impl<'c> Routed<'c> {
     /// Gives the client the answer that came from the upstream. An error says why there is no
     /// client any more.
-    pub(crate) async fn go_live(self) -> Result<Live<'c>, Closed> {
+    async fn go_live(self) -> Result<Live<'c>, Closed> {
         let Self {
             accepted,
             permit,
@@ -323,7 +340,7 @@ impl<'c> Routed<'c> {
 
 impl Live<'_> {
     /// Carries the session until it is over.
-    pub(crate) async fn carry(self) {
+    async fn carry(self) {
         let options = mirror::Options {
             idle_timeout: self.core.idle_timeout,
             a_lost: Close::new(close_code::CLIENT_LOST, "client lost"),
@@ -343,7 +360,7 @@ impl Live<'_> {
     }
 
     /// Asks both ends to finish when the gateway drains, and ends the session at the deadline.
-    async fn leave_with_the_gateway(&self) -> std::convert::Infallible {
+    async fn leave_with_the_gateway(&self) -> Infallible {
         self.core.draining.cancelled().await;
         self.client.drain();
         self.exit.drain();
@@ -353,7 +370,7 @@ impl Live<'_> {
     }
 
     /// Ends the session when its token does.
-    async fn expire_with_the_token(&self) -> std::convert::Infallible {
+    async fn expire_with_the_token(&self) -> Infallible {
         if let Some(expires) = self.expires {
             // The wall clock may be set while this waits, so the wait is cut in pieces.
             while let Some(left) = remaining(expires) {
@@ -378,7 +395,7 @@ impl Drop for Live<'_> {
 
 impl Refused {
     /// Tells the client.
-    pub(crate) async fn answer(self) {
+    async fn answer(self) {
         let reason = self.refusal.reason();
         counter!(names::REFUSED, "reason" => reason).increment(1);
         let response = self.refusal.into_response();
@@ -388,7 +405,7 @@ impl Refused {
 }
 
 /// A client that left before it had its answer.
-pub(crate) fn client_gone(closed: &Closed) {
+fn gone(closed: &Closed) {
     counter!(names::REFUSED, "reason" => "client_gone").increment(1);
     info!(%closed, "client gone before its answer");
 }

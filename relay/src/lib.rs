@@ -8,6 +8,8 @@
 pub mod config;
 mod error;
 mod metrics;
+#[cfg(test)]
+mod tests;
 mod upstream;
 
 use std::{
@@ -101,6 +103,8 @@ impl Relay {
             ca_file: config.ca_file,
             state_dir: config.state_dir,
             services: upstreams.keys().cloned().collect(),
+            identity_key: None,
+            registration_token: None,
         })
         .await?;
         let roster = membership.roster();

@@ -9,6 +9,39 @@ pub const DATAGRAMS: &str = "wavry_transport_datagrams_total";
 /// end, minus what was received and dropped at the other, is what the wire lost.
 pub const DATAGRAMS_DROPPED: &str = "wavry_transport_datagrams_dropped_total";
 
+/// Requests to this node's WebTransport servers, by `outcome` (see [`outcome`]).
+pub const REQUESTS: &str = "wavry_transport_requests_total";
+/// WebTransport streams that a peer opened and that were refused, by `reason` (see [`refusal`]).
+pub const STREAMS_REFUSED: &str = "wavry_transport_streams_refused_total";
+
+/// Values of the label `outcome` of [`REQUESTS`].
+pub mod outcome {
+    /// Became a session.
+    pub const ACCEPTED: &str = "accepted";
+    /// Refused by whoever accepts sessions.
+    pub const REJECTED: &str = "rejected";
+    /// Nobody answered it in time: 503.
+    pub const UNANSWERED: &str = "unanswered";
+    /// The connection has as many sessions as it may: 429.
+    pub const TOO_MANY: &str = "too_many";
+    /// Came after GOAWAY.
+    pub const DRAINING: &str = "draining";
+    /// Not a request for a session, or its header block was too long.
+    pub const OTHER: &str = "other";
+    /// Malformed, cut off or too slow.
+    pub const MALFORMED: &str = "malformed";
+}
+
+/// Values of the label `reason` of [`STREAMS_REFUSED`].
+pub mod refusal {
+    /// Its header did not come in time.
+    pub const HEADER_TIMEOUT: &str = "header_timeout";
+    /// Its session was not asked for in time, or too many waited already.
+    pub const UNKNOWN_SESSION: &str = "unknown_session";
+    /// Its session is over.
+    pub const SESSION_GONE: &str = "session_gone";
+}
+
 /// Values of the label `link`.
 pub mod link {
     /// Between a client or an upstream and this node.
@@ -46,5 +79,15 @@ pub fn describe() {
         DATAGRAMS_DROPPED,
         Unit::Count,
         "Datagrams dropped at this node"
+    );
+    describe_counter!(
+        REQUESTS,
+        Unit::Count,
+        "Requests to this node's WebTransport servers"
+    );
+    describe_counter!(
+        STREAMS_REFUSED,
+        Unit::Count,
+        "WebTransport streams that a peer opened and that were refused"
     );
 }
