@@ -53,6 +53,8 @@ pub struct RawWebTransport {
     pub sessions_per_connection: usize,
     /// Streams of each kind a client may have open on a connection.
     pub streams: u64,
+    /// Connections at once.
+    pub connections: usize,
     /// From handshake to request, and from a stream's first byte to the end of its header.
     #[serde(with = "wavry_proto::duration")]
     pub header_timeout: Duration,
@@ -88,6 +90,7 @@ impl Default for RawWebTransport {
             max_header_block: limits.max_header_block,
             sessions_per_connection: limits.sessions_per_connection,
             streams: limits.streams,
+            connections: limits.connections,
             header_timeout: limits.header_timeout,
             idle_timeout: limits.idle_timeout,
         }
@@ -160,6 +163,7 @@ impl TryFrom<Raw> for Config {
             web.sessions_per_connection as u64,
         )?;
         at_least_one("webtransport.streams", web.streams)?;
+        at_least_one("webtransport.connections", web.connections as u64)?;
         if web.max_header_block < 1024 {
             return Err(Invalid::new(
                 "webtransport.max_header_block",
@@ -195,6 +199,7 @@ impl TryFrom<Raw> for Config {
                 max_header_block: web.max_header_block,
                 sessions_per_connection: web.sessions_per_connection,
                 streams: web.streams,
+                connections: web.connections,
                 header_timeout: web.header_timeout,
                 idle_timeout: web.idle_timeout,
             },
@@ -234,17 +239,18 @@ mod tests {
     #[test]
     fn what_is_needed_and_missing_is_named() {
         assert!(Config::try_from(complete()).is_ok());
-        let without: [(&str, fn(&mut Raw)); 4] = [
-            ("certificate", |raw| raw.certificate = None),
-            ("state_dir", |raw| raw.state_dir = None),
-            ("master", |raw| raw.master = None),
-            ("ca_file", |raw| raw.ca_file = None),
-        ];
-        for (key, remove) in without {
-            let mut raw = complete();
-            remove(&mut raw);
-            assert_eq!(refused_key(raw), key);
-        }
+        let mut raw = complete();
+        raw.certificate = None;
+        assert_eq!(refused_key(raw), "certificate");
+        let mut raw = complete();
+        raw.state_dir = None;
+        assert_eq!(refused_key(raw), "state_dir");
+        let mut raw = complete();
+        raw.master = None;
+        assert_eq!(refused_key(raw), "master");
+        let mut raw = complete();
+        raw.ca_file = None;
+        assert_eq!(refused_key(raw), "ca_file");
     }
 
     #[test]

@@ -19,12 +19,7 @@ mod session;
 mod tests;
 pub mod token;
 
-use std::{
-    convert::Infallible,
-    net::{SocketAddr, UdpSocket},
-    sync::Arc,
-    time::Duration,
-};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     task::JoinHandle,
@@ -37,7 +32,7 @@ use wavry_credentials::{
     membership::{self, Membership},
     source,
 };
-use wavry_transport::{mesh, webtransport};
+use wavry_transport::{mesh, socket, webtransport};
 
 use crate::core::Core;
 pub use crate::{
@@ -76,7 +71,7 @@ impl Gateway {
         let key = source::locate("tls_key")?;
         certificates.load(&config.certificate, &key)?;
         let in_listen = StartError::bind("listen", config.listen);
-        let socket = UdpSocket::bind(config.listen).map_err(&in_listen)?;
+        let socket = socket::bind(config.listen).map_err(&in_listen)?;
 
         let membership = Membership::join(membership::Config {
             master: config.master.clone(),

@@ -108,6 +108,7 @@ impl Upstream {
                     at.clone(),
                     base.clone(),
                     trust,
+                    config.connect_timeout,
                     idle_timeout,
                 )?))
             }

@@ -49,8 +49,8 @@ impl Dialled {
             closed = session.closed() => Ok(closed),
             closed = refuse_bi(session, &counts) => Ok(closed),
             closed = refuse_uni(session, &counts) => Ok(closed),
-            over = self.to_upstream(session, &counts) => over,
-            over = self.from_upstream(session, &counts) => over,
+            over = self.questions(session, &counts) => over,
+            over = self.answers(session, &counts) => over,
         };
         let closed = match over {
             Ok(closed) => closed,
@@ -63,7 +63,8 @@ impl Dialled {
         Ended::here(closed)
     }
 
-    async fn to_upstream<S: Session>(&self, session: &S, counts: &Counts) -> io::Result<Closed> {
+    /// Datagrams of the client, to the upstream.
+    async fn questions<S: Session>(&self, session: &S, counts: &Counts) -> io::Result<Closed> {
         loop {
             let payload = match session.recv_datagram().await {
                 Ok(payload) => payload,
@@ -78,7 +79,8 @@ impl Dialled {
         }
     }
 
-    async fn from_upstream<S: Session>(&self, session: &S, counts: &Counts) -> io::Result<Closed> {
+    /// Datagrams of the upstream, to the client.
+    async fn answers<S: Session>(&self, session: &S, counts: &Counts) -> io::Result<Closed> {
         let mut buffer = vec![0; MAX_PAYLOAD];
         loop {
             let len = match self.socket.recv(&mut buffer).await {

@@ -49,13 +49,18 @@ impl Upstream {
         at: HostPort,
         base: String,
         trust: &Trust,
+        connect_timeout: Duration,
         idle_timeout: Duration,
     ) -> Result<Self, StartError> {
         let tls = cert::client_config(trust).map_err(|source| StartError::Trust {
             service: service.to_owned(),
             source,
         })?;
-        let client = |local: SocketAddr| Client::new(local, tls.clone(), Limits::default());
+        let limits = Limits {
+            header_timeout: connect_timeout,
+            ..Limits::default()
+        };
+        let client = |local: SocketAddr| Client::new(local, tls.clone(), limits.clone());
         // A host may have only one of the two families.
         let v4 = client((Ipv4Addr::UNSPECIFIED, 0).into());
         let v6 = client((Ipv6Addr::UNSPECIFIED, 0).into()).ok();
