@@ -56,6 +56,9 @@ pub(crate) struct Args {
     /// Print the logs of all processes as they come
     #[arg(long, short)]
     verbose: bool,
+    /// Also shut down when standard input ends
+    #[arg(long, hide = true)]
+    until_stdin_closes: bool,
 }
 
 const DEMO_PORT: u16 = 4480;
@@ -107,6 +110,9 @@ const SERVICES: [Service; 2] = [
 pub(crate) async fn run(args: &Args) -> anyhow::Result<()> {
     log::start_for_tool("warn");
     let shutdown = shutdown::on_signal()?;
+    if args.until_stdin_closes {
+        shutdown::on_stdin_end(shutdown.clone());
+    }
     if let Some(file) = &args.ready_file {
         remove_old(file)?;
     }

@@ -42,6 +42,9 @@ enum Command {
     /// Open one session natively and measure it
     #[command(after_long_help = PROBE_HELP)]
     Probe(probe::Args),
+    /// Drive a system as many clients do, and print the figures
+    #[command(subcommand, after_long_help = LOADTEST_HELP)]
+    Loadtest(wavry_loadtest::Scenario),
     /// Make a relay's or gateway's identity and registration token
     #[command(after_long_help = PROVISION_HELP)]
     Provision(provision::NodeArgs),
@@ -132,6 +135,14 @@ An echo service gives every figure; one that does not echo datagrams or streams 
 and notes say what is missing. Throughput is measured on one stream that is sent back as it comes.
 Exit code 2: the service refused, closed, or cannot be reached. The token is never printed.";
 
+const LOADTEST_HELP: &str = "\
+  wavry loadtest echo --baseline                 # beside bare QUIC, in the same run
+  wavry loadtest transfer --streams 200          # 1 GiB, every byte checked
+  wavry loadtest datagrams --rate 20000 --json   # every loss accounted for
+
+Without --url, a scenario starts a cluster of its own (`wavry dev`) on free ports and stops it when
+it is done. Progress goes to standard error. Exit code 1: something that was checked does not hold.";
+
 const PROVISION_HELP: &str = "\
 Signs with the master key: the file that WAVRY_MASTER_KEY_FILE names, or /run/secrets/wavry_master_key.
 
@@ -173,6 +184,10 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Gateway(args) => role::run::<roles::Gateway>(&args.role, &args.flags()).await?,
         Command::Relay(args) => role::run::<roles::Relay>(&args.role, &args.flags()).await?,
         Command::Probe(args) => return probe_exit(probe::run(&args).await),
+        Command::Loadtest(scenario) => {
+            log::start_for_tool("warn");
+            return Ok(wavry_loadtest::run(&scenario).await?);
+        }
         Command::Sample(args) => sample::run(&args).await?,
         Command::Provision(args) => provision::node(&args)?,
         Command::Token(Token::Session(args)) => provision::session(&args)?,
