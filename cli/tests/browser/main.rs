@@ -30,10 +30,13 @@ fn visit(browser: &str) {
     let before = dev.metrics("gateway");
 
     let mut node = Command::new("node");
-    node.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/browser/run.mjs"))
-        .args([browser, "demo"])
-        .arg(directory.path().join("ready.json"))
-        .env("WAVRY_PEERS", peers);
+    node.arg(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/browser/run.mjs"
+    ))
+    .args([browser, "demo"])
+    .arg(directory.path().join("ready.json"))
+    .env("WAVRY_PEERS", peers);
     let seen = output(node);
     let text = String::from_utf8_lossy(&seen.stdout);
     let after = dev.metrics("gateway");

@@ -43,7 +43,10 @@ impl Aioquic {
     pub fn start(cluster: &Cluster) -> Self {
         let at = |name: &str| cluster.directory().join(name);
         let mut child = Command::new(peers().join("venv/bin/python"))
-            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/peers/aioquic_echo.py"))
+            .arg(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/tests/peers/aioquic_echo.py"
+            ))
             .args([at("service.crt"), at("service.key")])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
