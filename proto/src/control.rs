@@ -20,6 +20,16 @@ pub enum Role {
     Relay,
 }
 
+impl Role {
+    /// The role as it is written on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Relay => "relay",
+        }
+    }
+}
+
 /// Who may open a session to a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -181,6 +191,42 @@ pub struct Heartbeat {
     pub epoch: Epoch,
     /// The node leaves: no new sessions should be sent to it.
     pub draining: bool,
+}
+
+/// Answer to `POST /v1/nodes/heartbeat`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Heard {
+    /// How long the node waits before its next heartbeat when nothing changes, in milliseconds.
+    pub interval_ms: u64,
+}
+
+/// One key of `GET /.well-known/wavry/keys`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublishedKey {
+    /// PASERK `k4.pid`, as it stands in the footer of what the key signs.
+    pub kid: String,
+    /// PASERK `k4.public`.
+    pub paserk: String,
+}
+
+/// Every refusal of the master, as `application/problem+json` (RFC 9457).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// What kind of problem: [`Problem::URN`] and a word that programs can rely on.
+    pub r#type: String,
+    /// The kind in words.
+    pub title: String,
+    /// HTTP status.
+    pub status: u16,
+    /// This case in words. Never holds what the request held.
+    pub detail: String,
+}
+
+impl Problem {
+    /// What every [`Problem::type`](Self#structfield.type) starts with.
+    pub const URN: &'static str = "urn:wavry:problem:";
 }
 
 /// The bytes a node signs to prove that it holds its identity key: a context, then each part with

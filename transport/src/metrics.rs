@@ -19,6 +19,38 @@ pub const MESH_SESSIONS: &str = "wavry_transport_mesh_sessions";
 pub const MESH_REVOKED: &str = "wavry_transport_mesh_revoked_total";
 /// Sessions ended because the peer broke the mesh protocol.
 pub const MESH_VIOLATIONS: &str = "wavry_transport_mesh_violations_total";
+/// Requests to this node's WebTransport servers, by `outcome` (see [`outcome`]).
+pub const REQUESTS: &str = "wavry_transport_requests_total";
+/// WebTransport streams that a peer opened and that were refused, by `reason` (see [`refusal`]).
+pub const STREAMS_REFUSED: &str = "wavry_transport_streams_refused_total";
+
+/// Values of the label `outcome` of [`REQUESTS`].
+pub mod outcome {
+    /// Became a session.
+    pub const ACCEPTED: &str = "accepted";
+    /// Refused by whoever accepts sessions.
+    pub const REJECTED: &str = "rejected";
+    /// Nobody answered it in time: 503.
+    pub const UNANSWERED: &str = "unanswered";
+    /// The connection has as many sessions as it may: 429.
+    pub const TOO_MANY: &str = "too_many";
+    /// Came after GOAWAY.
+    pub const DRAINING: &str = "draining";
+    /// Not a request for a session, or its header block was too long.
+    pub const OTHER: &str = "other";
+    /// Malformed, cut off or too slow.
+    pub const MALFORMED: &str = "malformed";
+}
+
+/// Values of the label `reason` of [`STREAMS_REFUSED`].
+pub mod refusal {
+    /// Its header did not come in time.
+    pub const HEADER_TIMEOUT: &str = "header_timeout";
+    /// Its session was not asked for in time, or too many waited already.
+    pub const UNKNOWN_SESSION: &str = "unknown_session";
+    /// Its session is over.
+    pub const SESSION_GONE: &str = "session_gone";
+}
 
 /// Values of the label `link`.
 pub mod link {
@@ -74,5 +106,15 @@ pub fn describe() {
         MESH_VIOLATIONS,
         Unit::Count,
         "Sessions ended because the peer broke the mesh protocol"
+    );
+    describe_counter!(
+        REQUESTS,
+        Unit::Count,
+        "Requests to this node's WebTransport servers"
+    );
+    describe_counter!(
+        STREAMS_REFUSED,
+        Unit::Count,
+        "WebTransport streams that a peer opened and that were refused"
     );
 }
