@@ -1,6 +1,8 @@
 //! Certificates: the store that a handshake reads from memory, and whom a client trusts.
 
 mod development;
+#[cfg(test)]
+mod handshake;
 mod store;
 mod trust;
 

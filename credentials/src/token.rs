@@ -527,7 +527,7 @@ mod tests {
         let zeros = format!("k4.secret.{}", URL_SAFE_NO_PAD.encode([0; 64]));
         for bad in [
             b"".to_vec(),
-            text[..95].as_bytes().to_vec(),
+            text.as_bytes()[..95].to_vec(),
             text.replace("k4", "k2").into_bytes(),
             text.replace("secret", "local").into_bytes(),
             format!("{text}A").into_bytes(),

@@ -4,9 +4,14 @@
 //! implements it for clients and upstreams, [`mesh`] for the way between two nodes, and
 //! [`mirror`](mirror::mirror) joins any two of them.
 //!
+//! [`datagram`] and [`socket`] are what both stand on.
+//!
 //! Identities and certificates reach this crate as rustls configurations; it never sees a key.
 
+pub mod datagram;
 pub mod mesh;
+pub mod metrics;
 pub mod mirror;
 pub mod session;
+pub mod socket;
 pub mod webtransport;

@@ -1,0 +1,93 @@
+//! Names of this crate's metrics.
+
+use metrics::{Unit, describe_counter};
+
+/// Datagrams given to (`direction="sent"`) and taken from (`direction="received"`) QUIC, by `link`
+/// (`webtransport` or `mesh`).
+pub const DATAGRAMS: &str = "wavry_transport_datagrams_total";
+/// Datagrams dropped at this node, by `link` and `reason` (see [`reason`]). What was sent at one
+/// end, minus what was received and dropped at the other, is what the wire lost.
+pub const DATAGRAMS_DROPPED: &str = "wavry_transport_datagrams_dropped_total";
+
+/// Requests to this node's WebTransport servers, by `outcome` (see [`outcome`]).
+pub const REQUESTS: &str = "wavry_transport_requests_total";
+/// WebTransport streams that a peer opened and that were refused, by `reason` (see [`refusal`]).
+pub const STREAMS_REFUSED: &str = "wavry_transport_streams_refused_total";
+
+/// Values of the label `outcome` of [`REQUESTS`].
+pub mod outcome {
+    /// Became a session.
+    pub const ACCEPTED: &str = "accepted";
+    /// Refused by whoever accepts sessions.
+    pub const REJECTED: &str = "rejected";
+    /// Nobody answered it in time: 503.
+    pub const UNANSWERED: &str = "unanswered";
+    /// The connection has as many sessions as it may: 429.
+    pub const TOO_MANY: &str = "too_many";
+    /// Came after GOAWAY.
+    pub const DRAINING: &str = "draining";
+    /// Not a request for a session, or its header block was too long.
+    pub const OTHER: &str = "other";
+    /// Malformed, cut off or too slow.
+    pub const MALFORMED: &str = "malformed";
+}
+
+/// Values of the label `reason` of [`STREAMS_REFUSED`].
+pub mod refusal {
+    /// Its header did not come in time.
+    pub const HEADER_TIMEOUT: &str = "header_timeout";
+    /// Its session was not asked for in time, or too many waited already.
+    pub const UNKNOWN_SESSION: &str = "unknown_session";
+    /// Its session is over.
+    pub const SESSION_GONE: &str = "session_gone";
+}
+
+/// Values of the label `link`.
+pub mod link {
+    /// Between a client or an upstream and this node.
+    pub const WEBTRANSPORT: &str = "webtransport";
+    /// Between two nodes.
+    pub const MESH: &str = "mesh";
+}
+
+/// Values of the label `reason` of [`DATAGRAMS_DROPPED`].
+pub mod reason {
+    /// QUIC could not send as fast as datagrams came.
+    pub const SEND_BUFFER_FULL: &str = "send_buffer_full";
+    /// Longer than the path or the peer takes.
+    pub const TOO_LARGE: &str = "too_large";
+    /// The session's reader is slower than its datagrams: the oldest waiting one was dropped.
+    pub const RECEIVE_QUEUE_FULL: &str = "receive_queue_full";
+    /// Dropped by QUIC before this node's reader took it.
+    pub const RECEIVE_BUFFER_FULL: &str = "receive_buffer_full";
+    /// For a session that is not (or no longer) there.
+    pub const UNKNOWN_SESSION: &str = "unknown_session";
+    /// Its header does not decode.
+    pub const MALFORMED: &str = "malformed";
+    /// Waited in a session's queue when the session ended.
+    pub const SESSION_CLOSED: &str = "session_closed";
+}
+
+/// Describes every metric of this crate to the installed recorder.
+pub fn describe() {
+    describe_counter!(
+        DATAGRAMS,
+        Unit::Count,
+        "Datagrams given to and taken from QUIC"
+    );
+    describe_counter!(
+        DATAGRAMS_DROPPED,
+        Unit::Count,
+        "Datagrams dropped at this node"
+    );
+    describe_counter!(
+        REQUESTS,
+        Unit::Count,
+        "Requests to this node's WebTransport servers"
+    );
+    describe_counter!(
+        STREAMS_REFUSED,
+        Unit::Count,
+        "WebTransport streams that a peer opened and that were refused"
+    );
+}

@@ -1,0 +1,47 @@
+//! How QUIC is set up under WebTransport.
+
+use std::{sync::Arc, time::Duration};
+
+use quinn::{TransportConfig, VarInt};
+
+use super::Limits;
+use crate::datagram::{RECEIVE_BUFFER, SEND_BUFFER};
+
+/// Unread bytes that one stream may hold: 80 ms of 100 Mbit/s.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+/// Unread bytes that all streams of a connection may hold, and unacknowledged ones that may be sent.
+const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+/// Streams that HTTP/3 itself opens: control, QPACK encoder and decoder (RFC 9114, section 6.2).
+const CONTROL_STREAMS: u64 = 3;
+
+/// Which end of a connection this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Client,
+    Server,
+}
+
+pub(super) fn transport(limits: &Limits, side: Side) -> Arc<TransportConfig> {
+    let count = |n: u64| VarInt::from_u64(n).unwrap_or(VarInt::MAX);
+    let requests = match side {
+        Side::Client => 0,
+        Side::Server => limits.sessions_per_connection as u64,
+    };
+    let mut config = TransportConfig::default();
+    config
+        .max_concurrent_bidi_streams(count(limits.streams.saturating_add(requests)))
+        .max_concurrent_uni_streams(count(limits.streams.saturating_add(CONTROL_STREAMS)))
+        .stream_receive_window(STREAM_WINDOW.into())
+        .receive_window(CONNECTION_WINDOW.into())
+        .send_window(CONNECTION_WINDOW.into())
+        .datagram_receive_buffer_size(Some(RECEIVE_BUFFER))
+        .datagram_send_buffer_size(SEND_BUFFER)
+        // A timeout too long for QUIC means none.
+        .max_idle_timeout(limits.idle_timeout.try_into().ok());
+    if side == Side::Client {
+        // Twice more often than needed, so that one lost packet does not lose the connection.
+        let interval = limits.idle_timeout / 3;
+        config.keep_alive_interval((interval > Duration::ZERO).then_some(interval));
+    }
+    Arc::new(config)
+}

@@ -1,0 +1,437 @@
+//! The server's side: connections are accepted, requests answered.
+
+use std::{
+    io,
+    net::{SocketAddr, UdpSocket},
+    sync::Arc,
+};
+
+use bytes::{Bytes, BytesMut};
+use quinn::crypto::rustls::QuicServerConfig;
+use tokio::{
+    sync::{Mutex, mpsc, watch},
+    time::{Instant, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+use wavry_proto::{
+    h3::{
+        self, code,
+        frame::{self, Message, MessageDecoder},
+        message, qpack,
+    },
+    varint as quic_varint,
+    webtransport::request::{self, Asked},
+};
+
+use super::{
+    Limits,
+    connection::{Connection, Refused},
+    quic::{self, Side},
+    session::{ConnectStream, Session},
+    shared::Shared,
+    stream::{refuse, varint},
+};
+use crate::{
+    metrics::{REQUESTS, outcome},
+    session::{Close, Closed, Request, Response},
+};
+
+/// Requests that wait for [`Server::accept`]. Whoever calls it only starts a task for each, so this
+/// is what arrives while that one is not scheduled: 5 ms at 50,000 requests a second.
+const REQUEST_QUEUE: usize = 256;
+
+/// Handshakes at once from which on a client must first prove its address (RFC 9000, section 8.1):
+/// a spoofer then costs one packet each and no state.
+const UNPROVEN_HANDSHAKES: usize = 128;
+
+/// Accepts WebTransport sessions on a UDP socket.
+#[derive(Clone)]
+pub struct Server {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    endpoint: quinn::Endpoint,
+    requests: Mutex<mpsc::Receiver<Requested>>,
+    drain: watch::Sender<bool>,
+    closed: CancellationToken,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.closed.cancel();
+        self.endpoint.close(varint(code::NO_ERROR), b"");
+    }
+}
+
+impl Server {
+    /// Serves `socket`. `tls` says which certificates; ALPN `h3` is added here.
+    pub fn new(
+        socket: UdpSocket,
+        mut tls: rustls::ServerConfig,
+        limits: Limits,
+    ) -> io::Result<Self> {
+        tls.alpn_protocols = vec![h3::ALPN.to_vec()];
+        let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
+        let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        config.transport_config(quic::transport(&limits, Side::Server));
+        let endpoint = quinn::Endpoint::new(
+            quinn::EndpointConfig::default(),
+            Some(config),
+            socket,
+            Arc::new(quinn::TokioRuntime),
+        )?;
+        let (sender, receiver) = mpsc::channel(REQUEST_QUEUE);
+        let (drain, draining) = watch::channel(false);
+        let closed = CancellationToken::new();
+        tokio::spawn(accept(
+            endpoint.clone(),
+            limits,
+            sender,
+            draining,
+            closed.clone(),
+        ));
+        Ok(Self {
+            inner: Arc::new(Inner {
+                endpoint,
+                requests: Mutex::new(receiver),
+                drain,
+                closed,
+            }),
+        })
+    }
+
+    /// The socket's address.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.endpoint.local_addr()
+    }
+
+    /// The next session that a client asks for; `None` once the server is closed. Cancel-safe.
+    pub async fn accept(&self) -> Option<Requested> {
+        let receive = async { self.inner.requests.lock().await.recv().await };
+        tokio::select! {
+            biased;
+            () = self.inner.closed.cancelled() => None,
+            requested = receive => requested,
+        }
+    }
+
+    /// Takes no new connections and no new sessions: clients are sent GOAWAY (RFC 9114, 5.2).
+    pub fn drain(&self) {
+        self.inner.endpoint.set_server_config(None);
+        self.inner.drain.send_replace(true);
+    }
+
+    /// Closes every connection at once and frees the socket once they are gone.
+    pub async fn close(&self) {
+        self.inner.closed.cancel();
+        self.inner.endpoint.close(varint(code::NO_ERROR), b"");
+        self.inner.endpoint.wait_idle().await;
+    }
+}
+
+/// Accepts connections. Each has a task of its own, so that a slow one keeps no other waiting.
+async fn accept(
+    endpoint: quinn::Endpoint,
+    limits: Limits,
+    requests: mpsc::Sender<Requested>,
+    drain: watch::Receiver<bool>,
+    closed: CancellationToken,
+) {
+    let handshakes = Arc::new(());
+    loop {
+        let incoming = tokio::select! {
+            biased;
+            () = closed.cancelled() => return,
+            incoming = endpoint.accept() => incoming,
+        };
+        let Some(incoming) = incoming else { return };
+        if endpoint.open_connections() >= limits.connections {
+            tracing::warn!(limit = limits.connections, "connection refused: too many");
+            incoming.refuse();
+            continue;
+        }
+        if Arc::strong_count(&handshakes) > UNPROVEN_HANDSHAKES && incoming.may_retry() {
+            // Cannot fail, as it may.
+            let _ = incoming.retry();
+            continue;
+        }
+        let (limits, requests, drain) = (limits.clone(), requests.clone(), drain.clone());
+        let handshake = handshakes.clone();
+        let span = tracing::debug_span!("connection", remote = %incoming.remote_address());
+        let connect = async move {
+            let deadline = Instant::now() + limits.header_timeout;
+            let connecting = match incoming.accept() {
+                Ok(connecting) => timeout_at(deadline, connecting).await,
+                Err(error) => Ok(Err(error)),
+            };
+            drop(handshake);
+            match connecting {
+                Ok(Ok(quic)) => {
+                    Connection::start(quic, Side::Server, limits, Some(requests), drain);
+                }
+                Ok(Err(error)) => tracing::debug!(%error, "handshake failed"),
+                Err(_) => tracing::debug!("handshake took too long"),
+            }
+        };
+        tokio::spawn(connect.instrument(span));
+    }
+}
+
+/// A session that a client asks for and that was not answered yet. Dropped unanswered, it is 503.
+pub struct Requested {
+    request: Request,
+    remote: SocketAddr,
+    /// `None` once answered.
+    unanswered: Option<Unanswered>,
+}
+
+struct Unanswered {
+    shared: Arc<Shared>,
+    draft02: bool,
+    connect: ConnectStream,
+}
+
+impl Requested {
+    /// What is asked for.
+    pub fn request(&self) -> &Request {
+        &self.request
+    }
+
+    /// Where the client is now.
+    pub fn remote_address(&self) -> SocketAddr {
+        match &self.unanswered {
+            Some(unanswered) => unanswered.shared.connection.quic.remote_address(),
+            None => self.remote,
+        }
+    }
+
+    /// Accepts with a 2xx response. One that is not 2xx refuses, and there is no session.
+    pub async fn accept(mut self, response: Response) -> Result<Session, Closed> {
+        if !response.is_ok() {
+            self.reject(response).await;
+            return Err(Closed::Here(Close::default()));
+        }
+        let Some(mut unanswered) = self.unanswered.take() else {
+            return Err(Closed::Here(Close::default()));
+        };
+        let shared = unanswered.shared.clone();
+        if let Some(closed) = shared.closed_now() {
+            return Err(closed);
+        }
+        count(outcome::ACCEPTED);
+        let head = encode_response(&response, unanswered.draft02);
+        // The capsules that may follow decide about everything else on the session.
+        let _ = unanswered.connect.send.set_priority(1);
+        let session = |unanswered: Unanswered| Session::new(unanswered.shared, unanswered.connect);
+        let written = tokio::select! {
+            biased;
+            written = unanswered.connect.send.write_all(&head) => written,
+            closed = shared.over() => return Err(closed),
+        };
+        match written {
+            Ok(()) => Ok(session(unanswered)),
+            Err(quinn::WriteError::ConnectionLost(error)) => Err(shared.lost(&error)),
+            Err(error) => {
+                let closed = Closed::Lost(format!("the client left before the answer: {error}"));
+                shared.end(closed.clone());
+                shared.connection.forget_refused(&shared);
+                Err(closed)
+            }
+        }
+    }
+
+    /// Refuses with a status that is not 2xx.
+    pub async fn reject(mut self, response: Response) {
+        if let Some(unanswered) = self.unanswered.take() {
+            count(outcome::REJECTED);
+            unanswered.refuse(&response);
+        }
+    }
+}
+
+impl Drop for Requested {
+    fn drop(&mut self) {
+        if let Some(unanswered) = self.unanswered.take() {
+            count(outcome::UNANSWERED);
+            unanswered.refuse(&Response::status(503));
+        }
+    }
+}
+
+impl Unanswered {
+    fn refuse(self, response: &Response) {
+        let Self {
+            shared,
+            draft02,
+            connect,
+        } = self;
+        shared.end(Closed::Here(Close::default()));
+        let head = encode_response(response, draft02);
+        tokio::spawn(async move {
+            answer(connect.send, connect.recv, head, &shared.connection).await;
+            shared.farewell.cancel();
+            shared.connection.forget_refused(&shared);
+        });
+    }
+}
+
+/// Reads a request, of whose bytes `(kind, rest)` were read before, and answers it or hands it on.
+pub(super) async fn serve_request(
+    connection: Arc<Connection>,
+    send: quinn::SendStream,
+    mut recv: quinn::RecvStream,
+    (kind, rest): (u64, Bytes),
+    deadline: Instant,
+    requests: mpsc::Sender<Requested>,
+) {
+    let mut decoder = MessageDecoder::new(connection.limits.max_header_block);
+    let mut first = BytesMut::new();
+    quic_varint::put(&mut first, kind);
+    decoder.push(&first);
+    decoder.push(&rest);
+    let asked = match timeout_at(deadline, read_request(&mut recv, &mut decoder, &connection)).await
+    {
+        Ok(Ok(asked)) => asked,
+        Ok(Err(Unreadable::Stream(h3_code))) => {
+            count(outcome::MALFORMED);
+            return refuse(Some(send), Some(recv), h3_code);
+        }
+        Ok(Err(Unreadable::Connection(h3_code, what))) => {
+            count(outcome::MALFORMED);
+            return connection.violation(h3_code, &what);
+        }
+        Err(_) => {
+            count(outcome::MALFORMED);
+            return refuse(Some(send), Some(recv), code::REQUEST_INCOMPLETE);
+        }
+    };
+    let (request, draft02) = match asked {
+        Asked::Session { request, draft02 } => (request, draft02),
+        Asked::Other(status) => {
+            count(outcome::OTHER);
+            let head = encode_response(&Response::status(status), false);
+            return answer(send, recv, head, &connection).await;
+        }
+    };
+    // The draft (section 3.1) wants the client's settings before its requests are processed.
+    if connection.settings_by(deadline).await.is_none() {
+        count(outcome::MALFORMED);
+        return refuse(Some(send), Some(recv), code::REQUEST_REJECTED);
+    }
+    let id = quinn::VarInt::from(send.id()).into_inner();
+    let shared = match connection.add(id) {
+        Ok(shared) => shared,
+        Err(Refused::TooMany) => {
+            count(outcome::TOO_MANY);
+            let head = encode_response(&Response::status(429), draft02);
+            return answer(send, recv, head, &connection).await;
+        }
+        Err(Refused::Draining) => {
+            count(outcome::DRAINING);
+            return refuse(Some(send), Some(recv), code::REQUEST_REJECTED);
+        }
+        Err(Refused::Lost(_)) => return,
+    };
+    let requested = Requested {
+        request,
+        remote: connection.quic.remote_address(),
+        unanswered: Some(Unanswered {
+            shared,
+            draft02,
+            connect: ConnectStream {
+                send,
+                recv,
+                decoder,
+            },
+        }),
+    };
+    // A request that is not taken in time is dropped here, and so answered with 503.
+    let _ = timeout_at(deadline, requests.send(requested)).await;
+}
+
+/// Why there is no request.
+enum Unreadable {
+    /// The stream is refused with this code.
+    Stream(u64),
+    /// The connection is closed with this code.
+    Connection(u64, String),
+}
+
+async fn read_request(
+    recv: &mut quinn::RecvStream,
+    decoder: &mut MessageDecoder,
+    connection: &Connection,
+) -> Result<Asked, Unreadable> {
+    let section = loop {
+        match decoder.next() {
+            Ok(Some(Message::Headers(section))) => break section,
+            Ok(Some(Message::HeadersTooLong)) => return Ok(Asked::Other(431)),
+            // Content never comes before a field section.
+            Ok(Some(Message::Data(_))) => continue,
+            Ok(None) => {}
+            Err(error) => return Err(Unreadable::Connection(error.code(), error.to_string())),
+        }
+        match recv.read_chunk(4096, true).await {
+            Ok(Some(chunk)) => decoder.push(&chunk.bytes),
+            Ok(None) => return Err(Unreadable::Stream(code::REQUEST_INCOMPLETE)),
+            Err(_) => return Err(Unreadable::Stream(code::REQUEST_CANCELLED)),
+        }
+    };
+    let fields = match qpack::decode(&section, connection.limits.max_header_block) {
+        Ok(fields) => fields,
+        Err(qpack::Error::TooLong) => return Ok(Asked::Other(431)),
+        Err(error @ qpack::Error::Decompression) => {
+            let what = error.to_string();
+            return Err(Unreadable::Connection(
+                code::QPACK_DECOMPRESSION_FAILED,
+                what,
+            ));
+        }
+    };
+    let malformed = |error: message::Malformed| {
+        tracing::debug!(%error, "request refused");
+        Unreadable::Stream(code::MESSAGE_ERROR)
+    };
+    Asked::new(message::Request::from_fields(fields).map_err(malformed)?).map_err(malformed)
+}
+
+fn encode_response(response: &Response, draft02: bool) -> Bytes {
+    let fields = request::response_head(response, draft02).to_fields();
+    encode_headers(&fields)
+}
+
+/// A HEADERS frame with these fields.
+pub(super) fn encode_headers(fields: &[qpack::Field]) -> Bytes {
+    let mut section = Vec::new();
+    let lines = fields
+        .iter()
+        .map(|field| (&field.name[..], &field.value[..]));
+    qpack::encode(lines, &mut section);
+    let mut head = BytesMut::with_capacity(section.len() + 9);
+    frame::put(&mut head, frame::kind::HEADERS, &section);
+    head.freeze()
+}
+
+/// Sends an answer that is all there will be on the stream.
+async fn answer(
+    mut send: quinn::SendStream,
+    mut recv: quinn::RecvStream,
+    head: Bytes,
+    connection: &Connection,
+) {
+    // RFC 9114, section 4.1.1: the rest of the request is not needed for the answer.
+    let _ = recv.stop(varint(code::NO_ERROR));
+    let written =
+        super::connection::within(connection.limits.header_timeout, send.write_all(&head));
+    if let Some(Ok(())) = written.await {
+        let _ = send.finish();
+    } else {
+        refuse(Some(send), None, code::REQUEST_CANCELLED);
+    }
+}
+
+fn count(outcome: &'static str) {
+    metrics::counter!(REQUESTS, "outcome" => outcome).increment(1);
+}

@@ -1,0 +1,328 @@
+//! A session and the stream that holds it open.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::time::timeout;
+use wavry_proto::{
+    h3::{
+        code,
+        frame::{self, Message, MessageDecoder},
+    },
+    webtransport::{
+        capsule::{self, Capsule},
+        stream as wt_stream,
+    },
+};
+
+use super::{
+    shared::{Incoming, Shared},
+    stream::{self, RecvStream, SendStream, varint},
+};
+use crate::session::{self, Close, Closed, DatagramError};
+
+/// How long the last word of a session may take to be acknowledged.
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
+/// How long, after that, the peer may take to end its side of the CONNECT stream, which shows that
+/// it has read the last word.
+const ANSWER_WAIT: Duration = Duration::from_millis(500);
+
+/// A WebTransport session over HTTP/3. Dropping it closes it with code 0.
+pub struct Session {
+    shared: Arc<Shared>,
+}
+
+impl Session {
+    pub(super) fn new(shared: Arc<Shared>, connect: ConnectStream) -> Self {
+        tokio::spawn(connect.run(shared.clone()));
+        Self { shared }
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Where the peer is now.
+    pub fn remote_address(&self) -> std::net::SocketAddr {
+        self.shared.connection.quic.remote_address()
+    }
+
+    /// The round-trip time of the connection, as QUIC estimates it.
+    pub fn rtt(&self) -> Duration {
+        self.shared.connection.quic.rtt()
+    }
+
+    async fn send_stream(
+        &self,
+        signal: u64,
+        stream: quinn::SendStream,
+    ) -> Result<SendStream, Closed> {
+        let mut stream = SendStream::new(stream, self.shared.clone());
+        let header = wt_stream::header(signal, self.shared.id);
+        match session::SendStream::write(&mut stream, header).await {
+            Ok(()) => Ok(stream),
+            Err(session::WriteError::Session(closed)) => Err(closed),
+            // The peer stopped a stream whose header it has not seen. Whoever writes next learns it.
+            Err(_) => Ok(stream),
+        }
+    }
+
+    /// Runs `open` unless the session is over first.
+    async fn opened<T>(
+        &self,
+        open: impl Future<Output = Result<T, quinn::ConnectionError>>,
+    ) -> Result<T, Closed> {
+        tokio::select! {
+            biased;
+            closed = self.shared.over() => Err(closed),
+            opened = open => opened.map_err(|error| self.shared.lost(&error)),
+        }
+    }
+
+    fn recv_stream(&self, recv: quinn::RecvStream, first: Bytes) -> RecvStream {
+        RecvStream::new(recv, first, self.shared.clone())
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.shared.end(Closed::Here(Close::default()));
+    }
+}
+
+impl session::Session for Session {
+    type Send = SendStream;
+    type Recv = RecvStream;
+
+    async fn open_bi(&self) -> Result<(SendStream, RecvStream), Closed> {
+        let (send, recv) = self.opened(self.shared.connection.quic.open_bi()).await?;
+        let recv = self.recv_stream(recv, Bytes::new());
+        Ok((self.send_stream(wt_stream::BI, send).await?, recv))
+    }
+
+    async fn open_uni(&self) -> Result<SendStream, Closed> {
+        let send = self.opened(self.shared.connection.quic.open_uni()).await?;
+        self.send_stream(wt_stream::UNI, send).await
+    }
+
+    async fn accept_bi(&self) -> Result<(SendStream, RecvStream), Closed> {
+        loop {
+            match self.shared.bi.pop().await {
+                Some(Incoming {
+                    send: Some(send),
+                    recv,
+                    first,
+                }) => {
+                    let send = SendStream::new(send, self.shared.clone());
+                    return Ok((send, self.recv_stream(recv, first)));
+                }
+                Some(_) => {}
+                None => return Err(self.shared.over().await),
+            }
+        }
+    }
+
+    async fn accept_uni(&self) -> Result<RecvStream, Closed> {
+        match self.shared.uni.pop().await {
+            Some(Incoming { recv, first, .. }) => Ok(self.recv_stream(recv, first)),
+            None => Err(self.shared.over().await),
+        }
+    }
+
+    fn send_datagram(&self, payload: Bytes) -> Result<(), DatagramError> {
+        if let Some(closed) = self.shared.closed_now() {
+            return Err(closed.into());
+        }
+        let encoded = wt_stream::datagram(self.shared.id, &payload);
+        let header = encoded.len() - payload.len();
+        let connection = &self.shared.connection;
+        connection.meter.send(&connection.quic, header, encoded)
+    }
+
+    async fn recv_datagram(&self) -> Result<Bytes, Closed> {
+        match self.shared.datagrams.pop().await {
+            Some(payload) => Ok(payload),
+            None => Err(self.shared.over().await),
+        }
+    }
+
+    fn max_datagram_size(&self) -> usize {
+        let header = wavry_proto::varint::size(self.shared.id / 4);
+        let max = self.shared.connection.quic.max_datagram_size();
+        max.unwrap_or(0).saturating_sub(header)
+    }
+
+    fn drain(&self) {
+        self.shared.drain_wanted.notify_one();
+    }
+
+    async fn draining(&self) {
+        self.shared.draining.cancelled().await;
+    }
+
+    fn close(&self, close: Close) {
+        self.shared
+            .end(Closed::Here(Close::new(close.code, &close.reason)));
+    }
+
+    /// Resolves when the session is over. When it was closed here, that is after the peer has had
+    /// the chance to learn the code, so that a process that waits for it may exit.
+    async fn closed(&self) -> Closed {
+        let closed = self.shared.over().await;
+        if matches!(closed, Closed::Here(_)) {
+            self.shared.farewell.cancelled().await;
+        }
+        closed
+    }
+}
+
+/// The stream that carried the request: it holds the session open and carries its capsules.
+pub(super) struct ConnectStream {
+    pub(super) send: quinn::SendStream,
+    pub(super) recv: quinn::RecvStream,
+    pub(super) decoder: MessageDecoder,
+}
+
+/// How the peer's side of the CONNECT stream came to its end.
+enum Last {
+    /// The session was ended on this side, or with its connection.
+    Here,
+    Peer(Close),
+    /// The peer reset the stream.
+    Reset(u64),
+    /// The peer broke a rule that costs it the stream.
+    Malformed(String),
+    /// The peer broke a rule that costs it the connection.
+    Violation(frame::Error),
+    Lost(quinn::ConnectionError),
+}
+
+impl ConnectStream {
+    async fn run(mut self, shared: Arc<Shared>) {
+        match self.live(&shared).await {
+            Last::Here => {
+                let closed = shared.closed_now();
+                if let Some(Closed::Here(close)) = closed {
+                    self.say_goodbye(&close).await;
+                }
+            }
+            Last::Peer(close) => {
+                shared.end(Closed::Peer(close));
+                // Fails only when the peer does not want it any more.
+                let _ = self.send.finish();
+            }
+            Last::Reset(h3_code) => {
+                shared.end(Closed::Lost(format!(
+                    "session reset with code {h3_code:#x}"
+                )));
+                stream::refuse(Some(self.send), None, code::REQUEST_CANCELLED);
+            }
+            Last::Malformed(what) => {
+                tracing::debug!(session = shared.id, what, "session broke the protocol");
+                shared.end(Closed::Lost(what));
+                stream::refuse(Some(self.send), Some(self.recv), code::MESSAGE_ERROR);
+            }
+            Last::Violation(error) => {
+                shared.end(Closed::Lost(error.to_string()));
+                shared.connection.violation(error.code(), &error);
+            }
+            Last::Lost(error) => {
+                shared.lost(&error);
+            }
+        }
+        shared.farewell.cancel();
+        shared.connection.forget(&shared);
+    }
+
+    /// Carries capsules both ways until the session is over.
+    async fn live(&mut self, shared: &Shared) -> Last {
+        let mut capsules = capsule::Decoder::default();
+        let mut unsent = BytesMut::new();
+        let mut drained = false;
+        loop {
+            // Frames that came together with the request or its answer are waiting already.
+            match self.read_capsules(&mut capsules, shared) {
+                Ok(None) => {}
+                Ok(Some(close)) => return Last::Peer(close),
+                Err(last) => return last,
+            }
+            tokio::select! {
+                biased;
+                _ = shared.over() => {
+                    // A drain that is half written would swallow the close that follows.
+                    let _ = timeout(CLOSE_WAIT, self.send.write_all(&unsent)).await;
+                    return Last::Here;
+                }
+                () = shared.drain_wanted.notified(), if !drained => {
+                    drained = true;
+                    put_capsule(&mut unsent, &Capsule::Drain);
+                }
+                written = self.send.write(&unsent), if !unsent.is_empty() => match written {
+                    Ok(len) => unsent.advance(len),
+                    Err(quinn::WriteError::ConnectionLost(error)) => return Last::Lost(error),
+                    // The peer reads no capsules; it may still send some.
+                    Err(_) => unsent.clear(),
+                },
+                read = self.recv.read_chunk(4096, true) => match read {
+                    Ok(Some(chunk)) => self.decoder.push(&chunk.bytes),
+                    // No capsule: the same as code 0 without a reason.
+                    Ok(None) if self.decoder.at_boundary() && capsules.at_boundary() => {
+                        return Last::Peer(Close::default());
+                    }
+                    Ok(None) => return Last::Malformed("the session ended within a capsule".into()),
+                    Err(quinn::ReadError::Reset(code)) => return Last::Reset(code.into_inner()),
+                    Err(quinn::ReadError::ConnectionLost(error)) => return Last::Lost(error),
+                    Err(_) => return Last::Peer(Close::default()),
+                },
+            }
+        }
+    }
+
+    /// Reads what the decoder holds. Gives the peer's last word if it is there.
+    fn read_capsules(
+        &mut self,
+        capsules: &mut capsule::Decoder,
+        shared: &Shared,
+    ) -> Result<Option<Close>, Last> {
+        while let Some(message) = self.decoder.next().map_err(Last::Violation)? {
+            match message {
+                Message::Data(content) => capsules.push(&content),
+                // Trailers mean nothing here.
+                Message::Headers(_) | Message::HeadersTooLong => continue,
+            }
+            loop {
+                match capsules.next() {
+                    Ok(None) => break,
+                    Ok(Some(Capsule::Drain)) => shared.draining.cancel(),
+                    Ok(Some(Capsule::Close(close))) => return Ok(Some(close)),
+                    Err(malformed) => return Err(Last::Malformed(malformed.to_string())),
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Sends WT_CLOSE_SESSION and gives the peer the chance to read it.
+    async fn say_goodbye(&mut self, close: &Close) {
+        let mut last = BytesMut::new();
+        put_capsule(&mut last, &Capsule::Close(close.clone()));
+        let delivered = timeout(CLOSE_WAIT, async {
+            self.send.write_all(&last).await.ok()?;
+            self.send.finish().ok()?;
+            self.send.stopped().await.ok()
+        });
+        if let Ok(Some(None)) = delivered.await {
+            let answered =
+                async { while let Ok(Some(_)) = self.recv.read_chunk(4096, true).await {} };
+            let _ = timeout(ANSWER_WAIT, answered).await;
+        }
+        let _ = self.recv.stop(varint(code::NO_ERROR));
+    }
+}
+
+/// Appends a capsule in a DATA frame of its own.
+fn put_capsule(buf: &mut BytesMut, capsule: &Capsule) {
+    let mut encoded = Vec::new();
+    capsule.encode(&mut encoded);
+    frame::put(buf, frame::kind::DATA, &encoded);
+}

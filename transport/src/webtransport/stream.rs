@@ -1,0 +1,264 @@
+//! Streams of a session.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use quinn::VarInt;
+use wavry_proto::webtransport::{code, stream};
+
+use super::shared::Shared;
+use crate::session::{self, Closed, ReadError, WriteError};
+
+/// Longest chunk read at once, in bytes: what a QUIC stack hands over is rarely over a packet, and a
+/// mirror's writes should not be delayed by one large read.
+const MAX_CHUNK: usize = 64 * 1024;
+
+/// A peer that ends a session resets its streams, and the resets may come before the word that
+/// tells why. How long to wait for it.
+const REASON_WAIT: Duration = Duration::from_secs(1);
+
+/// `code` as QUIC has it.
+pub(super) fn varint(code: u64) -> VarInt {
+    // Every code in this crate is a constant or an application code mapped below 2⁴⁷.
+    VarInt::from_u64(code).unwrap_or(VarInt::MAX)
+}
+
+/// An application code as it goes on the wire.
+fn app(code: u32) -> VarInt {
+    varint(code::to_h3(code))
+}
+
+/// Refuses both halves of a stream with an HTTP/3 code.
+pub(super) fn refuse(
+    send: Option<quinn::SendStream>,
+    recv: Option<quinn::RecvStream>,
+    h3_code: u64,
+) {
+    // Either fails only when that half has ended, and then there is nothing to refuse.
+    if let Some(mut send) = send {
+        let _ = send.reset(varint(h3_code));
+    }
+    if let Some(mut recv) = recv {
+        let _ = recv.stop(varint(h3_code));
+    }
+}
+
+/// Reads an integer off the front of a stream. `held` keeps what belongs to it, `rest` what was read
+/// past it. `None` when the stream ends first.
+pub(super) async fn read_varint(
+    recv: &mut quinn::RecvStream,
+    held: &mut BytesMut,
+    rest: &mut Bytes,
+) -> Result<Option<u64>, quinn::ReadError> {
+    loop {
+        if !rest.is_empty()
+            && let Some((value, after)) = stream::take_varint(held, std::mem::take(rest))
+        {
+            *rest = after;
+            return Ok(Some(value));
+        }
+        match recv.read_chunk(MAX_CHUNK, true).await? {
+            Some(chunk) => *rest = chunk.bytes,
+            None => return Ok(None),
+        }
+    }
+}
+
+/// Sending half of a WebTransport stream.
+pub struct SendStream {
+    stream: quinn::SendStream,
+    session: Arc<Shared>,
+    done: bool,
+}
+
+impl SendStream {
+    pub(super) fn new(stream: quinn::SendStream, session: Arc<Shared>) -> Self {
+        Self {
+            stream,
+            session,
+            done: false,
+        }
+    }
+
+    fn abandon(&mut self, h3_code: VarInt) {
+        if !std::mem::replace(&mut self.done, true) {
+            // Fails only when the stream has ended.
+            let _ = self.stream.reset(h3_code);
+        }
+    }
+
+    fn gone(&mut self, closed: Closed) -> WriteError {
+        self.abandon(varint(code::SESSION_GONE));
+        closed.into()
+    }
+}
+
+impl session::SendStream for SendStream {
+    async fn write(&mut self, chunk: Bytes) -> Result<(), WriteError> {
+        if self.done {
+            return Err(WriteError::Finished);
+        }
+        if let Some(closed) = self.session.closed_now() {
+            return Err(self.gone(closed));
+        }
+        let written = tokio::select! {
+            biased;
+            written = self.stream.write_chunk(chunk) => Ok(written),
+            closed = self.session.over() => Err(closed),
+        };
+        match written {
+            Ok(Ok(())) => Ok(()),
+            Err(closed) => Err(self.gone(closed)),
+            Ok(Err(quinn::WriteError::Stopped(code))) => {
+                if code == varint(code::SESSION_GONE)
+                    && let Some(closed) = self.session.over_within(REASON_WAIT).await
+                {
+                    return Err(self.gone(closed));
+                }
+                let code = code::from_h3(code.into_inner()).unwrap_or(0);
+                self.abandon(app(code));
+                Err(WriteError::Stopped(code))
+            }
+            Ok(Err(quinn::WriteError::ConnectionLost(error))) => {
+                self.done = true;
+                Err(self.session.lost(&error).into())
+            }
+            Ok(Err(quinn::WriteError::ClosedStream | quinn::WriteError::ZeroRttRejected)) => {
+                self.done = true;
+                Err(WriteError::Finished)
+            }
+        }
+    }
+
+    fn finish(&mut self) -> Result<(), WriteError> {
+        if self.done {
+            return Err(WriteError::Finished);
+        }
+        if let Some(closed) = self.session.closed_now() {
+            return Err(self.gone(closed));
+        }
+        self.done = true;
+        self.stream.finish().map_err(|_| WriteError::Finished)
+    }
+
+    fn reset(&mut self, code: u32) {
+        self.done = true;
+        // After `finish` too: what is not yet delivered is abandoned. Fails once all is delivered.
+        let _ = self.stream.reset(app(code));
+    }
+
+    async fn stopped(&mut self) -> Option<u32> {
+        tokio::select! {
+            biased;
+            stopped = self.stream.stopped() => match stopped {
+                Ok(Some(code)) => code::from_h3(code.into_inner()).or(Some(0)),
+                Ok(None) | Err(_) => None,
+            },
+            _ = self.session.over() => None,
+        }
+    }
+}
+
+impl Drop for SendStream {
+    fn drop(&mut self) {
+        self.abandon(if self.session.closed_now().is_some() {
+            varint(code::SESSION_GONE)
+        } else {
+            app(0)
+        });
+    }
+}
+
+/// Receiving half of a WebTransport stream.
+pub struct RecvStream {
+    stream: quinn::RecvStream,
+    session: Arc<Shared>,
+    /// What was read together with the stream's header.
+    first: Bytes,
+    done: bool,
+}
+
+impl RecvStream {
+    pub(super) fn new(stream: quinn::RecvStream, first: Bytes, session: Arc<Shared>) -> Self {
+        Self {
+            stream,
+            session,
+            first,
+            done: false,
+        }
+    }
+
+    fn abandon(&mut self, h3_code: VarInt) {
+        if !std::mem::replace(&mut self.done, true) {
+            // Fails only when the stream has ended.
+            let _ = self.stream.stop(h3_code);
+        }
+    }
+
+    fn gone(&mut self, closed: Closed) -> ReadError {
+        self.abandon(varint(code::SESSION_GONE));
+        closed.into()
+    }
+}
+
+impl session::RecvStream for RecvStream {
+    async fn read(&mut self) -> Result<Option<Bytes>, ReadError> {
+        if let Some(closed) = self.session.closed_now() {
+            return Err(self.gone(closed));
+        }
+        if !self.first.is_empty() {
+            return Ok(Some(std::mem::take(&mut self.first)));
+        }
+        if self.done {
+            return Ok(None);
+        }
+        let read = tokio::select! {
+            biased;
+            read = self.stream.read_chunk(MAX_CHUNK, true) => Ok(read),
+            closed = self.session.over() => Err(closed),
+        };
+        match read {
+            Ok(Ok(Some(chunk))) => Ok(Some(chunk.bytes)),
+            Ok(Ok(None)) => {
+                self.done = true;
+                Ok(None)
+            }
+            Err(closed) => Err(self.gone(closed)),
+            Ok(Err(quinn::ReadError::Reset(code))) => {
+                self.done = true;
+                if code == varint(code::SESSION_GONE)
+                    && let Some(closed) = self.session.over_within(REASON_WAIT).await
+                {
+                    return Err(closed.into());
+                }
+                Err(ReadError::Reset(
+                    code::from_h3(code.into_inner()).unwrap_or(0),
+                ))
+            }
+            Ok(Err(quinn::ReadError::ConnectionLost(error))) => {
+                self.done = true;
+                Err(self.session.lost(&error).into())
+            }
+            // Stopped here before, as reading unordered and 0-RTT are never done.
+            Ok(Err(_)) => {
+                self.done = true;
+                Ok(None)
+            }
+        }
+    }
+
+    fn stop(&mut self, code: u32) {
+        self.first.clear();
+        self.abandon(app(code));
+    }
+}
+
+impl Drop for RecvStream {
+    fn drop(&mut self) {
+        self.abandon(if self.session.closed_now().is_some() {
+            varint(code::SESSION_GONE)
+        } else {
+            app(0)
+        });
+    }
+}
