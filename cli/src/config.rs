@@ -160,9 +160,9 @@ pub(crate) fn load<T: Table>(
         move |invalid| layers.invalid(figment, table, invalid)
     };
     Ok(Loaded {
-        role: T::validate(raw).map_err(check(T::NAME))?,
         ops: ops.try_into().map_err(check("ops"))?,
         log: log.try_into().map_err(check("log"))?,
+        role: T::validate(raw).map_err(check(T::NAME))?,
     })
 }
 

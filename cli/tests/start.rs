@@ -186,7 +186,7 @@ fn every_subcommand_explains_itself() {
         (&["gateway", "--help"], "[gateway]"),
         (&["relay", "--help"], "[relay.upstreams.chat]"),
         (&["probe", "--help"], "--certificate-hash"),
-        (&["provision", "--help"], "identity_key"),
+        (&["provision", "--help"], "identity.key"),
         (&["token", "session", "--help"], "--subject"),
         (&["key", "generate", "--help"], "k4.secret"),
         (&["sample", "--help"], "tls_key"),

@@ -52,10 +52,11 @@ pub(crate) async fn datagrams<S: Session>(
         }
         tokio::select! {
             _ = interval.tick() => if now < stop_sending && sent_at.len() < MAX_SAMPLES {
+                let at = Instant::now();
                 match session.send_datagram(line(sent_at.len())) {
                     Ok(()) => {
                         report.datagrams_sent += 1;
-                        sent_at.push(Some(now));
+                        sent_at.push(Some(at));
                     }
                     Err(DatagramError::Session(closed)) => return Err(closed.into()),
                     Err(DatagramError::Full | DatagramError::TooLarge { .. }) => {}

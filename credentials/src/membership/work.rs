@@ -23,13 +23,14 @@ use super::{
     Error,
     client::{Ask, Client, Connection, Failure},
     metrics as names,
+    pinned::Pinned,
     record::Record,
     retry::Backoff,
 };
 use crate::{
     identity::Identity,
     secret::Secret,
-    token::{KeySet, Scope, SigningKey},
+    token::{Scope, SigningKey},
 };
 
 /// What the background work shares.
@@ -37,7 +38,7 @@ pub(super) struct Link {
     client: Client,
     pub(super) identity: Identity,
     pub(super) record: Record,
-    keys: KeySet,
+    pinned: Pinned,
     signing: SigningKey,
     services: Vec<ServiceName>,
     pub(super) said: watch::Sender<Said>,
@@ -63,7 +64,7 @@ impl Link {
         client: Client,
         identity: Identity,
         record: Record,
-        keys: KeySet,
+        pinned: Pinned,
         services: Vec<ServiceName>,
     ) -> Self {
         Self {
@@ -71,7 +72,7 @@ impl Link {
             signing: SigningKey::from(&identity),
             identity,
             record,
-            keys,
+            pinned,
             services,
             said: watch::Sender::default(),
             sessions: AtomicU64::new(0),
@@ -97,27 +98,6 @@ impl Link {
         self.signing.sign(&request, scope)
     }
 
-    /// Reads a signed roster. Its signature covers the cluster; it must name it all the same.
-    fn verify(&self, token: &[u8], held: Epoch) -> Result<Roster, Failure> {
-        let token = std::str::from_utf8(token).map_err(|_| Failure::Roster("malformed"))?;
-        let scope = Scope {
-            cluster: &self.record.cluster,
-            audience: "nodes",
-            binding: &[],
-        };
-        let roster: Roster = self
-            .keys
-            .verify(token.trim(), scope, unix_time())
-            .map_err(|rejected| Failure::Roster(rejected.reason()))?;
-        if roster.cluster != self.record.cluster {
-            return Err(Failure::Roster("cluster"));
-        }
-        if roster.epoch <= held {
-            return Err(Failure::Roster("epoch"));
-        }
-        Ok(roster)
-    }
-
     /// Asks for a roster newer than `held`; `None` when there was none while the master waited.
     async fn newer_roster(
         &self,
@@ -141,8 +121,10 @@ impl Link {
             .await?;
         match answer.status {
             StatusCode::OK => self
-                .verify(&answer.body, held.unwrap_or_default())
-                .map(Some),
+                .pinned
+                .accept(&answer.body, held.unwrap_or_default(), unix_time())
+                .map(Some)
+                .map_err(Failure::Roster),
             _ => Ok(None),
         }
     }
