@@ -2,6 +2,7 @@
 
 mod client;
 mod metrics;
+mod pinned;
 mod record;
 mod retry;
 mod work;
@@ -22,7 +23,7 @@ use wavry_proto::{
 
 use crate::{cert, identity::Identity, secret::Secret, source};
 
-pub use metrics::describe as describe_metrics;
+pub(crate) use metrics::describe as describe_metrics;
 use record::Record;
 use work::{Link, Said};
 
@@ -111,8 +112,8 @@ impl Membership {
                 record
             }
         };
-        let keys = record.keys()?;
-        let link = Arc::new(Link::new(client, identity, record, keys, config.services));
+        let pinned = record.pinned()?;
+        let link = Arc::new(Link::new(client, identity, record, pinned, config.services));
 
         let (roster, connection) = work::first_roster(&link).await?;
         let (roster_sender, roster) = watch::channel(Arc::new(roster));

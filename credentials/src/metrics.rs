@@ -10,6 +10,7 @@ pub const CERTIFICATE_LOADS: &str = "wavry_credentials_certificate_loads_total";
 
 /// Describes them to the recorder.
 pub fn describe() {
+    crate::membership::describe_metrics();
     describe_gauge!(
         CERTIFICATE_EXPIRY,
         Unit::Seconds,

@@ -9,8 +9,9 @@ pub(crate) const HANDSHAKES_FAILED: &str = "wavry_master_handshakes_failed_total
 pub(crate) const ROSTER_EPOCH: &str = "wavry_master_roster_epoch";
 pub(crate) const NODES: &str = "wavry_master_nodes";
 
-/// Describes each metric with its unit.
+/// Describes each metric with its unit, those of the credentials too.
 pub fn describe() {
+    wavry_credentials::metrics::describe();
     describe_counter!(
         REQUESTS,
         Unit::Count,

@@ -33,6 +33,9 @@ pub(crate) async fn serve(
     let connections = TaskTracker::new();
     // Bounds connections, and with them nonces and bodies: limits.max_connections × 64 KiB.
     let places = Arc::new(Semaphore::new(limits.max_connections));
+    // Cancelled at the end of this function, whichever way it ends.
+    let cut = CancellationToken::new();
+    let _cut = cut.clone().drop_guard();
     loop {
         let accepted = tokio::select! {
             accepted = accept(&listener, &places) => accepted,
@@ -49,12 +52,13 @@ pub(crate) async fn serve(
         };
         let span = tracing::info_span!("connection", %peer);
         let (tls, router, limits) = (tls.clone(), router.clone(), limits.clone());
-        let leaving = leaving.clone();
+        let (leaving, cut) = (leaving.clone(), cut.clone());
         connections.spawn(
             async move {
                 let _place = place;
                 metrics::gauge!(names::CONNECTIONS).increment(1.0);
-                if let Err(reason) = connection(stream, peer, tls, router, limits, leaving).await {
+                let served = connection(stream, peer, tls, router, limits, leaving);
+                if let Some(Err(reason)) = cut.run_until_cancelled(served).await {
                     metrics::counter!(names::HANDSHAKES_FAILED, "reason" => reason).increment(1);
                     tracing::debug!(reason, "handshake failed");
                 }
@@ -68,7 +72,7 @@ pub(crate) async fn serve(
     if timeout(drain_timeout, connections.wait()).await.is_err() {
         tracing::warn!(
             connections = connections.len(),
-            "requests outlived the drain timeout"
+            "requests outlived the drain timeout and are cut"
         );
     }
 }
@@ -97,10 +101,11 @@ async fn connection(
 ) -> Result<(), &'static str> {
     // Answers are small and waited for.
     let _ = stream.set_nodelay(true);
-    let stream = timeout(limits.handshake_timeout, tls.accept(stream))
-        .await
-        .map_err(|_| "timeout")?
-        .map_err(|_| "tls")?;
+    let handshake = timeout(limits.handshake_timeout, tls.accept(stream));
+    let Some(handshake) = leaving.run_until_cancelled(handshake).await else {
+        return Ok(());
+    };
+    let stream = handshake.map_err(|_| "timeout")?.map_err(|_| "tls")?;
     let session = stream.get_ref().1;
     // Below 1.3 an exporter is not unique to its connection (RFC 9266, section 1).
     if session.protocol_version() != Some(rustls::ProtocolVersion::TLSv1_3) {

@@ -8,7 +8,7 @@ pub(super) const MASTER_UP: &str = "wavry_node_master_up";
 pub(super) const MASTER_FAILURES: &str = "wavry_node_master_failures_total";
 
 /// Describes each metric with its unit.
-pub fn describe() {
+pub(crate) fn describe() {
     describe_gauge!(
         ROSTER_EPOCH,
         Unit::Count,

@@ -23,13 +23,14 @@ use super::{
     Error,
     client::{Ask, Client, Connection, Failure},
     metrics as names,
+    pinned::Pinned,
     record::Record,
-    retry::Backoff,
+    retry::Attempts,
 };
 use crate::{
     identity::Identity,
     secret::Secret,
-    token::{KeySet, Scope, SigningKey},
+    token::{Scope, SigningKey},
 };
 
 /// What the background work shares.
@@ -37,7 +38,7 @@ pub(super) struct Link {
     client: Client,
     pub(super) identity: Identity,
     pub(super) record: Record,
-    keys: KeySet,
+    pinned: Pinned,
     signing: SigningKey,
     services: Vec<ServiceName>,
     pub(super) said: watch::Sender<Said>,
@@ -63,7 +64,7 @@ impl Link {
         client: Client,
         identity: Identity,
         record: Record,
-        keys: KeySet,
+        pinned: Pinned,
         services: Vec<ServiceName>,
     ) -> Self {
         Self {
@@ -71,7 +72,7 @@ impl Link {
             signing: SigningKey::from(&identity),
             identity,
             record,
-            keys,
+            pinned,
             services,
             said: watch::Sender::default(),
             sessions: AtomicU64::new(0),
@@ -97,27 +98,6 @@ impl Link {
         self.signing.sign(&request, scope)
     }
 
-    /// Reads a signed roster. Its signature covers the cluster; it must name it all the same.
-    fn verify(&self, token: &[u8], held: Epoch) -> Result<Roster, Failure> {
-        let token = std::str::from_utf8(token).map_err(|_| Failure::Roster("malformed"))?;
-        let scope = Scope {
-            cluster: &self.record.cluster,
-            audience: "nodes",
-            binding: &[],
-        };
-        let roster: Roster = self
-            .keys
-            .verify(token.trim(), scope, unix_time())
-            .map_err(|rejected| Failure::Roster(rejected.reason()))?;
-        if roster.cluster != self.record.cluster {
-            return Err(Failure::Roster("cluster"));
-        }
-        if roster.epoch <= held {
-            return Err(Failure::Roster("epoch"));
-        }
-        Ok(roster)
-    }
-
     /// Asks for a roster newer than `held`; `None` when there was none while the master waited.
     async fn newer_roster(
         &self,
@@ -141,8 +121,10 @@ impl Link {
             .await?;
         match answer.status {
             StatusCode::OK => self
-                .verify(&answer.body, held.unwrap_or_default())
-                .map(Some),
+                .pinned
+                .accept(&answer.body, held.unwrap_or_default(), unix_time())
+                .map(Some)
+                .map_err(Failure::Roster),
             _ => Ok(None),
         }
     }
@@ -182,7 +164,7 @@ pub(super) async fn register(
         return Err(not_a_token());
     }
     let id = token_id(token).ok_or_else(not_a_token)?;
-    let mut backoff = Backoff::default();
+    let mut attempts = Attempts::at("register");
     loop {
         match try_register(client, identity, token, &id, services).await {
             Ok(registered) => {
@@ -195,13 +177,13 @@ pub(super) async fn register(
                 });
             }
             Err(failure) => {
-                failed("register", &failure);
+                let pause = attempts.failed(&failure);
                 if let Some(error) = failure.is_final() {
                     return Err(error);
                 }
+                tokio::time::sleep(pause).await;
             }
         }
-        tokio::time::sleep(backoff.pause()).await;
     }
 }
 
@@ -232,7 +214,7 @@ async fn try_register(
 
 /// Waits for the first roster, and keeps the connection it came by.
 pub(super) async fn first_roster(link: &Link) -> Result<(Roster, Connection), Error> {
-    let mut backoff = Backoff::default();
+    let mut attempts = Attempts::at("roster");
     loop {
         let attempt = async {
             let mut connection = link.client.connect().await?;
@@ -247,13 +229,13 @@ pub(super) async fn first_roster(link: &Link) -> Result<(Roster, Connection), Er
                 return Ok((roster, connection));
             }
             Err(failure) => {
-                failed("roster", &failure);
+                let pause = attempts.failed(&failure);
                 if let Some(error) = failure.is_final() {
                     return Err(error);
                 }
+                tokio::time::sleep(pause).await;
             }
         }
-        tokio::time::sleep(backoff.pause()).await;
     }
 }
 
@@ -263,7 +245,7 @@ pub(super) async fn follow_roster(
     connection: Connection,
     rosters: watch::Sender<Arc<Roster>>,
 ) {
-    let mut backoff = Backoff::default();
+    let mut attempts = Attempts::at("roster");
     let mut open = Some(connection);
     loop {
         let held = rosters.borrow().epoch;
@@ -273,14 +255,13 @@ pub(super) async fn follow_roster(
         .await
         {
             Ok(Some(roster)) => {
-                backoff.reset();
+                attempts.succeeded();
                 report(&roster);
                 rosters.send_replace(Arc::new(roster));
             }
-            Ok(None) => backoff.reset(),
+            Ok(None) => attempts.succeeded(),
             Err(failure) => {
-                failed("roster", &failure);
-                tokio::time::sleep(backoff.pause()).await;
+                tokio::time::sleep(attempts.failed(&failure)).await;
             }
         }
     }
@@ -292,7 +273,7 @@ pub(super) async fn send_heartbeats(
     roster: watch::Receiver<Arc<Roster>>,
     farewell: watch::Sender<bool>,
 ) {
-    let mut backoff = Backoff::default();
+    let mut attempts = Attempts::at("heartbeat");
     let mut open = None;
     let mut news = link.said.subscribe();
     loop {
@@ -304,7 +285,7 @@ pub(super) async fn send_heartbeats(
         .await
         {
             Ok(heard) => {
-                backoff.reset();
+                attempts.succeeded();
                 metrics::gauge!(names::MASTER_UP).set(1.0);
                 if said.draining {
                     farewell.send_replace(true);
@@ -314,8 +295,7 @@ pub(super) async fn send_heartbeats(
             }
             Err(failure) => {
                 metrics::gauge!(names::MASTER_UP).set(0.0);
-                failed("heartbeat", &failure);
-                backoff.pause()
+                attempts.failed(&failure)
             }
         };
         tokio::select! {
@@ -351,17 +331,6 @@ fn token_id(token: &str) -> Option<String> {
     let (payload, _signature) = body.split_last_chunk::<64>()?;
     let payload: Payload = serde_json::from_slice(payload).ok()?;
     Some(payload.jti)
-}
-
-fn failed(operation: &'static str, failure: &Failure) {
-    let reason = failure.reason();
-    metrics::counter!(names::MASTER_FAILURES, "operation" => operation, "reason" => reason)
-        .increment(1);
-    tracing::warn!(
-        operation,
-        error = failure as &dyn std::error::Error,
-        "no help from the master"
-    );
 }
 
 fn report(roster: &Roster) {

@@ -133,7 +133,7 @@ async fn services_and_keys_are_those_of_the_configuration() {
         .configure(std::slice::from_ref(&b), &keys)
         .await
         .unwrap();
-    assert_eq!(one.services, [b.clone()]);
+    assert_eq!(one.services, std::slice::from_ref(&b));
     assert!(one.epoch > both.epoch);
     let rekeyed = store
         .configure(&[b], &["k4.public.b".to_owned()])
