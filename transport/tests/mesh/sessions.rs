@@ -72,12 +72,17 @@ async fn streams_of_both_kinds_carry_bytes_both_ways() {
         assert_eq!(read_all(&mut recv).await, b"answer");
 
         let mut uni = opener.open_uni().await.unwrap();
-        uni.write(Bytes::from(vec![7; 3_000_000]))
-            .await
-            .unwrap_or_else(|_| panic!());
-        uni.finish().unwrap();
-        let mut recv = accepter.accept_uni().await.unwrap();
-        assert_eq!(read_all(&mut recv).await, vec![7; 3_000_000]);
+        let writing = async {
+            // More than a session's window.
+            uni.write(Bytes::from(vec![7; 3_000_000])).await.unwrap();
+            uni.finish().unwrap();
+        };
+        let reading = async {
+            let mut recv = accepter.accept_uni().await.unwrap();
+            read_all(&mut recv).await
+        };
+        let ((), read) = tokio::join!(writing, reading);
+        assert!(read == vec![7; 3_000_000]);
     }
 }
 
