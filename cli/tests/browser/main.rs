@@ -1,6 +1,12 @@
 //! Real browsers on the demo page of `wavry dev`: through gateway, mesh and relay to a service and
 //! back, and turned away where they should be.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking"
+)]
+
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -30,10 +36,13 @@ fn visit(browser: &str) {
     let before = dev.metrics("gateway");
 
     let mut node = Command::new("node");
-    node.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/browser/run.mjs"))
-        .args([browser, "demo"])
-        .arg(directory.path().join("ready.json"))
-        .env("WAVRY_PEERS", peers);
+    node.arg(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/browser/run.mjs"
+    ))
+    .args([browser, "demo"])
+    .arg(directory.path().join("ready.json"))
+    .env("WAVRY_PEERS", peers);
     let seen = output(node);
     let text = String::from_utf8_lossy(&seen.stdout);
     let after = dev.metrics("gateway");

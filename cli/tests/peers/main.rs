@@ -2,6 +2,8 @@
 //! aioquic and a web-transport-quinn server, and socat's TCP and UDP echoes — reached by the probe,
 //! by a native session, and by a browser.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -28,7 +30,10 @@ fn an_aioquic_service_answers_through_three_processes() {
     cluster.add("aioquic", &service.url(), true);
     let cluster = cluster.start();
 
-    let report = cluster.probe("aioquic", &["--subprotocol", "first", "--subprotocol", "last"]);
+    let report = cluster.probe(
+        "aioquic",
+        &["--subprotocol", "first", "--subprotocol", "last"],
+    );
     assert_eq!(report["status"], 200);
     assert_eq!(
         report["subprotocol"], "last",
@@ -57,7 +62,9 @@ async fn the_code_and_reason_an_aioquic_service_closes_with_reach_the_client() {
 
     let session = cluster.connect("aioquic").await;
     let mut send = session.open_uni().await.unwrap();
-    send.write(Bytes::from_static(b"there and back")).await.unwrap();
+    send.write(Bytes::from_static(b"there and back"))
+        .await
+        .unwrap();
     send.finish().unwrap();
     let mut recv = session.accept_uni().await.unwrap();
     let mut answer = Vec::new();
@@ -83,7 +90,11 @@ fn a_web_transport_quinn_service_answers_through_three_processes() {
 
     let report = cluster.probe("wtq", &[]);
     assert_eq!(report["status"], 200);
-    for key in ["datagram_rtt_p50_ms", "stream_rtt_p50_ms", "stream_up_bytes_per_second"] {
+    for key in [
+        "datagram_rtt_p50_ms",
+        "stream_rtt_p50_ms",
+        "stream_up_bytes_per_second",
+    ] {
         positive(&report, key);
     }
 }
@@ -162,10 +173,13 @@ fn visit(cluster: &Cluster, service: &str) -> Value {
     });
     std::fs::write(&spec, text.to_string()).unwrap();
     let mut node = Command::new("node");
-    node.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/browser/run.mjs"))
-        .args(["chromium", "session"])
-        .arg(&spec)
-        .env("WAVRY_PEERS", service::peers());
+    node.arg(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/browser/run.mjs"
+    ))
+    .args(["chromium", "session"])
+    .arg(&spec)
+    .env("WAVRY_PEERS", service::peers());
     let seen = output(node);
     let text = String::from_utf8_lossy(&seen.stdout);
     assert!(seen.status.success(), "{}\nsaw {text}", stderr(&seen));
