@@ -352,7 +352,7 @@ impl Live<'_> {
             never = self.expire_with_the_token() => match never {},
         };
         let reason = reason(&ended);
-        info!(reason, client = %ended.a, exit = %ended.b, "over");
+        info!(reason, code = code(&ended), "over");
         counter!(names::ENDED, "service" => self.service.to_string(), "reason" => reason)
             .increment(1);
         count("from_client", &ended.a_to_b);
@@ -425,6 +425,17 @@ fn reason(ended: &mirror::Ended) -> &'static str {
             _ => "gateway",
         },
     }
+}
+
+/// The code that a session ended with, if it ended with one. Its reason is the application's, and
+/// stays out of logs.
+fn code(ended: &mirror::Ended) -> Option<u32> {
+    [&ended.a, &ended.b]
+        .into_iter()
+        .find_map(|closed| match closed {
+            Closed::Peer(close) | Closed::Here(close) => Some(close.code),
+            Closed::Lost(_) => None,
+        })
 }
 
 fn count(direction: &'static str, carried: &mirror::Carried) {

@@ -271,7 +271,12 @@ impl Exit {
             ended = dialled.carry(&session) => ended,
             never = leave => match never {},
         };
-        info!(reason = ended.reason, session = %ended.session, "over");
+        // The reason that came with the code is the application's, and stays out of logs.
+        let code = match ended.session {
+            Closed::Peer(close) | Closed::Here(close) => Some(close.code),
+            Closed::Lost(_) => None,
+        };
+        info!(reason = ended.reason, code, "over");
         ended.reason
     }
 }
