@@ -44,7 +44,10 @@ fn echo_is_measured_beside_bare_quic() {
 #[test]
 fn a_gibibyte_in_two_hundred_streams_comes_back_byte_for_byte() {
     let report = run(&["transfer", "--bytes", "1073741824", "--streams", "200"]);
-    assert_eq!(figure(&report, "bytes_back_exact", "wavry"), 1_073_741_824.0);
+    assert_eq!(
+        figure(&report, "bytes_back_exact", "wavry"),
+        1_073_741_824.0
+    );
     assert_eq!(figure(&report, "streams_exact", "wavry"), 200.0);
 }
 

@@ -2,6 +2,7 @@
 
 mod datagrams;
 mod echo;
+mod stalled;
 mod transfer;
 
 use crate::{Error, Report, target};
@@ -15,6 +16,8 @@ pub enum Scenario {
     Transfer(transfer::Args),
     /// Datagrams at a steady rate, every loss accounted for
     Datagrams(datagrams::Args),
+    /// Throughput of one session beside others that write and never read
+    Stalled(stalled::Args),
 }
 
 /// What every scenario takes.
@@ -33,6 +36,7 @@ impl Scenario {
             Self::Echo(args) => args.common.json,
             Self::Transfer(args) => args.common.json,
             Self::Datagrams(args) => args.common.json,
+            Self::Stalled(args) => args.common.json,
         }
     }
 
@@ -41,6 +45,7 @@ impl Scenario {
             Self::Echo(args) => echo::run(args).await,
             Self::Transfer(args) => transfer::run(args).await,
             Self::Datagrams(args) => datagrams::run(args).await,
+            Self::Stalled(args) => stalled::run(args).await,
         }
     }
 }

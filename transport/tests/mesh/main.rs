@@ -1,0 +1,4 @@
+//! What the mesh promises, over real sockets.
+
+mod nodes;
+mod sessions;
