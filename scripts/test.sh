@@ -97,7 +97,7 @@ install_tools() {
 check_dependencies() {
   cargo deny --locked check --hide-inclusion-graph --allow duplicate bans licenses sources
   cargo deny --locked --manifest-path proto/Cargo.toml --exclude-dev --config proto/deny.toml check --hide-inclusion-graph bans
-  if quietly cargo deny --locked fetch db 2>/dev/null; then
+  if quietly timeout 120 cargo deny --locked fetch db 2>/dev/null; then
     cargo deny --locked check --hide-inclusion-graph --disable-fetch advisories
   else
     echo "advisories were not checked: their database cannot be fetched from here"

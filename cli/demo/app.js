@@ -81,10 +81,13 @@ class Live {
 
   start() {
     for (const part of [this.readDatagrams(), this.readUni(), this.readBi(), this.ping(), this.pingStream()]) {
-      part.catch((error) => {
-        if (!this.over) log(`stopped: ${error.message ?? error}`, true);
-      });
+      part.catch((error) => this.tell(`stopped: ${error.message ?? error}`));
     }
+  }
+
+  /** Logs what went wrong, unless the session turns out to be over, which explains it. */
+  tell(text) {
+    setTimeout(() => this.over || log(text, true), 50);
   }
 
   async readDatagrams() {
@@ -171,7 +174,7 @@ class Live {
       log(`${label} ended`);
       return text;
     } catch (error) {
-      if (!this.over) log(`${label} was reset with code ${codeOf(error) ?? "?"}`, true);
+      this.tell(`${label} was reset with code ${codeOf(error) ?? "?"}`);
       throw error;
     } finally {
       if (entry) this.forget(entry);
@@ -217,7 +220,7 @@ class Live {
     entry.writer.closed.then(
       () => bi || this.forget(entry),
       (error) => {
-        if (!this.over) log(`${label} was stopped with code ${codeOf(error) ?? "?"}`, true);
+        this.tell(`${label} was stopped with code ${codeOf(error) ?? "?"}`);
         if (!bi) this.forget(entry);
       },
     );

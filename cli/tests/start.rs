@@ -10,7 +10,7 @@ const CANARY: &str = "canary-5ecret-value";
 
 fn config(directory: &Path, text: &str) -> String {
     let file = directory.join("config.toml");
-    std::fs::write(&file, text).unwrap();
+    std::fs::write(&file, text).expect("a temporary directory can be written");
     file.display().to_string()
 }
 

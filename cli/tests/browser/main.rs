@@ -1,6 +1,12 @@
 //! Real browsers on the demo page of `wavry dev`: through gateway, mesh and relay to a service and
 //! back, and turned away where they should be.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking"
+)]
+
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -19,7 +19,7 @@ use wavry_transport::{
 use crate::support::{RoleProcess, output, stderr, wavry};
 
 /// A cluster of one gateway and one relay.
-pub struct Cluster {
+pub(crate) struct Cluster {
     directory: tempfile::TempDir,
     services: String,
     upstreams: String,
@@ -30,7 +30,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// Its certificates; nothing runs yet.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         cert::install_crypto_provider();
         let cluster = Self {
             directory: tempfile::tempdir().unwrap(),
@@ -47,12 +47,12 @@ impl Cluster {
     }
 
     /// Where its files are: `ca.crt`, and `service.crt` with its key for a service.
-    pub fn directory(&self) -> &Path {
+    pub(crate) fn directory(&self) -> &Path {
         self.directory.path()
     }
 
     /// A public service. `tls` says whether the upstream has a certificate of this authority.
-    pub fn add(&mut self, name: &str, upstream: &str, tls: bool) {
+    pub(crate) fn add(&mut self, name: &str, upstream: &str, tls: bool) {
         self.service(name, upstream, "public");
         if tls {
             let ca = self.directory().join("ca.crt");
@@ -61,7 +61,7 @@ impl Cluster {
     }
 
     /// A service that is reached with a token.
-    pub fn add_with_token(&mut self, name: &str, upstream: &str) {
+    pub(crate) fn add_with_token(&mut self, name: &str, upstream: &str) {
         self.service(name, upstream, "token");
     }
 
@@ -80,7 +80,7 @@ impl Cluster {
     }
 
     /// Starts every process; each serves when this returns.
-    pub fn start(mut self) -> Self {
+    pub(crate) fn start(mut self) -> Self {
         let directory = self.directory().to_owned();
         let at = |name: &str| directory.join(name);
         let key = at("signing.key");
@@ -155,18 +155,18 @@ impl Cluster {
     }
 
     /// URL of a service, with whatever path follows its name.
-    pub fn url(&self, service: &str) -> String {
+    pub(crate) fn url(&self, service: &str) -> String {
         format!("https://{}/{service}", self.gateway())
     }
 
     /// SHA-256 of the gateway's certificate, as hexadecimal.
-    pub fn certificate_hash(&self) -> String {
+    pub(crate) fn certificate_hash(&self) -> String {
         let hash = cert::file_hash(&self.directory().join("gateway.crt")).unwrap();
         hash.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// A file with a session token for `service`.
-    pub fn session_token(&self, service: &str) -> PathBuf {
+    pub(crate) fn session_token(&self, service: &str) -> PathBuf {
         let made = run(&mut self.signing(&["token", "session", service, "--subject", "tester"]));
         let file = self.directory().join("session.token");
         wavry_credentials::source::write_private(&file, &made.stdout).unwrap();
@@ -174,7 +174,7 @@ impl Cluster {
     }
 
     /// Probes a service.
-    pub fn try_probe(&self, service: &str, more: &[&str]) -> Output {
+    pub(crate) fn try_probe(&self, service: &str, more: &[&str]) -> Output {
         let (url, ca) = (self.url(service), self.directory().join("ca.crt"));
         let ca = ca.to_str().unwrap();
         let mut probe = wavry(&["probe", &url, "--ca", ca, "--json", "--duration", "1s"]);
@@ -183,14 +183,14 @@ impl Cluster {
     }
 
     /// Probes a service that answers; the report.
-    pub fn probe(&self, service: &str, more: &[&str]) -> Value {
+    pub(crate) fn probe(&self, service: &str, more: &[&str]) -> Value {
         let probed = self.try_probe(service, more);
         assert!(probed.status.success(), "{}", stderr(&probed));
         serde_json::from_slice(&probed.stdout).expect("one JSON object")
     }
 
     /// A native session to a service.
-    pub async fn connect(&self, service: &str) -> Session {
+    pub(crate) async fn connect(&self, service: &str) -> Session {
         let trust = Trust::Authorities(self.directory().join("ca.crt"));
         let tls = cert::client_config(&trust).unwrap();
         let local = SocketAddr::from(([127, 0, 0, 1], 0));

@@ -2,6 +2,8 @@
 //! aioquic and a web-transport-quinn server, and socat's TCP and UDP echoes — reached by the probe,
 //! by a native session, and by a browser.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -15,7 +15,7 @@ use wavry_credentials::cert;
 use crate::cluster::Cluster;
 
 /// Where scripts/test.sh put Python's packages and the browsers' driver.
-pub fn peers() -> PathBuf {
+pub(crate) fn peers() -> PathBuf {
     let peers = std::env::var_os("WAVRY_PEERS");
     peers
         .expect("WAVRY_PEERS is not set: run ./scripts/test.sh, which installs browsers and peers")
@@ -33,14 +33,14 @@ impl Drop for Process {
 }
 
 /// A WebTransport echo by aioquic, in Python.
-pub struct Aioquic {
+pub(crate) struct Aioquic {
     _process: Process,
     port: u64,
 }
 
 impl Aioquic {
     /// Starts it with the cluster's certificate for services.
-    pub fn start(cluster: &Cluster) -> Self {
+    pub(crate) fn start(cluster: &Cluster) -> Self {
         let at = |name: &str| cluster.directory().join(name);
         let mut child = Command::new(peers().join("venv/bin/python"))
             .arg(concat!(
@@ -63,26 +63,26 @@ impl Aioquic {
         }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("https://localhost:{}/", self.port)
     }
 }
 
 /// An echo by socat.
-pub struct Socat {
+pub(crate) struct Socat {
     _process: Process,
     url: String,
 }
 
 impl Socat {
     /// Each connection is a `cat`.
-    pub fn tcp() -> Self {
+    pub(crate) fn tcp() -> Self {
         let address = "TCP4-LISTEN:0,bind=127.0.0.1,fork,backlog=64";
         Self::start("tcp", address, "EXEC:cat")
     }
 
     /// Each sender is a `cat` behind a socket pair that keeps datagrams apart.
-    pub fn udp() -> Self {
+    pub(crate) fn udp() -> Self {
         // socat takes the address anew for each sender, so that it cannot be told to take any.
         let free = UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();
@@ -115,25 +115,25 @@ impl Socat {
         }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         self.url.clone()
     }
 }
 
 /// A WebTransport echo by web-transport-quinn, on threads of its own.
-pub struct WebTransportQuinn {
+pub(crate) struct WebTransportQuinn {
     address: SocketAddr,
     _runtime: tokio::runtime::Runtime,
 }
 
 impl WebTransportQuinn {
     /// Starts it with the cluster's certificate for services.
-    pub fn start(cluster: &Cluster) -> Self {
+    pub(crate) fn start(cluster: &Cluster) -> Self {
         let at = |name: &str| cluster.directory().join(name);
         let store = cert::Store::new();
         store.load(&at("service.crt"), &at("service.key")).unwrap();
         let mut tls = store.server_config();
-        tls.alpn_protocols = vec![web_transport_quinn::ALPN.into()];
+        tls.alpn_protocols = vec![web_transport_quinn::ALPN.as_bytes().to_vec()];
         let tls = QuicServerConfig::try_from(tls).unwrap();
         let config = quinn::ServerConfig::with_crypto(Arc::new(tls));
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -154,7 +154,7 @@ impl WebTransportQuinn {
         }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("https://localhost:{}/", self.address.port())
     }
 }
