@@ -361,6 +361,7 @@ impl Link {
                 },
                 None => self.meter.malformed(),
             }
+            tokio::task::coop::consume_budget().await;
         }
     }
 

@@ -75,6 +75,9 @@ impl session::Session for Session {
                 RecvStream::new(core.clone(), recv, Bytes::new(), None),
             ))
         };
+        if let Some(closed) = core.over() {
+            return Err(closed);
+        }
         let (mut send, recv) = core.unless_over(opening).await??;
         send.write_header(self.header()).await?;
         Ok((send, recv))
@@ -93,6 +96,9 @@ impl session::Session for Session {
             permit.used = true;
             Ok(SendStream::new(core.clone(), send))
         };
+        if let Some(closed) = core.over() {
+            return Err(closed);
+        }
         let mut send = core.unless_over(opening).await??;
         send.write_header(self.header()).await?;
         Ok(send)

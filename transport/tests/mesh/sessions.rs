@@ -9,7 +9,7 @@ use wavry_transport::{
 
 use crate::nodes::{Cluster, id, one_connection, request, session};
 
-async fn read_all(recv: &mut impl RecvStream) -> Vec<u8> {
+pub(crate) async fn read_all(recv: &mut impl RecvStream) -> Vec<u8> {
     let mut all = Vec::new();
     while let Some(chunk) = recv.read().await.unwrap() {
         all.extend_from_slice(&chunk);
@@ -72,12 +72,17 @@ async fn streams_of_both_kinds_carry_bytes_both_ways() {
         assert_eq!(read_all(&mut recv).await, b"answer");
 
         let mut uni = opener.open_uni().await.unwrap();
-        uni.write(Bytes::from(vec![7; 3_000_000]))
-            .await
-            .unwrap_or_else(|_| panic!());
-        uni.finish().unwrap();
-        let mut recv = accepter.accept_uni().await.unwrap();
-        assert_eq!(read_all(&mut recv).await, vec![7; 3_000_000]);
+        let writing = async {
+            // More than a session's window.
+            uni.write(Bytes::from(vec![7; 3_000_000])).await.unwrap();
+            uni.finish().unwrap();
+        };
+        let reading = async {
+            let mut recv = accepter.accept_uni().await.unwrap();
+            read_all(&mut recv).await
+        };
+        let ((), read) = tokio::join!(writing, reading);
+        assert!(read == vec![7; 3_000_000]);
     }
 }
 
