@@ -2,7 +2,7 @@
 
 mod datagrams;
 mod echo;
-mod stalled;
+mod stall;
 mod transfer;
 
 use crate::{Error, Report, target};
@@ -12,12 +12,12 @@ use crate::{Error, Report, target};
 pub enum Scenario {
     /// Round trips and throughput through gateway and relay, beside bare QUIC
     Echo(echo::Args),
+    /// Throughput of one session beside others that never read
+    Stall(stall::Args),
     /// Bytes in many streams at once, each byte checked when it comes back
     Transfer(transfer::Args),
     /// Datagrams at a steady rate, every loss accounted for
     Datagrams(datagrams::Args),
-    /// Throughput of one session beside others that write and never read
-    Stalled(stalled::Args),
 }
 
 /// What every scenario takes.
@@ -34,18 +34,18 @@ impl Scenario {
     pub(crate) fn json(&self) -> bool {
         match self {
             Self::Echo(args) => args.common.json,
+            Self::Stall(args) => args.common.json,
             Self::Transfer(args) => args.common.json,
             Self::Datagrams(args) => args.common.json,
-            Self::Stalled(args) => args.common.json,
         }
     }
 
     pub(crate) async fn run(&self) -> Result<Report, Error> {
         match self {
             Self::Echo(args) => echo::run(args).await,
+            Self::Stall(args) => stall::run(args).await,
             Self::Transfer(args) => transfer::run(args).await,
             Self::Datagrams(args) => datagrams::run(args).await,
-            Self::Stalled(args) => stalled::run(args).await,
         }
     }
 }
