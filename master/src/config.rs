@@ -280,9 +280,10 @@ fn origin(text: &str) -> Option<String> {
         return None;
     }
     let scheme = scheme.to_ascii_lowercase();
-    let host = host(uri.host()?)?;
+    let written = uri.host()?;
+    let host = host(written)?;
     // What is left of the authority is a port, or nothing: user information would be in the way.
-    let port = match authority.get(host.len()..)? {
+    let port = match authority.get(written.len()..)? {
         "" => None,
         rest => Some(rest.strip_prefix(':')?.parse::<u16>().ok()?),
     };
@@ -350,6 +351,7 @@ mod tests {
             ("https://app.example:443", "https://app.example"),
             ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),
             ("https://[::1]:9", "https://[::1]:9"),
+            ("https://[0:0:0:0:0:0:0:1]:9", "https://[::1]:9"),
         ] {
             let config = with_service(|s| s.allowed_origins = vec![written.into()]).unwrap();
             assert_eq!(config.services[0].allowed_origins, [kept]);
@@ -366,6 +368,7 @@ mod tests {
             "https://a/path",
             "https://a?q",
             "https://user@a",
+            "https://a:80@b",
             "https://a:port",
             "https://a:99999",
             "https://*",

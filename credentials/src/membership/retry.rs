@@ -1,25 +1,65 @@
-//! How long to wait before the next attempt. Pure: chance is an argument.
+//! Attempts at something the master does for the node: how long to wait between them, and what to
+//! say of them.
 
 use std::time::Duration;
+
+use super::{client::Failure, metrics as names};
 
 const FIRST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// Exponential back-off: 50 ms, doubled up to 5 s.
+/// Attempts at one operation. Each failure is counted; the log hears when the reason changes.
+pub(super) struct Attempts {
+    operation: &'static str,
+    backoff: Backoff,
+    trouble: Option<&'static str>,
+}
+
+impl Attempts {
+    pub(super) fn at(operation: &'static str) -> Self {
+        Self {
+            operation,
+            backoff: Backoff::default(),
+            trouble: None,
+        }
+    }
+
+    /// Notes a failure, and gives the wait before the next attempt.
+    pub(super) fn failed(&mut self, failure: &Failure) -> Duration {
+        let (operation, reason) = (self.operation, failure.reason());
+        metrics::counter!(names::MASTER_FAILURES, "operation" => operation, "reason" => reason)
+            .increment(1);
+        if self.trouble.replace(reason) != Some(reason) {
+            let error = failure as &dyn std::error::Error;
+            tracing::warn!(
+                operation,
+                reason,
+                error,
+                "the master does not help; trying on"
+            );
+        }
+        self.backoff.after(chance())
+    }
+
+    /// Notes a success.
+    pub(super) fn succeeded(&mut self) {
+        self.backoff.reset();
+        if self.trouble.take().is_some() {
+            tracing::info!(operation = self.operation, "the master helps again");
+        }
+    }
+}
+
+/// Exponential back-off: 50 ms, doubled up to 5 s. Pure: chance is an argument.
 #[derive(Debug, Default)]
-pub(super) struct Backoff {
+struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
     /// An attempt succeeded.
-    pub(super) fn reset(&mut self) {
+    fn reset(&mut self) {
         self.failures = 0;
-    }
-
-    /// The wait before the next attempt.
-    pub(super) fn pause(&mut self) -> Duration {
-        self.after(chance())
     }
 
     /// Half of the wait is fixed, half is `chance`, which is uniform over

@@ -25,7 +25,7 @@ use super::{
     metrics as names,
     pinned::Pinned,
     record::Record,
-    retry::Backoff,
+    retry::Attempts,
 };
 use crate::{
     identity::Identity,
@@ -164,7 +164,7 @@ pub(super) async fn register(
         return Err(not_a_token());
     }
     let id = token_id(token).ok_or_else(not_a_token)?;
-    let mut backoff = Backoff::default();
+    let mut attempts = Attempts::at("register");
     loop {
         match try_register(client, identity, token, &id, services).await {
             Ok(registered) => {
@@ -177,13 +177,13 @@ pub(super) async fn register(
                 });
             }
             Err(failure) => {
-                failed("register", &failure);
+                let pause = attempts.failed(&failure);
                 if let Some(error) = failure.is_final() {
                     return Err(error);
                 }
+                tokio::time::sleep(pause).await;
             }
         }
-        tokio::time::sleep(backoff.pause()).await;
     }
 }
 
@@ -214,7 +214,7 @@ async fn try_register(
 
 /// Waits for the first roster, and keeps the connection it came by.
 pub(super) async fn first_roster(link: &Link) -> Result<(Roster, Connection), Error> {
-    let mut backoff = Backoff::default();
+    let mut attempts = Attempts::at("roster");
     loop {
         let attempt = async {
             let mut connection = link.client.connect().await?;
@@ -229,13 +229,13 @@ pub(super) async fn first_roster(link: &Link) -> Result<(Roster, Connection), Er
                 return Ok((roster, connection));
             }
             Err(failure) => {
-                failed("roster", &failure);
+                let pause = attempts.failed(&failure);
                 if let Some(error) = failure.is_final() {
                     return Err(error);
                 }
+                tokio::time::sleep(pause).await;
             }
         }
-        tokio::time::sleep(backoff.pause()).await;
     }
 }
 
@@ -245,7 +245,7 @@ pub(super) async fn follow_roster(
     connection: Connection,
     rosters: watch::Sender<Arc<Roster>>,
 ) {
-    let mut backoff = Backoff::default();
+    let mut attempts = Attempts::at("roster");
     let mut open = Some(connection);
     loop {
         let held = rosters.borrow().epoch;
@@ -255,14 +255,13 @@ pub(super) async fn follow_roster(
         .await
         {
             Ok(Some(roster)) => {
-                backoff.reset();
+                attempts.succeeded();
                 report(&roster);
                 rosters.send_replace(Arc::new(roster));
             }
-            Ok(None) => backoff.reset(),
+            Ok(None) => attempts.succeeded(),
             Err(failure) => {
-                failed("roster", &failure);
-                tokio::time::sleep(backoff.pause()).await;
+                tokio::time::sleep(attempts.failed(&failure)).await;
             }
         }
     }
@@ -274,7 +273,7 @@ pub(super) async fn send_heartbeats(
     roster: watch::Receiver<Arc<Roster>>,
     farewell: watch::Sender<bool>,
 ) {
-    let mut backoff = Backoff::default();
+    let mut attempts = Attempts::at("heartbeat");
     let mut open = None;
     let mut news = link.said.subscribe();
     loop {
@@ -286,7 +285,7 @@ pub(super) async fn send_heartbeats(
         .await
         {
             Ok(heard) => {
-                backoff.reset();
+                attempts.succeeded();
                 metrics::gauge!(names::MASTER_UP).set(1.0);
                 if said.draining {
                     farewell.send_replace(true);
@@ -296,8 +295,7 @@ pub(super) async fn send_heartbeats(
             }
             Err(failure) => {
                 metrics::gauge!(names::MASTER_UP).set(0.0);
-                failed("heartbeat", &failure);
-                backoff.pause()
+                attempts.failed(&failure)
             }
         };
         tokio::select! {
@@ -333,17 +331,6 @@ fn token_id(token: &str) -> Option<String> {
     let (payload, _signature) = body.split_last_chunk::<64>()?;
     let payload: Payload = serde_json::from_slice(payload).ok()?;
     Some(payload.jti)
-}
-
-fn failed(operation: &'static str, failure: &Failure) {
-    let reason = failure.reason();
-    metrics::counter!(names::MASTER_FAILURES, "operation" => operation, "reason" => reason)
-        .increment(1);
-    tracing::warn!(
-        operation,
-        error = failure as &dyn std::error::Error,
-        "no help from the master"
-    );
 }
 
 fn report(roster: &Roster) {

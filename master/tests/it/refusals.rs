@@ -1,12 +1,17 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use hyper::Method;
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject as _},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     task::JoinSet,
     time::timeout,
 };
+use tokio_rustls::TlsConnector;
 use wavry_credentials::{
     identity::Identity,
     token::{KeySet, Scope, SigningKey},
@@ -502,6 +507,32 @@ async fn a_client_that_is_slow_to_say_what_it_wants_is_cut_off() {
         .expect("a body has a deadline")
         .unwrap();
     assert_eq!(answer, b"HTTP/1.1 408");
+}
+
+#[tokio::test]
+async fn a_client_below_tls_1_3_is_not_served() {
+    let world = World::new();
+    let master = world.start().await;
+    let mut authorities = RootCertStore::empty();
+    for authority in CertificateDer::pem_file_iter(world.path("ca.crt")).unwrap() {
+        authorities.add(authority.unwrap()).unwrap();
+    }
+    let old = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS12])
+        .with_root_certificates(authorities)
+        .with_no_client_auth();
+    let name = master.address.ip().to_string().try_into().unwrap();
+    let stream = TcpStream::connect(master.address).await.unwrap();
+    let Ok(mut stream) = TlsConnector::from(Arc::new(old))
+        .connect(name, stream)
+        .await
+    else {
+        return;
+    };
+    let head = b"POST /v1/nodes/challenge HTTP/1.1\r\nhost: m\r\ncontent-length: 0\r\n\r\n";
+    stream.write_all(head).await.ok();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.ok();
+    assert!(answer.is_empty());
 }
 
 #[tokio::test]

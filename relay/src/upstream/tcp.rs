@@ -15,7 +15,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
         TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
+        tcp::{ReadHalf, WriteHalf},
     },
     time::timeout,
 };
@@ -121,8 +121,14 @@ fn refuse(mut send: impl SendStream, mut recv: impl RecvStream) {
 /// The connection was reset by one side.
 struct Broken;
 
-async fn serve<W: SendStream, R: RecvStream>(tcp: TcpStream, send: W, recv: R, counts: &Counts) {
-    let (mut from, mut to) = tcp.into_split();
+async fn serve<W: SendStream, R: RecvStream>(
+    mut tcp: TcpStream,
+    send: W,
+    recv: R,
+    counts: &Counts,
+) {
+    // Halves that do not own the socket do not send a FIN when they are dropped.
+    let (mut from, mut to) = tcp.split();
     // Each direction takes its stream out when it is done with it.
     let (mut send, mut recv) = (Some(send), Some(recv));
     let sent = CancellationToken::new();
@@ -144,7 +150,7 @@ async fn serve<W: SendStream, R: RecvStream>(tcp: TcpStream, send: W, recv: R, c
 /// Everything from the client to the upstream, to the FIN. `_sent` says when that is over.
 async fn to_upstream<R: RecvStream>(
     recv: &mut Option<R>,
-    to: &mut OwnedWriteHalf,
+    to: &mut WriteHalf<'_>,
     _sent: DropGuard,
     counts: &Counts,
 ) -> Result<(), Broken> {
@@ -161,7 +167,7 @@ async fn to_upstream<R: RecvStream>(
             }
             Ok(None) => {
                 if to.shutdown().await.is_ok() {
-                    let _ = SockRef::from(to.as_ref()).set_linger(None);
+                    let _ = SockRef::from(AsRef::<TcpStream>::as_ref(to)).set_linger(None);
                 }
                 break;
             }
@@ -178,7 +184,7 @@ async fn to_upstream<R: RecvStream>(
 /// Everything from the upstream to the client, to the FIN; once the client stopped it, it is read
 /// and thrown away until `sent`.
 async fn from_upstream<W: SendStream>(
-    from: &mut OwnedReadHalf,
+    from: &mut ReadHalf<'_>,
     send: &mut Option<W>,
     sent: &CancellationToken,
     counts: &Counts,

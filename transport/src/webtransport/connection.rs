@@ -214,8 +214,8 @@ impl Connection {
             }
             table.sessions.drain().map(|(_, shared)| shared).collect()
         };
-        for shared in sessions {
-            shared.lost(&error);
+        for lost in futures_util::future::join_all(sessions.iter().map(|s| s.lost(&error))).await {
+            tracing::debug!(reason = %lost, "session over");
         }
         tracing::debug!(%error, "connection closed");
     }

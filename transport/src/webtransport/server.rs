@@ -232,7 +232,10 @@ impl Requested {
         };
         match written {
             Ok(()) => Ok(session(unanswered)),
-            Err(quinn::WriteError::ConnectionLost(error)) => Err(shared.lost(&error)),
+            Err(quinn::WriteError::ConnectionLost(error)) => {
+                shared.end(Closed::Lost(error.to_string()));
+                Err(shared.over().await)
+            }
             Err(error) => {
                 let closed = Closed::Lost(format!("the client left before the answer: {error}"));
                 shared.end(closed.clone());

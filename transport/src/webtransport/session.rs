@@ -75,7 +75,10 @@ impl Session {
         tokio::select! {
             biased;
             closed = self.shared.over() => Err(closed),
-            opened = open => opened.map_err(|error| self.shared.lost(&error)),
+            opened = open => match opened {
+                Ok(opened) => Ok(opened),
+                Err(error) => Err(self.shared.lost(&error).await),
+            },
         }
     }
 
@@ -227,7 +230,7 @@ impl ConnectStream {
                 shared.connection.violation(error.code(), &error);
             }
             Last::Lost(error) => {
-                shared.lost(&error);
+                shared.end(Closed::Lost(error.to_string()));
             }
         }
         shared.farewell.cancel();

@@ -178,7 +178,7 @@ async fn unknown_streams_and_frames_are_left_alone() {
     let mut raw = Raw::connect(&service).await;
     raw.control(&frames(&[(0x21, b"grease"), (0x0d, b"\0")]))
         .await;
-    let mut unknown = raw.uni(0x21 + 0x1f * 7, b"grease").await;
+    let unknown = raw.uni(0x21 + 0x1f * 7, b"grease").await;
     let stop = soon(unknown.stopped()).await.unwrap().unwrap();
     assert_eq!(stop.into_inner(), code::STREAM_CREATION_ERROR);
     let bytes = [
