@@ -41,7 +41,6 @@ pub mod refusal {
     /// Its session is over.
     pub const SESSION_GONE: &str = "session_gone";
 }
-
 /// Mesh connections that are up, by `side` (`client`: dialled here; `server`).
 pub const MESH_CONNECTIONS: &str = "wavry_transport_mesh_connections";
 /// Mesh handshakes, by `side` and `outcome` (`done`, `failed`, `unknown_key`).
