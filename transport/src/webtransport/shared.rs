@@ -16,6 +16,10 @@ use crate::{
     session::{Close, Closed},
 };
 
+/// A peer that ends a session resets its streams or closes the connection, and that may be seen
+/// before the word that tells why. How long to wait for it.
+pub(super) const REASON_WAIT: Duration = Duration::from_secs(1);
+
 /// A stream that the peer opened: its halves and what was read together with its header.
 pub(super) struct Incoming {
     pub(super) send: Option<quinn::SendStream>,
@@ -77,12 +81,14 @@ impl Shared {
         }
     }
 
-    /// Ends the session because its connection was lost. Gives what the session ended with, which
-    /// may be something earlier.
-    pub(super) fn lost(&self, error: &quinn::ConnectionError) -> Closed {
-        let closed = Closed::Lost(error.to_string());
-        self.end(closed.clone());
-        self.closed_now().unwrap_or(closed)
+    /// How the session ended, given that its connection was lost. The peer's last word may have
+    /// come just before, so whoever reads the CONNECT stream gets the chance to find it.
+    pub(super) async fn lost(&self, error: &quinn::ConnectionError) -> Closed {
+        if let Some(closed) = self.over_within(REASON_WAIT).await {
+            return closed;
+        }
+        self.end(Closed::Lost(error.to_string()));
+        self.over().await
     }
 
     /// How the session ended; `None` while it lives.

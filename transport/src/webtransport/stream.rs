@@ -1,21 +1,17 @@
 //! Streams of a session.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use quinn::VarInt;
 use wavry_proto::webtransport::{code, stream};
 
-use super::shared::Shared;
+use super::shared::{REASON_WAIT, Shared};
 use crate::session::{self, Closed, ReadError, WriteError};
 
 /// Longest chunk read at once, in bytes: what a QUIC stack hands over is rarely over a packet, and a
 /// mirror's writes should not be delayed by one large read.
 const MAX_CHUNK: usize = 64 * 1024;
-
-/// A peer that ends a session resets its streams, and the resets may come before the word that
-/// tells why. How long to wait for it.
-const REASON_WAIT: Duration = Duration::from_secs(1);
 
 /// `code` as QUIC has it.
 pub(super) fn varint(code: u64) -> VarInt {
@@ -121,7 +117,7 @@ impl session::SendStream for SendStream {
             }
             Ok(Err(quinn::WriteError::ConnectionLost(error))) => {
                 self.done = true;
-                Err(self.session.lost(&error).into())
+                Err(self.session.lost(&error).await.into())
             }
             Ok(Err(quinn::WriteError::ClosedStream | quinn::WriteError::ZeroRttRejected)) => {
                 self.done = true;
@@ -237,7 +233,7 @@ impl session::RecvStream for RecvStream {
             }
             Ok(Err(quinn::ReadError::ConnectionLost(error))) => {
                 self.done = true;
-                Err(self.session.lost(&error).into())
+                Err(self.session.lost(&error).await.into())
             }
             // Stopped here before, as reading unordered and 0-RTT are never done.
             Ok(Err(_)) => {
