@@ -1,2 +1,213 @@
-//! x
-fn main() {}
+//! The `wavry` binary: every role, and the tools around them.
+
+mod config;
+mod demo;
+mod dev;
+mod log;
+mod ops;
+mod probe;
+mod provision;
+mod ready;
+mod role;
+mod roles;
+mod sample;
+mod shutdown;
+
+use std::{io::Write as _, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// Takes a browser's WebTransport session to any service, anywhere.
+#[derive(Debug, Parser)]
+#[command(name = "wavry", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Bring up a whole cluster on this machine, with a demo page
+    #[command(after_long_help = DEV_HELP)]
+    Dev(dev::Args),
+    /// Run the master: registry, roster, tokens
+    #[command(after_long_help = MASTER_HELP)]
+    Master(roles::MasterArgs),
+    /// Run a gateway: terminates WebTransport, authenticates, routes
+    #[command(after_long_help = GATEWAY_HELP)]
+    Gateway(roles::GatewayArgs),
+    /// Run a relay: carries sessions to the services it has upstreams for
+    #[command(after_long_help = RELAY_HELP)]
+    Relay(roles::RelayArgs),
+    /// Open one session natively and measure it
+    #[command(after_long_help = PROBE_HELP)]
+    Probe(probe::Args),
+    /// Drive a system as many clients do, and print the figures
+    #[command(subcommand, after_long_help = LOADTEST_HELP)]
+    Loadtest(wavry_loadtest::Scenario),
+    /// Make a relay's or gateway's identity and registration token
+    #[command(after_long_help = PROVISION_HELP)]
+    Provision(provision::NodeArgs),
+    /// Make tokens for clients
+    #[command(subcommand)]
+    Token(Token),
+    /// Make keys
+    #[command(subcommand)]
+    Key(Key),
+    /// Serve the sample WebTransport service
+    #[command(hide = true)]
+    Sample(sample::Args),
+}
+
+#[derive(Debug, Subcommand)]
+enum Token {
+    /// Print a token that opens sessions to a service
+    #[command(after_long_help = TOKEN_HELP)]
+    Session(provision::SessionArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum Key {
+    /// Write a new master key (PASERK k4.secret), readable by its owner alone
+    #[command(after_long_help = KEY_HELP)]
+    Generate(provision::KeyArgs),
+}
+
+const DEV_HELP: &str = "\
+Makes a development authority, certificates for 14 days, keys and tokens as files in the state
+directory, starts master, gateway, two relays and a sample WebTransport service as processes of
+their own, and serves a page that connects to them. A second start uses the same state. A process
+that dies is started again. Ctrl-C drains.
+
+  wavry dev
+  wavry dev --port 0 --state-dir /tmp/w --ready-file /tmp/w.json    # for scripts: any free ports
+
+Services: echo (public), sample (needs a token; the ready file and the page have one).";
+
+const MASTER_HELP: &str = "\
+  WAVRY_MASTER_KEY_FILE=master.key WAVRY_TLS_KEY_FILE=tls.key wavry master --config master.toml
+
+  [master]
+  listen = \"0.0.0.0:8443\"
+  database = \"/var/lib/wavry/master.sqlite\"
+  certificate = \"/etc/wavry/master.crt\"
+
+  [[master.services]]
+  name = \"chat\"
+  access = \"token\"
+  allowed_origins = [\"https://app.example\"]
+
+Secrets: master_key, tls_key. Each is read from the file that WAVRY_<NAME>_FILE names, or from
+/run/secrets/wavry_<name>. Any key can be set by variable: WAVRY_MASTER__LISTEN, WAVRY_OPS__LISTEN.";
+
+const GATEWAY_HELP: &str = "\
+  [gateway]
+  listen = \"0.0.0.0:443\"
+  certificate = \"/etc/wavry/gateway.crt\"
+  state_dir = \"/var/lib/wavry\"
+  master = \"https://master.example:8443\"
+  ca_file = \"/etc/wavry/ca.crt\"
+
+Secrets: tls_key, identity_key, registration_token (see `wavry provision gateway`). Each is read from
+the file that WAVRY_<NAME>_FILE names, or from /run/secrets/wavry_<name>. Any key can be set by
+variable: WAVRY_GATEWAY__LISTEN, WAVRY_OPS__LISTEN.";
+
+const RELAY_HELP: &str = "\
+  [relay]
+  mesh_listen = \"0.0.0.0:4434\"
+  advertise = [\"192.0.2.7:4434\"]
+  state_dir = \"/var/lib/wavry\"
+  master = \"https://master.example:8443\"
+  ca_file = \"/etc/wavry/ca.crt\"
+
+  [relay.upstreams.chat]
+  url = \"https://localhost:9000/\"     # or tcp://HOST:PORT, udp://HOST:PORT, echo:
+
+Secrets: identity_key, registration_token (see `wavry provision relay`). Each is read from the file
+that WAVRY_<NAME>_FILE names, or from /run/secrets/wavry_<name>. Any key can be set by variable:
+WAVRY_RELAY__MESH_LISTEN, WAVRY_OPS__LISTEN.";
+
+const PROBE_HELP: &str = "\
+  wavry probe https://localhost:4433/echo --ca .wavry/tls/ca.crt
+  wavry probe https://gateway.example/chat/room --token-file token --duration 10s --json
+
+An echo service gives every figure; one that does not echo datagrams or streams gives what it can,
+and notes say what is missing. Throughput is measured on one stream that is sent back as it comes.
+Exit code 2: the service refused, closed, or cannot be reached. The token is never printed.";
+
+const LOADTEST_HELP: &str = "\
+  wavry loadtest echo --baseline                 # beside bare QUIC, in the same run
+  wavry loadtest transfer --streams 200          # 1 GiB, every byte checked
+  wavry loadtest datagrams --rate 20000 --json   # every loss accounted for
+
+Without --url, a scenario starts a cluster of its own (`wavry dev`) on free ports and stops it when
+it is done. Progress goes to standard error. Exit code 1: something that was checked does not hold.";
+
+const PROVISION_HELP: &str = "\
+Signs with the master key: the file that WAVRY_MASTER_KEY_FILE names, or /run/secrets/wavry_master_key.
+
+  WAVRY_MASTER_KEY_FILE=master.key wavry provision relay edge-1 --services chat,game --out edge-1
+
+Copy both files to the node, name them there in WAVRY_IDENTITY_KEY_FILE and
+WAVRY_REGISTRATION_TOKEN_FILE, and start `wavry relay`. The token can be used once.";
+
+const TOKEN_HELP: &str = "\
+Signs with the master key: the file that WAVRY_MASTER_KEY_FILE names, or /run/secrets/wavry_master_key.
+
+  WAVRY_MASTER_KEY_FILE=master.key wavry token session chat --subject alice --ttl 15m
+
+The client sends it as `Authorization: Bearer TOKEN`, or, from a browser, as `?token=TOKEN`.";
+
+const KEY_HELP: &str = "\
+  wavry key generate --out master.key
+
+Name the file in WAVRY_MASTER_KEY_FILE, or put it at /run/secrets/wavry_master_key, and start
+`wavry master`. Whoever holds this key can admit nodes and clients.";
+
+fn main() -> ExitCode {
+    wavry_credentials::cert::install_crypto_provider();
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&anyhow::Error::new(error).context("runtime")),
+    };
+    match runtime.block_on(dispatch(cli.command)) {
+        Ok(code) => code,
+        Err(error) => failed(&error),
+    }
+}
+
+async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Dev(args) => dev::run(&args).await?,
+        Command::Master(args) => role::run::<roles::Master>(&args.role, &args.flags()).await?,
+        Command::Gateway(args) => role::run::<roles::Gateway>(&args.role, &args.flags()).await?,
+        Command::Relay(args) => role::run::<roles::Relay>(&args.role, &args.flags()).await?,
+        Command::Probe(args) => return probe_exit(probe::run(&args).await),
+        Command::Loadtest(scenario) => {
+            log::start_for_tool("warn");
+            return Ok(wavry_loadtest::run(&scenario).await?);
+        }
+        Command::Sample(args) => sample::run(&args).await?,
+        Command::Provision(args) => provision::node(&args)?,
+        Command::Token(Token::Session(args)) => provision::session(&args)?,
+        Command::Key(Key::Generate(args)) => provision::key(&args)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A probe that found no session says so with a code of its own.
+fn probe_exit(result: anyhow::Result<()>) -> anyhow::Result<ExitCode> {
+    Ok(match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            failed(&error);
+            ExitCode::from(2)
+        }
+    })
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "wavry: {error:#}");
+    ExitCode::FAILURE
+}

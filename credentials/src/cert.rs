@@ -1,17 +1,33 @@
 //! Certificates: the store that a handshake reads from memory, and whom a client trusts.
 
-use std::{path::Path, sync::Arc, time::SystemTime};
+mod development;
+#[cfg(test)]
+mod handshake;
+mod store;
+mod trust;
 
-/// Certificates by name. A handshake reads an immutable snapshot: no lock, no file, no network.
-#[derive(Debug, Clone)]
-pub struct Store {}
+use std::{
+    net::IpAddr,
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+use sha2::{Digest, Sha256};
+use x509_parser::{extensions::GeneralName, prelude::X509Certificate};
+
+pub use development::DevelopmentAuthority;
+pub use store::{POLL_INTERVAL, Store};
+pub use trust::{Trust, client_config};
+
+use crate::source;
 
 /// Why certificates cannot be used. No variant holds key material.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file that must not or cannot be used.
     #[error(transparent)]
-    Source(#[from] crate::source::Error),
+    Source(#[from] source::Error),
     /// A file's content is not what it should be.
     #[error("{file}: {problem}")]
     Malformed {
@@ -22,84 +38,134 @@ pub enum Error {
     },
 }
 
-impl Store {
-    /// An empty store: every handshake fails until certificates are loaded.
-    pub fn new() -> Self {
-        todo!()
+impl Error {
+    fn malformed(file: &Path, problem: impl Into<String>) -> Self {
+        Self::Malformed {
+            file: file.display().to_string(),
+            problem: problem.into(),
+        }
     }
-
-    /// Loads a PEM chain and its PKCS#8 key for the names in the certificate, and as the default.
-    /// Key and certificate are checked against each other before anything is replaced.
-    pub fn load(&self, _chain: &Path, _key: &Path) -> Result<(), Error> {
-        todo!()
-    }
-
-    /// Loads the files again whenever they change, until dropped; keeps the last good ones.
-    pub fn watch(&self, _chain: &Path, _key: &Path) -> tokio::task::JoinHandle<()> {
-        todo!()
-    }
-
-    /// TLS for a server that takes its certificates from here. No ALPN is set.
-    pub fn server_config(&self) -> rustls::ServerConfig {
-        todo!()
-    }
-
-    /// The earliest expiry of what is loaded.
-    pub fn expiry(&self) -> Option<SystemTime> {
-        todo!()
-    }
-}
-
-impl Default for Store {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// Whom a client trusts.
-#[derive(Debug, Clone)]
-pub enum Trust {
-    /// The authorities in this PEM file.
-    Authorities(std::path::PathBuf),
-    /// A certificate with one of these SHA-256 hashes, under the rules of W3C WebTransport's
-    /// `serverCertificateHashes`: P-256, at most 14 days, valid now. The name is not checked.
-    Hashes(Vec<[u8; 32]>),
-    /// The authorities of the operating system.
-    System,
-}
-
-/// TLS for a client. No ALPN is set.
-pub fn client_config(_trust: &Trust) -> Result<rustls::ClientConfig, Error> {
-    todo!()
 }
 
 /// SHA-256 of the first certificate of a PEM file.
-pub fn file_hash(_chain: &Path) -> Result<[u8; 32], Error> {
-    todo!()
-}
-
-/// A certificate authority for development: a local root and 14-day P-256 certificates.
-pub struct DevelopmentAuthority {}
-
-impl DevelopmentAuthority {
-    /// Reads `ca.crt` and `ca.key` in `directory`, or makes them.
-    pub fn open(_directory: &Path) -> Result<Self, Error> {
-        todo!()
-    }
-
-    /// Writes `NAME.crt` (chain) and `NAME.key` for these DNS names and addresses: P-256, 14 days.
-    pub fn issue(&self, _name: &str, _subjects: &[&str]) -> Result<(), Error> {
-        todo!()
-    }
-
-    /// Whether `NAME.crt` is there, belongs to this authority and is good for another day.
-    pub fn is_fresh(&self, _name: &str) -> bool {
-        todo!()
-    }
+pub fn file_hash(chain: &Path) -> Result<[u8; 32], Error> {
+    Ok(hash(&read_certificates(chain)?[0]))
 }
 
 /// Installs the process-wide TLS provider (aws-lc-rs). Called once, first thing in `main`.
 pub fn install_crypto_provider() {
-    let _ = Arc::new(());
-    todo!()
+    // It only fails when one is installed already, which leaves nothing to do.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}
+
+fn hash(certificate: &CertificateDer<'_>) -> [u8; 32] {
+    Sha256::digest(certificate).into()
+}
+
+/// The certificates of a PEM file: one at least.
+fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let pem = source::read_public(path)?;
+    let certificates = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|_| Error::malformed(path, "is not PEM"))?;
+    if certificates.is_empty() {
+        return Err(Error::malformed(path, "has no certificate in it"));
+    }
+    Ok(certificates)
+}
+
+/// What a certificate says of itself.
+struct Facts {
+    /// Its DNS names, lower case; `*.` in front of one stands for any one label.
+    dns_names: Vec<String>,
+    addresses: Vec<IpAddr>,
+    not_before: SystemTime,
+    not_after: SystemTime,
+    is_p256: bool,
+}
+
+impl Facts {
+    /// `None` if it is not a certificate.
+    fn read(certificate: &CertificateDer<'_>) -> Option<Self> {
+        use x509_parser::oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY};
+
+        let (rest, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+        if !rest.is_empty() {
+            return None;
+        }
+        let key = &certificate.public_key().algorithm;
+        let (dns_names, addresses) = subjects(&certificate);
+        let curve = key.parameters.as_ref().and_then(|p| p.as_oid().ok());
+        Some(Self {
+            dns_names,
+            addresses,
+            not_before: at(certificate.validity().not_before.timestamp())?,
+            not_after: at(certificate.validity().not_after.timestamp())?,
+            is_p256: key.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY && curve == Some(OID_EC_P256),
+        })
+    }
+}
+
+fn subjects(certificate: &X509Certificate<'_>) -> (Vec<String>, Vec<IpAddr>) {
+    let (mut dns_names, mut addresses) = (Vec::new(), Vec::new());
+    let names = certificate.subject_alternative_name().ok().flatten();
+    for name in names.iter().flat_map(|names| &names.value.general_names) {
+        match name {
+            GeneralName::DNSName(name) => dns_names.push(name.to_ascii_lowercase()),
+            GeneralName::IPAddress(bytes) => addresses.extend(address(bytes)),
+            _ => {}
+        }
+    }
+    (dns_names, addresses)
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
+        return Some(v4.into());
+    }
+    <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from)
+}
+
+fn at(seconds: i64) -> Option<SystemTime> {
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_crypto_provider_may_be_installed_twice() {
+        install_crypto_provider();
+        install_crypto_provider();
+        assert!(rustls::crypto::CryptoProvider::get_default().is_some());
+    }
+
+    #[test]
+    fn a_file_without_a_certificate_has_no_hash() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.crt");
+        assert!(matches!(file_hash(&path), Err(Error::Source(_))));
+        source::write_public(&path, b"nothing here").unwrap();
+        assert!(matches!(file_hash(&path), Err(Error::Malformed { .. })));
+    }
+
+    #[test]
+    fn a_files_hash_is_that_of_its_first_certificate() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.crt");
+        let one = rcgen::generate_simple_self_signed(["one".to_owned()]).unwrap();
+        let two = rcgen::generate_simple_self_signed(["two".to_owned()]).unwrap();
+        let chain = one.cert.pem() + &two.cert.pem();
+        source::write_public(&path, chain.as_bytes()).unwrap();
+        assert_eq!(file_hash(&path).unwrap(), hash(one.cert.der()));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_are_no_certificate(bytes: Vec<u8>) {
+            prop_assert!(Facts::read(&CertificateDer::from(bytes)).is_none());
+        }
+    }
 }

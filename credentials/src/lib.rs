@@ -6,10 +6,12 @@
 //! * [`token`]: PASETO v4.public, signed and verified by purpose.
 //! * [`cert`]: certificates — store, resolver, and a development authority.
 //! * [`membership`]: a node's place in a cluster: registration, heartbeats, the roster it watches.
+//! * [`metrics`]: what this crate counts.
 
 pub mod cert;
 pub mod identity;
 pub mod membership;
+pub mod metrics;
 pub mod secret;
 pub mod source;
 pub mod token;

@@ -1,14 +1,31 @@
 //! A node's place in a cluster: registration, heartbeats, and the roster it watches.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+mod client;
+mod metrics;
+mod pinned;
+mod record;
+mod retry;
+mod work;
 
-use tokio::sync::watch;
+use std::{
+    fs,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::{sync::watch, task::JoinSet, time::timeout};
 use wavry_proto::{
     control::Roster,
     id::{ClusterName, NodeId, ServiceName},
 };
 
-use crate::identity::Identity;
+use crate::{cert, identity::Identity, secret::Secret, source};
+
+pub(crate) use metrics::describe as describe_metrics;
+use record::Record;
+use work::{Link, Said};
 
 /// What a node needs to join its cluster.
 #[derive(Debug, Clone)]
@@ -21,21 +38,35 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Services this node has upstreams for.
     pub services: Vec<ServiceName>,
+    /// File of the secret `identity_key`; `None` for where [`source::locate`] finds it.
+    pub identity_key: Option<PathBuf>,
+    /// File of the secret `registration_token`; `None` for where [`source::locate`] finds it.
+    pub registration_token: Option<PathBuf>,
 }
 
 /// A node that belongs to a cluster. Heartbeats and the roster's watch go on in the background
 /// until it is dropped; when the master is away, the last roster stays.
-pub struct Membership {}
+pub struct Membership {
+    link: Arc<Link>,
+    roster: watch::Receiver<Arc<Roster>>,
+    /// Set when the master knows that the node leaves.
+    farewell: watch::Receiver<bool>,
+    /// The background work; it ends when this is dropped.
+    _work: JoinSet<()>,
+}
 
 /// Why a node cannot join.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A secret or state file.
     #[error(transparent)]
-    Source(#[from] crate::source::Error),
+    Source(#[from] source::Error),
     /// The identity.
     #[error(transparent)]
     Identity(#[from] crate::identity::Error),
+    /// The authorities that vouch for the master.
+    #[error(transparent)]
+    Authorities(#[from] cert::Error),
     /// The master refused; waiting does not help.
     #[error("the master refused: {status} {detail}")]
     Refused {
@@ -49,46 +80,109 @@ pub enum Error {
     Invalid(String),
 }
 
+/// How long [`Membership::leave`] waits for the master.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+
 impl Membership {
     /// Reads the identity (secret `identity_key`), registers with the registration token (secret
     /// `registration_token`) unless this identity did so before, and waits for the first roster.
     /// A master that cannot be reached is waited for.
-    pub async fn join(_config: Config) -> Result<Self, Error> {
-        todo!()
+    ///
+    /// Until [`Membership::announce`] is called the node has no address, and the roster shows it
+    /// as an exit for nothing.
+    pub async fn join(config: Config) -> Result<Self, Error> {
+        let pem = read_secret("identity_key", config.identity_key.as_ref())?;
+        let identity = Identity::from_pem(&pem)?;
+        drop(pem);
+        fs::create_dir_all(&config.state_dir).map_err(|error| {
+            Error::Invalid(format!(
+                "state directory {}: {error}",
+                config.state_dir.display()
+            ))
+        })?;
+        let client = client::Client::new(&config.master, &config.ca_file)?;
+
+        let file = config.state_dir.join("membership.json");
+        let record = match Record::read(&file)? {
+            Some(record) if record.public_key == identity.public_key() => record,
+            _ => {
+                let token = read_secret("registration_token", config.registration_token.as_ref())?;
+                let record = work::register(&client, &identity, &token, &config.services).await?;
+                record.write(&file)?;
+                record
+            }
+        };
+        let pinned = record.pinned()?;
+        let link = Arc::new(Link::new(client, identity, record, pinned, config.services));
+
+        let (roster, connection) = work::first_roster(&link).await?;
+        let (roster_sender, roster) = watch::channel(Arc::new(roster));
+        let (farewell_sender, farewell) = watch::channel(false);
+        let mut work = JoinSet::new();
+        work.spawn(work::follow_roster(link.clone(), connection, roster_sender));
+        work.spawn(work::send_heartbeats(
+            link.clone(),
+            roster.clone(),
+            farewell_sender,
+        ));
+        Ok(Self {
+            link,
+            roster,
+            farewell,
+            _work: work,
+        })
     }
 
     /// The node's id.
     pub fn node_id(&self) -> &NodeId {
-        todo!()
+        &self.link.record.node_id
     }
 
     /// The cluster.
     pub fn cluster(&self) -> &ClusterName {
-        todo!()
+        &self.link.record.cluster
     }
 
     /// The node's identity.
     pub fn identity(&self) -> &Identity {
-        todo!()
+        &self.link.identity
     }
 
     /// The current roster; the sender is gone when the membership is.
     pub fn roster(&self) -> watch::Receiver<Arc<Roster>> {
-        todo!()
+        self.roster.clone()
     }
 
     /// Tells the master where the mesh reaches this node, from the next heartbeat on (at once).
-    pub fn announce(&self, _addresses: Vec<SocketAddr>) {
-        todo!()
+    pub fn announce(&self, addresses: Vec<SocketAddr>) {
+        self.link.said.send_if_modified(|said| {
+            let news = said.addresses != addresses;
+            said.addresses = addresses;
+            news
+        });
     }
 
     /// Reports the number of live sessions with each heartbeat.
-    pub fn report_sessions(&self, _sessions: u64) {
-        todo!()
+    pub fn report_sessions(&self, sessions: u64) {
+        self.link.sessions.store(sessions, Ordering::Relaxed);
     }
 
     /// Tells the master that the node leaves, and waits until it knows or a second has passed.
     pub async fn leave(&self) {
-        todo!()
+        self.link
+            .said
+            .send_modify(|said: &mut Said| said.draining = true);
+        let mut farewell = self.farewell.clone();
+        let known = farewell.wait_for(|known| *known);
+        if !matches!(timeout(FAREWELL_TIMEOUT, known).await, Ok(Ok(_))) {
+            tracing::warn!("the master was not told that this node leaves");
+        }
+    }
+}
+
+fn read_secret(name: &str, file: Option<&PathBuf>) -> Result<Secret<Vec<u8>>, source::Error> {
+    match file {
+        Some(file) => source::read_file(file),
+        None => source::read(name),
     }
 }

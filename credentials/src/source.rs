@@ -3,9 +3,25 @@
 //! A secret named `master_key` comes from the file that `WAVRY_MASTER_KEY_FILE` names, else from
 //! `/run/secrets/wavry_master_key`. It is the same in development, CI and production.
 
-use std::path::{Path, PathBuf};
+use std::{
+    env,
+    ffi::OsString,
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use zeroize::Zeroize;
 
 use crate::secret::Secret;
+
+/// Largest secret, in bytes.
+pub const MAX_LEN: u64 = 64 * 1024;
+/// Largest certificate file, in bytes: a bundle of every public authority is a quarter of it.
+const MAX_PUBLIC_LEN: u64 = 1024 * 1024;
+const DEFAULT_DIRECTORY: &str = "/run/secrets";
 
 /// Why a secret could not be read or written. No variant holds a value.
 #[derive(Debug, thiserror::Error)]
@@ -31,22 +47,389 @@ pub enum Error {
 }
 
 /// The file that secret `name` (lower case, `_`) is read from. The error names both places.
-pub fn locate(_name: &str) -> Result<PathBuf, Error> {
-    todo!()
+pub fn locate(name: &str) -> Result<PathBuf, Error> {
+    locate_among(
+        name,
+        |variable| env::var_os(variable),
+        Path::new(DEFAULT_DIRECTORY),
+    )
 }
 
 /// Reads secret `name`; see the module.
-pub fn read(_name: &str) -> Result<Secret<Vec<u8>>, Error> {
-    todo!()
+pub fn read(name: &str) -> Result<Secret<Vec<u8>>, Error> {
+    read_file(&locate(name)?)
 }
 
 /// Reads a secret from a file: opened without following links, a regular file, owned by this user
 /// or root, no access for group and others, at most 64 KiB.
-pub fn read_file(_path: &Path) -> Result<Secret<Vec<u8>>, Error> {
-    todo!()
+///
+/// One kind of link is followed: one that stays below the file's own directory, as Kubernetes lays
+/// out a mounted secret (`key` → `..data/key` → `..2026_11_22/key`).
+pub fn read_file(path: &Path) -> Result<Secret<Vec<u8>>, Error> {
+    let problem = |problem: String| Error::File {
+        path: path.to_owned(),
+        problem,
+    };
+    let mut file =
+        open_no_follow(path).map_err(|error| problem(format!("cannot be opened: {error}")))?;
+    // All checks are of what was opened; what the name points at may change meanwhile.
+    let metadata = file
+        .metadata()
+        .map_err(|error| problem(format!("cannot be examined: {error}")))?;
+    let us = rustix::process::geteuid().as_raw();
+    if !metadata.is_file() {
+        return Err(problem("is not a regular file".into()));
+    }
+    if metadata.uid() != us && metadata.uid() != 0 {
+        return Err(problem(format!(
+            "belongs to user {}: it must belong to user {us} or root (chown {us})",
+            metadata.uid()
+        )));
+    }
+    if metadata.mode() & 0o077 != 0 {
+        return Err(problem(format!(
+            "is open to group or others (mode {:04o}): chmod 600",
+            metadata.mode() & 0o7777
+        )));
+    }
+    if metadata.len() > MAX_LEN {
+        return Err(problem(format!(
+            "has {} bytes: a secret has {MAX_LEN} at most",
+            metadata.len()
+        )));
+    }
+    // One byte more than expected, and never a second allocation that would leave a copy behind.
+    let mut bytes = vec![0; metadata.len() as usize + 1];
+    let read = read_up_to(&mut file, &mut bytes);
+    match read {
+        Ok(length) if length < bytes.len() => {
+            bytes.truncate(length);
+            Ok(Secret::new(bytes))
+        }
+        outcome => {
+            bytes.zeroize();
+            Err(problem(match outcome {
+                Ok(_) => "grew while it was read: try again".into(),
+                Err(error) => format!("cannot be read: {error}"),
+            }))
+        }
+    }
+}
+
+/// Reads a file that is no secret, at most 1 MiB.
+pub fn read_public(path: &Path) -> Result<Vec<u8>, Error> {
+    let problem = |problem: String| Error::File {
+        path: path.to_owned(),
+        problem,
+    };
+    let cannot = |error: io::Error| problem(format!("cannot be read: {error}"));
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_PUBLIC_LEN + 1).read_to_end(&mut bytes))
+        .map_err(cannot)?;
+    if bytes.len() as u64 > MAX_PUBLIC_LEN {
+        return Err(problem(format!("has more than {MAX_PUBLIC_LEN} bytes")));
+    }
+    Ok(bytes)
 }
 
 /// Writes a file that only its owner can read: to a new file beside it, synced, then renamed over.
-pub fn write_private(_path: &Path, _bytes: &[u8]) -> Result<(), Error> {
-    todo!()
+pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    write(path, bytes, 0o600)
+}
+
+/// Writes a file that everyone may read, in the same way.
+pub fn write_public(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    write(path, bytes, 0o644)
+}
+
+fn locate_among(
+    name: &str,
+    variable_of: impl Fn(&str) -> Option<OsString>,
+    directory: &Path,
+) -> Result<PathBuf, Error> {
+    let variable = format!("WAVRY_{}_FILE", name.to_ascii_uppercase());
+    // Compose and systemd hand an unset variable on as an empty one.
+    if let Some(path) = variable_of(&variable).filter(|path| !path.is_empty()) {
+        let path = PathBuf::from(path);
+        return match path.symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::File {
+                path,
+                problem: format!("does not exist, and {variable} names it"),
+            }),
+            _ => Ok(path),
+        };
+    }
+    let default = directory.join(format!("wavry_{name}"));
+    if default.symlink_metadata().is_ok() {
+        Ok(default)
+    } else {
+        Err(Error::Missing {
+            name: name.to_owned(),
+            variable,
+            default,
+        })
+    }
+}
+
+fn open_no_follow(path: &Path) -> io::Result<File> {
+    // Not blocking: opening a FIFO would wait for whoever writes to it.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits() as i32)
+        .open(path);
+    match opened {
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+            open_beneath(path)
+        }
+        opened => opened,
+    }
+}
+
+/// Follows a link, as long as it stays below the directory it is in; the kernel sees to that in the
+/// same step as it opens the file.
+#[cfg(target_os = "linux")]
+fn open_beneath(path: &Path) -> io::Result<File> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let directory = File::open(directory_of(path))?;
+    rustix::fs::openat2(
+        directory,
+        name,
+        OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
+    )
+    .map(File::from)
+    .map_err(|error| match error {
+        rustix::io::Errno::XDEV => io::Error::other("it is a link that leaves its directory"),
+        error => error.into(),
+    })
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_beneath(_path: &Path) -> io::Result<File> {
+    Err(io::Error::other("it is a link"))
+}
+
+fn read_up_to(file: &mut File, bytes: &mut [u8]) -> io::Result<usize> {
+    let mut length = 0;
+    while length < bytes.len() {
+        match file.read(&mut bytes[length..]) {
+            Ok(0) => break,
+            Ok(more) => length += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => directory,
+        _ => Path::new("."),
+    }
+}
+
+fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
+    let problem = |problem: String| Error::File {
+        path: path.to_owned(),
+        problem,
+    };
+    let name = path
+        .file_name()
+        .ok_or_else(|| problem("is not the name of a file".into()))?;
+    let mut temporary_name = OsString::from(".");
+    temporary_name.push(name);
+    temporary_name.push(format!(
+        ".{}",
+        hex::encode(Secret::<[u8; 8]>::random().expose())
+    ));
+    let directory = directory_of(path);
+    let temporary = directory.join(temporary_name);
+    let written = write_new(&temporary, bytes, mode)
+        .and_then(|()| fs::rename(&temporary, path))
+        // The rename itself is only durable once its directory is.
+        .and_then(|()| File::open(directory)?.sync_all());
+    written.map_err(|error| {
+        // What matters is why the file was not written; a stray temporary file harms nobody.
+        let _ = fs::remove_file(&temporary);
+        problem(format!("cannot be written: {error}"))
+    })
+}
+
+fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn file(directory: &Path, name: &str, mode: u32) -> PathBuf {
+        let path = directory.join(name);
+        fs::write(&path, b"s3cret").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+
+    fn refusal(path: &Path) -> String {
+        match read_file(path) {
+            Ok(_) => panic!("{} was read", path.display()),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.starts_with(&path.display().to_string()), "{text}");
+                assert!(!text.contains("s3cret"), "{text}");
+                text
+            }
+        }
+    }
+
+    #[test]
+    fn the_variable_wins_over_the_default_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let default = file(directory.path(), "wavry_master_key", 0o600);
+        let named = file(directory.path(), "elsewhere", 0o600);
+        let with = |value: Option<&Path>| {
+            locate_among(
+                "master_key",
+                |variable| {
+                    assert_eq!(variable, "WAVRY_MASTER_KEY_FILE");
+                    value.map(OsString::from)
+                },
+                directory.path(),
+            )
+        };
+        assert_eq!(with(Some(&named)).unwrap(), named);
+        assert_eq!(with(None).unwrap(), default);
+        assert_eq!(with(Some(Path::new(""))).unwrap(), default);
+    }
+
+    #[test]
+    fn a_missing_secret_is_an_error_that_names_variable_and_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = locate_among("tls_key", |_| None, directory.path()).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("WAVRY_TLS_KEY_FILE"), "{text}");
+        assert!(text.contains("wavry_tls_key"), "{text}");
+
+        let gone = directory.path().join("gone");
+        let error = locate_among("tls_key", |_| Some(gone.clone().into()), directory.path());
+        let text = error.unwrap_err().to_string();
+        assert!(text.contains("WAVRY_TLS_KEY_FILE"), "{text}");
+        assert!(text.contains("gone"), "{text}");
+    }
+
+    #[test]
+    fn a_private_file_is_read_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        for mode in [0o600, 0o400] {
+            let path = file(directory.path(), &format!("key{mode}"), mode);
+            assert!(read_file(&path).unwrap().matches(b"s3cret"));
+        }
+        let empty = directory.path().join("empty");
+        write_private(&empty, b"").unwrap();
+        assert!(read_file(&empty).unwrap().matches(b""));
+        let full = directory.path().join("full");
+        write_private(&full, &[7; MAX_LEN as usize]).unwrap();
+        assert!(read_file(&full).unwrap().matches(&[7; MAX_LEN as usize]));
+    }
+
+    #[test]
+    fn a_file_that_others_may_open_is_refused_with_the_way_out() {
+        let directory = tempfile::tempdir().unwrap();
+        for mode in [0o644, 0o640, 0o604, 0o620, 0o601] {
+            let path = file(directory.path(), &format!("key{mode}"), mode);
+            assert!(refusal(&path).contains("chmod 600"));
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_user_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = file(directory.path(), "key", 0o600);
+        // Only root can give a file away; for anyone else there is nothing to try.
+        if std::os::unix::fs::chown(&path, Some(12345), None).is_ok() {
+            assert!(refusal(&path).contains("belongs to user 12345"));
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_regular_file_of_reasonable_size_is_refused_without_waiting() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(refusal(directory.path()).contains("not a regular file"));
+        assert!(refusal(&directory.path().join("gone")).contains("cannot be opened"));
+
+        let fifo = directory.path().join("fifo");
+        let file_type = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, file_type, Mode::RUSR, 0).unwrap();
+        assert!(refusal(&fifo).contains("not a regular file"));
+
+        let large = directory.path().join("large");
+        write_private(&large, &[0; MAX_LEN as usize + 1]).unwrap();
+        assert!(refusal(&large).contains("65536 at most"));
+    }
+
+    #[test]
+    fn a_link_that_stays_below_its_directory_is_followed_as_kubernetes_lays_secrets_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = directory.path().join("..2026_11_22");
+        fs::create_dir(&first).unwrap();
+        file(&first, "key", 0o400);
+        symlink("..2026_11_22", directory.path().join("..data")).unwrap();
+        let path = directory.path().join("key");
+        symlink("..data/key", &path).unwrap();
+        assert!(read_file(&path).unwrap().matches(b"s3cret"));
+
+        // What is behind the link is held to the same rules.
+        fs::set_permissions(first.join("key"), fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(refusal(&path).contains("chmod 600"));
+    }
+
+    #[test]
+    fn a_link_that_leaves_its_directory_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let (inside, outside) = (directory.path().join("in"), directory.path().join("out"));
+        fs::create_dir(&inside).unwrap();
+        fs::create_dir(&outside).unwrap();
+        let target = file(&outside, "key", 0o600);
+        for (name, to) in [
+            ("relative", PathBuf::from("../out/key")),
+            ("absolute", target),
+            ("loop", PathBuf::from("loop")),
+        ] {
+            let link = inside.join(name);
+            symlink(to, &link).unwrap();
+            assert!(refusal(&link).contains("cannot be opened"));
+        }
+    }
+
+    #[test]
+    fn a_written_file_is_private_replaces_the_old_one_and_leaves_nothing_beside_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = file(directory.path(), "key", 0o644);
+        write_private(&path, b"new").unwrap();
+        assert!(read_file(&path).unwrap().matches(b"new"));
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_write_that_fails_names_the_file_and_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        fs::create_dir(&path).unwrap();
+        let text = write_private(&path, b"s3cret").unwrap_err().to_string();
+        assert!(text.contains("cannot be written"), "{text}");
+        assert!(!text.contains("s3cret"), "{text}");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
 }

@@ -1,15 +1,30 @@
 //! PASETO v4.public tokens, signed and verified by purpose.
 //!
 //! The footer is `{"kid":"k4.pid…"}` and nothing else. The implicit assertion is purpose, cluster,
-//! audience and, where one exists, the channel binding; it is not sent, so a token is only good
-//! for whoever expects it.
+//! audience and, where one exists, the channel binding ([`wavry_proto::token::implicit_assertion`]
+//! has its encoding); it is not sent, so a token is only good for whoever expects it.
 
+use std::{collections::HashMap, sync::Arc};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use pasetors::{
+    Public,
+    keys::{AsymmetricPublicKey, AsymmetricSecretKey},
+    paserk::{FormatAsPaserk, Id},
+    token::UntrustedToken,
+    version4::{PublicToken, V4},
+};
 use wavry_proto::{
     id::{ClusterName, PublicKey},
-    token::Claims,
+    token::{self, Claims, KeyId, NotValid},
 };
+use zeroize::Zeroizing;
 
 use crate::{identity::Identity, secret::Secret};
+
+const SECRET_HEADER: &str = "k4.secret.";
+/// Characters of base64url for the 64 bytes of a PASERK `k4.secret`.
+const SECRET_TEXT_LEN: usize = 86;
 
 /// Where a token is good: its cluster, audience and channel binding (empty for none).
 #[derive(Debug, Clone, Copy)]
@@ -22,39 +37,98 @@ pub struct Scope<'a> {
     pub binding: &'a [u8],
 }
 
+impl Scope<'_> {
+    fn assertion<C: Claims>(&self) -> Vec<u8> {
+        token::implicit_assertion(C::PURPOSE, self.cluster, self.audience, self.binding)
+    }
+}
+
 /// An Ed25519 key that signs tokens.
-pub struct SigningKey {}
+pub struct SigningKey {
+    /// Zeroes itself when dropped.
+    secret: AsymmetricSecretKey<V4>,
+    public: AsymmetricPublicKey<V4>,
+    footer: String,
+}
 
 impl SigningKey {
     /// A new one.
     pub fn generate() -> Self {
-        todo!()
+        (&Identity::generate()).into()
     }
 
     /// Reads PASERK `k4.secret`; white space around it is ignored.
-    pub fn from_paserk(_text: &Secret<Vec<u8>>) -> Result<Self, MalformedKey> {
-        todo!()
+    pub fn from_paserk(text: &Secret<Vec<u8>>) -> Result<Self, MalformedKey> {
+        let malformed = || MalformedKey("k4.secret");
+        let text = text.expose().trim_ascii();
+        let text = text
+            .strip_prefix(SECRET_HEADER.as_bytes())
+            .filter(|text| text.len() == SECRET_TEXT_LEN)
+            .ok_or_else(malformed)?;
+        // Whole groups of three bytes, as the decoder wants it.
+        let mut bytes = Zeroizing::new([0; 66]);
+        let length = URL_SAFE_NO_PAD
+            .decode_slice(text, &mut bytes[..])
+            .map_err(|_| malformed())?;
+        let bytes = &bytes[..length];
+        // pasetors panics on a seed of zeros.
+        if bytes.iter().take(32).all(|byte| *byte == 0) {
+            return Err(malformed());
+        }
+        Self::from_bytes(bytes).ok_or_else(malformed)
     }
 
     /// As PASERK `k4.secret`.
     pub fn to_paserk(&self) -> Secret<Vec<u8>> {
-        todo!()
+        // Exactly the room that is needed, so that no growth leaves a copy behind.
+        let mut text = vec![0; SECRET_HEADER.len() + SECRET_TEXT_LEN];
+        let (header, body) = text.split_at_mut(SECRET_HEADER.len());
+        header.copy_from_slice(SECRET_HEADER.as_bytes());
+        URL_SAFE_NO_PAD
+            .encode_slice(self.secret.as_bytes(), body)
+            .expect("64 bytes are 86 characters");
+        Secret::new(text)
     }
 
     /// The public half as PASERK `k4.public`.
     pub fn public_paserk(&self) -> String {
-        todo!()
+        paserk(&self.public)
     }
 
-    /// Signs `claims`.
-    pub fn sign<C: Claims>(&self, _claims: &C, _scope: Scope<'_>) -> String {
-        todo!()
+    /// The id that stands in the footer of what this key signs.
+    pub fn key_id(&self) -> KeyId {
+        key_id(&self.public)
+    }
+
+    /// Signs `claims`. Claims whose token is longer than [`Claims::MAX_LEN`] verify nowhere.
+    pub fn sign<C: Claims>(&self, claims: &C, scope: Scope<'_>) -> String {
+        let payload = serde_json::to_vec(claims).expect("claims are plain data with text keys");
+        PublicToken::sign(
+            &self.secret,
+            &payload,
+            Some(self.footer.as_bytes()),
+            Some(&scope.assertion::<C>()),
+        )
+        .expect("the key was checked when it was read, and a JSON text is not empty")
+    }
+
+    /// From the seed and the public half after it; `None` unless they belong together.
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let secret = AsymmetricSecretKey::from(bytes).ok()?;
+        let public = AsymmetricPublicKey::try_from(&secret).ok()?;
+        let footer = token::footer(&key_id(&public));
+        Some(Self {
+            secret,
+            public,
+            footer,
+        })
     }
 }
 
 impl From<&Identity> for SigningKey {
-    fn from(_identity: &Identity) -> Self {
-        todo!()
+    fn from(identity: &Identity) -> Self {
+        Self::from_bytes(&identity.keypair_bytes()[..])
+            .expect("an identity's halves belong together")
     }
 }
 
@@ -63,31 +137,72 @@ impl From<&Identity> for SigningKey {
 #[error("not a PASERK {0} key")]
 pub struct MalformedKey(pub &'static str);
 
-/// Public keys, found by the `kid` in a token's footer.
+/// Public keys, found by the `kid` in a token's footer. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct KeySet {}
+pub struct KeySet {
+    keys: Arc<HashMap<KeyId, AsymmetricPublicKey<V4>>>,
+}
 
 impl KeySet {
     /// From PASERK `k4.public` texts.
-    pub fn from_paserk<S: AsRef<str>>(_keys: &[S]) -> Result<Self, MalformedKey> {
-        todo!()
+    pub fn from_paserk<S: AsRef<str>>(keys: &[S]) -> Result<Self, MalformedKey> {
+        let keys = keys.iter().map(|key| {
+            AsymmetricPublicKey::try_from(key.as_ref().trim())
+                .map_err(|_| MalformedKey("k4.public"))
+        });
+        Ok(Self::index(keys.collect::<Result<Vec<_>, _>>()?))
     }
 
     /// From nodes' identities.
-    pub fn from_public_keys(_keys: &[PublicKey]) -> Self {
-        todo!()
+    pub fn from_public_keys(keys: &[PublicKey]) -> Self {
+        let keys = keys
+            .iter()
+            .map(|key| AsymmetricPublicKey::from(&key.0).expect("a public key has 32 bytes"));
+        Self::index(keys)
     }
 
     /// Checks length, grammar, key, signature, scope and — against `now`, seconds since the Unix
     /// epoch — validity: 30 s of skew on `nbf` and `iat`, none on `exp`.
     pub fn verify<C: Claims>(
         &self,
-        _token: &str,
-        _scope: Scope<'_>,
-        _now: u64,
+        token: &str,
+        scope: Scope<'_>,
+        now: u64,
     ) -> Result<C, Rejected> {
-        todo!()
+        if token.len() > C::MAX_LEN {
+            return Err(Rejected::TooLong);
+        }
+        let unverified = token::parse(token).map_err(|_| Rejected::Malformed)?;
+        let key = self.keys.get(&unverified.key).ok_or(Rejected::UnknownKey)?;
+        let untrusted =
+            UntrustedToken::<Public, V4>::try_from(token).map_err(|_| Rejected::Malformed)?;
+        let trusted = PublicToken::verify(key, &untrusted, None, Some(&scope.assertion::<C>()))
+            .map_err(|_| Rejected::Signature)?;
+        let claims: C = serde_json::from_str(trusted.payload()).map_err(|_| Rejected::Claims)?;
+        if let Some(validity) = claims.validity() {
+            validity.check(now)?;
+        }
+        Ok(claims)
     }
+
+    fn index(keys: impl IntoIterator<Item = AsymmetricPublicKey<V4>>) -> Self {
+        let keys = keys.into_iter().map(|key| (key_id(&key), key)).collect();
+        Self {
+            keys: Arc::new(keys),
+        }
+    }
+}
+
+fn paserk(key: &impl FormatAsPaserk) -> String {
+    let mut text = String::new();
+    key.fmt(&mut text).expect("writing to a String cannot fail");
+    text
+}
+
+fn key_id(key: &AsymmetricPublicKey<V4>) -> KeyId {
+    paserk(&Id::from(key))
+        .parse()
+        .expect("pasetors writes well-formed ids")
 }
 
 /// Why a token is not accepted. Says nothing of its content.
@@ -105,7 +220,7 @@ pub enum Rejected {
     /// Signature does not verify: forged, or meant for another purpose, cluster or audience.
     #[error("token does not verify for this purpose and audience")]
     Signature,
-    /// Verified, but not what this purpose carries.
+    /// Verified, but not what this purpose carries, or expires before it begins.
     #[error("token has the wrong claims")]
     Claims,
     /// Not valid yet.
@@ -127,6 +242,394 @@ impl Rejected {
             Self::Claims => "claims",
             Self::NotYetValid => "not_yet_valid",
             Self::Expired => "expired",
+        }
+    }
+}
+
+impl From<NotValid> for Rejected {
+    fn from(why: NotValid) -> Self {
+        match why {
+            NotValid::Never => Self::Claims,
+            NotValid::NotYet => Self::NotYetValid,
+            NotValid::Expired => Self::Expired,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde::Deserialize;
+    use wavry_proto::{
+        control::Roster,
+        token::{MAX_TOKEN_LEN, NodeRequest, Session, Validity},
+    };
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn cluster() -> ClusterName {
+        "c1".parse().unwrap()
+    }
+
+    fn session(validity: Validity) -> Session {
+        Session {
+            jti: "1".into(),
+            sub: "ann".into(),
+            claims: serde_json::Map::new(),
+            validity,
+        }
+    }
+
+    fn valid() -> Validity {
+        Validity {
+            iat: NOW,
+            nbf: NOW,
+            exp: NOW + 60,
+        }
+    }
+
+    fn key_set(key: &SigningKey) -> KeySet {
+        KeySet::from_paserk(&[key.public_paserk()]).unwrap()
+    }
+
+    /// Signs a payload that our own types would not produce.
+    fn sign_text(key: &SigningKey, payload: &str, assertion: &[u8]) -> String {
+        PublicToken::sign(
+            &key.secret,
+            payload.as_bytes(),
+            Some(key.footer.as_bytes()),
+            Some(assertion),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn a_token_verifies_for_its_scope_while_it_holds() {
+        let key = SigningKey::generate();
+        let cluster = cluster();
+        let scope = Scope {
+            cluster: &cluster,
+            audience: "echo",
+            binding: b"",
+        };
+        let claims = session(valid());
+        let token = key.sign(&claims, scope);
+        let keys = key_set(&key);
+        assert_eq!(keys.verify(&token, scope, NOW), Ok(claims.clone()));
+        assert_eq!(keys.verify(&token, scope, NOW - 30), Ok(claims.clone()));
+        assert_eq!(keys.verify(&token, scope, NOW + 59), Ok(claims));
+        assert_eq!(
+            keys.verify::<Session>(&token, scope, NOW - 31),
+            Err(Rejected::NotYetValid)
+        );
+        assert_eq!(
+            keys.verify::<Session>(&token, scope, NOW + 60),
+            Err(Rejected::Expired)
+        );
+    }
+
+    #[test]
+    fn a_token_of_another_cluster_audience_binding_or_purpose_does_not_verify() {
+        let key = SigningKey::generate();
+        let (cluster, elsewhere) = (cluster(), "c2".parse().unwrap());
+        let scope = Scope {
+            cluster: &cluster,
+            audience: "echo",
+            binding: b"one connection",
+        };
+        let token = key.sign(&session(valid()), scope);
+        let keys = key_set(&key);
+        for other in [
+            Scope {
+                cluster: &elsewhere,
+                ..scope
+            },
+            Scope {
+                audience: "other",
+                ..scope
+            },
+            Scope {
+                binding: b"another connection",
+                ..scope
+            },
+            Scope {
+                binding: b"",
+                ..scope
+            },
+        ] {
+            assert_eq!(
+                keys.verify::<Session>(&token, other, NOW),
+                Err(Rejected::Signature)
+            );
+        }
+        assert_eq!(
+            keys.verify::<NodeRequest>(&token, scope, NOW),
+            Err(Rejected::Signature)
+        );
+        assert!(keys.verify::<Session>(&token, scope, NOW).is_ok());
+    }
+
+    #[test]
+    fn a_token_of_an_unknown_key_is_refused_and_so_is_one_that_borrows_a_known_kid() {
+        let (key, other) = (SigningKey::generate(), SigningKey::generate());
+        let cluster = cluster();
+        let scope = Scope {
+            cluster: &cluster,
+            audience: "echo",
+            binding: b"",
+        };
+        let keys = key_set(&key);
+        let foreign = other.sign(&session(valid()), scope);
+        assert_eq!(
+            keys.verify::<Session>(&foreign, scope, NOW),
+            Err(Rejected::UnknownKey)
+        );
+        assert_eq!(
+            KeySet::default().verify::<Session>(&foreign, scope, NOW),
+            Err(Rejected::UnknownKey)
+        );
+        let own = key.sign(&session(valid()), scope);
+        let (body, _) = foreign.rsplit_once('.').unwrap();
+        let (_, footer) = own.rsplit_once('.').unwrap();
+        assert_eq!(
+            keys.verify::<Session>(&format!("{body}.{footer}"), scope, NOW),
+            Err(Rejected::Signature)
+        );
+    }
+
+    #[test]
+    fn truncated_and_overlong_tokens_are_refused_for_what_they_are() {
+        let key = SigningKey::generate();
+        let cluster = cluster();
+        let scope = Scope {
+            cluster: &cluster,
+            audience: "echo",
+            binding: b"",
+        };
+        let keys = key_set(&key);
+        let token = key.sign(&session(valid()), scope);
+        for length in 0..token.len() {
+            assert_eq!(
+                keys.verify::<Session>(&token[..length], scope, NOW),
+                Err(Rejected::Malformed)
+            );
+        }
+        let mut long = session(valid());
+        long.sub = "a".repeat(9 * 1024);
+        let long = key.sign(&long, scope);
+        assert!(long.len() > MAX_TOKEN_LEN);
+        assert_eq!(
+            keys.verify::<Session>(&long, scope, NOW),
+            Err(Rejected::TooLong)
+        );
+    }
+
+    #[test]
+    fn signed_nonsense_and_a_validity_that_ends_before_it_begins_are_wrong_claims() {
+        let key = SigningKey::generate();
+        let cluster = cluster();
+        let scope = Scope {
+            cluster: &cluster,
+            audience: "echo",
+            binding: b"",
+        };
+        let keys = key_set(&key);
+        let assertion = scope.assertion::<Session>();
+        let deep = "[".repeat(4000);
+        for payload in [
+            "x",
+            "{}",
+            "null",
+            &deep,
+            r#"{"jti":"1","sub":"ann","iat":-1,"nbf":0,"exp":9}"#,
+            r#"{"jti":"1","sub":"ann","iat":0,"nbf":0,"exp":99999999999999999999}"#,
+            r#"{"jti":"1","sub":"ann","iat":0,"nbf":0}"#,
+            r#"{"jti":"1","sub":"ann","iat":0,"nbf":0,"exp":1900000000,"exp":1900000000}"#,
+            r#"{"jti":"1","sub":"ann","iat":1800000000,"nbf":1800000000,"exp":1800000000}"#,
+        ] {
+            assert_eq!(
+                keys.verify::<Session>(&sign_text(&key, payload, &assertion), scope, NOW),
+                Err(Rejected::Claims),
+                "{payload:.60}"
+            );
+        }
+    }
+
+    #[test]
+    fn several_keys_verify_at_once_so_that_they_can_rotate() {
+        let (old, new) = (SigningKey::generate(), SigningKey::generate());
+        let cluster = cluster();
+        let scope = Scope {
+            cluster: &cluster,
+            audience: "echo",
+            binding: b"",
+        };
+        let keys = KeySet::from_paserk(&[old.public_paserk(), new.public_paserk()]).unwrap();
+        for key in [old, new] {
+            let token = key.sign(&session(valid()), scope);
+            assert!(keys.verify::<Session>(&token, scope, NOW).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_nodes_own_token_verifies_with_its_identity() {
+        let identity = Identity::generate();
+        let cluster = cluster();
+        let scope = Scope {
+            cluster: &cluster,
+            audience: "master",
+            binding: &[9; 32],
+        };
+        let claims = NodeRequest {
+            sub: "relay-1".parse().unwrap(),
+            validity: valid(),
+        };
+        let token = SigningKey::from(&identity).sign(&claims, scope);
+        let keys = KeySet::from_public_keys(&[identity.public_key()]);
+        assert_eq!(keys.verify(&token, scope, NOW), Ok(claims));
+    }
+
+    #[test]
+    fn a_roster_larger_than_any_token_verifies() {
+        let key = SigningKey::generate();
+        let cluster = cluster();
+        let scope = Scope {
+            cluster: &cluster,
+            audience: "nodes",
+            binding: b"",
+        };
+        let mut roster = Roster::empty(cluster.clone());
+        roster.token_keys = vec![key.public_paserk(); 1000];
+        let token = key.sign(&roster, scope);
+        assert!(token.len() > MAX_TOKEN_LEN);
+        assert_eq!(key_set(&key).verify(&token, scope, NOW), Ok(roster));
+    }
+
+    #[test]
+    fn a_signing_key_survives_paserk_and_white_space() {
+        let key = SigningKey::generate();
+        let text = key.to_paserk();
+        let mut padded = b"  ".to_vec();
+        padded.extend_from_slice(text.expose());
+        padded.push(b'\n');
+        let read = SigningKey::from_paserk(&Secret::new(padded)).unwrap();
+        assert!(read.to_paserk().matches(text.expose()));
+        assert_eq!(read.public_paserk(), key.public_paserk());
+    }
+
+    #[test]
+    fn texts_that_are_not_keys_are_refused() {
+        let key = SigningKey::generate();
+        let text = String::from_utf8(key.to_paserk().expose().clone()).unwrap();
+        let mut halves_apart = text.clone().into_bytes();
+        halves_apart[12] ^= 1;
+        let zeros = format!("k4.secret.{}", URL_SAFE_NO_PAD.encode([0; 64]));
+        for bad in [
+            b"".to_vec(),
+            text.as_bytes()[..95].to_vec(),
+            text.replace("k4", "k2").into_bytes(),
+            text.replace("secret", "local").into_bytes(),
+            format!("{text}A").into_bytes(),
+            halves_apart,
+            zeros.into_bytes(),
+            key.public_paserk().into_bytes(),
+        ] {
+            assert!(SigningKey::from_paserk(&Secret::new(bad)).is_err());
+        }
+        assert!(KeySet::from_paserk(&[text]).is_err());
+        assert!(KeySet::from_paserk(&["k4.public.AAAA"]).is_err());
+    }
+
+    #[test]
+    fn the_official_vectors_hold() {
+        #[derive(Deserialize)]
+        struct Vectors {
+            tokens: Vec<Signed>,
+            secrets: Vec<Key>,
+            publics: Vec<Key>,
+            pids: Vec<Key>,
+        }
+        #[derive(Deserialize)]
+        struct Signed {
+            name: String,
+            key: String,
+            token: String,
+            payload: String,
+            footer: String,
+            implicit_assertion: String,
+        }
+        #[derive(Deserialize)]
+        struct Key {
+            key: String,
+            paserk: String,
+        }
+        let vectors: Vectors =
+            serde_json::from_str(include_str!("../tests/paseto-v4-public.json")).unwrap();
+        for vector in vectors.tokens {
+            let key = SigningKey::from_bytes(&hex::decode(vector.key).unwrap()).unwrap();
+            let (footer, assertion) = (vector.footer.as_bytes(), vector.implicit_assertion);
+            let token = PublicToken::sign(
+                &key.secret,
+                vector.payload.as_bytes(),
+                Some(footer),
+                Some(assertion.as_bytes()),
+            );
+            assert_eq!(token.unwrap(), vector.token, "{}", vector.name);
+            let untrusted = UntrustedToken::try_from(vector.token.as_str()).unwrap();
+            PublicToken::verify(&key.public, &untrusted, None, Some(assertion.as_bytes())).unwrap();
+        }
+        for vector in vectors.secrets {
+            let text = Secret::new(vector.paserk.into_bytes());
+            let key = SigningKey::from_paserk(&text).unwrap();
+            assert_eq!(hex::encode(key.secret.as_bytes()), vector.key);
+            assert!(key.to_paserk().matches(text.expose()));
+        }
+        for vector in vectors.publics {
+            let key = AsymmetricPublicKey::try_from(vector.paserk.as_str()).unwrap();
+            assert_eq!(hex::encode(key.as_bytes()), vector.key);
+        }
+        for vector in vectors.pids {
+            let key = AsymmetricPublicKey::from(&hex::decode(vector.key).unwrap()).unwrap();
+            assert_eq!(key_id(&key).to_string(), vector.paserk);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_tokens_never_panic(text: String, body: Vec<u8>, public: [u8; 32]) {
+            let keys = KeySet::from_public_keys(&[PublicKey(public)]);
+            let footer = token::footer(keys.keys.keys().next().unwrap());
+            let cluster = cluster();
+            let scope = Scope { cluster: &cluster, audience: "echo", binding: b"" };
+            let shaped = format!(
+                "v4.public.{}.{}",
+                URL_SAFE_NO_PAD.encode(&body),
+                URL_SAFE_NO_PAD.encode(footer)
+            );
+            for token in [text, shaped] {
+                prop_assert!(keys.verify::<Session>(&token, scope, NOW).is_err());
+            }
+        }
+
+        #[test]
+        fn arbitrary_keys_never_panic(text: String, bytes: Vec<u8>) {
+            let _ = KeySet::from_paserk(&[&text]);
+            prop_assert!(SigningKey::from_paserk(&Secret::new(bytes)).is_err());
+            let encoded = format!("k4.secret.{text}").into_bytes();
+            prop_assert!(SigningKey::from_paserk(&Secret::new(encoded)).is_err());
+        }
+
+        #[test]
+        fn one_flipped_bit_anywhere_is_refused(at: prop::sample::Index, bit in 0u8..7) {
+            let key = SigningKey::generate();
+            let cluster = cluster();
+            let scope = Scope { cluster: &cluster, audience: "echo", binding: b"" };
+            let mut token = key.sign(&session(valid()), scope).into_bytes();
+            let at = at.index(token.len());
+            token[at] ^= 1 << bit;
+            let token = String::from_utf8(token).unwrap();
+            prop_assert!(key_set(&key).verify::<Session>(&token, scope, NOW).is_err());
         }
     }
 }

@@ -1,1 +1,216 @@
-//! gateway
+//! The gateway: terminates WebTransport, authenticates, routes, and carries sessions into the mesh.
+//!
+//! [`Gateway::start`] reads the certificate, binds the UDP port, joins the cluster and returns once
+//! clients can be served. [`Gateway::run`] serves them: each request goes through the states of
+//! `session` — accepted, authenticated, routed, live — and is refused with a status by the first
+//! that it does not pass. Told to leave, the gateway takes no more sessions, asks the live ones to
+//! finish, and closes those that have not at the deadline.
+
+pub mod config;
+mod core;
+mod error;
+mod exits;
+pub mod forward;
+mod limits;
+mod metrics;
+pub mod route;
+mod session;
+#[cfg(test)]
+mod tests;
+pub mod token;
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{Instrument, info, info_span};
+use wavry_credentials::{
+    cert, identity,
+    membership::{self, Membership},
+    source,
+};
+use wavry_transport::{mesh, socket, webtransport};
+
+use crate::core::Core;
+pub use crate::{
+    config::Config,
+    error::{RunError, StartError},
+    metrics::describe as describe_metrics,
+};
+
+/// How often the master may learn a new number of sessions.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// For how long the clients are waited for that were told to go away.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A gateway that can serve.
+pub struct Gateway {
+    front: Front,
+    address: SocketAddr,
+    membership: Membership,
+    certificate_watch: JoinHandle<()>,
+}
+
+/// What clients meet: the server, and what sessions need.
+struct Front {
+    core: Arc<Core>,
+    server: webtransport::Server,
+    sessions: TaskTracker,
+    drain_timeout: Duration,
+}
+
+impl Gateway {
+    /// Reads the certificate, binds the port and joins the cluster, for which it waits as long as
+    /// the master cannot be reached.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let certificates = cert::Store::new();
+        let key = source::locate("tls_key")?;
+        certificates.load(&config.certificate, &key)?;
+        let in_listen = StartError::bind("listen", config.listen);
+        let socket = socket::bind(config.listen).map_err(&in_listen)?;
+
+        let membership = Membership::join(membership::Config {
+            master: config.master.clone(),
+            ca_file: config.ca_file.clone(),
+            state_dir: config.state_dir.clone(),
+            services: Vec::new(),
+            identity_key: None,
+            registration_token: None,
+        })
+        .await?;
+        let roster = membership.roster();
+        let identity::MeshTls { server, client } =
+            membership.identity().mesh_tls(roster.clone())?;
+        let mesh = mesh::bind(config.mesh_bind)
+            .and_then(|socket| {
+                mesh::Endpoint::new(
+                    socket,
+                    mesh::Config {
+                        node: membership.node_id().clone(),
+                        server_tls: server,
+                        client_tls: client,
+                        roster: roster.clone(),
+                        limits: mesh::Limits::default(),
+                    },
+                )
+            })
+            .map_err(StartError::bind("mesh_bind", config.mesh_bind))?;
+
+        let limits = config.webtransport.clone();
+        let server = webtransport::Server::new(socket, certificates.server_config(), limits)
+            .map_err(&in_listen)?;
+        let address = server.local_addr().map_err(&in_listen)?;
+        info!(%address, node = %membership.node_id(), "serving");
+        Ok(Self {
+            certificate_watch: certificates.watch(&config.certificate, &key),
+            front: Front {
+                drain_timeout: config.drain_timeout,
+                core: Arc::new(Core::new(
+                    config,
+                    membership.cluster().clone(),
+                    roster,
+                    mesh,
+                )),
+                server,
+                sessions: TaskTracker::new(),
+            },
+            address,
+            membership,
+        })
+    }
+
+    /// The UDP address at which clients connect.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown`, then drains and returns within `drain_timeout` and a few seconds.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
+        let outcome = tokio::select! {
+            outcome = self.front.serve(&shutdown) => outcome,
+            never = self.report() => match never {},
+        };
+        self.front.drain().await;
+        self.membership.leave().await;
+        self.front.close().await;
+        self.certificate_watch.abort();
+        info!("gone");
+        outcome
+    }
+
+    /// Keeps the number of sessions current that heartbeats tell the master.
+    async fn report(&self) -> Infallible {
+        let mut tick = interval(REPORT_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            self.membership
+                .report_sessions(self.front.sessions.len() as u64);
+        }
+    }
+}
+
+impl Front {
+    /// Serves until `shutdown`.
+    async fn serve(&self, shutdown: &CancellationToken) -> Result<(), RunError> {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                requested = self.server.accept() => match requested {
+                    Some(requested) => self.take(requested),
+                    None => return Err(RunError::ListenerLost),
+                },
+            }
+        }
+    }
+
+    /// Takes one request as far as it gets, in a task of its own.
+    fn take(&self, requested: webtransport::Requested) {
+        let core = self.core.clone();
+        let span = info_span!(
+            "session",
+            id = core.next_id(),
+            client = %requested.remote_address(),
+            service = tracing::field::Empty,
+        );
+        self.sessions
+            .spawn(async move { session::serve(&core, requested).await }.instrument(span));
+    }
+
+    /// Lets sessions finish until the deadline and closes the rest. Requests get 503.
+    async fn drain(&self) {
+        info!(sessions = self.sessions.len(), "draining");
+        self.core.draining.cancel();
+        self.server.drain();
+        self.sessions.close();
+        let refuse = async {
+            while let Some(requested) = self.server.accept().await {
+                self.take(requested);
+            }
+            std::future::pending::<Infallible>().await
+        };
+        let finish = async {
+            let finished = timeout(self.drain_timeout, self.sessions.wait()).await;
+            if finished.is_err() {
+                info!(sessions = self.sessions.len(), "drain deadline passed");
+                self.core.closing.cancel();
+                // A session that was told to close and does not is cut with its connection.
+                let _ = timeout(CLOSE_TIMEOUT, self.sessions.wait()).await;
+            }
+        };
+        tokio::select! {
+            () = finish => {}
+            never = refuse => match never {},
+        }
+    }
+
+    /// Ends every connection.
+    async fn close(&self) {
+        let _ = timeout(CLOSE_TIMEOUT, self.server.close()).await;
+        let _ = timeout(CLOSE_TIMEOUT, self.core.mesh.close()).await;
+    }
+}

@@ -20,6 +20,16 @@ pub enum Role {
     Relay,
 }
 
+impl Role {
+    /// The role as it is written on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Relay => "relay",
+        }
+    }
+}
+
 /// Who may open a session to a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -183,6 +193,42 @@ pub struct Heartbeat {
     pub draining: bool,
 }
 
+/// Answer to `POST /v1/nodes/heartbeat`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Heard {
+    /// How long the node waits before its next heartbeat when nothing changes, in milliseconds.
+    pub interval_ms: u64,
+}
+
+/// One key of `GET /.well-known/wavry/keys`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublishedKey {
+    /// PASERK `k4.pid`, as it stands in the footer of what the key signs.
+    pub kid: String,
+    /// PASERK `k4.public`.
+    pub paserk: String,
+}
+
+/// Every refusal of the master, as `application/problem+json` (RFC 9457).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// What kind of problem: [`Problem::URN`] and a word that programs can rely on.
+    pub r#type: String,
+    /// The kind in words.
+    pub title: String,
+    /// HTTP status.
+    pub status: u16,
+    /// This case in words. Never holds what the request held.
+    pub detail: String,
+}
+
+impl Problem {
+    /// What every [`Problem::type`](Self#structfield.type) starts with.
+    pub const URN: &'static str = "urn:wavry:problem:";
+}
+
 /// The bytes a node signs to prove that it holds its identity key: a context, then each part with
 /// its length before it (eight bytes, little endian), so that no two inputs give the same bytes.
 pub fn possession_message(token_id: &str, nonce: &str, exporter: &[u8]) -> Vec<u8> {
@@ -198,3 +244,98 @@ pub fn possession_message(token_id: &str, nonce: &str, exporter: &[u8]) -> Vec<u
 pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
 /// Length of the exporter in bytes (RFC 9266, section 4.2).
 pub const EXPORTER_LEN: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn name() -> impl Strategy<Value = String> {
+        "[a-z]([a-z0-9-]{0,20}[a-z0-9])?"
+    }
+
+    prop_compose! {
+        fn node()(
+            id in name(),
+            is_relay: bool,
+            keys in prop::collection::vec(any::<[u8; 32]>(), 0..3),
+            addresses in prop::collection::vec(any::<SocketAddr>(), 0..3),
+            services in prop::collection::vec(name(), 0..3),
+        ) -> Node {
+            Node {
+                id: id.parse().unwrap(),
+                role: if is_relay { Role::Relay } else { Role::Gateway },
+                keys: keys.into_iter().map(PublicKey).collect(),
+                // Flow label and scope have no meaning between hosts and no place in the text.
+                addresses: addresses
+                    .into_iter()
+                    .map(|a| SocketAddr::new(a.ip(), a.port()))
+                    .collect(),
+                services: services.iter().map(|s| s.parse().unwrap()).collect(),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_roster_survives_its_text(
+            cluster in name(),
+            epoch: u64,
+            issued_at: u64,
+            nodes in prop::collection::vec(node(), 0..4),
+            service in name(),
+            max_sessions: Option<u32>,
+        ) {
+            let roster = Roster {
+                epoch: Epoch(epoch),
+                issued_at,
+                nodes,
+                services: vec![Service {
+                    name: service.parse().unwrap(),
+                    hosts: vec!["app.example".to_owned()],
+                    access: Access::Public,
+                    allowed_origins: vec!["*".to_owned()],
+                    max_sessions,
+                }],
+                ..Roster::empty(cluster.parse().unwrap())
+            };
+            let text = serde_json::to_vec(&roster).unwrap();
+            prop_assert_eq!(serde_json::from_slice::<Roster>(&text).unwrap(), roster);
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_messages_or_errors(bytes: Vec<u8>) {
+            let _ = serde_json::from_slice::<Roster>(&bytes);
+            let _ = serde_json::from_slice::<Register>(&bytes);
+            let _ = serde_json::from_slice::<Heartbeat>(&bytes);
+            let _ = serde_json::from_slice::<Problem>(&bytes);
+        }
+
+        #[test]
+        fn no_two_inputs_give_the_same_possession_message(
+            a: (String, String, Vec<u8>),
+            b: (String, String, Vec<u8>),
+        ) {
+            let message = |x: &(String, String, Vec<u8>)| possession_message(&x.0, &x.1, &x.2);
+            prop_assert_eq!(message(&a) == message(&b), a == b);
+        }
+    }
+
+    #[test]
+    fn a_possession_message_keeps_its_parts_apart() {
+        assert_ne!(
+            possession_message("ab", "c", b""),
+            possession_message("a", "bc", b"")
+        );
+        assert_ne!(
+            possession_message("a", "b", b""),
+            possession_message("a", "", b"b")
+        );
+    }
+
+    #[test]
+    fn a_message_with_a_field_nobody_knows_is_refused() {
+        let text = r#"{"nonce":"00","extra":1}"#;
+        assert!(serde_json::from_str::<Challenge>(text).is_err());
+    }
+}

@@ -28,8 +28,10 @@ fn is_name(text: &str) -> bool {
         && bytes.iter().all(|&b| edge(b) || b == b'-')
 }
 
+const NAME: &str = "1 to 63 characters of a-z, 0-9 and '-', not starting or ending with '-'";
+
 macro_rules! name {
-    ($(#[$doc:meta])* $type:ident, $kind:literal) => {
+    ($(#[$doc:meta])* $type:ident, $kind:literal, $is:expr, $rule:expr) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "Cow<'_, str>", into = "String")]
@@ -45,13 +47,11 @@ macro_rules! name {
         impl FromStr for $type {
             type Err = InvalidId;
             fn from_str(text: &str) -> Result<Self, InvalidId> {
-                if is_name(text) {
+                let is: fn(&str) -> bool = $is;
+                if is(text) {
                     Ok(Self(text.into()))
                 } else {
-                    Err(InvalidId {
-                        kind: $kind,
-                        rule: "1 to 63 characters of a-z, 0-9 and '-', not starting or ending with '-'",
-                    })
+                    Err(InvalidId { kind: $kind, rule: $rule })
                 }
             }
         }
@@ -79,15 +79,18 @@ macro_rules! name {
 
 name! {
     /// The name of a service: a named thing that clients connect to.
-    ServiceName, "a service name"
+    ServiceName, "a service name", is_name, NAME
 }
 name! {
     /// The stable id of a node (gateway or relay). It is not the node's key, which rotates.
-    NodeId, "a node id"
+    NodeId, "a node id",
+    // It is the TLS server name on the mesh, where digits alone would be read as an address.
+    |text| is_name(text) && !text.bytes().all(|b| b.is_ascii_digit()),
+    "1 to 63 characters of a-z, 0-9 and '-', with a letter, not starting or ending with '-'"
 }
 name! {
     /// The name of a cluster: one master (or several on one database) and its nodes.
-    ClusterName, "a cluster name"
+    ClusterName, "a cluster name", is_name, NAME
 }
 
 /// The version of a roster. Grows with every change; a node never goes back to a smaller one.
@@ -196,6 +199,13 @@ mod tests {
         for text in ["a", "0", "a-b", &"a".repeat(63)] {
             assert_eq!(text.parse::<ServiceName>().unwrap().as_str(), text);
         }
+    }
+
+    #[test]
+    fn a_node_id_is_never_a_number() {
+        assert!("7".parse::<NodeId>().is_err());
+        assert_eq!("7".parse::<ServiceName>().unwrap().as_str(), "7");
+        assert_eq!("r7".parse::<NodeId>().unwrap().as_str(), "r7");
     }
 
     proptest! {

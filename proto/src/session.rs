@@ -102,4 +102,18 @@ pub mod close_code {
     pub const TOKEN_EXPIRED: u32 = BASE | 0x05;
     /// The peer broke the mesh protocol.
     pub const PROTOCOL: u32 = BASE | 0x06;
+    /// The client's connection was lost; this is what the upstream is told.
+    pub const CLIENT_LOST: u32 = BASE | 0x07;
+}
+
+/// Codes with which Wavry itself resets or stops a stream, where the upstream is not a
+/// WebTransport server and so has no codes of its own.
+pub mod stream_code {
+    const BASE: u32 = 0x5756_0000;
+    /// The upstream took no connection for this stream.
+    pub const UPSTREAM_REFUSED: u32 = BASE | 0x11;
+    /// The upstream reset its connection, or it was lost.
+    pub const UPSTREAM_RESET: u32 = BASE | 0x12;
+    /// This kind of upstream has no such streams.
+    pub const UNSUPPORTED: u32 = BASE | 0x13;
 }

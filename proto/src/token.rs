@@ -1,14 +1,126 @@
 //! The outside of a PASETO token: its grammar, its purpose, its claims. No cryptography is here.
+//!
+//! A token is `v4.public.` + base64url(payload ‖ signature) + `.` + base64url(footer), without
+//! padding (PASETO Version 4). Its footer is `{"kid":"k4.pid…"}`, byte for byte: it names the key and
+//! says nothing else, so nothing of an unverified token is ever parsed as JSON.
 
+use std::{fmt, str::FromStr};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     control::{Role, Roster},
-    id::{NodeId, ServiceName},
+    id::{ClusterName, NodeId, ServiceName},
 };
 
 /// Longest token accepted, in bytes; checked before anything is parsed.
 pub const MAX_TOKEN_LEN: usize = 8 * 1024;
+/// Longest signed roster accepted, in bytes: some 10,000 nodes with their keys and addresses.
+pub const MAX_ROSTER_LEN: usize = 8 * 1024 * 1024;
+/// Clocks may differ by this many seconds on `nbf` and `iat`. There is no leeway on `exp`.
+pub const CLOCK_SKEW: u64 = 30;
+
+const HEADER: &str = "v4.public.";
+const SIGNATURE_LEN: usize = 64;
+const KEY_ID_HEADER: &str = "k4.pid.";
+const KEY_ID_LEN: usize = 33;
+const KEY_ID_TEXT_LEN: usize = 44;
+const FOOTER_START: &[u8] = b"{\"kid\":\"";
+const FOOTER_END: &[u8] = b"\"}";
+const FOOTER_LEN: usize =
+    FOOTER_START.len() + KEY_ID_HEADER.len() + KEY_ID_TEXT_LEN + FOOTER_END.len();
+
+/// The id of a public key: PASERK `k4.pid`, a hash of the key.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyId([u8; KEY_ID_LEN]);
+
+/// What an unverified token shows: which key is said to have signed it. The payload stays out of
+/// reach; it is only to be had from a verification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unverified {
+    /// The key that the footer names.
+    pub key: KeyId,
+}
+
+/// Not a token of the grammar above.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a v4.public token with a footer that names a key")]
+pub struct Malformed;
+
+/// Reads a token's outside. Allocates no more than the token is long; the caller bounds that.
+pub fn parse(token: &str) -> Result<Unverified, Malformed> {
+    let rest = token.strip_prefix(HEADER).ok_or(Malformed)?;
+    let (body, footer) = rest.split_once('.').ok_or(Malformed)?;
+    let body = URL_SAFE_NO_PAD.decode(body).map_err(|_| Malformed)?;
+    if body.len() <= SIGNATURE_LEN {
+        return Err(Malformed);
+    }
+    // Room for whole groups of three bytes, as the decoder wants it.
+    let mut buffer = [0; FOOTER_LEN.next_multiple_of(3)];
+    let length = URL_SAFE_NO_PAD
+        .decode_slice(footer, &mut buffer)
+        .map_err(|_| Malformed)?;
+    let key = buffer[..length]
+        .strip_prefix(FOOTER_START)
+        .and_then(|rest| rest.strip_suffix(FOOTER_END))
+        .and_then(|key| std::str::from_utf8(key).ok())
+        .ok_or(Malformed)?;
+    Ok(Unverified { key: key.parse()? })
+}
+
+/// The footer that names `key`.
+pub fn footer(key: &KeyId) -> String {
+    format!("{{\"kid\":\"{key}\"}}")
+}
+
+/// What a token's signature covers and the token does not carry: the PAE encoding (PASETO, Common
+/// implementation details, "PAE definition") of purpose, cluster, audience and binding — their
+/// number, then each with its length before it, all as 64-bit little endian. No two different
+/// quadruples give the same bytes.
+pub fn implicit_assertion(
+    purpose: &str,
+    cluster: &ClusterName,
+    audience: &str,
+    binding: &[u8],
+) -> Vec<u8> {
+    let parts = [
+        purpose.as_bytes(),
+        cluster.as_str().as_bytes(),
+        audience.as_bytes(),
+        binding,
+    ];
+    let mut assertion = (parts.len() as u64).to_le_bytes().to_vec();
+    for part in parts {
+        assertion.extend_from_slice(&(part.len() as u64).to_le_bytes());
+        assertion.extend_from_slice(part);
+    }
+    assertion
+}
+
+impl FromStr for KeyId {
+    type Err = Malformed;
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        let id = text.strip_prefix(KEY_ID_HEADER).ok_or(Malformed)?;
+        let mut bytes = [0; KEY_ID_LEN];
+        match URL_SAFE_NO_PAD.decode_slice(id, &mut bytes) {
+            Ok(KEY_ID_LEN) => Ok(Self(bytes)),
+            _ => Err(Malformed),
+        }
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{KEY_ID_HEADER}{}", URL_SAFE_NO_PAD.encode(self.0))
+    }
+}
+
+impl fmt::Debug for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyId({self})")
+    }
+}
 
 /// When a token holds, in seconds since the Unix epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,10 +133,42 @@ pub struct Validity {
     pub exp: u64,
 }
 
+/// Why a token does not hold now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotValid {
+    /// It expires before it begins.
+    #[error("expires before it begins")]
+    Never,
+    /// It begins, or was issued, later than now and [`CLOCK_SKEW`].
+    #[error("not valid yet")]
+    NotYet,
+    /// It has expired.
+    #[error("expired")]
+    Expired,
+}
+
+impl Validity {
+    /// Whether it holds at `now`, in seconds since the Unix epoch.
+    pub fn check(&self, now: u64) -> Result<(), NotValid> {
+        let latest = now.saturating_add(CLOCK_SKEW);
+        if self.exp <= self.nbf {
+            Err(NotValid::Never)
+        } else if now >= self.exp {
+            Err(NotValid::Expired)
+        } else if self.nbf > latest || self.iat > latest {
+            Err(NotValid::NotYet)
+        } else {
+            Ok(())
+        }
+    }
+}
+
 /// What a token says. Each purpose is its own type, so one cannot be taken for another.
 pub trait Claims: Serialize + DeserializeOwned {
     /// Enters the implicit assertion: a token of one purpose does not verify as another.
     const PURPOSE: &'static str;
+    /// Longest token of this purpose that is accepted, in bytes.
+    const MAX_LEN: usize = MAX_TOKEN_LEN;
     /// When the token holds; `None` for messages that have no expiry of their own.
     fn validity(&self) -> Option<&Validity>;
 }
@@ -95,7 +239,144 @@ impl Claims for NodeRequest {
 /// The roster is signed like a token. Audience: `nodes`.
 impl Claims for Roster {
     const PURPOSE: &'static str = "roster";
+    const MAX_LEN: usize = MAX_ROSTER_LEN;
     fn validity(&self) -> Option<&Validity> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const KEY: &str = "k4.pid.9ShR3xc8-qVJ_di0tc9nx0IDIqbatdeM2mqLFBJsKRHs";
+
+    fn token(payload: &[u8], footer: &str) -> String {
+        let mut body = payload.to_vec();
+        body.extend_from_slice(&[7; SIGNATURE_LEN]);
+        let body = URL_SAFE_NO_PAD.encode(body);
+        format!("v4.public.{body}.{}", URL_SAFE_NO_PAD.encode(footer))
+    }
+
+    #[test]
+    fn a_token_shows_the_key_its_footer_names() {
+        let key: KeyId = KEY.parse().unwrap();
+        let token = token(b"{}", &footer(&key));
+        assert_eq!(parse(&token), Ok(Unverified { key }));
+        assert_eq!(key.to_string(), KEY);
+    }
+
+    #[test]
+    fn anything_but_the_one_footer_is_malformed() {
+        let good = format!("{{\"kid\":\"{KEY}\"}}");
+        assert!(parse(&token(b"{}", &good)).is_ok());
+        for footer in [
+            String::new(),
+            KEY.to_owned(),
+            format!("{{ \"kid\":\"{KEY}\"}}"),
+            format!("{{\"kid\":\"{KEY}\"}}\n"),
+            format!("{{\"kid\":\"{KEY}\",\"a\":1}}"),
+            format!("{{\"KID\":\"{KEY}\"}}"),
+            format!("{{\"kid\":\"{}\"}}", &KEY[..KEY.len() - 1]),
+            format!("{{\"kid\":\"{KEY}A\"}}"),
+            format!("{{\"kid\":\"{}\"}}", KEY.replace("pid", "sid")),
+            "a".repeat(10_000),
+        ] {
+            assert_eq!(parse(&token(b"{}", &footer)), Err(Malformed), "{footer}");
+        }
+    }
+
+    #[test]
+    fn other_headers_missing_parts_and_loose_base64_are_malformed() {
+        let good = token(b"{}", &footer(&KEY.parse().unwrap()));
+        for bad in [
+            String::new(),
+            "v4.public.".to_owned(),
+            good.replace("v4.public", "v4.local"),
+            good.replace("v4.public", "v2.public"),
+            good.rsplit_once('.').unwrap().0.to_owned(),
+            format!("{good}."),
+            format!("{good}="),
+            format!("{good}.e30"),
+            format!(" {good}"),
+            token(b"", &footer(&KEY.parse().unwrap())),
+        ] {
+            assert_eq!(parse(&bad), Err(Malformed), "{bad}");
+        }
+    }
+
+    #[test]
+    fn validity_has_skew_at_its_start_and_none_at_its_end() {
+        let validity = Validity {
+            iat: 1000,
+            nbf: 1000,
+            exp: 1060,
+        };
+        assert_eq!(validity.check(969), Err(NotValid::NotYet));
+        assert_eq!(validity.check(970), Ok(()));
+        assert_eq!(validity.check(1059), Ok(()));
+        assert_eq!(validity.check(1060), Err(NotValid::Expired));
+        let issued_later = Validity {
+            iat: 1031,
+            ..validity
+        };
+        assert_eq!(issued_later.check(1000), Err(NotValid::NotYet));
+        let never = Validity {
+            exp: 1000,
+            ..validity
+        };
+        assert_eq!(never.check(999), Err(NotValid::Never));
+    }
+
+    #[test]
+    fn the_implicit_assertion_is_the_pae_of_its_four_parts() {
+        let cluster = "c1".parse().unwrap();
+        assert_eq!(
+            implicit_assertion("p", &cluster, "", b"xyz"),
+            b"\x04\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0p\x02\0\0\0\0\0\0\0c1\
+              \0\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0xyz"
+        );
+    }
+
+    #[test]
+    fn claims_keep_their_validity_beside_them() {
+        let text = r#"{"jti":"1","sub":"ann","claims":{"a":1},"iat":1,"nbf":2,"exp":3}"#;
+        let session: Session = serde_json::from_str(text).unwrap();
+        assert_eq!(session.validity.exp, 3);
+        assert_eq!(serde_json::to_string(&session).unwrap(), text);
+    }
+
+    proptest! {
+        #[test]
+        fn a_key_id_survives_text_and_footer(bytes: [u8; KEY_ID_LEN], payload in prop::collection::vec(any::<u8>(), 1..100)) {
+            let key = KeyId(bytes);
+            prop_assert_eq!(key.to_string().parse::<KeyId>(), Ok(key));
+            prop_assert_eq!(parse(&token(&payload, &footer(&key))), Ok(Unverified { key }));
+        }
+
+        #[test]
+        fn arbitrary_text_never_panics(text in ".*") {
+            let _ = parse(&text);
+            let _ = parse(&format!("v4.public.{text}"));
+            let _ = text.parse::<KeyId>();
+        }
+
+        #[test]
+        fn a_token_with_one_character_changed_keeps_its_key_or_is_malformed(at in 0usize..200, with in any::<char>()) {
+            let key: KeyId = KEY.parse().unwrap();
+            let mut text: Vec<char> = token(b"{\"a\":1}", &footer(&key)).chars().collect();
+            let footer_at = text.iter().rposition(|c| *c == '.').unwrap();
+            let at = at % footer_at;
+            text[at] = with;
+            if let Ok(found) = parse(&text.into_iter().collect::<String>()) {
+                prop_assert_eq!(found.key, key);
+            }
+        }
+
+        #[test]
+        fn validity_never_panics(iat: u64, nbf: u64, exp: u64, now: u64) {
+            let _ = Validity { iat, nbf, exp }.check(now);
+        }
     }
 }

@@ -1,1 +1,314 @@
-//! relay
+//! The relay as exit: takes sessions from gateways and dials their upstreams.
+//!
+//! [`Relay::start`] binds the mesh port, joins the cluster and tells it the services it has
+//! upstreams for. [`Relay::run`] serves gateways: for each session it finds the upstream, dials it,
+//! hands its answer back, and carries the session until it is over. Told to leave, the relay says
+//! so to the master, asks its sessions to finish, and closes those that have not at the deadline.
+
+pub mod config;
+mod error;
+mod metrics;
+#[cfg(test)]
+mod tests;
+mod upstream;
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use ::metrics::{counter, gauge};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{Instrument, info, info_span};
+use wavry_credentials::{
+    identity,
+    membership::{self, Membership},
+};
+use wavry_proto::{
+    control::{Role, Roster},
+    id::ServiceName,
+    session::{Close, Response, close_code},
+};
+use wavry_transport::{
+    mesh,
+    session::{Closed, Session as _},
+};
+
+pub use crate::{
+    config::Config,
+    error::{RunError, StartError},
+    metrics::describe as describe_metrics,
+};
+use crate::{
+    metrics as names,
+    upstream::{Dialled, Upstream},
+};
+
+/// How often the master may learn a new number of sessions.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// For how long the gateways are waited for that were told to go away.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A relay that can serve.
+pub struct Relay {
+    exit: Arc<Exit>,
+    mesh: mesh::Endpoint,
+    address: SocketAddr,
+    membership: Membership,
+    drain_timeout: Duration,
+}
+
+/// What every session needs of the relay.
+struct Exit {
+    upstreams: BTreeMap<ServiceName, Upstream>,
+    roster: watch::Receiver<Arc<Roster>>,
+    permits: Semaphore,
+    requests: AtomicU64,
+    /// The relay takes no new sessions, and live ones are asked to finish.
+    draining: CancellationToken,
+    /// Live sessions are closed.
+    closing: CancellationToken,
+}
+
+impl Relay {
+    /// Binds the mesh port and joins the cluster, for which it waits as long as the master cannot
+    /// be reached.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let bind = |source| StartError::Bind {
+            address: config.mesh_listen,
+            source,
+        };
+        let upstreams = config
+            .upstreams
+            .iter()
+            .map(|(service, upstream)| {
+                let dialable = Upstream::new(service.as_str(), upstream, config.idle_timeout)?;
+                Ok((service.clone(), dialable))
+            })
+            .collect::<Result<BTreeMap<_, _>, StartError>>()?;
+        let socket = mesh::bind(config.mesh_listen).map_err(bind)?;
+
+        let membership = Membership::join(membership::Config {
+            master: config.master,
+            ca_file: config.ca_file,
+            state_dir: config.state_dir,
+            services: upstreams.keys().cloned().collect(),
+            identity_key: None,
+            registration_token: None,
+        })
+        .await?;
+        let roster = membership.roster();
+        let identity::MeshTls { server, client } =
+            membership.identity().mesh_tls(roster.clone())?;
+        let mesh = mesh::Endpoint::new(
+            socket,
+            mesh::Config {
+                node: membership.node_id().clone(),
+                server_tls: server,
+                client_tls: client,
+                roster: roster.clone(),
+                limits: mesh::Limits::default(),
+            },
+        )
+        .map_err(bind)?;
+        let address = mesh.local_addr().map_err(bind)?;
+        membership.announce(match config.advertise.is_empty() {
+            true => vec![address],
+            false => config.advertise,
+        });
+        info!(%address, node = %membership.node_id(), "serving");
+        Ok(Self {
+            exit: Arc::new(Exit::new(upstreams, roster, config.max_sessions)),
+            mesh,
+            address,
+            membership,
+            drain_timeout: config.drain_timeout,
+        })
+    }
+
+    /// The UDP address at which gateways connect.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown`, then drains and returns within `drain_timeout` and a few seconds.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
+        let sessions = TaskTracker::new();
+        let mut report = interval(REPORT_INTERVAL);
+        report.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let outcome = loop {
+            tokio::select! {
+                () = shutdown.cancelled() => break Ok(()),
+                requested = self.mesh.accept() => match requested {
+                    Some(requested) => self.exit.take(requested, &sessions),
+                    None => break Err(RunError::MeshLost),
+                },
+                _ = report.tick() => self.membership.report_sessions(sessions.len() as u64),
+            }
+        };
+        self.drain(&sessions).await;
+        outcome
+    }
+
+    /// Says that it leaves, lets sessions finish until the deadline, and closes the rest.
+    async fn drain(&self, sessions: &TaskTracker) {
+        info!(sessions = sessions.len(), "draining");
+        sessions.close();
+        // Until the master knows, gateways may still choose this relay, and are served.
+        let take_the_last = async {
+            while let Some(requested) = self.mesh.accept().await {
+                self.exit.take(requested, sessions);
+            }
+            std::future::pending::<()>().await;
+        };
+        let finish = async {
+            self.membership.leave().await;
+            self.exit.draining.cancel();
+            if timeout(self.drain_timeout, sessions.wait()).await.is_err() {
+                info!(sessions = sessions.len(), "drain deadline passed");
+                self.exit.closing.cancel();
+                // A session that was told to close and does not is cut with its connection.
+                let _ = timeout(CLOSE_TIMEOUT, sessions.wait()).await;
+            }
+        };
+        tokio::select! {
+            () = finish => {}
+            () = take_the_last => {}
+        }
+        let _ = timeout(CLOSE_TIMEOUT, self.mesh.close()).await;
+        info!("gone");
+    }
+}
+
+impl Exit {
+    fn new(
+        upstreams: BTreeMap<ServiceName, Upstream>,
+        roster: watch::Receiver<Arc<Roster>>,
+        max_sessions: usize,
+    ) -> Self {
+        Self {
+            upstreams,
+            roster,
+            permits: Semaphore::new(max_sessions.min(Semaphore::MAX_PERMITS)),
+            requests: AtomicU64::new(0),
+            draining: CancellationToken::new(),
+            closing: CancellationToken::new(),
+        }
+    }
+
+    /// Serves one session in a task of its own.
+    fn take(self: &Arc<Self>, requested: mesh::Requested, sessions: &TaskTracker) {
+        let exit = self.clone();
+        let span = info_span!(
+            "session",
+            id = self.requests.fetch_add(1, Ordering::Relaxed) + 1,
+            gateway = %requested.peer(),
+            service = %requested.open().service,
+            client = %requested.open().client,
+        );
+        sessions.spawn(async move { exit.serve(requested).await }.instrument(span));
+    }
+
+    /// Takes one session as far as it gets.
+    async fn serve(&self, requested: mesh::Requested) {
+        if self.draining.is_cancelled() {
+            return refuse(requested, "draining", Response::status(503)).await;
+        }
+        let is_gateway = self
+            .roster
+            .borrow()
+            .node(requested.peer())
+            .is_some_and(|node| node.role == Role::Gateway);
+        if !is_gateway {
+            return refuse(requested, "not_a_gateway", Response::status(403)).await;
+        }
+        let Some(upstream) = self.upstreams.get(&requested.open().service) else {
+            return refuse(requested, "unknown_service", Response::status(404)).await;
+        };
+        let Ok(_permit) = self.permits.try_acquire() else {
+            return refuse(requested, "relay_limit", Response::status(503)).await;
+        };
+        let dialled = match upstream.dial(requested.open()).await {
+            Ok(dialled) => dialled,
+            Err(error) => {
+                info!(%error, "not dialled");
+                return refuse(requested, error.reason(), error.into_response()).await;
+            }
+        };
+        let service = requested.open().service.to_string();
+        match requested.accept(dialled.response()).await {
+            Ok(session) => {
+                let _live = Live::new(&service, upstream.kind());
+                let reason = self.carry(session, &dialled).await;
+                counter!(names::ENDED, "service" => service, "reason" => reason).increment(1);
+            }
+            Err(closed) => gone(&closed),
+        }
+    }
+
+    /// Carries a session until it is over; returns why it is.
+    async fn carry(&self, session: mesh::Session, dialled: &Dialled) -> &'static str {
+        let session = Arc::new(session);
+        let leave = async {
+            self.draining.cancelled().await;
+            session.drain();
+            dialled.drain();
+            self.closing.cancelled().await;
+            session.close(Close::new(close_code::DRAINED, "relay drained"));
+            std::future::pending::<std::convert::Infallible>().await
+        };
+        let ended = tokio::select! {
+            ended = dialled.carry(&session) => ended,
+            never = leave => match never {},
+        };
+        // The reason that came with the code is the application's, and stays out of logs.
+        let code = match ended.session {
+            Closed::Peer(close) | Closed::Here(close) => Some(close.code),
+            Closed::Lost(_) => None,
+        };
+        info!(reason = ended.reason, code, "over");
+        ended.reason
+    }
+}
+
+async fn refuse(requested: mesh::Requested, reason: &'static str, response: Response) {
+    counter!(names::REFUSED, "reason" => reason).increment(1);
+    info!(reason, status = response.status, "refused");
+    requested.reject(response).await;
+}
+
+/// A gateway that left before it had its answer.
+fn gone(closed: &Closed) {
+    counter!(names::REFUSED, "reason" => "gateway_gone").increment(1);
+    info!(%closed, "gateway gone before its answer");
+}
+
+/// Counts one live session.
+struct Live {
+    upstream: &'static str,
+}
+
+impl Live {
+    fn new(service: &str, upstream: &'static str) -> Self {
+        counter!(names::OPENED, "service" => service.to_owned()).increment(1);
+        gauge!(names::SESSIONS, "upstream" => upstream).increment(1);
+        info!(upstream, "live");
+        Self { upstream }
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        gauge!(names::SESSIONS, "upstream" => self.upstream).decrement(1);
+    }
+}

@@ -1,12 +1,49 @@
 //! The way between two nodes: one QUIC connection, end to end, that carries many sessions.
+//!
+//! `docs/WIRE.md`, "Mesh sessions", describes what goes over it and why its numbers are what they
+//! are.
 
-use std::{io, net::SocketAddr, sync::Arc};
+mod control;
+mod core;
+mod link;
+mod pool;
+mod quic;
+mod session;
+mod stream;
 
-use bytes::Bytes;
-use tokio::sync::watch;
-use wavry_proto::{control::Roster, id::NodeId, mesh::Open};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use crate::session::{self, Close, Closed, DatagramError, ReadError, Response, WriteError};
+use quinn::VarInt;
+use tokio::sync::{mpsc, watch};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+use wavry_proto::{
+    control::Roster,
+    id::{NodeId, PublicKey},
+    mesh::{Open, header::Side},
+};
+
+use self::{
+    control::{Control, NoAnswer},
+    link::{Link, Links, code},
+    pool::Pool,
+};
+use crate::{
+    metrics,
+    session::{Closed, Response},
+};
+
+pub use self::{
+    session::Session,
+    stream::{RecvStream, SendStream},
+};
 
 /// What a mesh endpoint needs to know.
 #[derive(Clone)]
@@ -32,6 +69,11 @@ pub struct Limits {
     pub session_window: u64,
     /// Streams of each kind that a session's peer may have open.
     pub session_streams: u64,
+    /// Sessions on one connection.
+    pub sessions_per_connection: usize,
+    /// From asking for a session to the peer's answer. Longer than an exit takes to give up on its
+    /// upstream, so that the exit's own answer comes first.
+    pub open_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -40,13 +82,48 @@ impl Default for Limits {
             shards: 2,
             session_window: 2 * 1024 * 1024,
             session_streams: 256,
+            sessions_per_connection: 4096,
+            open_timeout: Duration::from_secs(15),
         }
     }
 }
 
-/// This node's place in the mesh: opens sessions to peers and accepts theirs.
+/// Sessions asked for that nobody accepted yet. Whoever accepts only hands them on, so 256 are more
+/// than 10 ms of a storm of sessions; one more is answered with 503.
+const REQUESTS: usize = 256;
+
+/// Handshakes of peers at once. An address that sent a first packet without proving that it
+/// receives is asked to prove it (QUIC Retry) once a quarter is in use, and refused when all are.
+const HANDSHAKES: usize = 256;
+
+/// From a peer's first packet to the end of its handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// From the first packet to a peer to the end of the handshake, for all of its addresses.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long [`Endpoint::close`] waits until peers have the closes of sessions that just ended.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// This node's place in the mesh: opens sessions to peers and accepts theirs. When the last clone
+/// is dropped, its connections are closed.
 #[derive(Clone)]
-pub struct Endpoint {}
+pub struct Endpoint {
+    inner: Arc<Inner>,
+    requests: Arc<tokio::sync::Mutex<mpsc::Receiver<Requested>>>,
+    _stop: Arc<DropGuard>,
+}
+
+struct Inner {
+    quic: quinn::Endpoint,
+    client: quinn::ClientConfig,
+    config: Config,
+    pool: Pool,
+    links: Links,
+    requests: mpsc::Sender<Requested>,
+    flushes: TaskTracker,
+    stopped: CancellationToken,
+}
 
 /// Why a session could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -67,137 +144,375 @@ pub enum OpenError {
     },
     /// No answer in time.
     #[error("no answer within {0:?}")]
-    Timeout(std::time::Duration),
+    Timeout(Duration),
 }
 
 /// Binds a UDP socket with the buffers the mesh needs, as quinn wants it.
-pub fn bind(_address: SocketAddr) -> io::Result<Arc<dyn quinn::AsyncUdpSocket>> {
-    todo!()
+pub fn bind(address: SocketAddr) -> io::Result<Arc<dyn quinn::AsyncUdpSocket>> {
+    use quinn::Runtime;
+    quinn::TokioRuntime.wrap_udp_socket(crate::socket::bind(address)?)
 }
 
 impl Endpoint {
     /// An endpoint over `socket`, whatever that is: a plain UDP socket from [`bind`] or an overlay.
-    pub fn new(_socket: Arc<dyn quinn::AsyncUdpSocket>, _config: Config) -> io::Result<Self> {
-        todo!()
+    pub fn new(socket: Arc<dyn quinn::AsyncUdpSocket>, config: Config) -> io::Result<Self> {
+        let (server, client) = quic::configs(&config)?;
+        let quic = quinn::Endpoint::new_with_abstract_socket(
+            quic::endpoint_config(),
+            Some(server),
+            socket,
+            Arc::new(quinn::TokioRuntime),
+        )?;
+        let (requests, receiver) = mpsc::channel(REQUESTS);
+        let stopped = CancellationToken::new();
+        let inner = Arc::new(Inner {
+            quic,
+            client,
+            config,
+            pool: Pool::default(),
+            links: Mutex::default(),
+            requests,
+            flushes: TaskTracker::new(),
+            stopped: stopped.clone(),
+        });
+        tokio::spawn(inner.clone().serve());
+        Ok(Self {
+            inner,
+            requests: Arc::new(tokio::sync::Mutex::new(receiver)),
+            _stop: Arc::new(stopped.drop_guard()),
+        })
     }
 
     /// The socket's address.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        todo!()
+        self.inner.quic.local_addr()
     }
 
     /// Opens a session to `peer`; the answer is the peer's, 2xx.
-    pub async fn open(
-        &self,
-        _peer: &NodeId,
-        _open: Open,
-    ) -> Result<(Session, Response), OpenError> {
-        todo!()
+    pub async fn open(&self, peer: &NodeId, open: Open) -> Result<(Session, Response), OpenError> {
+        let limit = self.inner.config.limits.open_timeout;
+        tokio::time::timeout(limit, self.inner.open(peer, open))
+            .await
+            .unwrap_or(Err(OpenError::Timeout(limit)))
     }
 
     /// The next session a peer asks for; `None` once the endpoint is closed.
     pub async fn accept(&self) -> Option<Requested> {
-        todo!()
+        tokio::select! {
+            biased;
+            () = self.inner.stopped.cancelled() => None,
+            requested = async { self.requests.lock().await.recv().await } => requested,
+        }
     }
 
-    /// Closes every connection at once and frees the socket.
+    /// Takes no more sessions, gives peers a moment to learn of closes, then closes every
+    /// connection and frees the socket.
     pub async fn close(&self) {
-        todo!()
+        self.inner.quic.set_server_config(None);
+        self.inner.flushes.close();
+        let _ = tokio::time::timeout(FLUSH_TIMEOUT, self.inner.flushes.wait()).await;
+        self.inner.stopped.cancel();
+        self.inner.stop();
+        let _ = tokio::time::timeout(FLUSH_TIMEOUT, self.inner.quic.wait_idle()).await;
     }
 }
 
+impl Inner {
+    async fn serve(self: Arc<Self>) {
+        let handshakes = Arc::new(tokio::sync::Semaphore::new(HANDSHAKES));
+        let mut roster = self.config.roster.clone();
+        let mut news = true;
+        loop {
+            tokio::select! {
+                () = self.stopped.cancelled() => break,
+                incoming = self.quic.accept() => match incoming {
+                    Some(incoming) => self.incoming(incoming, &handshakes),
+                    None => break,
+                },
+                changed = roster.changed(), if news => match changed {
+                    Ok(()) => {
+                        let roster = roster.borrow_and_update().clone();
+                        self.check(&roster);
+                    }
+                    // Whoever published it is gone: the last roster stays.
+                    Err(_) => news = false,
+                },
+            }
+        }
+        self.stop();
+    }
+
+    fn stop(&self) {
+        self.quic
+            .close(VarInt::from_u32(code::SHUTDOWN), b"the node stops");
+    }
+
+    // Who may connect.
+
+    fn incoming(
+        self: &Arc<Self>,
+        incoming: quinn::Incoming,
+        handshakes: &Arc<tokio::sync::Semaphore>,
+    ) {
+        let Ok(permit) = handshakes.clone().try_acquire_owned() else {
+            incoming.refuse();
+            return;
+        };
+        if handshakes.available_permits() < HANDSHAKES * 3 / 4
+            && !incoming.remote_address_validated()
+        {
+            // May only be retried once; then it is validated and does not come here.
+            let _ = incoming.retry();
+            return;
+        }
+        let inner = self.clone();
+        tokio::spawn(async move {
+            let handshake = async {
+                incoming
+                    .accept()
+                    .map_err(|error| error.to_string())?
+                    .await
+                    .map_err(|error| error.to_string())
+            };
+            let connection = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
+                .await
+                .unwrap_or_else(|_| Err("no handshake in time".into()));
+            drop(permit);
+            match connection {
+                Ok(connection) => {
+                    inner.admit(connection, Side::Server, None);
+                }
+                Err(reason) => {
+                    tracing::debug!(%reason, "mesh handshake failed");
+                    ::metrics::counter!(metrics::MESH_HANDSHAKES, "side" => "server", "outcome" => "failed")
+                        .increment(1);
+                }
+            }
+        });
+    }
+
+    /// Makes a link of a connection whose handshake is done, if the roster knows the peer's key —
+    /// for node `dialled`, where this side dialled.
+    fn admit(
+        self: &Arc<Self>,
+        connection: quinn::Connection,
+        side: Side,
+        dialled: Option<&NodeId>,
+    ) -> Option<Arc<Link>> {
+        let label = match side {
+            Side::Client => "client",
+            Side::Server => "server",
+        };
+        let count = |outcome: &'static str| {
+            ::metrics::counter!(metrics::MESH_HANDSHAKES, "side" => label, "outcome" => outcome)
+                .increment(1);
+        };
+        let roster = self.config.roster.borrow().clone();
+        let key = peer_key(&connection);
+        let node = key
+            .as_ref()
+            .and_then(|key| roster.node_by_key(key))
+            .filter(|node| dialled.is_none_or(|dialled| node.id == *dialled));
+        let (Some(key), Some(node)) = (key, node) else {
+            tracing::warn!(remote = %connection.remote_address(), "peer's key is not in the roster");
+            count("unknown_key");
+            connection.close(VarInt::from_u32(code::UNKNOWN_PEER), b"unknown key");
+            return None;
+        };
+        let link = Link::new(
+            connection,
+            node.id.clone(),
+            key,
+            side,
+            self.config.limits.clone(),
+            self.flushes.clone(),
+            self.requests.clone(),
+        );
+        count("done");
+        tracing::info!(peer = %link.peer, side = label, remote = %link.connection.remote_address(), "mesh connection made");
+        {
+            let mut links = core::lock(&self.links);
+            links.retain(|link| link.strong_count() > 0);
+            links.push(Arc::downgrade(&link));
+        }
+        let connections = ::metrics::gauge!(metrics::MESH_CONNECTIONS, "side" => label);
+        connections.increment(1.0);
+        let serving = link.clone();
+        tokio::spawn(async move {
+            serving.clone().serve().await;
+            connections.decrement(1.0);
+            let reason = serving.connection.close_reason();
+            tracing::info!(peer = %serving.peer, reason = reason.map(|r| r.to_string()), "mesh connection over");
+        });
+        // The roster may have changed since it was looked at and before the link was listed.
+        self.check(&self.config.roster.borrow().clone());
+        Some(link)
+    }
+
+    /// Closes the connections of nodes that are gone, or whose key is.
+    fn check(&self, roster: &Roster) {
+        self.pool.retain(roster);
+        let links: Vec<_> = core::lock(&self.links)
+            .iter()
+            .filter_map(std::sync::Weak::upgrade)
+            .collect();
+        for link in links {
+            let listed = roster
+                .node(&link.peer)
+                .is_some_and(|node| node.keys.contains(&link.key));
+            if !listed && link.is_alive() {
+                tracing::warn!(peer = %link.peer, epoch = %roster.epoch, "peer left the roster");
+                ::metrics::counter!(metrics::MESH_REVOKED).increment(1);
+                link.close(code::UNKNOWN_PEER, "key is not in the roster any more");
+            }
+        }
+    }
+
+    // To peers.
+
+    async fn open(
+        self: &Arc<Self>,
+        peer: &NodeId,
+        open: Open,
+    ) -> Result<(Session, Response), OpenError> {
+        let unreachable = |reason: String| OpenError::Unreachable {
+            node: peer.clone(),
+            reason,
+        };
+        let mut retried = false;
+        loop {
+            let addresses = match self.config.roster.borrow().node(peer) {
+                Some(node) if !node.addresses.is_empty() => node.addresses.clone(),
+                _ => return Err(OpenError::Unknown(peer.clone())),
+            };
+            let link = self
+                .pool
+                .peer(peer, self.config.limits.shards)
+                .link(async || self.dial(peer, &addresses).await)
+                .await
+                .map_err(unreachable)?;
+            match link.open(open.clone()).await {
+                Ok((control, response)) if response.is_ok() => {
+                    let session = Session::new(control.core().clone());
+                    tokio::spawn(control.run());
+                    return Ok((session, response));
+                }
+                Ok((control, response)) => {
+                    control.end_refused();
+                    return Err(OpenError::Rejected(response));
+                }
+                Err(NoAnswer::TooLong) => {
+                    return Err(OpenError::Rejected(Response::status(431)));
+                }
+                // A pooled connection may turn out to be dead only when it is used: the peer was
+                // started anew. No session came of it, so asking again is safe.
+                Err(NoAnswer::Closed(_)) if !link.is_alive() && !retried => retried = true,
+                Err(NoAnswer::Closed(closed)) => return Err(unreachable(closed.to_string())),
+            }
+        }
+    }
+
+    /// Tries the peer's addresses in order, best first, within [`DIAL_TIMEOUT`].
+    async fn dial(
+        self: &Arc<Self>,
+        peer: &NodeId,
+        addresses: &[SocketAddr],
+    ) -> Result<Arc<Link>, String> {
+        let share = DIAL_TIMEOUT / u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+        let mut reason = String::new();
+        for address in addresses {
+            let connecting =
+                match self
+                    .quic
+                    .connect_with(self.client.clone(), *address, peer.as_str())
+                {
+                    Ok(connecting) => connecting,
+                    Err(error) => {
+                        reason = format!("{address}: {error}");
+                        continue;
+                    }
+                };
+            match tokio::time::timeout(share, connecting).await {
+                Ok(Ok(connection)) => match self.admit(connection, Side::Client, Some(peer)) {
+                    Some(link) => return Ok(link),
+                    None => reason = format!("{address}: key is not the node's"),
+                },
+                Ok(Err(error)) => reason = format!("{address}: {error}"),
+                Err(_) => reason = format!("{address}: no handshake within {share:?}"),
+            }
+            ::metrics::counter!(metrics::MESH_HANDSHAKES, "side" => "client", "outcome" => "failed")
+                .increment(1);
+            tracing::debug!(%peer, %reason, "cannot dial");
+        }
+        Err(reason)
+    }
+}
+
+/// The Ed25519 key that the peer proved to hold.
+fn peer_key(connection: &quinn::Connection) -> Option<PublicKey> {
+    let certificates = connection
+        .peer_identity()?
+        .downcast::<Vec<rustls_pki_types::CertificateDer<'static>>>()
+        .ok()?;
+    PublicKey::from_spki(certificates.first()?)
+}
+
 /// A session that a peer asks for and that was not answered yet. Dropped unanswered, it is 503.
-pub struct Requested {}
+pub struct Requested {
+    control: Option<Control>,
+    open: Open,
+    peer: NodeId,
+}
 
 impl Requested {
+    fn new(control: Control, open: Open, peer: NodeId) -> Self {
+        Self {
+            control: Some(control),
+            open,
+            peer,
+        }
+    }
+
     /// What is asked for.
     pub fn open(&self) -> &Open {
-        todo!()
+        &self.open
     }
 
     /// The node that asks.
     pub fn peer(&self) -> &NodeId {
-        todo!()
+        &self.peer
     }
 
     /// Accepts with a 2xx response.
-    pub async fn accept(self, _response: Response) -> Result<Session, Closed> {
-        todo!()
+    pub async fn accept(mut self, response: Response) -> Result<Session, Closed> {
+        let Some(mut control) = self.control.take() else {
+            return Err(Closed::Lost("answered before".into()));
+        };
+        let core = control.core().clone();
+        if let Some(closed) = core.over() {
+            return Err(closed);
+        }
+        if !response.is_ok() || control.accept(response).is_err() {
+            control.refuse(Response::status(500)).await;
+            return Err(Closed::Lost("the answer does not make a session".into()));
+        }
+        tokio::spawn(control.run());
+        Ok(Session::new(core))
     }
 
     /// Refuses with a status that is not 2xx.
-    pub async fn reject(self, _response: Response) {
-        todo!()
+    pub async fn reject(mut self, response: Response) {
+        if let Some(control) = self.control.take() {
+            control.refuse(response).await;
+        }
     }
 }
 
-/// A session between two nodes.
-pub struct Session {}
-
-/// Sending half of a mesh stream.
-pub struct SendStream {}
-
-/// Receiving half of a mesh stream.
-pub struct RecvStream {}
-
-impl session::Session for Session {
-    type Send = SendStream;
-    type Recv = RecvStream;
-    async fn open_bi(&self) -> Result<(SendStream, RecvStream), Closed> {
-        todo!()
-    }
-    async fn open_uni(&self) -> Result<SendStream, Closed> {
-        todo!()
-    }
-    async fn accept_bi(&self) -> Result<(SendStream, RecvStream), Closed> {
-        todo!()
-    }
-    async fn accept_uni(&self) -> Result<RecvStream, Closed> {
-        todo!()
-    }
-    fn send_datagram(&self, _payload: Bytes) -> Result<(), DatagramError> {
-        todo!()
-    }
-    async fn recv_datagram(&self) -> Result<Bytes, Closed> {
-        todo!()
-    }
-    fn max_datagram_size(&self) -> usize {
-        todo!()
-    }
-    fn drain(&self) {
-        todo!()
-    }
-    async fn draining(&self) {
-        todo!()
-    }
-    fn close(&self, _close: Close) {
-        todo!()
-    }
-    async fn closed(&self) -> Closed {
-        todo!()
-    }
-}
-
-impl session::SendStream for SendStream {
-    async fn write(&mut self, _chunk: Bytes) -> Result<(), WriteError> {
-        todo!()
-    }
-    fn finish(&mut self) -> Result<(), WriteError> {
-        todo!()
-    }
-    fn reset(&mut self, _code: u32) {
-        todo!()
-    }
-    async fn stopped(&mut self) -> Option<u32> {
-        todo!()
-    }
-}
-
-impl session::RecvStream for RecvStream {
-    async fn read(&mut self) -> Result<Option<Bytes>, ReadError> {
-        todo!()
-    }
-    fn stop(&mut self, _code: u32) {
-        todo!()
+impl Drop for Requested {
+    fn drop(&mut self) {
+        if let Some(control) = self.control.take() {
+            let runtime = control.core().link.runtime.clone();
+            runtime.spawn(control.refuse(Response::status(503)));
+        }
     }
 }

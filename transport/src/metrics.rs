@@ -1,6 +1,6 @@
 //! Names of this crate's metrics.
 
-use metrics::{Unit, describe_counter};
+use metrics::{Unit, describe_counter, describe_gauge};
 
 /// Datagrams given to (`direction="sent"`) and taken from (`direction="received"`) QUIC, by `link`
 /// (`webtransport` or `mesh`).
@@ -9,6 +9,16 @@ pub const DATAGRAMS: &str = "wavry_transport_datagrams_total";
 /// end, minus what was received and dropped at the other, is what the wire lost.
 pub const DATAGRAMS_DROPPED: &str = "wavry_transport_datagrams_dropped_total";
 
+/// Mesh connections that are up, by `side` (`client`: dialled here; `server`).
+pub const MESH_CONNECTIONS: &str = "wavry_transport_mesh_connections";
+/// Mesh handshakes, by `side` and `outcome` (`done`, `failed`, `unknown_key`).
+pub const MESH_HANDSHAKES: &str = "wavry_transport_mesh_handshakes_total";
+/// Mesh sessions that are live, asked for or being opened included.
+pub const MESH_SESSIONS: &str = "wavry_transport_mesh_sessions";
+/// Mesh connections closed because the peer left the roster.
+pub const MESH_REVOKED: &str = "wavry_transport_mesh_revoked_total";
+/// Sessions ended because the peer broke the mesh protocol.
+pub const MESH_VIOLATIONS: &str = "wavry_transport_mesh_violations_total";
 /// Requests to this node's WebTransport servers, by `outcome` (see [`outcome`]).
 pub const REQUESTS: &str = "wavry_transport_requests_total";
 /// WebTransport streams that a peer opened and that were refused, by `reason` (see [`refusal`]).
@@ -79,6 +89,23 @@ pub fn describe() {
         DATAGRAMS_DROPPED,
         Unit::Count,
         "Datagrams dropped at this node"
+    );
+    describe_gauge!(
+        MESH_CONNECTIONS,
+        Unit::Count,
+        "Mesh connections that are up"
+    );
+    describe_counter!(MESH_HANDSHAKES, Unit::Count, "Mesh handshakes");
+    describe_gauge!(MESH_SESSIONS, Unit::Count, "Mesh sessions that are live");
+    describe_counter!(
+        MESH_REVOKED,
+        Unit::Count,
+        "Mesh connections closed because the peer left the roster"
+    );
+    describe_counter!(
+        MESH_VIOLATIONS,
+        Unit::Count,
+        "Sessions ended because the peer broke the mesh protocol"
     );
     describe_counter!(
         REQUESTS,

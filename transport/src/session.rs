@@ -7,7 +7,7 @@
 use std::future::Future;
 
 use bytes::Bytes;
-pub use wavry_proto::session::{Close, Header, Request, Response};
+pub use wavry_proto::session::{Close, Header, Request, Response, close_code};
 
 /// Why a session is over.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

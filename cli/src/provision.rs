@@ -1,0 +1,151 @@
+//! Makes keys and tokens: for the master, for nodes that are to register, for clients.
+
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use wavry_credentials::{identity::Identity, source, token::SigningKey};
+use wavry_master::provision::{registration_token, session_token};
+use wavry_proto::{
+    control::Role,
+    id::{ClusterName, NodeId, ServiceName},
+};
+
+/// What a node may be.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub(crate) enum NodeRole {
+    /// Takes mesh sessions and dials upstreams
+    Relay,
+    /// Terminates WebTransport
+    Gateway,
+}
+
+/// `wavry provision`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct NodeArgs {
+    /// What the node is
+    role: NodeRole,
+    /// Id of the node: 1 to 63 of a-z, 0-9 and '-'
+    name: NodeId,
+    /// Services a relay may announce, separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "A,B")]
+    services: Vec<ServiceName>,
+    /// Directory for identity.key and registration.token; neither may exist
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Cluster the node is to join
+    #[arg(long, default_value = DEFAULT_CLUSTER)]
+    cluster: ClusterName,
+    /// How long the registration token can be used
+    #[arg(long, default_value = "1h", value_parser = parse_duration)]
+    ttl: Duration,
+}
+
+/// `wavry token session`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SessionArgs {
+    /// Service the token opens sessions to
+    service: ServiceName,
+    /// Who the client is; the service is told
+    #[arg(long)]
+    subject: String,
+    /// How long the token holds: 30s, 15m, 1h, 7d
+    #[arg(long, default_value = "1h", value_parser = parse_duration)]
+    ttl: Duration,
+    /// Cluster the token is for
+    #[arg(long, default_value = DEFAULT_CLUSTER)]
+    cluster: ClusterName,
+}
+
+/// `wavry key generate`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct KeyArgs {
+    /// File for the key; it must not exist
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+/// Cluster name unless told otherwise.
+pub(crate) const DEFAULT_CLUSTER: &str = "wavry";
+
+/// Makes a node's identity and a registration token, signed with the secret `master_key`.
+pub(crate) fn node(args: &NodeArgs) -> anyhow::Result<()> {
+    let identity_file = args.out.join("identity.key");
+    let token_file = args.out.join("registration.token");
+    for file in [&identity_file, &token_file] {
+        refuse_to_overwrite(file)?;
+    }
+    let role = match args.role {
+        NodeRole::Relay => Role::Relay,
+        NodeRole::Gateway => Role::Gateway,
+    };
+    let key = master_key()?;
+    let token = registration_token(
+        &key,
+        &args.cluster,
+        args.name.clone(),
+        role,
+        args.services.clone(),
+        args.ttl,
+    );
+    fs::create_dir_all(&args.out).with_context(|| format!("{}", args.out.display()))?;
+    let identity = Identity::generate();
+    source::write_private(&identity_file, identity.to_pem().expose())?;
+    source::write_private(&token_file, token.as_bytes())?;
+    say(&format!(
+        "{}\n{}",
+        identity_file.display(),
+        token_file.display()
+    ))
+}
+
+/// Prints a session token, signed with the secret `master_key`.
+pub(crate) fn session(args: &SessionArgs) -> anyhow::Result<()> {
+    let key = master_key()?;
+    let token = session_token(
+        &key,
+        &args.cluster,
+        &args.service,
+        args.subject.clone(),
+        serde_json::Map::new(),
+        args.ttl,
+    );
+    say(&token)
+}
+
+/// Makes a master key.
+pub(crate) fn key(args: &KeyArgs) -> anyhow::Result<()> {
+    refuse_to_overwrite(&args.out)?;
+    source::write_private(&args.out, SigningKey::generate().to_paserk().expose())?;
+    say(&args.out.display().to_string())
+}
+
+/// Reads the secret `master_key`.
+pub(crate) fn master_key() -> anyhow::Result<SigningKey> {
+    let text = source::read("master_key")?;
+    SigningKey::from_paserk(&text).context("secret master_key")
+}
+
+/// Parses a duration flag.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    match wavry_proto::duration::parse(text) {
+        Ok(Duration::ZERO) => Err("must be longer than zero".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn refuse_to_overwrite(file: &Path) -> anyhow::Result<()> {
+    if file.symlink_metadata().is_ok() {
+        bail!("{} exists and is not overwritten", file.display());
+    }
+    Ok(())
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{text}").context("standard output")
+}

@@ -1,0 +1,125 @@
+//! Runs one role as a process: configuration, recorder, ops, role, ready file, until a signal.
+
+use std::{future::Future, net::SocketAddr, path::PathBuf};
+
+use anyhow::Context as _;
+use tokio_util::sync::CancellationToken;
+
+use crate::{config, log, ops, ready, shutdown};
+
+/// A role that this binary can play.
+pub(crate) trait Role: config::Table {
+    /// It, once it serves.
+    type Running: Send;
+
+    /// Describes its metrics to the recorder.
+    fn describe_metrics();
+    /// Returns when it can serve.
+    fn start(config: Self::Config) -> impl Future<Output = anyhow::Result<Self::Running>>;
+    /// Where it serves.
+    fn address(running: &Self::Running) -> SocketAddr;
+    /// Serves until `shutdown`, then drains.
+    fn run(
+        running: Self::Running,
+        shutdown: CancellationToken,
+    ) -> impl Future<Output = anyhow::Result<()>>;
+}
+
+/// Flags that every role's subcommand has.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// TOML file with the role's table and [ops] and [log]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Write {"role","pid","address","ops"} to FILE once the role serves
+    #[arg(long, value_name = "FILE")]
+    ready_file: Option<PathBuf>,
+    /// Address of the ops listener (metrics, health, readiness); overrides ops.listen
+    #[arg(long, value_name = "ADDRESS")]
+    ops_listen: Option<String>,
+    /// How log lines look; overrides log.format
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<log::Format>,
+    /// Also shut down when standard input ends
+    #[arg(long, hide = true)]
+    until_stdin_closes: bool,
+}
+
+impl Args {
+    /// The flags that every role has, as configuration.
+    pub(crate) fn flags(&self) -> config::Flags {
+        let mut flags = config::Flags::default();
+        flags.set("ops.listen", "--ops-listen", self.ops_listen.clone());
+        let format = self.log_format.map(|format| match format {
+            log::Format::Human => "human",
+            log::Format::Json => "json",
+        });
+        flags.set("log.format", "--log-format", format);
+        flags
+    }
+}
+
+/// Plays role `R` until it is told to stop.
+pub(crate) async fn run<R: Role>(args: &Args, flags: &config::Flags) -> anyhow::Result<()> {
+    let config::Loaded { role, ops, log } =
+        config::load::<R>(args.config.as_deref(), environment(), flags)?;
+    log::start(log);
+
+    let metrics = ops::install_recorder()?;
+    R::describe_metrics();
+    describe_build(R::NAME);
+
+    let shutdown = shutdown::on_signal()?;
+    if args.until_stdin_closes {
+        shutdown::on_stdin_end(shutdown.clone());
+    }
+    let is_ready = ops::Ready::default();
+    let ops = ops::Ops::bind(&ops, metrics, is_ready.clone()).await?;
+    let ops_address = ops.address();
+    // Ops answers until the very end, also while the role drains.
+    let ops_shutdown = CancellationToken::new();
+    let ops = tokio::spawn(ops.run(ops_shutdown.clone()));
+
+    let running = tokio::select! {
+        started = R::start(role) => started.with_context(|| format!("{} cannot start", R::NAME))?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    let address = R::address(&running);
+    is_ready.set(true);
+    tracing::info!(role = R::NAME, %address, ops = %ops_address, "serving");
+    if let Some(file) = &args.ready_file {
+        let content = ready::Role {
+            role: R::NAME.to_owned(),
+            pid: std::process::id(),
+            address,
+            ops: Some(format!("http://{ops_address}/metrics")),
+        };
+        ready::write(file, &content)?;
+    }
+
+    let draining = async {
+        shutdown.cancelled().await;
+        is_ready.set(false);
+        std::future::pending().await
+    };
+    let result = tokio::select! {
+        result = R::run(running, shutdown.clone()) => result,
+        never = draining => never,
+    };
+    ops_shutdown.cancel();
+    let _ = ops.await;
+    result.with_context(|| format!("{} failed", R::NAME))
+}
+
+fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| {
+        let name = name.into_string().ok()?;
+        Some((name, value.to_string_lossy().into_owned()))
+    })
+}
+
+fn describe_build(role: &'static str) {
+    metrics::describe_gauge!("wavry_build_info", "1, labelled with version and role");
+    metrics::gauge!("wavry_build_info", "version" => env!("CARGO_PKG_VERSION"), "role" => role)
+        .set(1.0);
+}

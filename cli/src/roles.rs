@@ -1,0 +1,208 @@
+//! The roles of this binary: for each its table, its flags, and how it is started and run.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{Flags, Invalid, Table},
+    role::{Args, Role},
+};
+
+macro_rules! role {
+    ($role:ident, $crate_name:ident, $name:literal, ops $ops:literal) => {
+        #[doc = concat!("Role `", $name, "`.")]
+        pub(crate) struct $role;
+
+        impl Table for $role {
+            const NAME: &'static str = $name;
+            const OPS: &'static str = $ops;
+            type Raw = $crate_name::config::Raw;
+            type Config = $crate_name::Config;
+
+            fn validate(raw: Self::Raw) -> Result<Self::Config, Invalid> {
+                raw.try_into()
+                    .map_err(|invalid: $crate_name::config::Invalid| Invalid {
+                        key: invalid.key,
+                        problem: invalid.problem,
+                    })
+            }
+        }
+    };
+}
+
+role!(Master, wavry_master, "master", ops "127.0.0.1:9640");
+role!(Gateway, wavry_gateway, "gateway", ops "127.0.0.1:9641");
+role!(Relay, wavry_relay, "relay", ops "127.0.0.1:9642");
+
+impl Role for Master {
+    type Running = wavry_master::Master;
+
+    fn describe_metrics() {
+        wavry_master::describe_metrics();
+    }
+
+    async fn start(config: Self::Config) -> anyhow::Result<Self::Running> {
+        Ok(wavry_master::Master::start(config).await?)
+    }
+
+    fn address(running: &Self::Running) -> SocketAddr {
+        running.local_addr()
+    }
+
+    async fn run(running: Self::Running, shutdown: CancellationToken) -> anyhow::Result<()> {
+        running.run(shutdown).await;
+        Ok(())
+    }
+}
+
+impl Role for Gateway {
+    type Running = wavry_gateway::Gateway;
+
+    fn describe_metrics() {
+        wavry_gateway::describe_metrics();
+    }
+
+    async fn start(config: Self::Config) -> anyhow::Result<Self::Running> {
+        Ok(wavry_gateway::Gateway::start(config).await?)
+    }
+
+    fn address(running: &Self::Running) -> SocketAddr {
+        running.local_addr()
+    }
+
+    async fn run(running: Self::Running, shutdown: CancellationToken) -> anyhow::Result<()> {
+        Ok(running.run(shutdown).await?)
+    }
+}
+
+impl Role for Relay {
+    type Running = wavry_relay::Relay;
+
+    fn describe_metrics() {
+        wavry_relay::describe_metrics();
+    }
+
+    async fn start(config: Self::Config) -> anyhow::Result<Self::Running> {
+        Ok(wavry_relay::Relay::start(config).await?)
+    }
+
+    fn address(running: &Self::Running) -> SocketAddr {
+        running.local_addr()
+    }
+
+    async fn run(running: Self::Running, shutdown: CancellationToken) -> anyhow::Result<()> {
+        Ok(running.run(shutdown).await?)
+    }
+}
+
+/// `wavry master`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct MasterArgs {
+    #[command(flatten)]
+    pub(crate) role: Args,
+    /// TCP address of the HTTPS listener; overrides master.listen
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// SQLite file; overrides master.database
+    #[arg(long, value_name = "FILE")]
+    database: Option<PathBuf>,
+    /// PEM file with the certificate chain; overrides master.certificate
+    #[arg(long, value_name = "FILE")]
+    certificate: Option<PathBuf>,
+}
+
+impl MasterArgs {
+    pub(crate) fn flags(&self) -> Flags {
+        let mut flags = self.role.flags();
+        flags.set("master.listen", "--listen", self.listen.clone());
+        flags.set("master.database", "--database", text(&self.database));
+        flags.set(
+            "master.certificate",
+            "--certificate",
+            text(&self.certificate),
+        );
+        flags
+    }
+}
+
+/// Flags of what registers with a master.
+#[derive(Debug, clap::Args)]
+pub(crate) struct NodeArgs {
+    /// The master, https://HOST:PORT; overrides the key `master`
+    #[arg(long, value_name = "URL")]
+    master: Option<String>,
+    /// PEM file of the authorities that vouch for the master; overrides ca_file
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    /// Directory for what registration gave; overrides state_dir
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+impl NodeArgs {
+    fn add(&self, table: &str, flags: &mut Flags) {
+        flags.set(format!("{table}.master"), "--master", self.master.clone());
+        flags.set(format!("{table}.ca_file"), "--ca-file", text(&self.ca_file));
+        flags.set(
+            format!("{table}.state_dir"),
+            "--state-dir",
+            text(&self.state_dir),
+        );
+    }
+}
+
+/// `wavry gateway`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct GatewayArgs {
+    #[command(flatten)]
+    pub(crate) role: Args,
+    /// UDP address at which clients connect; overrides gateway.listen
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// PEM file with the certificate chain; overrides gateway.certificate
+    #[arg(long, value_name = "FILE")]
+    certificate: Option<PathBuf>,
+    #[command(flatten)]
+    node: NodeArgs,
+}
+
+impl GatewayArgs {
+    pub(crate) fn flags(&self) -> Flags {
+        let mut flags = self.role.flags();
+        flags.set("gateway.listen", "--listen", self.listen.clone());
+        flags.set(
+            "gateway.certificate",
+            "--certificate",
+            text(&self.certificate),
+        );
+        self.node.add(Gateway::NAME, &mut flags);
+        flags
+    }
+}
+
+/// `wavry relay`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RelayArgs {
+    #[command(flatten)]
+    pub(crate) role: Args,
+    /// UDP address at which gateways connect; overrides relay.mesh_listen
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    #[command(flatten)]
+    node: NodeArgs,
+}
+
+impl RelayArgs {
+    pub(crate) fn flags(&self) -> Flags {
+        let mut flags = self.role.flags();
+        flags.set("relay.mesh_listen", "--listen", self.listen.clone());
+        self.node.add(Relay::NAME, &mut flags);
+        flags
+    }
+}
+
+fn text(path: &Option<PathBuf>) -> Option<String> {
+    path.as_ref()
+        .map(|path| path.to_string_lossy().into_owned())
+}

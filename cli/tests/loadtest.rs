@@ -1,0 +1,60 @@
+//! The load test against a cluster that it starts for itself: what it claims is checked here, how
+//! fast it is is not.
+
+mod support;
+
+use serde_json::Value;
+use support::{output, stderr, wavry};
+
+/// Runs a scenario that must hold; its report.
+fn run(arguments: &[&str]) -> Value {
+    let mut command = wavry(&["loadtest"]);
+    command.args(arguments).arg("--json");
+    let done = output(command);
+    assert!(done.status.success(), "{}", stderr(&done));
+    serde_json::from_slice(&done.stdout).expect("one JSON object")
+}
+
+/// The figure in a row's column.
+fn figure(report: &Value, name: &str, column: &str) -> f64 {
+    let rows = report["results"].as_array().expect("an array of rows");
+    let row = rows.iter().find(|row| row["name"] == name);
+    let value = row.and_then(|row| row[column].as_f64());
+    value.unwrap_or_else(|| panic!("no {column} of {name} in {report}"))
+}
+
+#[test]
+fn echo_is_measured_beside_bare_quic() {
+    let report = run(&["echo", "--baseline", "--rounds", "1", "--round-ms", "200"]);
+    assert_eq!(report["scenario"], "echo");
+    for name in [
+        "stream_round_trip_p50",
+        "stream_round_trip_p99",
+        "datagram_round_trip_p50",
+        "datagram_round_trip_p99",
+        "stream_throughput",
+        "datagram_rate",
+    ] {
+        for column in ["wavry", "baseline", "ratio", "goal"] {
+            assert!(figure(&report, name, column) > 0.0, "{column} of {name}");
+        }
+    }
+}
+
+#[test]
+fn a_gibibyte_in_two_hundred_streams_comes_back_byte_for_byte() {
+    let report = run(&["transfer", "--bytes", "1073741824", "--streams", "200"]);
+    assert_eq!(
+        figure(&report, "bytes_back_exact", "wavry"),
+        1_073_741_824.0
+    );
+    assert_eq!(figure(&report, "streams_exact", "wavry"), 200.0);
+}
+
+#[test]
+fn every_datagram_of_a_hundred_thousand_is_accounted_for() {
+    let report = run(&["datagrams", "--count", "100000", "--rate", "20000"]);
+    assert_eq!(figure(&report, "datagrams", "wavry"), 100_000.0);
+    assert!(figure(&report, "received", "wavry") > 0.0, "{report}");
+    assert_eq!(figure(&report, "unaccounted", "wavry"), 0.0, "{report}");
+}

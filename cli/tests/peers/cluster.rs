@@ -1,0 +1,232 @@
+//! Master, gateway and relay, each its own process with its own configuration, keys and tokens —
+//! made by the commands that an operator uses.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+use wavry_credentials::cert::{self, DevelopmentAuthority, Trust};
+use wavry_transport::{
+    session::Request,
+    webtransport::{Client, Limits, Session},
+};
+
+use crate::support::{RoleProcess, output, stderr, wavry};
+
+/// A cluster of one gateway and one relay.
+pub(crate) struct Cluster {
+    directory: tempfile::TempDir,
+    services: String,
+    upstreams: String,
+    names: Vec<String>,
+    /// In the order in which they are dropped: clients' side first.
+    processes: Vec<RoleProcess>,
+}
+
+impl Cluster {
+    /// Its certificates; nothing runs yet.
+    pub(crate) fn new() -> Self {
+        cert::install_crypto_provider();
+        let cluster = Self {
+            directory: tempfile::tempdir().unwrap(),
+            services: String::new(),
+            upstreams: String::new(),
+            names: Vec::new(),
+            processes: Vec::new(),
+        };
+        let authority = DevelopmentAuthority::open(cluster.directory()).unwrap();
+        for name in ["master", "gateway", "service"] {
+            authority.issue(name, &["localhost", "127.0.0.1"]).unwrap();
+        }
+        cluster
+    }
+
+    /// Where its files are: `ca.crt`, and `service.crt` with its key for a service.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A public service. `tls` says whether the upstream has a certificate of this authority.
+    pub(crate) fn add(&mut self, name: &str, upstream: &str, tls: bool) {
+        self.service(name, upstream, "public");
+        if tls {
+            let ca = self.directory().join("ca.crt");
+            writeln!(self.upstreams, "ca_file = {ca:?}").unwrap();
+        }
+    }
+
+    /// A service that is reached with a token.
+    pub(crate) fn add_with_token(&mut self, name: &str, upstream: &str) {
+        self.service(name, upstream, "token");
+    }
+
+    fn service(&mut self, name: &str, upstream: &str, access: &str) {
+        writeln!(
+            self.services,
+            "[[master.services]]\nname = {name:?}\naccess = {access:?}\nallowed_origins = [\"*\"]"
+        )
+        .unwrap();
+        writeln!(
+            self.upstreams,
+            "[relay.upstreams.{name}]\nurl = {upstream:?}"
+        )
+        .unwrap();
+        self.names.push(name.to_owned());
+    }
+
+    /// Starts every process; each serves when this returns.
+    pub(crate) fn start(mut self) -> Self {
+        let directory = self.directory().to_owned();
+        let at = |name: &str| directory.join(name);
+        let key = at("signing.key");
+        run(wavry(&["key", "generate", "--out"]).arg(&key));
+        run(self
+            .signing(&["provision", "gateway", "edge", "--out"])
+            .arg(at("edge")));
+        let services = self.names.join(",");
+        let relay = [
+            "provision",
+            "relay",
+            "exit",
+            "--services",
+            &services,
+            "--out",
+        ];
+        run(self.signing(&relay).arg(at("exit")));
+
+        let ops = "[ops]\nlisten = \"127.0.0.1:0\"";
+        let text = format!(
+            "[master]\nlisten = \"127.0.0.1:0\"\ndatabase = {:?}\ncertificate = {:?}\n{}\n{ops}\n",
+            at("master.sqlite"),
+            at("master.crt"),
+            self.services
+        );
+        let mut master = role("master", &at("master.toml"), &text);
+        master
+            .env("WAVRY_MASTER_KEY_FILE", &key)
+            .env("WAVRY_TLS_KEY_FILE", at("master.key"));
+        let master = RoleProcess::start(master, &at("master.ready"));
+
+        let node = format!(
+            "master = \"https://{}\"\nca_file = {:?}",
+            master.address(),
+            at("ca.crt")
+        );
+        let text = format!(
+            "[relay]\nmesh_listen = \"127.0.0.1:0\"\nstate_dir = {:?}\n{node}\n{}\n{ops}\n",
+            at("exit/state"),
+            self.upstreams
+        );
+        let mut relay = role("relay", &at("relay.toml"), &text);
+        identity(&mut relay, &at("exit"));
+        let relay = RoleProcess::start(relay, &at("relay.ready"));
+
+        let text = format!(
+            "[gateway]\nlisten = \"127.0.0.1:0\"\ncertificate = {:?}\nstate_dir = {:?}\n{node}\n{ops}\n",
+            at("gateway.crt"),
+            at("edge/state")
+        );
+        let mut gateway = role("gateway", &at("gateway.toml"), &text);
+        identity(&mut gateway, &at("edge"));
+        gateway.env("WAVRY_TLS_KEY_FILE", at("gateway.key"));
+        let gateway = RoleProcess::start(gateway, &at("gateway.ready"));
+
+        self.processes = vec![gateway, relay, master];
+        self
+    }
+
+    /// A command that signs with the master key.
+    fn signing(&self, arguments: &[&str]) -> Command {
+        let mut command = wavry(arguments);
+        command.env(
+            "WAVRY_MASTER_KEY_FILE",
+            self.directory().join("signing.key"),
+        );
+        command
+    }
+
+    fn gateway(&self) -> SocketAddr {
+        self.processes[0].address()
+    }
+
+    /// URL of a service, with whatever path follows its name.
+    pub(crate) fn url(&self, service: &str) -> String {
+        format!("https://{}/{service}", self.gateway())
+    }
+
+    /// SHA-256 of the gateway's certificate, as hexadecimal.
+    pub(crate) fn certificate_hash(&self) -> String {
+        let hash = cert::file_hash(&self.directory().join("gateway.crt")).unwrap();
+        hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// A file with a session token for `service`.
+    pub(crate) fn session_token(&self, service: &str) -> PathBuf {
+        let made = run(&mut self.signing(&["token", "session", service, "--subject", "tester"]));
+        let file = self.directory().join("session.token");
+        wavry_credentials::source::write_private(&file, &made.stdout).unwrap();
+        file
+    }
+
+    /// Probes a service.
+    pub(crate) fn try_probe(&self, service: &str, more: &[&str]) -> Output {
+        let (url, ca) = (self.url(service), self.directory().join("ca.crt"));
+        let ca = ca.to_str().unwrap();
+        let mut probe = wavry(&["probe", &url, "--ca", ca, "--json", "--duration", "1s"]);
+        probe.args(more);
+        output(probe)
+    }
+
+    /// Probes a service that answers; the report.
+    pub(crate) fn probe(&self, service: &str, more: &[&str]) -> Value {
+        let probed = self.try_probe(service, more);
+        assert!(probed.status.success(), "{}", stderr(&probed));
+        serde_json::from_slice(&probed.stdout).expect("one JSON object")
+    }
+
+    /// A native session to a service.
+    pub(crate) async fn connect(&self, service: &str) -> Session {
+        let trust = Trust::Authorities(self.directory().join("ca.crt"));
+        let tls = cert::client_config(&trust).unwrap();
+        let local = SocketAddr::from(([127, 0, 0, 1], 0));
+        let client = Client::new(local, tls, Limits::default()).unwrap();
+        let request = Request {
+            authority: self.gateway().to_string(),
+            path: format!("/{service}"),
+            ..Request::default()
+        };
+        let (session, _) = client
+            .connect(self.gateway(), "127.0.0.1", request)
+            .await
+            .unwrap();
+        session
+    }
+}
+
+fn role(name: &str, config: &Path, text: &str) -> Command {
+    fs::write(config, text).unwrap();
+    let mut command = wavry(&[name, "--config"]);
+    command.arg(config);
+    command
+}
+
+fn identity(command: &mut Command, directory: &Path) {
+    command
+        .env("WAVRY_IDENTITY_KEY_FILE", directory.join("identity.key"))
+        .env(
+            "WAVRY_REGISTRATION_TOKEN_FILE",
+            directory.join("registration.token"),
+        );
+}
+
+/// Runs a command that must succeed.
+fn run(command: &mut Command) -> Output {
+    let done = command.output().expect("the binary starts");
+    assert!(done.status.success(), "{command:?}: {}", stderr(&done));
+    done
+}

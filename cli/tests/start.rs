@@ -1,0 +1,204 @@
+//! What stops a role before it starts, and the tools that make keys and tokens.
+
+mod support;
+
+use std::{os::unix::fs::PermissionsExt as _, path::Path};
+
+use support::{output, stderr, wavry};
+
+const CANARY: &str = "canary-5ecret-value";
+
+fn config(directory: &Path, text: &str) -> String {
+    let file = directory.join("config.toml");
+    std::fs::write(&file, text).expect("a temporary directory can be written");
+    file.display().to_string()
+}
+
+/// Starts a role that cannot start; what it says.
+fn refused(role: &str, config: &str, environment: &[(&str, &str)]) -> String {
+    let mut command = wavry(&[role, "--config", config]);
+    command.envs(environment.iter().copied());
+    let output = output(command);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let text = stderr(&output);
+    assert!(!text.contains(CANARY), "shows a value: {text}");
+    text
+}
+
+#[test]
+fn a_broken_configuration_is_named_by_file_line_and_key_and_never_by_value() {
+    let directory = tempfile::tempdir().unwrap();
+    for (role, text, expected) in [
+        (
+            "gateway",
+            format!("[gateway]\nlisen = '{CANARY}'\n"),
+            ":2: gateway.lisen: unknown key",
+        ),
+        (
+            "gateway",
+            format!("[gateway]\n\nlisten = '{CANARY}'\n"),
+            ":3: gateway.listen: ",
+        ),
+        (
+            "relay",
+            format!("[relay]\nmax_sessions = '{CANARY}'\n"),
+            ":2: relay.max_sessions: expected ",
+        ),
+        (
+            "relay",
+            format!("[relay.upstreams.x]\nurl = 'gopher://{CANARY}'\n"),
+            ": relay.",
+        ),
+        (
+            "master",
+            format!("[[master.services]]\nname = 'a'\nacces = '{CANARY}'\n"),
+            ":3: master.services[0].acces: unknown key",
+        ),
+        ("master", format!("[master\n{CANARY}\n"), ":1:"),
+        (
+            "master",
+            format!("[ops]\nlisten = '{CANARY}'\n"),
+            ":2: ops.listen: ",
+        ),
+        (
+            "master",
+            "[ops]\nlisten = '0.0.0.0:0'\n".to_owned(),
+            ":2: ops.listen: must be a loopback address",
+        ),
+        ("gateway", "[gateway]\n".to_owned(), "gateway."),
+    ] {
+        let file = config(directory.path(), &text);
+        let said = refused(role, &file, &[]);
+        assert!(said.contains(&file), "{said}");
+        assert!(said.contains(expected), "{expected:?} is not in {said}");
+    }
+}
+
+#[test]
+fn a_bad_variable_or_flag_is_named() {
+    let said = output({
+        let mut command = wavry(&["gateway"]);
+        command.env("WAVRY_GATEWAY__MAX_SESSIONS", CANARY);
+        command
+    });
+    let text = stderr(&said);
+    assert_eq!(said.status.code(), Some(1));
+    assert!(
+        text.contains("environment variable WAVRY_GATEWAY__MAX_SESSIONS"),
+        "{text}"
+    );
+    assert!(!text.contains(CANARY), "{text}");
+
+    let said = output(wavry(&["relay", "--listen", CANARY]));
+    let text = stderr(&said);
+    assert_eq!(said.status.code(), Some(1));
+    assert!(text.contains("flag --listen: relay.mesh_listen"), "{text}");
+    assert!(!text.contains(CANARY), "{text}");
+}
+
+#[test]
+fn a_missing_key_stops_the_start_and_the_error_names_variable_and_path() {
+    let directory = tempfile::tempdir().unwrap();
+    let text = format!(
+        "[master]\nlisten = '127.0.0.1:0'\ndatabase = '{0}/db'\ncertificate = '{0}/none.crt'\n\
+         [ops]\nlisten = '127.0.0.1:0'\n",
+        directory.path().display()
+    );
+    let file = config(directory.path(), &text);
+    let said = refused("master", &file, &[]);
+    assert!(said.contains("WAVRY_MASTER_KEY_FILE"), "{said}");
+    assert!(said.contains("/run/secrets/wavry_master_key"), "{said}");
+
+    let missing = directory.path().join("no.key").display().to_string();
+    let said = refused("master", &file, &[("WAVRY_MASTER_KEY_FILE", &missing)]);
+    assert!(said.contains(&missing), "{said}");
+
+    let open = directory.path().join("open.key");
+    std::fs::write(&open, CANARY).unwrap();
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let open = open.display().to_string();
+    let said = refused("master", &file, &[("WAVRY_MASTER_KEY_FILE", &open)]);
+    assert!(said.contains(&open), "{said}");
+}
+
+#[test]
+fn keys_and_tokens_are_made_for_their_owner_alone_and_never_overwritten() {
+    let directory = tempfile::tempdir().unwrap();
+    let key = directory.path().join("master.key").display().to_string();
+    let made = output(wavry(&["key", "generate", "--out", &key]));
+    assert!(made.status.success(), "{}", stderr(&made));
+    let again = output(wavry(&["key", "generate", "--out", &key]));
+    assert!(!again.status.success());
+    assert!(stderr(&again).contains(&key), "{}", stderr(&again));
+
+    let out = directory.path().join("edge-1").display().to_string();
+    let provision = || {
+        let mut command = wavry(&[
+            "provision",
+            "relay",
+            "edge-1",
+            "--services",
+            "chat,game",
+            "--out",
+            &out,
+        ]);
+        command.env("WAVRY_MASTER_KEY_FILE", &key);
+        output(command)
+    };
+    let made = provision();
+    assert!(made.status.success(), "{}", stderr(&made));
+    for file in [
+        key.as_str(),
+        &format!("{out}/identity.key"),
+        &format!("{out}/registration.token"),
+    ] {
+        let mode = std::fs::metadata(file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{file}");
+    }
+    let identity = std::fs::read(format!("{out}/identity.key")).unwrap();
+    assert!(!provision().status.success());
+    assert_eq!(
+        std::fs::read(format!("{out}/identity.key")).unwrap(),
+        identity
+    );
+
+    let mut command = wavry(&[
+        "token",
+        "session",
+        "chat",
+        "--subject",
+        "alice",
+        "--ttl",
+        "15m",
+    ]);
+    command.env("WAVRY_MASTER_KEY_FILE", &key);
+    let token = output(command);
+    assert!(token.status.success(), "{}", stderr(&token));
+    assert!(token.stdout.starts_with(b"v4.public."));
+}
+
+#[test]
+fn every_subcommand_explains_itself() {
+    for (arguments, expected) in [
+        (&["--help"][..], "dev"),
+        (&["dev", "--help"], "--ready-file"),
+        (&["master", "--help"], "WAVRY_MASTER_KEY_FILE"),
+        (&["gateway", "--help"], "[gateway]"),
+        (&["relay", "--help"], "[relay.upstreams.chat]"),
+        (&["probe", "--help"], "--certificate-hash"),
+        (&["provision", "--help"], "identity.key"),
+        (&["token", "session", "--help"], "--subject"),
+        (&["key", "generate", "--help"], "k4.secret"),
+        (&["sample", "--help"], "tls_key"),
+    ] {
+        let said = output(wavry(arguments));
+        assert!(said.status.success(), "{arguments:?}");
+        let text = String::from_utf8_lossy(&said.stdout).into_owned();
+        assert!(
+            text.contains(expected),
+            "{arguments:?} does not say {expected}"
+        );
+    }
+    let short = output(wavry(&["-h"]));
+    assert!(!String::from_utf8_lossy(&short.stdout).contains("sample"));
+}

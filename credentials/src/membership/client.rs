@@ -1,0 +1,263 @@
+//! HTTP/1.1 over TLS 1.3 to the master, by connections whose exporter is known.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use rustls_pki_types::ServerName;
+use tokio::{net::TcpStream, task::JoinHandle, time::timeout};
+use tokio_rustls::TlsConnector;
+use wavry_proto::control::{EXPORTER_LABEL, EXPORTER_LEN, Problem};
+
+use super::Error;
+use crate::cert::{self, Trust};
+
+/// From the first packet to the end of the TLS handshake.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest answer but for the roster's, in bytes.
+const MAX_ANSWER: usize = 64 * 1024;
+
+/// Where the master is and how it proves itself.
+pub(super) struct Client {
+    host: String,
+    port: u16,
+    authority: String,
+    name: ServerName<'static>,
+    tls: TlsConnector,
+}
+
+/// One connection to the master; closed when dropped.
+pub(super) struct Connection {
+    /// TLS exporter (RFC 9266).
+    pub(super) exporter: [u8; EXPORTER_LEN],
+    authority: String,
+    sender: SendRequest<Full<Bytes>>,
+    driver: JoinHandle<()>,
+}
+
+/// A request, and how long and how much its answer may be.
+pub(super) struct Ask<'a> {
+    pub(super) method: Method,
+    pub(super) path: &'a str,
+    pub(super) bearer: Option<&'a str>,
+    pub(super) body: Vec<u8>,
+    pub(super) deadline: Duration,
+    pub(super) max_answer: usize,
+}
+
+impl<'a> Ask<'a> {
+    /// Sends `body` as JSON.
+    pub(super) fn post(path: &'a str, body: Vec<u8>) -> Self {
+        Self {
+            method: Method::POST,
+            path,
+            bearer: None,
+            body,
+            deadline: Duration::from_secs(10),
+            max_answer: MAX_ANSWER,
+        }
+    }
+}
+
+/// What the master said.
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) body: Bytes,
+}
+
+/// Why there is no answer that helps. Another attempt may succeed, but for [`Failure::Refused`]
+/// with a status that is about the request.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error("the master cannot be reached")]
+    Unreachable(#[source] std::io::Error),
+    #[error("TLS with the master failed")]
+    Tls(#[source] std::io::Error),
+    #[error("the master did not answer in time")]
+    Timeout,
+    #[error("the connection to the master broke")]
+    Broken,
+    #[error("the master's answer is not one")]
+    Malformed,
+    #[error("the master's roster was not accepted: {0}")]
+    Roster(&'static str),
+    #[error("the master refused: {status} {detail}")]
+    Refused { status: u16, detail: String },
+}
+
+impl Failure {
+    /// A label for metrics.
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Self::Unreachable(_) => "unreachable",
+            Self::Tls(_) => "tls",
+            Self::Timeout => "timeout",
+            Self::Broken => "broken",
+            Self::Malformed => "malformed",
+            Self::Roster(_) => "roster",
+            Self::Refused { status, .. } if *status >= 500 => "master",
+            Self::Refused { .. } => "refused",
+        }
+    }
+
+    /// The error for the caller of join, when waiting does not help.
+    pub(super) fn is_final(&self) -> Option<Error> {
+        match self {
+            // 408 and 429 are about the moment, not about the request.
+            Self::Refused { status, detail }
+                if (400..500).contains(status) && ![408, 429].contains(status) =>
+            {
+                Some(Error::Refused {
+                    status: *status,
+                    detail: detail.clone(),
+                })
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Client {
+    /// For the master at `https://HOST:PORT`, trusted by the authorities in `ca_file`.
+    pub(super) fn new(master: &str, ca_file: &Path) -> Result<Self, Error> {
+        let invalid = || Error::Invalid("the master's address is not https://HOST:PORT".to_owned());
+        let uri: Uri = master.parse().map_err(|_| invalid())?;
+        let authority = uri.authority().ok_or_else(invalid)?;
+        if uri.scheme_str() != Some("https") || uri.path() != "/" || uri.query().is_some() {
+            return Err(invalid());
+        }
+        let host = authority.host().trim_matches(['[', ']']).to_owned();
+        let name = ServerName::try_from(host.clone()).map_err(|_| invalid())?;
+        let mut tls = cert::client_config(&Trust::Authorities(ca_file.to_owned()))?;
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self {
+            port: authority.port_u16().unwrap_or(443),
+            authority: authority.as_str().to_owned(),
+            host,
+            name,
+            tls: TlsConnector::from(Arc::new(tls)),
+        })
+    }
+
+    /// A new connection.
+    pub(super) async fn connect(&self) -> Result<Connection, Failure> {
+        timeout(CONNECT_TIMEOUT, self.connect_in_time())
+            .await
+            .map_err(|_| Failure::Timeout)?
+    }
+
+    async fn connect_in_time(&self) -> Result<Connection, Failure> {
+        let stream = TcpStream::connect((self.host.as_str(), self.port))
+            .await
+            .map_err(Failure::Unreachable)?;
+        // Requests are small and waited for.
+        let _ = stream.set_nodelay(true);
+        let stream = self
+            .tls
+            .connect(self.name.clone(), stream)
+            .await
+            .map_err(Failure::Tls)?;
+        let session = stream.get_ref().1;
+        let old = || Failure::Tls(std::io::Error::other("the master does not speak TLS 1.3"));
+        // Below 1.3 an exporter is not unique to its connection (RFC 9266, section 1).
+        if session.protocol_version() != Some(rustls::ProtocolVersion::TLSv1_3) {
+            return Err(old());
+        }
+        let exporter = session
+            .export_keying_material([0; EXPORTER_LEN], EXPORTER_LABEL, None)
+            .map_err(|_| old())?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|_| Failure::Broken)?;
+        let driver = tokio::spawn(async move {
+            // How it ended shows in the request that waits.
+            let _ = connection.await;
+        });
+        Ok(Connection {
+            exporter,
+            authority: self.authority.clone(),
+            sender,
+            driver,
+        })
+    }
+}
+
+impl Connection {
+    /// Whether the master has not closed it, as far as is known.
+    pub(super) fn is_open(&self) -> bool {
+        !self.sender.is_closed()
+    }
+
+    /// Sends a request and reads the whole answer. A status that is not of success is a
+    /// [`Failure::Refused`].
+    pub(super) async fn ask(&mut self, ask: Ask<'_>) -> Result<Answer, Failure> {
+        let deadline = ask.deadline;
+        timeout(deadline, self.ask_in_time(ask))
+            .await
+            .map_err(|_| Failure::Timeout)?
+    }
+
+    async fn ask_in_time(&mut self, ask: Ask<'_>) -> Result<Answer, Failure> {
+        let mut request = Request::builder()
+            .method(ask.method)
+            .uri(ask.path)
+            .header(header::HOST, &self.authority)
+            .header(header::CONTENT_TYPE, "application/json");
+        if let Some(token) = ask.bearer {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let request = request
+            .body(Full::new(Bytes::from(ask.body)))
+            .map_err(|_| Failure::Malformed)?;
+        self.sender.ready().await.map_err(|_| Failure::Broken)?;
+        let response = self
+            .sender
+            .send_request(request)
+            .await
+            .map_err(|_| Failure::Broken)?;
+        let (parts, body) = response.into_parts();
+        let body = Limited::new(body, ask.max_answer)
+            .collect()
+            .await
+            .map_err(|error| match error.downcast::<hyper::Error>() {
+                Ok(_) => Failure::Broken,
+                Err(_) => Failure::Malformed,
+            })?
+            .to_bytes();
+        if parts.status.is_success() || parts.status == StatusCode::NOT_MODIFIED {
+            return Ok(Answer {
+                status: parts.status,
+                body,
+            });
+        }
+        Err(Failure::Refused {
+            status: parts.status.as_u16(),
+            detail: detail(&parts.headers, &body),
+        })
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// The words of a problem, cut to what a log line bears; nothing for any other body.
+fn detail(headers: &HeaderMap, body: &[u8]) -> String {
+    let is_problem = headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/problem+json"));
+    if !is_problem {
+        return String::new();
+    }
+    serde_json::from_slice::<Problem>(body)
+        .map(|problem| {
+            let printable = problem.detail.chars().filter(|c| !c.is_control());
+            printable.take(256).collect()
+        })
+        .unwrap_or_default()
+}

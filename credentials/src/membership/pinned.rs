@@ -1,0 +1,119 @@
+//! Which rosters a node takes: those of its cluster, signed by keys it pinned, and newer than what
+//! it has.
+
+use wavry_proto::{
+    control::Roster,
+    id::{ClusterName, Epoch},
+};
+
+use crate::token::{KeySet, Scope};
+
+/// What registration told the node to trust.
+pub(super) struct Pinned {
+    pub(super) cluster: ClusterName,
+    pub(super) keys: KeySet,
+}
+
+impl Pinned {
+    /// Reads a signed roster newer than `held`. The error is a label. `now` is in seconds since
+    /// the Unix epoch.
+    pub(super) fn accept(
+        &self,
+        token: &[u8],
+        held: Epoch,
+        now: u64,
+    ) -> Result<Roster, &'static str> {
+        let token = std::str::from_utf8(token).map_err(|_| "malformed")?;
+        let scope = Scope {
+            cluster: &self.cluster,
+            audience: "nodes",
+            binding: &[],
+        };
+        let roster: Roster = self
+            .keys
+            .verify(token.trim(), scope, now)
+            .map_err(|rejected| rejected.reason())?;
+        // The signature covers the cluster; what the roster calls itself must agree.
+        if roster.cluster != self.cluster {
+            return Err("cluster");
+        }
+        if roster.epoch <= held {
+            return Err("epoch");
+        }
+        Ok(roster)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::token::SigningKey;
+
+    fn cluster(name: &str) -> ClusterName {
+        name.parse().unwrap()
+    }
+
+    fn pinned(key: &SigningKey) -> Pinned {
+        Pinned {
+            cluster: cluster("ours"),
+            keys: KeySet::from_paserk(&[key.public_paserk()]).unwrap(),
+        }
+    }
+
+    fn roster(epoch: u64) -> Roster {
+        Roster {
+            epoch: Epoch(epoch),
+            ..Roster::empty(cluster("ours"))
+        }
+    }
+
+    fn sign(key: &SigningKey, roster: &Roster, signed_for: &str, audience: &str) -> Vec<u8> {
+        let scope = Scope {
+            cluster: &cluster(signed_for),
+            audience,
+            binding: &[],
+        };
+        key.sign(roster, scope).into_bytes()
+    }
+
+    #[test]
+    fn a_newer_roster_of_the_cluster_by_a_pinned_key_is_taken() {
+        let key = SigningKey::generate();
+        let token = sign(&key, &roster(7), "ours", "nodes");
+        let taken = pinned(&key).accept(&token, Epoch(6), 0).unwrap();
+        assert_eq!(taken, roster(7));
+    }
+
+    #[test]
+    fn a_roster_never_goes_back() {
+        let key = SigningKey::generate();
+        let token = sign(&key, &roster(7), "ours", "nodes");
+        for held in [7, 8, u64::MAX] {
+            assert_eq!(pinned(&key).accept(&token, Epoch(held), 0), Err("epoch"));
+        }
+    }
+
+    #[test]
+    fn a_roster_by_another_key_or_for_others_is_refused() {
+        let key = SigningKey::generate();
+        let pinned = pinned(&key);
+        let foreign = Roster {
+            epoch: Epoch(7),
+            ..Roster::empty(cluster("theirs"))
+        };
+        for (token, label) in [
+            (
+                sign(&SigningKey::generate(), &roster(7), "ours", "nodes"),
+                "unknown_key",
+            ),
+            (sign(&key, &roster(7), "theirs", "nodes"), "signature"),
+            (sign(&key, &roster(7), "ours", "master"), "signature"),
+            (sign(&key, &foreign, "ours", "nodes"), "cluster"),
+            (b"v4.public.x".to_vec(), "malformed"),
+            (vec![0xff; 9], "malformed"),
+            (Vec::new(), "malformed"),
+        ] {
+            assert_eq!(pinned.accept(&token, Epoch(0), 0), Err(label));
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! What goes on with the master: registration, heartbeats, and following the roster.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use http::{Method, StatusCode};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::sync::watch;
+use wavry_proto::{
+    control::{Challenge, Heard, Heartbeat, Register, Registered, Roster, possession_message},
+    id::{Epoch, ServiceName},
+    token::{self, MAX_ROSTER_LEN, NodeRequest, Validity},
+};
+
+use super::{
+    Error,
+    client::{Ask, Client, Connection, Failure},
+    metrics as names,
+    pinned::Pinned,
+    record::Record,
+    retry::Attempts,
+};
+use crate::{
+    identity::Identity,
+    secret::Secret,
+    token::{Scope, SigningKey},
+};
+
+/// What the background work shares.
+pub(super) struct Link {
+    client: Client,
+    pub(super) identity: Identity,
+    pub(super) record: Record,
+    pinned: Pinned,
+    signing: SigningKey,
+    services: Vec<ServiceName>,
+    pub(super) said: watch::Sender<Said>,
+    pub(super) sessions: AtomicU64,
+}
+
+/// What the node tells of itself; the master hears of a change at once.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Said {
+    pub(super) addresses: Vec<SocketAddr>,
+    pub(super) draining: bool,
+}
+
+/// Pause between heartbeats until the master has said how long it should be.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
+/// The master holds a request for a newer roster for 25 s; the rest is for the way.
+const ROSTER_DEADLINE: Duration = Duration::from_secs(35);
+/// How long a request's token is good.
+const REQUEST_LIFETIME: u64 = 60;
+
+impl Link {
+    pub(super) fn new(
+        client: Client,
+        identity: Identity,
+        record: Record,
+        pinned: Pinned,
+        services: Vec<ServiceName>,
+    ) -> Self {
+        Self {
+            client,
+            signing: SigningKey::from(&identity),
+            identity,
+            record,
+            pinned,
+            services,
+            said: watch::Sender::default(),
+            sessions: AtomicU64::new(0),
+        }
+    }
+
+    /// A token for one request on this connection.
+    fn bearer(&self, connection: &Connection) -> String {
+        let now = unix_time();
+        let request = NodeRequest {
+            sub: self.record.node_id.clone(),
+            validity: Validity {
+                iat: now,
+                nbf: now,
+                exp: now + REQUEST_LIFETIME,
+            },
+        };
+        let scope = Scope {
+            cluster: &self.record.cluster,
+            audience: "master",
+            binding: &connection.exporter,
+        };
+        self.signing.sign(&request, scope)
+    }
+
+    /// Asks for a roster newer than `held`; `None` when there was none while the master waited.
+    async fn newer_roster(
+        &self,
+        connection: &mut Connection,
+        held: Option<Epoch>,
+    ) -> Result<Option<Roster>, Failure> {
+        let path = match held {
+            Some(epoch) => format!("/v1/roster?after={epoch}"),
+            None => "/v1/roster".to_owned(),
+        };
+        let bearer = self.bearer(connection);
+        let answer = connection
+            .ask(Ask {
+                method: Method::GET,
+                path: &path,
+                bearer: Some(&bearer),
+                body: Vec::new(),
+                deadline: ROSTER_DEADLINE,
+                max_answer: MAX_ROSTER_LEN,
+            })
+            .await?;
+        match answer.status {
+            StatusCode::OK => self
+                .pinned
+                .accept(&answer.body, held.unwrap_or_default(), unix_time())
+                .map(Some)
+                .map_err(Failure::Roster),
+            _ => Ok(None),
+        }
+    }
+
+    async fn heartbeat(
+        &self,
+        connection: &mut Connection,
+        said: &Said,
+        epoch: Epoch,
+    ) -> Result<Heard, Failure> {
+        let heartbeat = Heartbeat {
+            addresses: said.addresses.clone(),
+            services: self.services.clone(),
+            sessions: self.sessions.load(Ordering::Relaxed),
+            epoch,
+            draining: said.draining,
+        };
+        let bearer = self.bearer(connection);
+        let mut ask = Ask::post("/v1/nodes/heartbeat", json(&heartbeat)?);
+        ask.bearer = Some(&bearer);
+        read(&connection.ask(ask).await?.body)
+    }
+}
+
+/// Registers, waiting for a master that cannot be reached.
+pub(super) async fn register(
+    client: &Client,
+    identity: &Identity,
+    token: &Secret<Vec<u8>>,
+    services: &[ServiceName],
+) -> Result<Record, Error> {
+    let not_a_token = || Error::Invalid("secret registration_token is not a token".to_owned());
+    let token = std::str::from_utf8(token.expose())
+        .map_err(|_| not_a_token())?
+        .trim();
+    if token.len() > token::MAX_TOKEN_LEN {
+        return Err(not_a_token());
+    }
+    let id = token_id(token).ok_or_else(not_a_token)?;
+    let mut attempts = Attempts::at("register");
+    loop {
+        match try_register(client, identity, token, &id, services).await {
+            Ok(registered) => {
+                tracing::info!(node = %registered.node_id, cluster = %registered.cluster, "registered");
+                return Ok(Record {
+                    public_key: identity.public_key(),
+                    node_id: registered.node_id,
+                    cluster: registered.cluster,
+                    roster_keys: registered.roster_keys,
+                });
+            }
+            Err(failure) => {
+                let pause = attempts.failed(&failure);
+                if let Some(error) = failure.is_final() {
+                    return Err(error);
+                }
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+}
+
+async fn try_register(
+    client: &Client,
+    identity: &Identity,
+    token: &str,
+    token_id: &str,
+    services: &[ServiceName],
+) -> Result<Registered, Failure> {
+    let mut connection = client.connect().await?;
+    let answer = connection
+        .ask(Ask::post("/v1/nodes/challenge", Vec::new()))
+        .await?;
+    let Challenge { nonce } = read(&answer.body)?;
+    let message = possession_message(token_id, &nonce, &connection.exporter);
+    let request = Register {
+        token: token.to_owned(),
+        public_key: identity.public_key(),
+        nonce,
+        signature: hex::encode(identity.sign(&message)),
+        addresses: Vec::new(),
+        services: services.to_vec(),
+    };
+    let ask = Ask::post("/v1/nodes/register", json(&request)?);
+    read(&connection.ask(ask).await?.body)
+}
+
+/// Waits for the first roster, and keeps the connection it came by.
+pub(super) async fn first_roster(link: &Link) -> Result<(Roster, Connection), Error> {
+    let mut attempts = Attempts::at("roster");
+    loop {
+        let attempt = async {
+            let mut connection = link.client.connect().await?;
+            match link.newer_roster(&mut connection, None).await? {
+                Some(roster) => Ok((roster, connection)),
+                None => Err(Failure::Malformed),
+            }
+        };
+        match attempt.await {
+            Ok((roster, connection)) => {
+                report(&roster);
+                return Ok((roster, connection));
+            }
+            Err(failure) => {
+                let pause = attempts.failed(&failure);
+                if let Some(error) = failure.is_final() {
+                    return Err(error);
+                }
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+}
+
+/// Follows the roster until the receivers' side ends this task.
+pub(super) async fn follow_roster(
+    link: Arc<Link>,
+    connection: Connection,
+    rosters: watch::Sender<Arc<Roster>>,
+) {
+    let mut attempts = Attempts::at("roster");
+    let mut open = Some(connection);
+    loop {
+        let held = rosters.borrow().epoch;
+        match over_connection(&link, &mut open, async |link, connection| {
+            link.newer_roster(connection, Some(held)).await
+        })
+        .await
+        {
+            Ok(Some(roster)) => {
+                attempts.succeeded();
+                report(&roster);
+                rosters.send_replace(Arc::new(roster));
+            }
+            Ok(None) => attempts.succeeded(),
+            Err(failure) => {
+                tokio::time::sleep(attempts.failed(&failure)).await;
+            }
+        }
+    }
+}
+
+/// Sends heartbeats: at the master's interval, and at once when there is something to tell.
+pub(super) async fn send_heartbeats(
+    link: Arc<Link>,
+    roster: watch::Receiver<Arc<Roster>>,
+    farewell: watch::Sender<bool>,
+) {
+    let mut attempts = Attempts::at("heartbeat");
+    let mut open = None;
+    let mut news = link.said.subscribe();
+    loop {
+        let said = news.borrow_and_update().clone();
+        let epoch = roster.borrow().epoch;
+        let pause = match over_connection(&link, &mut open, async |link, connection| {
+            link.heartbeat(connection, &said, epoch).await
+        })
+        .await
+        {
+            Ok(heard) => {
+                attempts.succeeded();
+                metrics::gauge!(names::MASTER_UP).set(1.0);
+                if said.draining {
+                    farewell.send_replace(true);
+                }
+                Duration::from_millis(heard.interval_ms)
+                    .clamp(HEARTBEAT_INTERVAL / 100, HEARTBEAT_INTERVAL * 30)
+            }
+            Err(failure) => {
+                metrics::gauge!(names::MASTER_UP).set(0.0);
+                attempts.failed(&failure)
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            changed = news.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Does a request on the open connection, or on a new one; after a failure none is open.
+async fn over_connection<T>(
+    link: &Link,
+    open: &mut Option<Connection>,
+    request: impl AsyncFnOnce(&Link, &mut Connection) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let mut connection = match open.take() {
+        Some(connection) if connection.is_open() => connection,
+        _ => link.client.connect().await?,
+    };
+    let answer = request(link, &mut connection).await?;
+    *open = Some(connection);
+    Ok(answer)
+}
+
+/// The `jti` of a token that this node was given, whose signature only the master can check.
+fn token_id(token: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Payload {
+        jti: String,
+    }
+    let body = token.strip_prefix("v4.public.")?.split('.').next()?;
+    let body = URL_SAFE_NO_PAD.decode(body).ok()?;
+    let (payload, _signature) = body.split_last_chunk::<64>()?;
+    let payload: Payload = serde_json::from_slice(payload).ok()?;
+    Some(payload.jti)
+}
+
+fn report(roster: &Roster) {
+    metrics::gauge!(names::ROSTER_EPOCH).set(roster.epoch.0 as f64);
+    metrics::gauge!(names::ROSTER_ISSUED).set(roster.issued_at as f64);
+    tracing::info!(epoch = %roster.epoch, nodes = roster.nodes.len(), "roster");
+}
+
+fn json(value: &impl Serialize) -> Result<Vec<u8>, Failure> {
+    serde_json::to_vec(value).map_err(|_| Failure::Malformed)
+}
+
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
+    serde_json::from_slice(body).map_err(|_| Failure::Malformed)
+}
+
+fn unix_time() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}

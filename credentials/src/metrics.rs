@@ -1,0 +1,24 @@
+//! The metrics of this crate.
+
+use metrics::{Unit, describe_counter, describe_gauge};
+
+/// When a certificate that is in use expires. Labels: `name`, one of the certificate's names;
+/// `source`, where it came from (`file`).
+pub const CERTIFICATE_EXPIRY: &str = "wavry_gateway_certificate_expiry_timestamp_seconds";
+/// Attempts to load a certificate. Labels: `source`; `outcome`, `loaded` or `failed`.
+pub const CERTIFICATE_LOADS: &str = "wavry_credentials_certificate_loads_total";
+
+/// Describes them to the recorder.
+pub fn describe() {
+    crate::membership::describe_metrics();
+    describe_gauge!(
+        CERTIFICATE_EXPIRY,
+        Unit::Seconds,
+        "When a certificate that is in use expires, in seconds since the Unix epoch"
+    );
+    describe_counter!(
+        CERTIFICATE_LOADS,
+        Unit::Count,
+        "Attempts to load a certificate; after one that failed the last good certificate stays"
+    );
+}

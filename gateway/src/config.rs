@@ -1,0 +1,283 @@
+//! What the gateway is told: [`Raw`] as it is written, [`Config`] as it was checked.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use wavry_transport::webtransport;
+
+use crate::forward;
+
+/// Configuration as it is written, in table `gateway`. Every key may be left out; those without a
+/// default are missed by [`Config::try_from`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Raw {
+    /// UDP address at which clients connect.
+    pub listen: SocketAddr,
+    /// PEM file with the certificate chain; its key is secret `tls_key`.
+    pub certificate: Option<PathBuf>,
+    /// Directory for what registration gave.
+    pub state_dir: Option<PathBuf>,
+    /// The master: `https://HOST:PORT`.
+    pub master: Option<String>,
+    /// PEM file of the authorities that vouch for the master.
+    pub ca_file: Option<PathBuf>,
+    /// UDP address from which the mesh is dialled.
+    pub mesh_bind: SocketAddr,
+    /// Most sessions at once.
+    pub max_sessions: u32,
+    /// Most sessions at once from one IPv4 address or IPv6 /64.
+    pub sessions_per_ip: u32,
+    /// A session on which nothing moves for so long is closed.
+    #[serde(with = "wavry_proto::duration")]
+    pub idle_timeout: Duration,
+    /// How long sessions may go on once the gateway was told to leave.
+    #[serde(with = "wavry_proto::duration")]
+    pub drain_timeout: Duration,
+    /// How long the way to the upstream may take to answer.
+    #[serde(with = "wavry_proto::duration")]
+    pub open_timeout: Duration,
+    /// Request headers handed to upstreams besides the usual ones.
+    pub forward_headers: Vec<String>,
+    /// Bounds on what a client can make the gateway hold.
+    pub webtransport: RawWebTransport,
+}
+
+/// Table `gateway.webtransport`, as it is written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawWebTransport {
+    /// Longest header block in bytes.
+    pub max_header_block: usize,
+    /// Sessions at once on one connection.
+    pub sessions_per_connection: usize,
+    /// Streams of each kind a client may have open on a connection.
+    pub streams: u64,
+    /// Connections at once.
+    pub connections: usize,
+    /// From handshake to request, and from a stream's first byte to the end of its header.
+    #[serde(with = "wavry_proto::duration")]
+    pub header_timeout: Duration,
+    /// A connection on which nothing arrives for so long is lost.
+    #[serde(with = "wavry_proto::duration")]
+    pub idle_timeout: Duration,
+}
+
+impl Default for Raw {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 4433)),
+            certificate: None,
+            state_dir: None,
+            master: None,
+            ca_file: None,
+            mesh_bind: SocketAddr::from(([0, 0, 0, 0], 0)),
+            max_sessions: 10_000,
+            sessions_per_ip: 100,
+            idle_timeout: Duration::from_secs(300),
+            drain_timeout: Duration::from_secs(30),
+            open_timeout: Duration::from_secs(10),
+            forward_headers: Vec::new(),
+            webtransport: RawWebTransport::default(),
+        }
+    }
+}
+
+impl Default for RawWebTransport {
+    fn default() -> Self {
+        let limits = webtransport::Limits::default();
+        Self {
+            max_header_block: limits.max_header_block,
+            sessions_per_connection: limits.sessions_per_connection,
+            streams: limits.streams,
+            connections: limits.connections,
+            header_timeout: limits.header_timeout,
+            idle_timeout: limits.idle_timeout,
+        }
+    }
+}
+
+/// Configuration that can be acted on.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// UDP address at which clients connect.
+    pub listen: SocketAddr,
+    /// PEM file with the certificate chain; its key is secret `tls_key`.
+    pub certificate: PathBuf,
+    /// Directory for what registration gave.
+    pub state_dir: PathBuf,
+    /// The master: `https://HOST:PORT`.
+    pub master: String,
+    /// PEM file of the authorities that vouch for the master.
+    pub ca_file: PathBuf,
+    /// UDP address from which the mesh is dialled.
+    pub mesh_bind: SocketAddr,
+    /// Most sessions at once.
+    pub max_sessions: u32,
+    /// Most sessions at once from one IPv4 address or IPv6 /64.
+    pub sessions_per_ip: u32,
+    /// A session on which nothing moves for so long is closed.
+    pub idle_timeout: Duration,
+    /// How long sessions may go on once the gateway was told to leave.
+    pub drain_timeout: Duration,
+    /// How long the way to the upstream may take to answer.
+    pub open_timeout: Duration,
+    /// Request headers handed to upstreams, in lower case.
+    pub forward_headers: forward::Headers,
+    /// Bounds on what a client can make the gateway hold.
+    pub webtransport: webtransport::Limits,
+}
+
+/// Configuration that cannot be acted on. It never repeats a value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key}: {problem}")]
+pub struct Invalid {
+    /// The key, relative to the role's table, as in `webtransport.streams`.
+    pub key: String,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl Invalid {
+    fn new(key: &str, problem: impl Into<String>) -> Self {
+        Self {
+            key: key.to_owned(),
+            problem: problem.into(),
+        }
+    }
+}
+
+impl TryFrom<Raw> for Config {
+    type Error = Invalid;
+
+    fn try_from(raw: Raw) -> Result<Self, Invalid> {
+        let master = required("master", raw.master)?;
+        if !master.starts_with("https://") {
+            return Err(Invalid::new("master", "must be https://HOST:PORT"));
+        }
+        let web = raw.webtransport;
+        at_least_one("max_sessions", raw.max_sessions.into())?;
+        at_least_one("sessions_per_ip", raw.sessions_per_ip.into())?;
+        at_least_one(
+            "webtransport.sessions_per_connection",
+            web.sessions_per_connection as u64,
+        )?;
+        at_least_one("webtransport.streams", web.streams)?;
+        at_least_one("webtransport.connections", web.connections as u64)?;
+        if web.max_header_block < 1024 {
+            return Err(Invalid::new(
+                "webtransport.max_header_block",
+                "must be at least 1024 bytes",
+            ));
+        }
+        for (key, duration) in [
+            ("idle_timeout", raw.idle_timeout),
+            ("open_timeout", raw.open_timeout),
+            ("webtransport.header_timeout", web.header_timeout),
+            ("webtransport.idle_timeout", web.idle_timeout),
+        ] {
+            if duration.is_zero() {
+                return Err(Invalid::new(key, "must be longer than zero"));
+            }
+        }
+        let forward_headers = forward::Headers::new(&raw.forward_headers)
+            .map_err(|problem| Invalid::new("forward_headers", problem))?;
+        Ok(Self {
+            listen: raw.listen,
+            certificate: required("certificate", raw.certificate)?,
+            state_dir: required("state_dir", raw.state_dir)?,
+            master,
+            ca_file: required("ca_file", raw.ca_file)?,
+            mesh_bind: raw.mesh_bind,
+            max_sessions: raw.max_sessions,
+            sessions_per_ip: raw.sessions_per_ip,
+            idle_timeout: raw.idle_timeout,
+            drain_timeout: raw.drain_timeout,
+            open_timeout: raw.open_timeout,
+            forward_headers,
+            webtransport: webtransport::Limits {
+                max_header_block: web.max_header_block,
+                sessions_per_connection: web.sessions_per_connection,
+                streams: web.streams,
+                connections: web.connections,
+                header_timeout: web.header_timeout,
+                idle_timeout: web.idle_timeout,
+            },
+        })
+    }
+}
+
+fn required<T>(key: &str, value: Option<T>) -> Result<T, Invalid> {
+    value.ok_or_else(|| Invalid::new(key, "is needed"))
+}
+
+fn at_least_one(key: &str, value: u64) -> Result<(), Invalid> {
+    match value {
+        0 => Err(Invalid::new(key, "must be at least 1")),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn complete() -> Raw {
+        Raw {
+            certificate: Some("gateway.crt".into()),
+            state_dir: Some("state".into()),
+            master: Some("https://127.0.0.1:8443".into()),
+            ca_file: Some("ca.crt".into()),
+            ..Raw::default()
+        }
+    }
+
+    fn refused_key(raw: Raw) -> String {
+        Config::try_from(raw).unwrap_err().key
+    }
+
+    #[test]
+    fn what_is_needed_and_missing_is_named() {
+        assert!(Config::try_from(complete()).is_ok());
+        let mut raw = complete();
+        raw.certificate = None;
+        assert_eq!(refused_key(raw), "certificate");
+        let mut raw = complete();
+        raw.state_dir = None;
+        assert_eq!(refused_key(raw), "state_dir");
+        let mut raw = complete();
+        raw.master = None;
+        assert_eq!(refused_key(raw), "master");
+        let mut raw = complete();
+        raw.ca_file = None;
+        assert_eq!(refused_key(raw), "ca_file");
+    }
+
+    #[test]
+    fn values_that_would_stop_everything_are_refused() {
+        let mut raw = complete();
+        raw.sessions_per_ip = 0;
+        assert_eq!(refused_key(raw), "sessions_per_ip");
+        let mut raw = complete();
+        raw.webtransport.idle_timeout = Duration::ZERO;
+        assert_eq!(refused_key(raw), "webtransport.idle_timeout");
+        let mut raw = complete();
+        raw.master = Some("http://127.0.0.1".into());
+        assert_eq!(refused_key(raw), "master");
+    }
+
+    #[test]
+    fn a_credential_cannot_be_configured_to_be_forwarded() {
+        for name in [
+            "Authorization",
+            "cookie",
+            "Connection",
+            "x-wavry-subject",
+            "a b",
+        ] {
+            let mut raw = complete();
+            raw.forward_headers = vec![name.to_owned()];
+            assert_eq!(refused_key(raw), "forward_headers", "{name} was taken");
+        }
+    }
+}

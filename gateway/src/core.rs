@@ -1,0 +1,90 @@
+//! What every session needs of the gateway.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+use wavry_credentials::token::KeySet;
+use wavry_proto::{control::Roster, id::ClusterName};
+use wavry_transport::mesh;
+
+use crate::{Config, exits::Exits, forward, limits::Limits};
+
+/// Shared by all sessions; holds no session.
+pub(crate) struct Core {
+    pub(crate) cluster: ClusterName,
+    pub(crate) roster: watch::Receiver<Arc<Roster>>,
+    pub(crate) keys: Keys,
+    pub(crate) mesh: mesh::Endpoint,
+    pub(crate) exits: Exits,
+    pub(crate) limits: Limits,
+    pub(crate) forward_headers: forward::Headers,
+    pub(crate) idle_timeout: Duration,
+    pub(crate) open_timeout: Duration,
+    /// Requests taken so far; the last one's id in logs.
+    pub(crate) requests: AtomicU64,
+    /// The gateway takes no new sessions, and live ones are asked to finish.
+    pub(crate) draining: CancellationToken,
+    /// Live sessions are closed.
+    pub(crate) closing: CancellationToken,
+}
+
+impl Core {
+    pub(crate) fn new(
+        config: Config,
+        cluster: ClusterName,
+        roster: watch::Receiver<Arc<Roster>>,
+        mesh: mesh::Endpoint,
+    ) -> Self {
+        Self {
+            cluster,
+            roster,
+            keys: Keys::default(),
+            mesh,
+            exits: Exits::default(),
+            limits: Limits::new(config.max_sessions, config.sessions_per_ip),
+            forward_headers: config.forward_headers,
+            idle_timeout: config.idle_timeout,
+            open_timeout: config.open_timeout,
+            requests: AtomicU64::new(0),
+            draining: CancellationToken::new(),
+            closing: CancellationToken::new(),
+        }
+    }
+
+    /// An id for one more request.
+    pub(crate) fn next_id(&self) -> u64 {
+        self.requests.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// The keys that sign session tokens, read once from each roster.
+#[derive(Default)]
+pub(crate) struct Keys {
+    read: Mutex<Option<(Arc<Roster>, KeySet)>>,
+}
+
+impl Keys {
+    /// The keys of `roster`.
+    pub(crate) fn of(&self, roster: &Arc<Roster>) -> KeySet {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, keys)) = &*read
+            && Arc::ptr_eq(of, roster)
+        {
+            return keys.clone();
+        }
+        let keys = KeySet::from_paserk(&roster.token_keys).unwrap_or_else(|error| {
+            warn!(%error, epoch = %roster.epoch, "no token can be verified");
+            KeySet::default()
+        });
+        *read = Some((roster.clone(), keys.clone()));
+        keys
+    }
+}

@@ -1,0 +1,85 @@
+use bytes::Bytes;
+use wavry_proto::session::{Close, close_code};
+use wavry_transport::session::{RecvStream as _, SendStream as _};
+
+use super::{close_code as code_of, *};
+
+#[tokio::test]
+async fn a_close_passes_with_its_code_and_reason_either_way() {
+    let world = World::new();
+    let (client, exit) = world.live(to("/open")).await;
+    client.close(Close::new(3, "done"));
+    assert_eq!(
+        soon(exit.closed()).await,
+        Closed::Peer(Close::new(3, "done"))
+    );
+    let (client, exit) = world.live(to("/open")).await;
+    exit.close(Close::new(4, "enough"));
+    assert_eq!(
+        soon(client.closed()).await,
+        Closed::Peer(Close::new(4, "enough"))
+    );
+}
+
+#[tokio::test]
+async fn a_lost_exit_closes_the_session() {
+    let world = World::new();
+    let (client, _exit) = world.live(to("/open")).await;
+    soon(world.exit.close()).await;
+    assert_eq!(code_of(&client).await, close_code::RELAY_LOST);
+}
+
+#[tokio::test]
+async fn a_session_on_which_nothing_moves_is_closed() {
+    let world = World::with(|raw| raw.idle_timeout = Duration::from_millis(500));
+    let (client, exit) = world.live(to("/open")).await;
+    assert_eq!(code_of(&client).await, close_code::IDLE);
+    assert_eq!(code_of(&exit).await, close_code::IDLE);
+}
+
+#[tokio::test]
+async fn a_session_ends_when_its_token_does() {
+    let world = World::new();
+    let token = world.token("closed", 2);
+    let (client, exit) = world.live(to(&format!("/closed?token={token}"))).await;
+    assert_eq!(code_of(&client).await, close_code::TOKEN_EXPIRED);
+    assert_eq!(code_of(&exit).await, close_code::TOKEN_EXPIRED);
+}
+
+#[tokio::test]
+async fn a_draining_gateway_asks_both_ends_to_finish_and_closes_at_its_deadline() {
+    let mut world = World::new();
+    let (client, exit) = world.live(to("/open")).await;
+    world.shutdown.cancel();
+    soon(client.draining()).await;
+    soon(exit.draining()).await;
+    assert_eq!(code_of(&client).await, close_code::DRAINED);
+    assert_eq!(code_of(&exit).await, close_code::DRAINED);
+    soon(&mut world.serving).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_draining_gateway_is_gone_as_soon_as_its_sessions_are() {
+    let mut world = World::with(|raw| raw.drain_timeout = HANG * 2);
+    let (client, _exit) = world.live(to("/open")).await;
+    world.shutdown.cancel();
+    soon(client.draining()).await;
+    client.close(Close::default());
+    soon(&mut world.serving).await.unwrap();
+}
+
+#[tokio::test]
+async fn bytes_pass_both_ways_to_their_end() {
+    let world = World::new();
+    let (client, exit) = world.live(to("/open")).await;
+    let (mut send, mut recv) = client.open_bi().await.unwrap();
+    send.write(Bytes::from_static(b"question")).await.unwrap();
+    send.finish().unwrap();
+    let (mut back, mut from) = soon(exit.accept_bi()).await.unwrap();
+    assert_eq!(soon(from.read()).await.unwrap().unwrap(), "question");
+    assert_eq!(soon(from.read()).await.unwrap(), None);
+    back.write(Bytes::from_static(b"answer")).await.unwrap();
+    back.finish().unwrap();
+    assert_eq!(soon(recv.read()).await.unwrap().unwrap(), "answer");
+    assert_eq!(soon(recv.read()).await.unwrap(), None);
+}

@@ -1,0 +1,182 @@
+//! What every scenario ends in.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+/// The figures of one scenario.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// The scenario's name.
+    pub scenario: &'static str,
+    /// One row for each figure.
+    pub results: Vec<Row>,
+    /// What was checked and did not hold. Empty, and then left out, when all is well.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<String>,
+}
+
+/// One figure.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Row {
+    /// What was measured.
+    pub name: String,
+    /// Unit of `wavry` and `baseline`.
+    pub unit: &'static str,
+    /// Measured through Wavry.
+    pub wavry: f64,
+    /// Measured on the baseline in the same run; `None` when there is none.
+    pub baseline: Option<f64>,
+    /// `wavry` against `baseline`, turned so that 1 is the baseline and more is better.
+    pub ratio: Option<f64>,
+    /// The ratio aimed at.
+    pub goal: Option<f64>,
+}
+
+/// Which way a figure is good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Better {
+    /// Times, losses.
+    Less,
+    /// Rates.
+    More,
+}
+
+impl Row {
+    /// A figure that stands alone.
+    pub fn plain(name: impl Into<String>, unit: &'static str, value: f64) -> Self {
+        Self {
+            name: name.into(),
+            unit,
+            wavry: value,
+            baseline: None,
+            ratio: None,
+            goal: None,
+        }
+    }
+
+    /// A figure beside its baseline.
+    pub fn compared(
+        name: impl Into<String>,
+        unit: &'static str,
+        better: Better,
+        wavry: f64,
+        baseline: f64,
+        goal: f64,
+    ) -> Self {
+        let ratio = match better {
+            Better::Less => baseline / wavry,
+            Better::More => wavry / baseline,
+        };
+        Self {
+            name: name.into(),
+            unit,
+            wavry,
+            baseline: Some(baseline),
+            ratio: ratio.is_finite().then_some(ratio),
+            goal: Some(goal),
+        }
+    }
+}
+
+impl Report {
+    /// As one JSON object.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("names and finite numbers are JSON")
+    }
+
+    /// As a table for people.
+    pub fn to_table(&self) -> String {
+        let mut lines = vec![["", "unit", "wavry", "baseline", "ratio", "goal"].map(String::from)];
+        for row in &self.results {
+            let figure = |value: Option<f64>| value.map(figure).unwrap_or_default();
+            let ratio = |value: Option<f64>| value.map(|v| format!("{v:.2}")).unwrap_or_default();
+            lines.push([
+                row.name.clone(),
+                row.unit.to_owned(),
+                figure(Some(row.wavry)),
+                figure(row.baseline),
+                ratio(row.ratio),
+                ratio(row.goal),
+            ]);
+        }
+        // Columns that nothing stands in are left out.
+        let shown: Vec<usize> = (0..6)
+            .filter(|&column| lines[1..].iter().any(|line| !line[column].is_empty()))
+            .collect();
+        let width = |column: usize| lines.iter().map(|l| l[column].len()).max().unwrap_or(0);
+        let mut table = format!("scenario {}\n", self.scenario);
+        for line in &lines {
+            let mut text = String::new();
+            for &column in &shown {
+                let cell = &line[column];
+                let width = width(column);
+                let _ = match column {
+                    0 | 1 => write!(text, "{cell:<width$}  "),
+                    _ => write!(text, "{cell:>width$}  "),
+                };
+            }
+            table.push_str(text.trim_end());
+            table.push('\n');
+        }
+        table.truncate(table.trim_end().len());
+        table
+    }
+}
+
+/// Four digits that say something; whole numbers are not rounded.
+fn figure(value: f64) -> String {
+    if value.fract() == 0.0 && value.abs() < 1e15 {
+        return format!("{value:.0}");
+    }
+    let digits = (3 - value.abs().log10().floor() as i32).clamp(0, 6) as usize;
+    format!("{value:.digits$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ratio_is_more_when_wavry_is_better_whichever_way_the_figure_is_good() {
+        let slower = Row::compared("rtt", "ms", Better::Less, 2.0, 1.0, 0.5);
+        assert_eq!(slower.ratio, Some(0.5));
+        let faster = Row::compared("rate", "bytes/s", Better::More, 3.0, 1.5, 0.5);
+        assert_eq!(faster.ratio, Some(2.0));
+        let nothing = Row::compared("rate", "bytes/s", Better::More, 3.0, 0.0, 0.5);
+        assert_eq!(nothing.ratio, None, "JSON has no infinity");
+    }
+
+    #[test]
+    fn the_json_has_the_shape_that_every_benchmark_keeps() {
+        let report = Report {
+            scenario: "echo",
+            results: vec![
+                Row::compared("rtt", "ms", Better::Less, 2.0, 1.0, 0.5),
+                Row::plain("lost", "datagrams", 0.0),
+            ],
+            failures: Vec::new(),
+        };
+        assert_eq!(
+            report.to_json(),
+            r#"{"scenario":"echo","results":[{"name":"rtt","unit":"ms","wavry":2.0,"baseline":1.0,"ratio":0.5,"goal":0.5},{"name":"lost","unit":"datagrams","wavry":0.0,"baseline":null,"ratio":null,"goal":null}]}"#
+        );
+    }
+
+    #[test]
+    fn the_table_leaves_out_columns_that_are_empty() {
+        let report = Report {
+            scenario: "datagrams",
+            results: vec![
+                Row::plain("sent", "datagrams", 100_000.0),
+                Row::plain("rate", "1/s", 19_876.543),
+                Row::plain("rtt", "ms", 0.123_456),
+            ],
+            failures: Vec::new(),
+        };
+        assert_eq!(
+            report.to_table(),
+            "scenario datagrams\n      unit        wavry\nsent  datagrams  100000\nrate  1/s         19877\nrtt   ms         0.1235"
+        );
+    }
+}

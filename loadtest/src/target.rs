@@ -1,0 +1,197 @@
+//! The system under test.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use serde::Deserialize;
+use tokio::process::{Child, Command};
+use url::Url;
+use wavry_credentials::cert::{self, Trust};
+use wavry_proto::session::Request;
+use wavry_transport::webtransport::{Client, Limits, Session};
+
+use crate::{Error, progress};
+
+/// How long a system may take to answer.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long it may drain when it is told to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Where the system under test is. Without `--url`, one is started for the scenario.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Args {
+    /// An echo service of a system that is up
+    #[arg(long, requires = "ca")]
+    url: Option<Url>,
+    /// PEM file of the authorities that its certificate is checked against
+    #[arg(long, requires = "url")]
+    ca: Option<PathBuf>,
+    /// Address of a node's metrics, `ROLE=URL`; once for each node on the way
+    #[arg(long, value_parser = parse_ops, requires = "url")]
+    ops: Vec<(String, Url)>,
+}
+
+fn parse_ops(text: &str) -> Result<(String, Url), String> {
+    let (role, url) = text
+        .split_once('=')
+        .ok_or("expected ROLE=URL, as in gateway=http://127.0.0.1:9100/metrics")?;
+    let url = url.parse().map_err(|_| "not a URL".to_owned())?;
+    Ok((role.to_owned(), url))
+}
+
+/// The parts of a ready file (`wavry dev --ready-file`) that a scenario needs.
+#[derive(Debug, Deserialize)]
+struct Ready {
+    ca_file: PathBuf,
+    services: BTreeMap<String, String>,
+    ops: BTreeMap<String, String>,
+}
+
+/// A system to drive. One that was started here is told to stop when this is dropped.
+pub(crate) struct Target {
+    url: Url,
+    client: Client,
+    /// Metrics by role (`gateway`, `relay-1`, …).
+    pub(crate) ops: Vec<(String, Url)>,
+    system: Option<System>,
+}
+
+/// A system that was started here: its process, which ends with its standard input, and its files.
+struct System {
+    process: Child,
+    _state: tempfile::TempDir,
+}
+
+impl Target {
+    /// The system that `args` name, or a new one.
+    pub(crate) async fn open(args: &Args) -> Result<Self, Error> {
+        let (url, ca, ops, system) = match (&args.url, &args.ca) {
+            (Some(url), Some(ca)) => (url.clone(), ca.clone(), args.ops.clone(), None),
+            _ => {
+                progress("starting a system to drive");
+                let (system, ready) = System::start().await?;
+                // A URL that does not parse is not shown: there may be a token in it.
+                let parse = |name: &str, text: &String| {
+                    text.parse::<Url>()
+                        .map_err(|_| Error::Start(format!("its URL of {name} is not one")))
+                };
+                let url = ready.services.get("echo").ok_or_else(|| {
+                    Error::Start("its ready file names no service `echo`".to_owned())
+                })?;
+                let url = parse("echo", url)?;
+                let ops = ready.ops.iter();
+                let ops = ops.map(|(role, url)| Ok((role.clone(), parse(role, url)?)));
+                let ops = ops.collect::<Result<_, Error>>()?;
+                (url, ready.ca_file, ops, Some(system))
+            }
+        };
+        let tls = cert::client_config(&Trust::Authorities(ca))
+            .map_err(|error| Error::Argument(error.to_string()))?;
+        let local = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        let client = Client::new(local, tls, Limits::default())
+            .map_err(|error| Error::Argument(format!("no UDP socket: {error}")))?;
+        Ok(Self {
+            url,
+            client,
+            ops,
+            system,
+        })
+    }
+
+    /// A new session, on a connection of its own.
+    pub(crate) async fn connect(&self) -> Result<Session, Error> {
+        let host = self.url.host_str().unwrap_or_default();
+        let port = self.url.port().unwrap_or(443);
+        let name = host.trim_start_matches('[').trim_end_matches(']');
+        let remote = tokio::net::lookup_host((name, port))
+            .await
+            .ok()
+            .and_then(|mut found| found.find(SocketAddr::is_ipv4))
+            .ok_or_else(|| Error::Argument(format!("{host} has no IPv4 address")))?;
+        let mut path = self.url.path().to_owned();
+        if let Some(query) = self.url.query() {
+            path.push('?');
+            path.push_str(query);
+        }
+        let request = Request {
+            authority: format!("{host}:{port}"),
+            path,
+            ..Request::default()
+        };
+        let (session, _) = self
+            .client
+            .connect(remote, name, request)
+            .await
+            .map_err(Error::Connect)?;
+        Ok(session)
+    }
+
+    /// Stops a system that was started here and waits until it is gone.
+    pub(crate) async fn stop(mut self) -> Result<(), Error> {
+        if let Some(mut system) = self.system.take() {
+            drop(system.process.stdin.take());
+            match tokio::time::timeout(STOP_TIMEOUT, system.process.wait()).await {
+                Ok(Ok(status)) if status.success() => {}
+                Ok(Ok(status)) => return Err(Error::Start(format!("it ended with {status}"))),
+                Ok(Err(error)) => return Err(Error::Start(error.to_string())),
+                Err(_) => {
+                    return Err(Error::Start(format!(
+                        "still there {STOP_TIMEOUT:?} after it was told to stop"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl System {
+    /// `wavry dev` on free ports, in a directory of its own, with the roles as processes of their
+    /// own.
+    async fn start() -> Result<(Self, Ready), Error> {
+        let failed = |error: std::io::Error| Error::Start(error.to_string());
+        let state = tempfile::tempdir().map_err(failed)?;
+        let ready_file = state.path().join("ready.json");
+        let log_file = state.path().join("log");
+        let log = std::fs::File::create(&log_file).map_err(failed)?;
+        let mut process = Command::new(std::env::current_exe().map_err(failed)?)
+            .args(["dev", "--until-stdin-closes", "--port", "0", "--state-dir"])
+            .arg(state.path().join("state"))
+            .arg("--ready-file")
+            .arg(&ready_file)
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone().map_err(failed)?)
+            .stderr(log)
+            .spawn()
+            .map_err(failed)?;
+        let start = Instant::now();
+        loop {
+            // Written at once and whole, when everything answers.
+            if let Ok(text) = tokio::fs::read(&ready_file).await {
+                let ready = serde_json::from_slice(&text)
+                    .map_err(|_| Error::Start("its ready file cannot be read".to_owned()))?;
+                let system = Self {
+                    process,
+                    _state: state,
+                };
+                return Ok((system, ready));
+            }
+            let ended = process.try_wait().map_err(failed)?;
+            if ended.is_some() || start.elapsed() > START_TIMEOUT {
+                let log = tokio::fs::read_to_string(&log_file)
+                    .await
+                    .unwrap_or_default();
+                let lines: Vec<&str> = log.lines().collect();
+                let last = lines[lines.len().saturating_sub(20)..].join("\n");
+                let how = ended.map_or("it is silent".to_owned(), |s| format!("it ended with {s}"));
+                return Err(Error::Start(format!("{how}\n{last}")));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}

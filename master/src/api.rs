@@ -1,0 +1,344 @@
+//! The routes: what each takes, checks and answers.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Extension, Json, Router,
+    body::Bytes,
+    extract::{
+        DefaultBodyLimit, Query, Request, State,
+        rejection::{BytesRejection, FailedToBufferBody, QueryRejection},
+    },
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use tokio_util::sync::CancellationToken;
+use wavry_credentials::{
+    identity,
+    token::{KeySet, Scope},
+};
+use wavry_proto::{
+    control::{
+        Challenge, Heard, Heartbeat, PublishedKey, Register, Registered, possession_message,
+    },
+    id::{Epoch, NodeId},
+    token::Registration,
+};
+
+use crate::{
+    channel::Channel,
+    metrics as names,
+    problem::Refusal,
+    registry::{Registry, unix_time},
+    store::{Admission, Announcement},
+};
+
+/// Longest body accepted, in bytes: a registration token and some hundred names and addresses.
+pub(crate) const MAX_BODY: usize = 64 * 1024;
+/// Mesh addresses a node may have.
+const MAX_ADDRESSES: usize = 16;
+
+const CHALLENGE: &str = "/v1/nodes/challenge";
+const REGISTER: &str = "/v1/nodes/register";
+const HEARTBEAT: &str = "/v1/nodes/heartbeat";
+const ROSTER: &str = "/v1/roster";
+const KEYS: &str = "/.well-known/wavry/keys";
+
+/// What the routes work with.
+pub(crate) struct Api {
+    pub(crate) registry: Registry,
+    /// Keys that sign registration tokens, and the roster.
+    pub(crate) keys: Vec<PublishedKey>,
+    pub(crate) key_set: KeySet,
+    pub(crate) heartbeat_interval: Duration,
+    pub(crate) request_timeout: Duration,
+    pub(crate) poll_timeout: Duration,
+    pub(crate) leaving: CancellationToken,
+}
+
+/// All routes. A request must carry its connection's [`Channel`] as an extension.
+pub(crate) fn router(api: Arc<Api>) -> Router {
+    Router::new()
+        .route(CHALLENGE, post(challenge))
+        .route(REGISTER, post(register))
+        .route(HEARTBEAT, post(heartbeat))
+        .route(ROSTER, get(roster))
+        .route(KEYS, get(keys))
+        .fallback(async || Refusal::NotFound)
+        .method_not_allowed_fallback(async || Refusal::MethodNotAllowed)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn_with_state(api.clone(), observe))
+        .with_state(api)
+}
+
+/// Gives every request a deadline, and counts it.
+async fn observe(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    let route = match request.uri().path() {
+        path @ (CHALLENGE | REGISTER | HEARTBEAT | ROSTER | KEYS) => {
+            // One of the constants, so that the label's values are few.
+            [CHALLENGE, REGISTER, HEARTBEAT, ROSTER, KEYS]
+                .into_iter()
+                .find(|route| *route == path)
+                .unwrap_or("other")
+        }
+        _ => "other",
+    };
+    let response = match tokio::time::timeout(api.request_timeout, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Refusal::Timeout.into_response(),
+    };
+    let status = response.status().as_str().to_owned();
+    metrics::counter!(names::REQUESTS, "route" => route, "status" => status).increment(1);
+    response
+}
+
+async fn challenge(Extension(channel): Extension<Arc<Channel>>) -> Json<Challenge> {
+    Json(Challenge {
+        nonce: channel.challenge(Instant::now()),
+    })
+}
+
+async fn register(
+    State(api): State<Arc<Api>>,
+    Extension(channel): Extension<Arc<Channel>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Refusal> {
+    let outcome = try_register(&api, &channel, body).await;
+    let label = outcome
+        .as_ref()
+        .map_or_else(Refusal::word, |_| "registered");
+    metrics::counter!(names::REGISTRATIONS, "outcome" => label).increment(1);
+    match &outcome {
+        Ok(registered) => {
+            tracing::info!(node = %registered.node_id, peer = %channel.peer, "node registered");
+        }
+        Err(_) => {
+            tracing::warn!(outcome = label, peer = %channel.peer, "registration refused");
+        }
+    }
+    Ok((StatusCode::CREATED, Json(outcome?)).into_response())
+}
+
+async fn try_register(
+    api: &Api,
+    channel: &Channel,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Registered, Refusal> {
+    let request: Register = parse(body)?;
+    let now = unix_time();
+    // Taken first: whatever else is wrong, a nonce serves one attempt.
+    let nonce_is_good = channel.take(&request.nonce, Instant::now());
+    let scope = Scope {
+        cluster: api.registry.cluster(),
+        audience: "master",
+        binding: &[],
+    };
+    let token: Registration = api.key_set.verify(&request.token, scope, now)?;
+    if !nonce_is_good {
+        return Err(Refusal::Nonce);
+    }
+    let signature = hex::decode(&request.signature)
+        .map_err(|_| Refusal::Malformed("signature is not hexadecimal".to_owned()))?;
+    let message = possession_message(&token.jti, &request.nonce, &channel.exporter);
+    if !identity::verify(&request.public_key, &message, &signature) {
+        return Err(Refusal::Possession);
+    }
+    if let Some(service) = request
+        .services
+        .iter()
+        .find(|service| !token.services.contains(service))
+    {
+        return Err(Refusal::ServiceNotAllowed(service.clone()));
+    }
+    let admission = Admission {
+        jti: token.jti,
+        expires_at: token.validity.exp,
+        node: token.sub.clone(),
+        role: token.role,
+        granted: token.services,
+        key: request.public_key,
+        announcement: Announcement {
+            addresses: usable(request.addresses)?,
+            services: request.services,
+            draining: false,
+        },
+    };
+    api.registry.register(admission, now).await?;
+    Ok(Registered {
+        node_id: token.sub,
+        cluster: api.registry.cluster().clone(),
+        roster_keys: api.keys.iter().map(|key| key.paserk.clone()).collect(),
+    })
+}
+
+async fn heartbeat(
+    State(api): State<Arc<Api>>,
+    Extension(channel): Extension<Arc<Channel>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Heard>, Refusal> {
+    let node = authenticate(&api, &channel, &headers)?;
+    let request: Heartbeat = parse(body)?;
+    let epoch = api.registry.published().borrow().roster.epoch;
+    if request.epoch > epoch {
+        tracing::warn!(
+            %node, theirs = %request.epoch, ours = %epoch,
+            "a node acts on a newer roster than the registry has; was an old database restored?"
+        );
+    }
+    let said = Announcement {
+        addresses: usable(request.addresses)?,
+        services: request.services,
+        draining: request.draining,
+    };
+    api.registry.heartbeat(node, said).await?;
+    Ok(Json(Heard {
+        interval_ms: u64::try_from(api.heartbeat_interval.as_millis()).unwrap_or(u64::MAX),
+    }))
+}
+
+#[derive(Deserialize)]
+struct After {
+    after: Option<u64>,
+}
+
+/// Answers once there is a roster newer than `after`, or with 204 when there was none in time (304
+/// where the client showed the entity tag it holds).
+async fn roster(
+    State(api): State<Arc<Api>>,
+    Extension(channel): Extension<Arc<Channel>>,
+    query: Result<Query<After>, QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    authenticate(&api, &channel, &headers)?;
+    let Query(After { after }) =
+        query.map_err(|_| Refusal::Malformed("after is not an epoch".to_owned()))?;
+    let mut published = api.registry.published();
+    let newer = published.wait_for(|p| after.is_none_or(|after| p.roster.epoch > Epoch(after)));
+    let answer = tokio::select! {
+        newer = newer => newer.ok().map(|current| (current.token.clone(), current.roster.epoch)),
+        () = tokio::time::sleep(api.poll_timeout) => None,
+        () = api.leaving.cancelled() => return Err(Refusal::Leaving),
+    };
+    let Some((token, epoch)) = answer else {
+        let current = entity_tag(api.registry.published().borrow().roster.epoch);
+        let status = match headers.get(header::IF_NONE_MATCH) {
+            Some(held) if *held == current => StatusCode::NOT_MODIFIED,
+            _ => StatusCode::NO_CONTENT,
+        };
+        return Ok((status, [(header::ETAG, current)]).into_response());
+    };
+    let headers = [
+        (header::ETAG, entity_tag(epoch)),
+        (
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; charset=utf-8"),
+        ),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    ];
+    Ok((headers, token).into_response())
+}
+
+async fn keys(State(api): State<Arc<Api>>) -> Response {
+    let cache = [(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("max-age=60"),
+    )];
+    (cache, Json(&api.keys)).into_response()
+}
+
+fn entity_tag(epoch: Epoch) -> HeaderValue {
+    HeaderValue::try_from(format!("\"{epoch}\"")).expect("digits in quotes are a header value")
+}
+
+fn authenticate(api: &Api, channel: &Channel, headers: &HeaderMap) -> Result<NodeId, Refusal> {
+    let token = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, token)| token.trim())
+        .ok_or(Refusal::TokenMissing)?;
+    api.registry
+        .authenticate(token, &channel.exporter, unix_time())
+}
+
+/// Reads JSON. What serde says of a body may repeat it, so only the place is told.
+fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Refusal> {
+    let body = body.map_err(|rejection| match rejection {
+        BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
+            Refusal::BodyTooLarge
+        }
+        _ => Refusal::Malformed("the body ended early".to_owned()),
+    })?;
+    serde_json::from_slice(&body).map_err(|error| {
+        Refusal::Malformed(format!(
+            "the body is not what this path takes: line {}, column {}",
+            error.line(),
+            error.column()
+        ))
+    })
+}
+
+/// Addresses that a node can be reached at, in order, each once.
+fn usable(addresses: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, Refusal> {
+    if addresses.len() > MAX_ADDRESSES {
+        return Err(Refusal::Address(format!(
+            "a node has at most {MAX_ADDRESSES} addresses"
+        )));
+    }
+    let mut usable = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        let ip = address.ip().to_canonical();
+        let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+        if ip.is_unspecified() || ip.is_multicast() || is_broadcast || address.port() == 0 {
+            return Err(Refusal::Address(format!(
+                "{address} is not an address a node can be reached at"
+            )));
+        }
+        let address = SocketAddr::new(ip, address.port());
+        if !usable.contains(&address) {
+            usable.push(address);
+        }
+    }
+    Ok(usable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_nobody_can_be_reached_at_are_refused() {
+        for text in [
+            "0.0.0.0:1",
+            "[::]:1",
+            "224.0.0.1:1",
+            "[ff02::1]:1",
+            "255.255.255.255:1",
+            "[::ffff:0.0.0.0]:1",
+            "127.0.0.1:0",
+        ] {
+            assert!(
+                usable(vec![text.parse().unwrap()]).is_err(),
+                "{text} was taken"
+            );
+        }
+        let many = (1..=17).map(|port| SocketAddr::from(([10, 0, 0, 1], port)));
+        assert!(usable(many.collect()).is_err());
+    }
+
+    #[test]
+    fn addresses_keep_their_order_and_come_once() {
+        let [a, b]: [SocketAddr; 2] = ["10.0.0.2:1", "10.0.0.1:1"].map(|t| t.parse().unwrap());
+        let mapped = "[::ffff:10.0.0.2]:1".parse().unwrap();
+        assert_eq!(usable(vec![a, b, mapped]).unwrap(), [a, b]);
+    }
+}

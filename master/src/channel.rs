@@ -1,0 +1,88 @@
+//! What the master knows of one TLS connection: its exporter, its peer, and the nonces given on it.
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use wavry_proto::control::EXPORTER_LEN;
+
+use crate::random;
+
+/// One TLS connection. Nonces live and die with it, so none is of use on another.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    /// TLS exporter (RFC 9266).
+    pub(crate) exporter: [u8; EXPORTER_LEN],
+    /// The other end.
+    pub(crate) peer: SocketAddr,
+    nonces: Mutex<VecDeque<(String, Instant)>>,
+}
+
+/// Nonces open at once on a connection: a node needs one at a time, and asks again after a failure.
+const MAX_NONCES: usize = 4;
+/// How long a nonce can be used.
+const NONCE_LIFETIME: Duration = Duration::from_secs(60);
+
+impl Channel {
+    pub(crate) fn new(exporter: [u8; EXPORTER_LEN], peer: SocketAddr) -> Self {
+        Self {
+            exporter,
+            peer,
+            nonces: Mutex::default(),
+        }
+    }
+
+    /// A fresh nonce. The oldest open one goes when there are too many.
+    pub(crate) fn challenge(&self, now: Instant) -> String {
+        let nonce = hex::encode(random::bytes::<32>());
+        let mut nonces = self.nonces.lock().unwrap_or_else(PoisonError::into_inner);
+        if nonces.len() == MAX_NONCES {
+            nonces.pop_front();
+        }
+        nonces.push_back((nonce.clone(), now));
+        nonce
+    }
+
+    /// Whether this nonce is open, which it is not afterwards.
+    pub(crate) fn take(&self, nonce: &str, now: Instant) -> bool {
+        let mut nonces = self.nonces.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(at) = nonces.iter().position(|(open, _)| open == nonce) else {
+            return false;
+        };
+        nonces
+            .remove(at)
+            .is_some_and(|(_, given)| now.saturating_duration_since(given) < NONCE_LIFETIME)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn channel() -> Channel {
+        Channel::new([0; 32], SocketAddr::from(([127, 0, 0, 1], 1)))
+    }
+
+    #[test]
+    fn a_nonce_is_good_once_and_for_a_minute() {
+        let (channel, now) = (channel(), Instant::now());
+        let nonce = channel.challenge(now);
+        assert!(channel.take(&nonce, now + Duration::from_secs(59)));
+        assert!(!channel.take(&nonce, now));
+
+        let nonce = channel.challenge(now);
+        assert!(!channel.take(&nonce, now + Duration::from_secs(60)));
+        assert!(!channel.take(&nonce, now));
+    }
+
+    #[test]
+    fn a_connection_holds_few_nonces() {
+        let (channel, now) = (channel(), Instant::now());
+        let nonces: Vec<_> = (0..1000).map(|_| channel.challenge(now)).collect();
+        let open = nonces.iter().filter(|n| channel.take(n, now)).count();
+        assert_eq!(open, MAX_NONCES);
+    }
+}

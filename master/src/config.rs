@@ -1,0 +1,412 @@
+//! What the master is told: [`Raw`] as it is written, [`Config`] as it was checked.
+
+use std::{
+    collections::HashSet,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use http::Uri;
+use serde::{Deserialize, Serialize};
+use wavry_proto::{
+    control::{Access, Service},
+    id::ClusterName,
+};
+
+/// Configuration as it is written, in table `master`. Every key may be left out; those without a
+/// default are missed by [`Config::try_from`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Raw {
+    /// TCP address of the HTTPS listener.
+    pub listen: SocketAddr,
+    /// Name of the cluster; tokens are good in one cluster only.
+    pub cluster: String,
+    /// SQLite file; made when there is none.
+    pub database: Option<PathBuf>,
+    /// PEM file with the certificate chain; its key is secret `tls_key`.
+    pub certificate: Option<PathBuf>,
+    /// How often a node tells that it is there, and how often silence is looked for.
+    #[serde(with = "wavry_proto::duration")]
+    pub heartbeat_interval: Duration,
+    /// A node not heard for so long loses its services until it is heard again.
+    #[serde(with = "wavry_proto::duration")]
+    pub suspect_after: Duration,
+    /// How long requests may go on once the master was told to leave.
+    #[serde(with = "wavry_proto::duration")]
+    pub drain_timeout: Duration,
+    /// Most connections at once.
+    pub max_connections: usize,
+    /// The services clients can connect to.
+    pub services: Vec<RawService>,
+}
+
+/// One entry of `master.services`, as it is written.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawService {
+    /// Name; the first path segment that routes to it.
+    pub name: String,
+    /// Hosts bound to this service.
+    pub hosts: Vec<String>,
+    /// Who may connect: `public`, or `token` (the default).
+    pub access: Access,
+    /// Origins a browser may connect from: `scheme://host[:port]`, or `*`.
+    pub allowed_origins: Vec<String>,
+    /// Most sessions at once on one gateway.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_sessions: Option<u32>,
+}
+
+impl Default for Raw {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8443)),
+            cluster: "wavry".to_owned(),
+            database: None,
+            certificate: None,
+            heartbeat_interval: Duration::from_secs(2),
+            suspect_after: Duration::from_secs(10),
+            drain_timeout: Duration::from_secs(5),
+            max_connections: 4096,
+            services: Vec::new(),
+        }
+    }
+}
+
+/// Configuration that can be acted on.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// TCP address of the HTTPS listener.
+    pub listen: SocketAddr,
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// SQLite file.
+    pub database: PathBuf,
+    /// PEM file with the certificate chain; its key is secret `tls_key`.
+    pub certificate: PathBuf,
+    /// How often a node tells that it is there, and how often silence is looked for.
+    pub heartbeat_interval: Duration,
+    /// A node not heard for so long loses its services until it is heard again.
+    pub suspect_after: Duration,
+    /// How long requests may go on once the master was told to leave.
+    pub drain_timeout: Duration,
+    /// What a client can make the master hold.
+    pub limits: Limits,
+    /// The services, in lower case and without duplicates.
+    pub services: Vec<Service>,
+    /// File of the secret `master_key`; `None` for where the credentials' source finds it.
+    pub master_key: Option<PathBuf>,
+    /// File of the secret `tls_key`; `None` for where the credentials' source finds it.
+    pub tls_key: Option<PathBuf>,
+}
+
+/// Bounds on what a client can make the master hold.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Most connections at once; further ones wait in the listener's backlog.
+    pub max_connections: usize,
+    /// From the connection to the end of the TLS handshake.
+    pub handshake_timeout: Duration,
+    /// From the end of one request to the end of the next one's head.
+    pub header_timeout: Duration,
+    /// From the head of a request to its answer.
+    pub request_timeout: Duration,
+    /// How long a request for a newer roster is held.
+    pub poll_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: Raw::default().max_connections,
+            handshake_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(30),
+            poll_timeout: Duration::from_secs(25),
+        }
+    }
+}
+
+/// Configuration that cannot be acted on. It never repeats a value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key}: {problem}")]
+pub struct Invalid {
+    /// The key, relative to the role's table, as in `services[0].hosts[1]`.
+    pub key: String,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl Invalid {
+    fn new(key: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self {
+            key: key.into(),
+            problem: problem.into(),
+        }
+    }
+}
+
+impl TryFrom<Raw> for Config {
+    type Error = Invalid;
+
+    fn try_from(raw: Raw) -> Result<Self, Invalid> {
+        let cluster = raw
+            .cluster
+            .parse()
+            .map_err(|e: wavry_proto::id::InvalidId| Invalid::new("cluster", e.to_string()))?;
+        if raw.heartbeat_interval < MIN_HEARTBEAT_INTERVAL {
+            return Err(Invalid::new("heartbeat_interval", "must be at least 50ms"));
+        }
+        if raw.suspect_after < raw.heartbeat_interval * 2 {
+            return Err(Invalid::new(
+                "suspect_after",
+                "must be at least twice heartbeat_interval, or one late heartbeat is a silence",
+            ));
+        }
+        if raw.max_connections == 0 {
+            return Err(Invalid::new("max_connections", "must be at least 1"));
+        }
+        Ok(Self {
+            listen: raw.listen,
+            cluster,
+            database: required("database", raw.database)?,
+            certificate: required("certificate", raw.certificate)?,
+            heartbeat_interval: raw.heartbeat_interval,
+            suspect_after: raw.suspect_after,
+            drain_timeout: raw.drain_timeout,
+            limits: Limits {
+                max_connections: raw.max_connections,
+                ..Limits::default()
+            },
+            services: services(raw.services)?,
+            master_key: None,
+            tls_key: None,
+        })
+    }
+}
+
+/// Below this, heartbeats are a load and not a sign of life.
+const MIN_HEARTBEAT_INTERVAL: Duration = Duration::from_millis(50);
+
+fn required<T>(key: &str, value: Option<T>) -> Result<T, Invalid> {
+    value.ok_or_else(|| Invalid::new(key, "is needed"))
+}
+
+fn services(raw: Vec<RawService>) -> Result<Vec<Service>, Invalid> {
+    let mut names = HashSet::new();
+    let mut bound_hosts = HashSet::new();
+    let mut services = Vec::with_capacity(raw.len());
+    for (index, raw) in raw.into_iter().enumerate() {
+        let at = |rest: String| format!("services[{index}].{rest}");
+        let name: wavry_proto::id::ServiceName =
+            raw.name.parse().map_err(|e: wavry_proto::id::InvalidId| {
+                Invalid::new(at("name".into()), e.to_string())
+            })?;
+        if !names.insert(name.clone()) {
+            return Err(Invalid::new(
+                at("name".into()),
+                "is the name of two services",
+            ));
+        }
+        let mut hosts = Vec::with_capacity(raw.hosts.len());
+        for (i, text) in raw.hosts.iter().enumerate() {
+            let key = || at(format!("hosts[{i}]"));
+            let host = host(text).ok_or_else(|| {
+                Invalid::new(key(), "must be a host name or address, without port")
+            })?;
+            if !bound_hosts.insert(host.clone()) {
+                return Err(Invalid::new(key(), "is bound twice"));
+            }
+            hosts.push(host);
+        }
+        let mut allowed_origins = Vec::with_capacity(raw.allowed_origins.len());
+        for (i, text) in raw.allowed_origins.iter().enumerate() {
+            allowed_origins.push(origin(text).ok_or_else(|| {
+                Invalid::new(
+                    at(format!("allowed_origins[{i}]")),
+                    "must be scheme://host or scheme://host:port, without a path, or *",
+                )
+            })?);
+        }
+        if raw.max_sessions == Some(0) {
+            return Err(Invalid::new(
+                at("max_sessions".into()),
+                "must be at least 1; remove the service to close it",
+            ));
+        }
+        services.push(Service {
+            name,
+            hosts,
+            access: raw.access,
+            allowed_origins,
+            max_sessions: raw.max_sessions,
+        });
+    }
+    services.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(services)
+}
+
+/// A host as it stands in an authority, in lower case: a DNS name, an IPv4 address, or an IPv6
+/// address in brackets.
+fn host(text: &str) -> Option<String> {
+    let text = text.to_ascii_lowercase();
+    if let Some(address) = text.strip_prefix('[') {
+        let address: IpAddr = address.strip_suffix(']')?.parse().ok()?;
+        return address.is_ipv6().then(|| format!("[{address}]"));
+    }
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    (text.len() <= 253 && text.split('.').all(is_label)).then_some(text)
+}
+
+/// An origin as browsers write it (RFC 6454, section 6.2): lower case, the scheme's own port left
+/// out. `*` stays.
+fn origin(text: &str) -> Option<String> {
+    if text == "*" {
+        return Some(text.to_owned());
+    }
+    let (scheme, authority) = text.split_once("://")?;
+    let uri: Uri = text.parse().ok()?;
+    if uri.authority()?.as_str() != authority {
+        return None;
+    }
+    let scheme = scheme.to_ascii_lowercase();
+    let written = uri.host()?;
+    let host = host(written)?;
+    // What is left of the authority is a port, or nothing: user information would be in the way.
+    let port = match authority.get(written.len()..)? {
+        "" => None,
+        rest => Some(rest.strip_prefix(':')?.parse::<u16>().ok()?),
+    };
+    let own = match scheme.as_str() {
+        "https" => Some(443),
+        "http" => Some(80),
+        _ => None,
+    };
+    Some(match port {
+        Some(port) if Some(port) != own => format!("{scheme}://{host}:{port}"),
+        _ => format!("{scheme}://{host}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn complete() -> Raw {
+        Raw {
+            database: Some("master.sqlite".into()),
+            certificate: Some("master.crt".into()),
+            ..Raw::default()
+        }
+    }
+
+    fn with_service(change: impl FnOnce(&mut RawService)) -> Result<Config, Invalid> {
+        let mut service = RawService {
+            name: "echo".into(),
+            ..RawService::default()
+        };
+        change(&mut service);
+        Config::try_from(Raw {
+            services: vec![service],
+            ..complete()
+        })
+    }
+
+    #[test]
+    fn what_is_needed_and_missing_is_named() {
+        assert!(Config::try_from(complete()).is_ok());
+        let mut raw = complete();
+        raw.database = None;
+        assert_eq!(Config::try_from(raw).unwrap_err().key, "database");
+        let mut raw = complete();
+        raw.certificate = None;
+        assert_eq!(Config::try_from(raw).unwrap_err().key, "certificate");
+    }
+
+    #[test]
+    fn times_that_would_make_every_node_silent_are_refused() {
+        let mut raw = complete();
+        raw.suspect_after = Duration::from_secs(3);
+        assert_eq!(Config::try_from(raw).unwrap_err().key, "suspect_after");
+        let mut raw = complete();
+        raw.heartbeat_interval = Duration::ZERO;
+        assert_eq!(Config::try_from(raw).unwrap_err().key, "heartbeat_interval");
+    }
+
+    #[test]
+    fn origins_are_kept_as_browsers_write_them() {
+        for (written, kept) in [
+            ("*", "*"),
+            ("https://App.Example", "https://app.example"),
+            ("https://app.example:443", "https://app.example"),
+            ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),
+            ("https://[::1]:9", "https://[::1]:9"),
+            ("https://[0:0:0:0:0:0:0:1]:9", "https://[::1]:9"),
+        ] {
+            let config = with_service(|s| s.allowed_origins = vec![written.into()]).unwrap();
+            assert_eq!(config.services[0].allowed_origins, [kept]);
+        }
+    }
+
+    #[test]
+    fn what_is_no_origin_is_refused() {
+        for text in [
+            "",
+            "app.example",
+            "https://",
+            "https://a/",
+            "https://a/path",
+            "https://a?q",
+            "https://user@a",
+            "https://a:80@b",
+            "https://a:port",
+            "https://a:99999",
+            "https://*",
+            "null",
+        ] {
+            let refused = with_service(|s| s.allowed_origins = vec!["*".into(), text.into()])
+                .expect_err(text);
+            assert_eq!(refused.key, "services[0].allowed_origins[1]");
+        }
+    }
+
+    #[test]
+    fn hosts_are_lower_case_and_bound_once() {
+        let config = with_service(|s| s.hosts = vec!["App.Example".into()]).unwrap();
+        assert_eq!(config.services[0].hosts, ["app.example"]);
+        for text in ["", "a:1", "a b", "a..b", "-a", "https://a", "[127.0.0.1]"] {
+            let refused = with_service(|s| s.hosts = vec![text.into()]).expect_err(text);
+            assert_eq!(refused.key, "services[0].hosts[0]");
+        }
+        let twice = with_service(|s| s.hosts = vec!["a".into(), "A".into()]);
+        assert_eq!(twice.unwrap_err().key, "services[0].hosts[1]");
+    }
+
+    #[test]
+    fn a_name_stands_for_one_service() {
+        let named = |name: &str| RawService {
+            name: name.into(),
+            ..RawService::default()
+        };
+        let raw = Raw {
+            services: vec![named("a"), named("a")],
+            ..complete()
+        };
+        assert_eq!(Config::try_from(raw).unwrap_err().key, "services[1].name");
+        let raw = Raw {
+            services: vec![named("Not A Name")],
+            ..complete()
+        };
+        assert_eq!(Config::try_from(raw).unwrap_err().key, "services[0].name");
+    }
+}

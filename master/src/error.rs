@@ -1,0 +1,38 @@
+//! Why the master does not start.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use wavry_credentials::{cert, source};
+
+use crate::store;
+
+/// Why the master does not start. Nothing is bound when it is about a secret, a certificate or the
+/// database.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A secret is missing or must not be used; the error names variable and path.
+    #[error(transparent)]
+    Secret(#[from] source::Error),
+    /// The secret `master_key` is not a key.
+    #[error("secret master_key is not a PASERK k4.secret key")]
+    MasterKey,
+    /// The certificate cannot be served.
+    #[error(transparent)]
+    Certificate(#[from] cert::Error),
+    /// The database cannot be used.
+    #[error("cannot use {path}", path = .file.display())]
+    Store {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        source: store::Error,
+    },
+    /// The address is taken, or not of this host.
+    #[error("cannot listen on {address} (master.listen)")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+}

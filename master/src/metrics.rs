@@ -1,0 +1,33 @@
+//! Names of the master's metrics.
+
+use metrics::{Unit, describe_counter, describe_gauge};
+
+pub(crate) const REQUESTS: &str = "wavry_master_requests_total";
+pub(crate) const REGISTRATIONS: &str = "wavry_master_registrations_total";
+pub(crate) const CONNECTIONS: &str = "wavry_master_connections";
+pub(crate) const HANDSHAKES_FAILED: &str = "wavry_master_handshakes_failed_total";
+pub(crate) const ROSTER_EPOCH: &str = "wavry_master_roster_epoch";
+pub(crate) const NODES: &str = "wavry_master_nodes";
+
+/// Describes each metric with its unit, those of the credentials too.
+pub fn describe() {
+    wavry_credentials::metrics::describe();
+    describe_counter!(
+        REQUESTS,
+        Unit::Count,
+        "HTTP requests answered, by route and status"
+    );
+    describe_counter!(
+        REGISTRATIONS,
+        Unit::Count,
+        "Registrations tried, by outcome: registered, or the word of the problem"
+    );
+    describe_gauge!(CONNECTIONS, Unit::Count, "Open TLS connections");
+    describe_counter!(
+        HANDSHAKES_FAILED,
+        Unit::Count,
+        "Connections that ended before a request could be read, by reason: timeout, tls, version"
+    );
+    describe_gauge!(ROSTER_EPOCH, Unit::Count, "Epoch of the roster served");
+    describe_gauge!(NODES, Unit::Count, "Registered nodes, by role");
+}

@@ -1,0 +1,170 @@
+//! Every way the master says no, as `application/problem+json` (RFC 9457).
+
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use wavry_credentials::token::Rejected;
+use wavry_proto::{control::Problem, id::ServiceName};
+
+use crate::store::{self, HeartbeatError, RegisterError};
+
+/// Why a request was refused. No variant holds what the request held, but for names that were
+/// checked.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// There is nothing at this path.
+    #[error("there is nothing at this path")]
+    NotFound,
+    /// The path does not take this method.
+    #[error("this path does not take this method")]
+    MethodNotAllowed,
+    /// The body is not what the path takes.
+    #[error("{0}")]
+    Malformed(String),
+    /// The body is too long.
+    #[error("the body is longer than {} bytes", crate::api::MAX_BODY)]
+    BodyTooLarge,
+    /// The request took too long.
+    #[error("the request took too long")]
+    Timeout,
+    /// No token.
+    #[error("the request needs a bearer token")]
+    TokenMissing,
+    /// A token that does not hold.
+    #[error("{0}")]
+    Token(#[from] Rejected),
+    /// A node's own token that is good for too long.
+    #[error("a node's token is good for a minute at most")]
+    TokenTooLasting,
+    /// The registration token served before.
+    #[error("the registration token was used before; ask for a new one")]
+    TokenUsed,
+    /// The nonce is not one of this connection's, or was used, or is too old.
+    #[error("the nonce is not of this connection, was used, or is too old")]
+    Nonce,
+    /// The signature is not by the key over token, nonce and connection.
+    #[error("possession of the key is not proved")]
+    Possession,
+    /// A service that the registration token does not name.
+    #[error("the registration token does not name service {0}")]
+    ServiceNotAllowed(ServiceName),
+    /// An address no node can be reached at, or too many.
+    #[error("{0}")]
+    Address(String),
+    /// Another node is known by the key.
+    #[error("the key belongs to another node")]
+    KeyInUse,
+    /// The node that speaks is not registered.
+    #[error("the node is not registered here")]
+    UnknownNode,
+    /// The master is leaving.
+    #[error("the master is shutting down")]
+    Leaving,
+    /// It is not the request's fault.
+    #[error("the master failed; its log says why")]
+    Internal(#[source] store::Error),
+}
+
+impl Refusal {
+    /// Status, the word at the end of the problem's type, and its title.
+    fn kind(&self) -> (StatusCode, &'static str, &'static str) {
+        use StatusCode as S;
+        match self {
+            Self::NotFound => (S::NOT_FOUND, "not-found", "Nothing here"),
+            Self::MethodNotAllowed => (
+                S::METHOD_NOT_ALLOWED,
+                "method-not-allowed",
+                "Method not allowed",
+            ),
+            Self::Malformed(_) => (S::BAD_REQUEST, "malformed-request", "Malformed request"),
+            Self::BodyTooLarge => (S::PAYLOAD_TOO_LARGE, "body-too-large", "Body too large"),
+            Self::Timeout => (S::REQUEST_TIMEOUT, "timeout", "Timed out"),
+            Self::TokenMissing => (S::UNAUTHORIZED, "token-missing", "Token missing"),
+            Self::Token(rejected) => {
+                let (word, title) = match rejected {
+                    Rejected::TooLong | Rejected::Malformed | Rejected::Claims => {
+                        ("token-malformed", "Token malformed")
+                    }
+                    Rejected::UnknownKey => ("token-unknown-key", "Token signed by an unknown key"),
+                    Rejected::Signature => ("token-not-verified", "Token does not verify"),
+                    Rejected::NotYetValid => ("token-not-yet-valid", "Token not valid yet"),
+                    Rejected::Expired => ("token-expired", "Token expired"),
+                };
+                (S::UNAUTHORIZED, word, title)
+            }
+            Self::TokenTooLasting => (S::UNAUTHORIZED, "token-too-lasting", "Token lasts too long"),
+            Self::TokenUsed => (S::CONFLICT, "token-used", "Token used before"),
+            Self::Nonce => (S::FORBIDDEN, "nonce-not-accepted", "Nonce not accepted"),
+            Self::Possession => (
+                S::FORBIDDEN,
+                "possession-not-proved",
+                "Possession not proved",
+            ),
+            Self::ServiceNotAllowed(_) => {
+                (S::FORBIDDEN, "service-not-allowed", "Service not allowed")
+            }
+            Self::Address(_) => (S::BAD_REQUEST, "address-not-usable", "Address not usable"),
+            Self::KeyInUse => (S::CONFLICT, "key-in-use", "Key in use"),
+            Self::UnknownNode => (S::UNAUTHORIZED, "node-unknown", "Node unknown"),
+            Self::Leaving => (S::SERVICE_UNAVAILABLE, "leaving", "Shutting down"),
+            Self::Internal(_) => (S::INTERNAL_SERVER_ERROR, "internal", "Internal error"),
+        }
+    }
+
+    /// The word at the end of the problem's type; a label for metrics too.
+    pub fn word(&self) -> &'static str {
+        self.kind().1
+    }
+}
+
+impl From<RegisterError> for Refusal {
+    fn from(error: RegisterError) -> Self {
+        match error {
+            RegisterError::TokenUsed => Self::TokenUsed,
+            RegisterError::KeyInUse => Self::KeyInUse,
+            RegisterError::Store(error) => Self::Internal(error),
+        }
+    }
+}
+
+impl From<HeartbeatError> for Refusal {
+    fn from(error: HeartbeatError) -> Self {
+        match error {
+            HeartbeatError::UnknownNode => Self::UnknownNode,
+            HeartbeatError::ServiceNotGranted(service) => Self::ServiceNotAllowed(service),
+            HeartbeatError::Store(error) => Self::Internal(error),
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let (status, word, title) = self.kind();
+        match &self {
+            Self::Internal(error) => {
+                tracing::error!(error = error as &dyn std::error::Error, "request failed")
+            }
+            _ => tracing::debug!(problem = word, "request refused"),
+        }
+        let problem = Problem {
+            r#type: format!("{}{word}", Problem::URN),
+            title: title.to_owned(),
+            status: status.as_u16(),
+            detail: self.to_string(),
+        };
+        let mut response = (status, axum::Json(problem)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static("Bearer realm=\"wavry\""),
+            );
+        }
+        response
+    }
+}

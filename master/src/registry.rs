@@ -1,0 +1,253 @@
+//! The registry at work: the store, who is heard of, and the signed roster that is served.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use wavry_credentials::token::{KeySet, Rejected, Scope, SigningKey};
+use wavry_proto::{
+    control::{Role, Roster},
+    id::{ClusterName, NodeId},
+    token::NodeRequest,
+};
+
+use crate::{
+    metrics as names,
+    presence::Presence,
+    problem::Refusal,
+    store::{Admission, Announcement, Snapshot, Store},
+};
+
+/// Store, presence and roster. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Registry {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    store: Store,
+    key: SigningKey,
+    cluster: ClusterName,
+    suspect_after: Duration,
+    presence: Mutex<Presence>,
+    /// Held while the store is written, so that presence and store change in the same order.
+    writing: tokio::sync::Mutex<()>,
+    published: watch::Sender<Arc<Published>>,
+}
+
+/// A roster as it is served.
+pub(crate) struct Published {
+    /// What it says.
+    pub(crate) roster: Roster,
+    /// The signed token.
+    pub(crate) token: Bytes,
+    /// Every key of every node.
+    node_keys: KeySet,
+}
+
+impl Registry {
+    /// Serves what the store holds.
+    pub(crate) async fn new(
+        store: Store,
+        snapshot: Snapshot,
+        key: SigningKey,
+        cluster: ClusterName,
+        suspect_after: Duration,
+    ) -> Result<Self, crate::store::Error> {
+        let presence = Presence::new(store.nodes().await?, Instant::now());
+        let first = Arc::new(Published::sign(snapshot, &key, &cluster));
+        first.report();
+        Ok(Self {
+            shared: Arc::new(Shared {
+                store,
+                key,
+                cluster,
+                suspect_after,
+                presence: Mutex::new(presence),
+                writing: tokio::sync::Mutex::new(()),
+                published: watch::Sender::new(first),
+            }),
+        })
+    }
+
+    /// The cluster.
+    pub(crate) fn cluster(&self) -> &ClusterName {
+        &self.shared.cluster
+    }
+
+    /// The roster and its successors.
+    pub(crate) fn published(&self) -> watch::Receiver<Arc<Published>> {
+        self.shared.published.subscribe()
+    }
+
+    /// The node that a bearer token speaks for, on the connection with this exporter.
+    pub(crate) fn authenticate(
+        &self,
+        token: &str,
+        exporter: &[u8],
+        now: u64,
+    ) -> Result<NodeId, Refusal> {
+        let published = self.shared.published.borrow().clone();
+        let scope = Scope {
+            cluster: &self.shared.cluster,
+            audience: "master",
+            binding: exporter,
+        };
+        let request: NodeRequest = match published.node_keys.verify(token, scope, now) {
+            Err(Rejected::UnknownKey) => return Err(Refusal::UnknownNode),
+            other => other?,
+        };
+        // Some node signed this. That the node is the one it names, its own keys have to say.
+        let node = published
+            .roster
+            .node(&request.sub)
+            .ok_or(Refusal::UnknownNode)?;
+        KeySet::from_public_keys(&node.keys).verify::<NodeRequest>(token, scope, now)?;
+        if request.validity.exp.saturating_sub(request.validity.iat) > 60 {
+            return Err(Refusal::TokenTooLasting);
+        }
+        Ok(request.sub)
+    }
+
+    /// Registers a node. Once begun it ends, whether or not the caller waits for it.
+    pub(crate) async fn register(&self, admission: Admission, now: u64) -> Result<(), Refusal> {
+        self.detached(move |shared| async move {
+            let _writing = shared.writing.lock().await;
+            let changed = shared.store.register(&admission, now).await?;
+            shared
+                .presence()
+                .wrote(&admission.node, admission.announcement, Instant::now());
+            shared.publish(changed);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Takes a heartbeat. One that says nothing new costs no write.
+    pub(crate) async fn heartbeat(&self, node: NodeId, said: Announcement) -> Result<(), Refusal> {
+        if self
+            .shared
+            .presence()
+            .is_old_news(&node, &said, Instant::now())
+        {
+            return Ok(());
+        }
+        self.detached(move |shared| async move {
+            let _writing = shared.writing.lock().await;
+            let changed = shared.store.heartbeat(&node, &said).await?;
+            shared.presence().wrote(&node, said, Instant::now());
+            shared.publish(changed);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Takes the services from nodes that were not heard for too long.
+    pub(crate) async fn look_for_silence(&self) {
+        let shared = &self.shared;
+        let _writing = shared.writing.lock().await;
+        let silent = shared
+            .presence()
+            .take_silent(shared.suspect_after, Instant::now());
+        if silent.is_empty() {
+            return;
+        }
+        match shared.store.silence(&silent).await {
+            Ok(changed) => {
+                for node in &silent {
+                    tracing::warn!(%node, "node fell silent");
+                }
+                shared.publish(changed);
+            }
+            Err(error) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "silent nodes could not be noted"
+                );
+                shared.presence().put_back(&silent);
+            }
+        }
+    }
+
+    /// Closes the store.
+    pub(crate) async fn close(&self) {
+        self.shared.store.close().await;
+    }
+
+    /// Runs a write apart from the request that wants it: a client that goes away between commit
+    /// and publication must not leave an old roster being served.
+    async fn detached<F, Fut>(&self, write: F) -> Result<(), Refusal>
+    where
+        F: FnOnce(Arc<Shared>) -> Fut,
+        Fut: Future<Output = Result<(), Refusal>> + Send + 'static,
+    {
+        match tokio::spawn(write(self.shared.clone())).await {
+            Ok(outcome) => outcome,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Err(Refusal::Leaving),
+            },
+        }
+    }
+}
+
+impl Shared {
+    fn presence(&self) -> MutexGuard<'_, Presence> {
+        self.presence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, changed: Option<Snapshot>) {
+        let Some(snapshot) = changed else { return };
+        let next = Arc::new(Published::sign(snapshot, &self.key, &self.cluster));
+        tracing::info!(epoch = %next.roster.epoch, nodes = next.roster.nodes.len(), "roster changed");
+        next.report();
+        self.published.send_replace(next);
+    }
+}
+
+impl Published {
+    fn sign(snapshot: Snapshot, key: &SigningKey, cluster: &ClusterName) -> Self {
+        let keys: Vec<_> = snapshot
+            .nodes
+            .iter()
+            .flat_map(|n| &n.keys)
+            .copied()
+            .collect();
+        let roster = Roster {
+            cluster: cluster.clone(),
+            epoch: snapshot.epoch,
+            issued_at: unix_time(),
+            nodes: snapshot.nodes,
+            services: snapshot.services,
+            token_keys: snapshot.token_keys,
+        };
+        let scope = Scope {
+            cluster,
+            audience: "nodes",
+            binding: &[],
+        };
+        Self {
+            token: key.sign(&roster, scope).into(),
+            node_keys: KeySet::from_public_keys(&keys),
+            roster,
+        }
+    }
+
+    fn report(&self) {
+        metrics::gauge!(names::ROSTER_EPOCH).set(self.roster.epoch.0 as f64);
+        for role in [Role::Gateway, Role::Relay] {
+            let count = self.roster.nodes.iter().filter(|n| n.role == role).count();
+            metrics::gauge!(names::NODES, "role" => role.as_str()).set(count as f64);
+        }
+    }
+}
+
+/// Seconds since the Unix epoch.
+pub(crate) fn unix_time() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,452 @@
+//! What the master remembers, in SQLite. Every change of what the roster shows grows the epoch in
+//! the same transaction; a change that the roster does not show leaves it.
+
+use std::{collections::HashMap, net::SocketAddr, path::Path, time::Duration};
+
+use sqlx::{
+    Row, Sqlite, SqlitePool, Transaction,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+use wavry_proto::{
+    control::{Node, Role, Service},
+    id::{Epoch, NodeId, PublicKey, ServiceName},
+};
+
+/// The registry: nodes, services, used tokens, the epoch.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pool: SqlitePool,
+}
+
+/// Why the registry could not be read or written. Holds no request's content.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// SQLite said no.
+    #[error("database")]
+    Database(#[from] sqlx::Error),
+    /// The schema could not be brought up to date.
+    #[error("database schema")]
+    Schema(#[from] sqlx::migrate::MigrateError),
+    /// A row that no version of Wavry wrote.
+    #[error("database row in {0} cannot be read")]
+    Row(&'static str),
+}
+
+/// Why a node was not registered.
+#[derive(Debug, thiserror::Error)]
+pub enum RegisterError {
+    /// The registration token served before.
+    #[error("the registration token was used before")]
+    TokenUsed,
+    /// Another node is known by this key.
+    #[error("the key belongs to another node")]
+    KeyInUse,
+    /// The registry failed.
+    #[error(transparent)]
+    Store(#[from] Error),
+}
+
+/// Why a heartbeat changed nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum HeartbeatError {
+    /// There is no such node.
+    #[error("the node is not registered")]
+    UnknownNode,
+    /// A service that the node's registration token did not name.
+    #[error("the node may not announce service {0}")]
+    ServiceNotGranted(ServiceName),
+    /// The registry failed.
+    #[error(transparent)]
+    Store(#[from] Error),
+}
+
+/// What the roster shows, but for cluster and time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its version.
+    pub epoch: Epoch,
+    /// Nodes, ordered by id. Those that drain, fell silent or have no address offer no service.
+    pub nodes: Vec<Node>,
+    /// Services, ordered by name.
+    pub services: Vec<Service>,
+    /// Public keys that sign session tokens, as PASERK `k4.public`.
+    pub token_keys: Vec<String>,
+}
+
+/// A registration that has been checked in every way but for the token's being used.
+#[derive(Debug, Clone)]
+pub struct Admission {
+    /// Id of the registration token.
+    pub jti: String,
+    /// When the token expires, in seconds since the Unix epoch.
+    pub expires_at: u64,
+    /// The node.
+    pub node: NodeId,
+    /// What it is.
+    pub role: Role,
+    /// Services it may announce.
+    pub granted: Vec<ServiceName>,
+    /// The key it proved to hold.
+    pub key: PublicKey,
+    /// What it announces.
+    pub announcement: Announcement,
+}
+
+/// What a node says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Announcement {
+    /// Where the mesh reaches it, best first.
+    pub addresses: Vec<SocketAddr>,
+    /// Services it has upstreams for.
+    pub services: Vec<ServiceName>,
+    /// Whether it leaves.
+    pub draining: bool,
+}
+
+/// How long a used token is remembered beyond its expiry, in seconds: far over the deadline of any
+/// request that verified it in time.
+const USED_TOKEN_MARGIN: u64 = 3600;
+
+impl Store {
+    /// Opens the database file, making it when there is none, and brings its schema up to date.
+    pub async fn open(file: &Path) -> Result<Self, Error> {
+        let options = SqliteConnectOptions::new()
+            .filename(file)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            // A used token must stay used through a power cut.
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(Duration::from_secs(5))
+            .foreign_keys(true);
+        let pool = SqlitePoolOptions::new()
+            // SQLite writes one transaction at a time; a queue in order beats polling its lock.
+            .max_connections(1)
+            .acquire_timeout(Duration::from_secs(10))
+            .connect_with(options)
+            .await?;
+        sqlx::migrate!().run(&pool).await?;
+        Ok(Self { pool })
+    }
+
+    /// Makes services and token keys those given; others go.
+    pub async fn configure(
+        &self,
+        services: &[Service],
+        token_keys: &[String],
+    ) -> Result<Snapshot, Error> {
+        let mut change = self.change().await?;
+        sqlx::query("DELETE FROM service")
+            .execute(&mut *change.transaction)
+            .await?;
+        for service in services {
+            let definition = serde_json::to_string(service).map_err(|_| Error::Row("service"))?;
+            sqlx::query("INSERT INTO service (name, definition) VALUES (?, ?)")
+                .bind(service.name.as_str())
+                .bind(definition)
+                .execute(&mut *change.transaction)
+                .await?;
+        }
+        sqlx::query("DELETE FROM token_key")
+            .execute(&mut *change.transaction)
+            .await?;
+        for key in token_keys {
+            sqlx::query("INSERT INTO token_key (paserk) VALUES (?)")
+                .bind(key)
+                .execute(&mut *change.transaction)
+                .await?;
+        }
+        change.commit().await?;
+        self.snapshot().await
+    }
+
+    /// What the roster shows now.
+    pub async fn snapshot(&self) -> Result<Snapshot, Error> {
+        let mut transaction = self.pool.begin().await?;
+        read_snapshot(&mut transaction).await
+    }
+
+    /// Every registered node.
+    pub async fn nodes(&self) -> Result<Vec<NodeId>, Error> {
+        sqlx::query_scalar::<_, String>("SELECT id FROM node")
+            .fetch_all(&self.pool)
+            .await?
+            .iter()
+            .map(|id| id.parse().map_err(|_| Error::Row("node")))
+            .collect()
+    }
+
+    /// Registers a node, or registers it anew, and marks the token as used: both or neither.
+    /// `now` is in seconds since the Unix epoch. Gives the snapshot when the roster changed.
+    pub async fn register(
+        &self,
+        admission: &Admission,
+        now: u64,
+    ) -> Result<Option<Snapshot>, RegisterError> {
+        let mut change = self.change().await?;
+        let transaction = &mut change.transaction;
+        let id = admission.node.as_str();
+
+        let long_past = now.saturating_sub(USED_TOKEN_MARGIN);
+        sqlx::query("DELETE FROM used_token WHERE expires_at < ?")
+            .bind(long_past.cast_signed())
+            .execute(&mut **transaction)
+            .await
+            .map_err(Error::from)?;
+        let first_use = sqlx::query(
+            "INSERT INTO used_token (jti, expires_at) VALUES (?, ?) ON CONFLICT (jti) DO NOTHING",
+        )
+        .bind(&admission.jti)
+        .bind(admission.expires_at.cast_signed())
+        .execute(&mut **transaction)
+        .await
+        .map_err(Error::from)?;
+        if first_use.rows_affected() == 0 {
+            return Err(RegisterError::TokenUsed);
+        }
+
+        let other_holder = sqlx::query("SELECT 1 FROM node_key WHERE public_key = ? AND node <> ?")
+            .bind(&admission.key.0[..])
+            .bind(id)
+            .fetch_optional(&mut **transaction)
+            .await
+            .map_err(Error::from)?;
+        if other_holder.is_some() {
+            return Err(RegisterError::KeyInUse);
+        }
+
+        write_node(transaction, admission).await?;
+        write_announcement(transaction, &admission.node, &admission.announcement).await?;
+        Ok(change.commit().await?)
+    }
+
+    /// Takes a node's heartbeat. Gives the snapshot when the roster changed.
+    pub async fn heartbeat(
+        &self,
+        node: &NodeId,
+        announcement: &Announcement,
+    ) -> Result<Option<Snapshot>, HeartbeatError> {
+        let mut change = self.change().await?;
+        let transaction = &mut change.transaction;
+        let known = sqlx::query("SELECT 1 FROM node WHERE id = ?")
+            .bind(node.as_str())
+            .fetch_optional(&mut **transaction)
+            .await
+            .map_err(Error::from)?;
+        if known.is_none() {
+            return Err(HeartbeatError::UnknownNode);
+        }
+        for service in &announcement.services {
+            let granted = sqlx::query("SELECT 1 FROM node_grant WHERE node = ? AND service = ?")
+                .bind(node.as_str())
+                .bind(service.as_str())
+                .fetch_optional(&mut **transaction)
+                .await
+                .map_err(Error::from)?;
+            if granted.is_none() {
+                return Err(HeartbeatError::ServiceNotGranted(service.clone()));
+            }
+        }
+        write_announcement(transaction, node, announcement).await?;
+        Ok(change.commit().await?)
+    }
+
+    /// Marks nodes as not heard of, until their next heartbeat. Gives the snapshot when the roster
+    /// changed.
+    pub async fn silence(&self, nodes: &[NodeId]) -> Result<Option<Snapshot>, Error> {
+        let mut change = self.change().await?;
+        for node in nodes {
+            sqlx::query("UPDATE node SET silent = 1 WHERE id = ?")
+                .bind(node.as_str())
+                .execute(&mut *change.transaction)
+                .await?;
+        }
+        change.commit().await
+    }
+
+    /// Closes the database.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    async fn change(&self) -> Result<Change, Error> {
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let before = read_snapshot(&mut transaction).await?;
+        Ok(Change {
+            transaction,
+            before,
+        })
+    }
+}
+
+/// A write under way. Dropped without a commit, it is undone.
+struct Change {
+    transaction: Transaction<'static, Sqlite>,
+    before: Snapshot,
+}
+
+impl Change {
+    async fn commit(mut self) -> Result<Option<Snapshot>, Error> {
+        let mut after = read_snapshot(&mut self.transaction).await?;
+        let changed = after != self.before;
+        if changed {
+            after.epoch.0 += 1;
+            sqlx::query("UPDATE roster SET epoch = ?")
+                .bind(after.epoch.0.cast_signed())
+                .execute(&mut *self.transaction)
+                .await?;
+        }
+        self.transaction.commit().await?;
+        Ok(changed.then_some(after))
+    }
+}
+
+async fn write_node(
+    transaction: &mut Transaction<'static, Sqlite>,
+    admission: &Admission,
+) -> Result<(), Error> {
+    let id = admission.node.as_str();
+    sqlx::query(
+        "INSERT INTO node (id, role) VALUES (?, ?)
+         ON CONFLICT (id) DO UPDATE SET role = excluded.role",
+    )
+    .bind(id)
+    .bind(admission.role.as_str())
+    .execute(&mut **transaction)
+    .await?;
+    for table in [
+        "DELETE FROM node_key WHERE node = ?",
+        "DELETE FROM node_grant WHERE node = ?",
+    ] {
+        sqlx::query(table)
+            .bind(id)
+            .execute(&mut **transaction)
+            .await?;
+    }
+    sqlx::query("INSERT INTO node_key (public_key, node) VALUES (?, ?)")
+        .bind(&admission.key.0[..])
+        .bind(id)
+        .execute(&mut **transaction)
+        .await?;
+    for service in &admission.granted {
+        sqlx::query("INSERT OR IGNORE INTO node_grant (node, service) VALUES (?, ?)")
+            .bind(id)
+            .bind(service.as_str())
+            .execute(&mut **transaction)
+            .await?;
+    }
+    Ok(())
+}
+
+async fn write_announcement(
+    transaction: &mut Transaction<'static, Sqlite>,
+    node: &NodeId,
+    announcement: &Announcement,
+) -> Result<(), Error> {
+    let id = node.as_str();
+    sqlx::query("UPDATE node SET draining = ?, silent = 0 WHERE id = ?")
+        .bind(announcement.draining)
+        .bind(id)
+        .execute(&mut **transaction)
+        .await?;
+    for table in [
+        "DELETE FROM node_address WHERE node = ?",
+        "DELETE FROM node_service WHERE node = ?",
+    ] {
+        sqlx::query(table)
+            .bind(id)
+            .execute(&mut **transaction)
+            .await?;
+    }
+    for (position, address) in (0_i64..).zip(&announcement.addresses) {
+        sqlx::query("INSERT INTO node_address (node, position, address) VALUES (?, ?, ?)")
+            .bind(id)
+            .bind(position)
+            .bind(address.to_string())
+            .execute(&mut **transaction)
+            .await?;
+    }
+    for service in &announcement.services {
+        sqlx::query("INSERT OR IGNORE INTO node_service (node, service) VALUES (?, ?)")
+            .bind(id)
+            .bind(service.as_str())
+            .execute(&mut **transaction)
+            .await?;
+    }
+    Ok(())
+}
+
+async fn read_snapshot(transaction: &mut Transaction<'static, Sqlite>) -> Result<Snapshot, Error> {
+    let epoch: i64 = sqlx::query_scalar("SELECT epoch FROM roster")
+        .fetch_one(&mut **transaction)
+        .await?;
+
+    let mut nodes = Vec::new();
+    let mut offers = Vec::new();
+    let mut position = HashMap::new();
+    for row in sqlx::query("SELECT id, role, draining OR silent AS away FROM node ORDER BY id")
+        .fetch_all(&mut **transaction)
+        .await?
+    {
+        let id: String = row.try_get("id")?;
+        let role = match row.try_get::<String, _>("role")?.as_str() {
+            "gateway" => Role::Gateway,
+            "relay" => Role::Relay,
+            _ => return Err(Error::Row("node")),
+        };
+        offers.push(!row.try_get::<bool, _>("away")?);
+        position.insert(id.clone(), nodes.len());
+        nodes.push(Node {
+            id: id.parse().map_err(|_| Error::Row("node"))?,
+            role,
+            keys: Vec::new(),
+            addresses: Vec::new(),
+            services: Vec::new(),
+        });
+    }
+    let of = |id: String| position.get(&id).copied().ok_or(Error::Row("node"));
+
+    for row in sqlx::query("SELECT node, public_key FROM node_key ORDER BY node, public_key")
+        .fetch_all(&mut **transaction)
+        .await?
+    {
+        let key: Vec<u8> = row.try_get("public_key")?;
+        let key = key.try_into().map_err(|_| Error::Row("node_key"))?;
+        nodes[of(row.try_get("node")?)?].keys.push(PublicKey(key));
+    }
+    for row in sqlx::query("SELECT node, address FROM node_address ORDER BY node, position")
+        .fetch_all(&mut **transaction)
+        .await?
+    {
+        let address: String = row.try_get("address")?;
+        let address = address.parse().map_err(|_| Error::Row("node_address"))?;
+        nodes[of(row.try_get("node")?)?].addresses.push(address);
+    }
+    for row in sqlx::query("SELECT node, service FROM node_service ORDER BY node, service")
+        .fetch_all(&mut **transaction)
+        .await?
+    {
+        let node = of(row.try_get("node")?)?;
+        // An exit that cannot be reached is none.
+        if offers[node] && !nodes[node].addresses.is_empty() {
+            let service: String = row.try_get("service")?;
+            let service = service.parse().map_err(|_| Error::Row("node_service"))?;
+            nodes[node].services.push(service);
+        }
+    }
+
+    let services = sqlx::query_scalar::<_, String>("SELECT definition FROM service ORDER BY name")
+        .fetch_all(&mut **transaction)
+        .await?
+        .iter()
+        .map(|definition| serde_json::from_str(definition).map_err(|_| Error::Row("service")))
+        .collect::<Result<_, _>>()?;
+    let token_keys = sqlx::query_scalar("SELECT paserk FROM token_key ORDER BY paserk")
+        .fetch_all(&mut **transaction)
+        .await?;
+    Ok(Snapshot {
+        epoch: Epoch(epoch.cast_unsigned()),
+        nodes,
+        services,
+        token_keys,
+    })
+}

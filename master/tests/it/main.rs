@@ -1,0 +1,10 @@
+//! A real master on loopback, with nodes that join it and clients that misbehave.
+
+// Everything here is a test, also what stands outside a test function.
+#![allow(clippy::unwrap_used)]
+
+mod joining;
+mod refusals;
+mod registry;
+mod wire;
+mod world;

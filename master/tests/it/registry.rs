@@ -1,0 +1,199 @@
+use std::fs;
+
+use tempfile::TempDir;
+use wavry_master::{
+    Master, StartError,
+    store::{Admission, Announcement, RegisterError, Store},
+};
+use wavry_proto::{
+    control::{Access, Role, Service},
+    id::PublicKey,
+};
+
+use crate::world::{World, node_id, service};
+
+async fn store() -> (TempDir, Store) {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&directory.path().join("db")).await.unwrap();
+    (directory, store)
+}
+
+fn admission(jti: &str, key: u8) -> Admission {
+    Admission {
+        jti: jti.to_owned(),
+        expires_at: 1_000,
+        node: node_id("exit"),
+        role: Role::Relay,
+        granted: vec![service("echo")],
+        key: PublicKey([key; 32]),
+        announcement: announcement(),
+    }
+}
+
+fn announcement() -> Announcement {
+    Announcement {
+        addresses: vec!["127.0.0.1:1".parse().unwrap()],
+        services: vec![service("echo")],
+        draining: false,
+    }
+}
+
+fn named(name: &str) -> Service {
+    Service {
+        name: service(name),
+        hosts: vec![format!("{name}.example")],
+        access: Access::Public,
+        allowed_origins: vec!["*".to_owned()],
+        max_sessions: Some(7),
+    }
+}
+
+#[tokio::test]
+async fn the_epoch_grows_with_what_the_roster_shows_and_with_nothing_else() {
+    let (_directory, store) = store().await;
+    let first = store.snapshot().await.unwrap().epoch;
+
+    let registered = store
+        .register(&admission("1", 1), 0)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(registered.epoch > first);
+
+    let node = node_id("exit");
+    let same = store.heartbeat(&node, &announcement()).await.unwrap();
+    assert_eq!(same, None);
+
+    let mut draining = announcement();
+    draining.draining = true;
+    let drained = store.heartbeat(&node, &draining).await.unwrap().unwrap();
+    assert!(drained.epoch > registered.epoch);
+    assert!(drained.nodes[0].services.is_empty());
+    assert_eq!(drained.nodes[0].keys, registered.nodes[0].keys);
+
+    // Its services are gone already: that it also falls silent shows nowhere.
+    assert_eq!(
+        store.silence(std::slice::from_ref(&node)).await.unwrap(),
+        None
+    );
+
+    let back = store
+        .heartbeat(&node, &announcement())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(back.nodes, registered.nodes);
+    let silent = store.silence(&[node]).await.unwrap().unwrap();
+    assert!(silent.nodes[0].services.is_empty());
+    assert_eq!(store.snapshot().await.unwrap(), silent);
+}
+
+#[tokio::test]
+async fn a_refused_registration_leaves_no_trace_and_does_not_use_the_token_up() {
+    let (_directory, store) = store().await;
+    store.register(&admission("1", 1), 0).await.unwrap();
+    let before = store.snapshot().await.unwrap();
+
+    let mut same_key = admission("2", 1);
+    same_key.node = node_id("other");
+    let refused = store.register(&same_key, 0).await;
+    assert!(
+        matches!(refused, Err(RegisterError::KeyInUse)),
+        "{refused:?}"
+    );
+    assert_eq!(store.snapshot().await.unwrap(), before);
+
+    same_key.key = PublicKey([2; 32]);
+    store.register(&same_key, 0).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_used_token_is_remembered_past_its_expiry() {
+    let (_directory, store) = store().await;
+    store.register(&admission("1", 1), 0).await.unwrap();
+    for now in [999, 1_000, 1_000 + 3_600] {
+        let again = store.register(&admission("1", 1), now).await;
+        assert!(matches!(again, Err(RegisterError::TokenUsed)), "{again:?}");
+    }
+}
+
+#[tokio::test]
+async fn services_and_keys_are_those_of_the_configuration() {
+    let (_directory, store) = store().await;
+    let keys = ["k4.public.a".to_owned()];
+    let [a, b] = [named("a"), named("b")];
+    let both = store
+        .configure(&[a.clone(), b.clone()], &keys)
+        .await
+        .unwrap();
+    assert_eq!(both.services, [a.clone(), b.clone()]);
+    let again = store.configure(&[a, b.clone()], &keys).await.unwrap();
+    assert_eq!(again, both);
+    let one = store
+        .configure(std::slice::from_ref(&b), &keys)
+        .await
+        .unwrap();
+    assert_eq!(one.services, std::slice::from_ref(&b));
+    assert!(one.epoch > both.epoch);
+    let rekeyed = store
+        .configure(&[b], &["k4.public.b".to_owned()])
+        .await
+        .unwrap();
+    assert_eq!(rekeyed.token_keys, ["k4.public.b"]);
+    assert!(rekeyed.epoch > one.epoch);
+}
+
+#[tokio::test]
+async fn the_registry_outlives_the_process() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("db");
+    let store = Store::open(&file).await.unwrap();
+    store.register(&admission("1", 1), 0).await.unwrap();
+    let before = store.snapshot().await.unwrap();
+    store.close().await;
+    let store = Store::open(&file).await.unwrap();
+    assert_eq!(store.snapshot().await.unwrap(), before);
+}
+
+async fn refusal_to_start(config: wavry_master::Config) -> StartError {
+    let Err(error) = Master::start(config).await else {
+        panic!("the master started");
+    };
+    error
+}
+
+#[tokio::test]
+async fn a_master_without_a_secret_does_not_start_and_says_where_it_looked() {
+    let world = World::new();
+    let mut config = world.config();
+    config.master_key = None;
+    let text = refusal_to_start(config).await.to_string();
+    assert!(text.contains("WAVRY_MASTER_KEY_FILE"), "{text}");
+    assert!(text.contains("/run/secrets/wavry_master_key"), "{text}");
+
+    let mut config = world.config();
+    config.tls_key = None;
+    let text = refusal_to_start(config).await.to_string();
+    assert!(text.contains("WAVRY_TLS_KEY_FILE"), "{text}");
+
+    let mut config = world.config();
+    config.master_key = Some(world.path("master.crt"));
+    refusal_to_start(config).await;
+}
+
+#[tokio::test]
+async fn a_master_says_which_address_or_file_it_cannot_use() {
+    let world = World::new();
+    let master = world.start().await;
+    let mut config = world.config();
+    config.listen = master.address;
+    config.database = world.path("second.sqlite");
+    let text = refusal_to_start(config).await.to_string();
+    assert!(text.contains(&master.address.to_string()), "{text}");
+
+    let mut config = world.config();
+    config.database = world.path("garbage");
+    fs::write(&config.database, "this is not a database, by any means").unwrap();
+    let text = refusal_to_start(config).await.to_string();
+    assert!(text.contains("garbage"), "{text}");
+}

@@ -1,0 +1,47 @@
+use wavry_proto::session::{Close, close_code};
+use wavry_transport::session::Closed;
+
+use super::*;
+
+fn echo() -> [(&'static str, RawUpstream); 1] {
+    [("echo", RawUpstream::new("echo:"))]
+}
+
+#[tokio::test]
+async fn a_service_without_an_upstream_is_404() {
+    let world = World::with(&echo());
+    assert_eq!(world.refusal("other").await, 404);
+}
+
+#[tokio::test]
+async fn a_node_that_is_no_gateway_is_403() {
+    let world = World::made(&echo(), Role::Relay, 100);
+    assert_eq!(world.refusal("echo").await, 403);
+}
+
+#[tokio::test]
+async fn one_session_too_many_is_503_until_another_ends() {
+    let world = World::made(&echo(), Role::Gateway, 1);
+    let only = world.session("echo").await;
+    assert_eq!(world.refusal("echo").await, 503);
+    only.close(Close::default());
+    soon(async { while world.open("echo").await.is_err() {} }).await;
+}
+
+#[tokio::test]
+async fn a_draining_relay_asks_sessions_to_finish_then_closes_them_and_takes_no_more() {
+    let world = World::with(&echo());
+    let session = world.session("echo").await;
+    world.exit.draining.cancel();
+    soon(session.draining()).await;
+    assert_eq!(world.refusal("echo").await, 503);
+    datagram_round_trip(&session, b"still served").await;
+
+    world.exit.closing.cancel();
+    let Closed::Peer(close) = soon(session.closed()).await else {
+        panic!("not closed by the relay");
+    };
+    assert_eq!(close.code, close_code::DRAINED);
+    world.sessions.close();
+    soon(world.sessions.wait()).await;
+}

@@ -1,0 +1,8 @@
+//! What the mesh promises, over real sockets.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod fairness;
+mod faults;
+mod mirror;
+mod nodes;
+mod sessions;

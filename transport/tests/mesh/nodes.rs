@@ -1,0 +1,287 @@
+//! Nodes for tests: identities, a roster that tests change, and endpoints over loopback.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use rustls::{
+    DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature_with_raw_key},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime},
+    server::danger::{ClientCertVerified, ClientCertVerifier},
+    sign::CertifiedKey,
+};
+use tokio::sync::watch;
+use wavry_proto::{
+    control::{Node, Role, Roster},
+    id::{NodeId, PublicKey},
+    mesh::Open,
+    session::Request,
+};
+use wavry_transport::mesh::{self, Config, Endpoint, Limits, Requested, Session};
+
+/// A roster that can be changed.
+pub(crate) struct Cluster {
+    sender: watch::Sender<Arc<Roster>>,
+}
+
+impl Cluster {
+    pub(crate) fn new() -> Self {
+        let roster = Roster::empty("test".parse().unwrap());
+        Self {
+            sender: watch::Sender::new(Arc::new(roster)),
+        }
+    }
+
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Roster)) {
+        self.sender.send_modify(|roster| {
+            let mut next = (**roster).clone();
+            next.epoch.0 += 1;
+            change(&mut next);
+            *roster = Arc::new(next);
+        });
+    }
+
+    pub(crate) fn node(&self, id: &str) -> Endpoint {
+        self.node_with(id, Limits::default())
+    }
+
+    /// Starts a node that the roster lists.
+    pub(crate) fn node_with(&self, id: &str, limits: Limits) -> Endpoint {
+        let key = Arc::new(Key::generate());
+        let endpoint = self.stranger(id, &key, limits);
+        self.list(id, key.public, endpoint.local_addr().unwrap());
+        endpoint
+    }
+
+    /// Lists a node.
+    pub(crate) fn list(&self, id: &str, key: PublicKey, address: SocketAddr) {
+        let node = Node {
+            id: id.parse().unwrap(),
+            role: Role::Relay,
+            keys: vec![key],
+            addresses: vec![address],
+            services: vec![],
+        };
+        self.change(|roster| {
+            roster.nodes.retain(|n| n.id != node.id);
+            roster.nodes.push(node);
+        });
+    }
+
+    pub(crate) fn unlist(&self, id: &str) {
+        self.change(|roster| roster.nodes.retain(|n| n.id.as_str() != id));
+    }
+
+    /// Starts a node that the roster does not list (yet).
+    pub(crate) fn stranger(&self, id: &str, key: &Arc<Key>, limits: Limits) -> Endpoint {
+        let socket = mesh::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        Endpoint::new(socket, self.config(id, key, limits)).unwrap()
+    }
+
+    pub(crate) fn config(&self, id: &str, key: &Arc<Key>, limits: Limits) -> Config {
+        let listed = Arc::new(Listed {
+            roster: self.sender.subscribe(),
+            provider: Arc::new(aws_lc_rs::default_provider()),
+        });
+        let mut server_tls = rustls::ServerConfig::builder_with_provider(listed.provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_client_cert_verifier(listed.clone())
+            .with_cert_resolver(Arc::new(
+                rustls::server::AlwaysResolvesServerRawPublicKeys::new(key.certified.clone()),
+            ));
+        server_tls.send_tls13_tickets = 0;
+        let mut client_tls = rustls::ClientConfig::builder_with_provider(listed.provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(listed)
+            .with_client_cert_resolver(Arc::new(
+                rustls::client::AlwaysResolvesClientRawPublicKeys::new(key.certified.clone()),
+            ));
+        client_tls.resumption = rustls::client::Resumption::disabled();
+        client_tls.enable_sni = false;
+        Config {
+            node: id.parse().unwrap(),
+            server_tls: Arc::new(server_tls),
+            client_tls: Arc::new(client_tls),
+            roster: self.sender.subscribe(),
+            limits,
+        }
+    }
+}
+
+/// An identity.
+pub(crate) struct Key {
+    pub(crate) public: PublicKey,
+    certified: Arc<CertifiedKey>,
+}
+
+impl Key {
+    pub(crate) fn generate() -> Self {
+        let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+        let private = PrivateKeyDer::try_from(pair.serialize_der()).unwrap();
+        let signer = aws_lc_rs::sign::any_supported_type(&private).unwrap();
+        let spki = signer.public_key().unwrap();
+        Self {
+            public: PublicKey::from_spki(&spki).unwrap(),
+            certified: Arc::new(CertifiedKey::new(
+                vec![CertificateDer::from(spki.to_vec())],
+                signer,
+            )),
+        }
+    }
+}
+
+/// Accepts the keys that the roster lists.
+#[derive(Debug)]
+struct Listed {
+    roster: watch::Receiver<Arc<Roster>>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Listed {
+    fn verify(
+        &self,
+        message: &[u8],
+        key: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature_with_raw_key(
+            message,
+            &SubjectPublicKeyInfoDer::from(key.as_ref()),
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+}
+
+impl ServerCertVerifier for Listed {
+    fn verify_server_cert(
+        &self,
+        key: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let id: NodeId = name.to_str().parse().unwrap();
+        let key = PublicKey::from_spki(key).unwrap();
+        match self.roster.borrow().node(&id) {
+            Some(node) if node.keys.contains(&key) => Ok(ServerCertVerified::assertion()),
+            _ => Err(Error::General("not the node's key".into())),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.3 only".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        key: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verify(message, key, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}
+
+impl ClientCertVerifier for Listed {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        key: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let key = PublicKey::from_spki(key).unwrap();
+        match self.roster.borrow().node_by_key(&key) {
+            Some(_) => Ok(ClientCertVerified::assertion()),
+            None => Err(Error::General("unknown key".into())),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.3 only".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        key: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verify(message, key, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}
+
+/// One connection per peer, so that sessions share it.
+pub(crate) fn one_connection() -> Limits {
+    Limits {
+        shards: 1,
+        ..Limits::default()
+    }
+}
+
+pub(crate) fn id(node: &str) -> NodeId {
+    node.parse().unwrap()
+}
+
+pub(crate) fn request(path: &str) -> Open {
+    Open {
+        service: "echo".parse().unwrap(),
+        request: Request {
+            authority: "example.test".into(),
+            path: path.into(),
+            origin: Some("https://app.test".into()),
+            headers: vec![],
+            subprotocols: vec!["a".into(), "b".into()],
+        },
+        client: "192.0.2.1:4433".parse().unwrap(),
+        subject: Some("someone".into()),
+        claims: Some("{}".into()),
+    }
+}
+
+/// A session from `from` to node `to`, whose endpoint `accepting` is: both ends of it.
+pub(crate) async fn session(from: &Endpoint, to: &str, accepting: &Endpoint) -> (Session, Session) {
+    let to = id(to);
+    let (opened, accepted) = tokio::join!(from.open(&to, request("/")), async {
+        let requested: Requested = accepting.accept().await.unwrap();
+        requested
+            .accept(wavry_proto::session::Response::ok())
+            .await
+            .unwrap()
+    });
+    (opened.unwrap().0, accepted)
+}
