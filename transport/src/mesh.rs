@@ -80,7 +80,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             shards: 2,
-            session_window: 2 * 1024 * 1024,
+            session_window: 4 * 1024 * 1024,
             session_streams: 256,
             sessions_per_connection: 4096,
             open_timeout: Duration::from_secs(15),

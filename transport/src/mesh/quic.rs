@@ -26,6 +26,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_millis(1500);
 /// An otherwise silent connection sends a packet so often.
 const KEEP_ALIVE: Duration = Duration::from_millis(300);
 
+/// A stream's window is this part of its session's.
+const STREAM_SHARE: u64 = 4;
+
 /// Bytes that all sessions of a connection may have sent without an acknowledgement: 100 ms at
 /// 1.3 Gbit/s. What sessions leave unread does not count: their own windows hold that.
 const SEND_WINDOW: u64 = 16 * 1024 * 1024;
@@ -53,8 +56,8 @@ pub(super) fn configs(config: &Config) -> io::Result<(quinn::ServerConfig, quinn
 
 fn transport(config: &Config) -> TransportConfig {
     let mut transport = TransportConfig::default();
-    let session_window =
-        VarInt::from_u64(config.limits.session_window).unwrap_or(VarInt::from_u32(u32::MAX));
+    let stream_window = VarInt::from_u64(config.limits.session_window / STREAM_SHARE)
+        .unwrap_or(VarInt::from_u32(u32::MAX));
     transport
         .initial_mtu(MTU)
         .min_mtu(MTU)
@@ -64,10 +67,10 @@ fn transport(config: &Config) -> TransportConfig {
         ))
         .keep_alive_interval(Some(KEEP_ALIVE))
         // One session must not hold up another: the connection's window never binds, the session's
-        // does. A stream may use its session's window alone, so that what a session has credit for
-        // never waits in the shared send buffer.
+        // does. Nor must one stream that is not read hold up its session: it gets a part of the
+        // session's window.
         .receive_window(VarInt::MAX)
-        .stream_receive_window(session_window)
+        .stream_receive_window(stream_window)
         .send_window(SEND_WINDOW)
         .datagram_send_buffer_size(datagram::SEND_BUFFER)
         .datagram_receive_buffer_size(Some(datagram::RECEIVE_BUFFER))

@@ -12,6 +12,10 @@ use crate::{
     session::{self, Closed, ReadError, WriteError},
 };
 
+/// Most credit that a write takes at once, in bytes: while the stream's own window is full, it is
+/// kept from the session's other streams.
+const MAX_PIECE: usize = 64 * 1024;
+
 /// Sending half of a mesh stream.
 pub struct SendStream {
     core: Arc<Core>,
@@ -77,7 +81,7 @@ impl session::SendStream for SendStream {
                 self.writing = false;
                 return Err(WriteError::Stopped(code));
             }
-            let want = chunk.len() as u64;
+            let want = chunk.len().min(MAX_PIECE) as u64;
             let mut taken = self.core.data.try_take(want);
             if taken == 0 {
                 taken = tokio::select! {

@@ -127,12 +127,40 @@ async fn credit_of_streams_that_were_reset_or_stopped_returns() {
             drop(there.accept_uni().await.unwrap());
         }
     }
-    // All of a window is there again: it can be written to a stream that nobody reads.
-    let mut send = here.open_uni().await.unwrap();
+    // All of a window is there again: at least half of it is granted, and can be written to streams
+    // that nobody reads.
     let window = Limits::default().session_window as usize;
-    let writing = send.write(Bytes::from(vec![0; window / 2]));
+    let writing = async {
+        let mut unread = Vec::new();
+        for _ in 0..4 {
+            let mut send = here.open_uni().await.unwrap();
+            send.write(Bytes::from(vec![0; window / 8])).await.unwrap();
+            unread.push(send);
+        }
+    };
     tokio::time::timeout(Duration::from_secs(10), writing)
         .await
-        .expect("at least half of a window is granted when all of it is consumed")
-        .unwrap();
+        .expect("at least half of a window is granted when all of it is consumed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_is_not_read_does_not_hold_up_the_others_of_its_session() {
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.node("a"), cluster.node("b"));
+    let (here, there) = session(&a, "b", &b).await;
+    let mut full = here.open_uni().await.unwrap();
+    let filling = async {
+        loop {
+            full.write(Bytes::from(vec![0; 1 << 20])).await.unwrap();
+        }
+    };
+    let filled = tokio::time::timeout(Duration::from_millis(500), filling).await;
+    assert!(filled.is_err(), "nobody reads it");
+    let unread = there.accept_uni().await.unwrap();
+
+    let carried = carry(&here, &there, 32 * 1024 * 1024);
+    tokio::time::timeout(Duration::from_secs(30), carried)
+        .await
+        .expect("the other streams go on");
+    drop((full, unread));
 }
