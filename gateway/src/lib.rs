@@ -94,7 +94,10 @@ impl Gateway {
                         server_tls: server,
                         client_tls: client,
                         roster: roster.clone(),
-                        limits: mesh::Limits::default(),
+                        limits: mesh::Limits {
+                            open_timeout: config.open_timeout,
+                            ..mesh::Limits::default()
+                        },
                     },
                 )
             })

@@ -18,7 +18,7 @@ use wavry_proto::{
     control::{Access, Service},
     id::ServiceName,
     mesh::Open,
-    session::{Close, Request, Response, close_code},
+    session::{Close, REFUSED_BY_RELAY, Request, Response, close_code},
     token,
 };
 use wavry_transport::{
@@ -276,6 +276,12 @@ async fn open_at_best_exit(
         let opening = Box::pin(core.mesh.open(&exit, open.clone()));
         match timeout_at(deadline, opening).await {
             Ok(Ok((session, response))) => return Ok((core.exits.took(exit), session, response)),
+            Ok(Err(OpenError::Rejected(response))) if refused_by_relay(&response) => {
+                counter!(names::EXIT_FAILURES, "reason" => "refused").increment(1);
+                core.exits.failed(&exit, Instant::now());
+                warn!(%exit, status = response.status, "exit refused");
+                refusal = Refusal::Upstream(response);
+            }
             Ok(Err(OpenError::Rejected(response))) => return Err(Refusal::Upstream(response)),
             Ok(Err(OpenError::Timeout(_))) | Err(_) => {
                 counter!(names::EXIT_FAILURES, "reason" => "timeout").increment(1);
@@ -295,6 +301,12 @@ async fn open_at_best_exit(
     Err(refusal)
 }
 
+/// Whether an exit refused by itself, as one does that drains or is full, and asked no upstream.
+fn refused_by_relay(response: &Response) -> bool {
+    let mut headers = response.headers.iter();
+    headers.any(|header| header.name == REFUSED_BY_RELAY)
+}
+
 impl<'c> Routed<'c> {
     /// Gives the client the answer that came from the upstream. An error says why there is no
     /// client any more.
@@ -310,6 +322,10 @@ impl<'c> Routed<'c> {
         } = self;
         let core = accepted.core;
         response.headers = forward::of_response(response.headers);
+        let offered = &accepted.requested.request().subprotocols;
+        response.subprotocol = response
+            .subprotocol
+            .filter(|chosen| offered.contains(chosen));
         let accepting = accepted.requested.accept(response);
         let client = match timeout(core.open_timeout, accepting).await {
             Ok(Ok(client)) => client,

@@ -122,6 +122,22 @@ impl World {
         }
     }
 
+    /// Lists one exit more, for the same services.
+    fn add_exit(&self, id: &str, identity: &Identity, address: Option<SocketAddr>) {
+        self.roster.send_modify(|roster| {
+            let mut changed = Roster::clone(roster);
+            let exit = &changed.nodes[0];
+            let another = Node {
+                id: id.parse().unwrap(),
+                keys: vec![identity.public_key()],
+                addresses: address.into_iter().collect(),
+                ..exit.clone()
+            };
+            changed.nodes.push(another);
+            *roster = Arc::new(changed);
+        });
+    }
+
     async fn ask(
         &self,
         request: Request,

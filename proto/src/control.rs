@@ -251,7 +251,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn name() -> impl Strategy<Value = String> {
-        "[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?"
+        "[a-z]([a-z0-9-]{0,20}[a-z0-9])?"
     }
 
     prop_compose! {

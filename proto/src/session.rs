@@ -106,6 +106,10 @@ pub mod close_code {
     pub const CLIENT_LOST: u32 = BASE | 0x07;
 }
 
+/// Header field by which an exit relay says that it refuses a session itself and has asked no
+/// upstream, so that another exit may be tried. It never leaves the mesh.
+pub const REFUSED_BY_RELAY: &str = "x-wavry-refused";
+
 /// Codes with which Wavry itself resets or stops a stream, where the upstream is not a
 /// WebTransport server and so has no codes of its own.
 pub mod stream_code {

@@ -36,7 +36,7 @@ use wavry_credentials::{
 use wavry_proto::{
     control::{Role, Roster},
     id::ServiceName,
-    session::{Close, Response, close_code},
+    session::{Close, Header, REFUSED_BY_RELAY, Response, close_code},
 };
 use wavry_transport::{
     mesh,
@@ -222,7 +222,7 @@ impl Exit {
     /// Takes one session as far as it gets.
     async fn serve(&self, requested: mesh::Requested) {
         if self.draining.is_cancelled() {
-            return refuse(requested, "draining", Response::status(503)).await;
+            return refuse(requested, "draining", 503).await;
         }
         let is_gateway = self
             .roster
@@ -230,19 +230,19 @@ impl Exit {
             .node(requested.peer())
             .is_some_and(|node| node.role == Role::Gateway);
         if !is_gateway {
-            return refuse(requested, "not_a_gateway", Response::status(403)).await;
+            return refuse(requested, "not_a_gateway", 403).await;
         }
         let Some(upstream) = self.upstreams.get(&requested.open().service) else {
-            return refuse(requested, "unknown_service", Response::status(404)).await;
+            return refuse(requested, "unknown_service", 404).await;
         };
         let Ok(_permit) = self.permits.try_acquire() else {
-            return refuse(requested, "relay_limit", Response::status(503)).await;
+            return refuse(requested, "relay_limit", 503).await;
         };
         let dialled = match upstream.dial(requested.open()).await {
             Ok(dialled) => dialled,
             Err(error) => {
                 info!(%error, "not dialled");
-                return refuse(requested, error.reason(), error.into_response()).await;
+                return answer(requested, error.reason(), error.into_response()).await;
             }
         };
         let service = requested.open().service.to_string();
@@ -281,7 +281,17 @@ impl Exit {
     }
 }
 
-async fn refuse(requested: mesh::Requested, reason: &'static str, response: Response) {
+/// Refuses without having asked an upstream.
+async fn refuse(requested: mesh::Requested, reason: &'static str, status: u16) {
+    let mut response = Response::status(status);
+    response.headers.push(Header {
+        name: REFUSED_BY_RELAY.to_owned(),
+        value: reason.to_owned(),
+    });
+    answer(requested, reason, response).await;
+}
+
+async fn answer(requested: mesh::Requested, reason: &'static str, response: Response) {
     counter!(names::REFUSED, "reason" => reason).increment(1);
     info!(reason, status = response.status, "refused");
     requested.reject(response).await;

@@ -40,7 +40,7 @@ async fn a_session_on_which_nothing_moves_is_closed() {
 #[tokio::test]
 async fn a_session_ends_when_its_token_does() {
     let world = World::new();
-    let token = world.token("closed", 2);
+    let token = world.token("closed", 3);
     let (client, exit) = world.live(to(&format!("/closed?token={token}"))).await;
     assert_eq!(code_of(&client).await, close_code::TOKEN_EXPIRED);
     assert_eq!(code_of(&exit).await, close_code::TOKEN_EXPIRED);

@@ -1,3 +1,5 @@
+use wavry_proto::session::REFUSED_BY_RELAY;
+
 use super::*;
 
 #[tokio::test]
@@ -102,18 +104,48 @@ async fn the_exits_answer_is_the_clients() {
 }
 
 #[tokio::test]
-async fn an_exit_that_the_roster_knows_no_address_of_is_passed_over() {
+async fn an_exit_without_an_address_is_passed_over() {
     let world = World::new();
-    world.roster.send_modify(|roster| {
-        let mut changed = Roster::clone(roster);
-        let mut gone = changed.nodes[0].clone();
-        gone.id = "away".parse().unwrap();
-        gone.keys = vec![Identity::generate().public_key()];
-        gone.addresses = Vec::new();
-        changed.nodes.insert(0, gone);
-        *roster = Arc::new(changed);
+    world.add_exit("away", &Identity::generate(), None);
+    for _ in 0..2 {
+        world.live(to("/open")).await;
+    }
+}
+
+#[tokio::test]
+async fn an_exit_that_does_not_answer_its_address_is_passed_over() {
+    let world = World::new();
+    let silent = std::net::UdpSocket::bind(loopback()).unwrap();
+    let address = silent.local_addr().unwrap();
+    world.add_exit("silent", &Identity::generate(), Some(address));
+    for _ in 0..2 {
+        world.live(to("/open")).await;
+    }
+}
+
+#[tokio::test]
+async fn an_exit_that_refuses_by_itself_is_passed_over_and_an_upstream_that_does_is_not() {
+    let world = World::new();
+    let identity = Identity::generate();
+    let full = endpoint("full", &identity, &world.roster.subscribe());
+    world.add_exit("full", &identity, Some(full.local_addr().unwrap()));
+    let refusing = tokio::spawn(async move {
+        while let Some(requested) = full.accept().await {
+            let mut response = Response::status(503);
+            response
+                .headers
+                .push(header(REFUSED_BY_RELAY, "relay_limit"));
+            requested.reject(response).await;
+        }
     });
     for _ in 0..2 {
         world.live(to("/open")).await;
     }
+    refusing.abort();
+    let refuse = async {
+        let requested = soon(world.exit.accept()).await.unwrap();
+        requested.reject(Response::status(503)).await;
+    };
+    let (status, ()) = tokio::join!(world.status(to("/open")), refuse);
+    assert_eq!(status, 503);
 }

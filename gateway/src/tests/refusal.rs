@@ -131,6 +131,21 @@ async fn a_service_without_an_exit_is_503() {
 #[tokio::test]
 async fn an_exit_that_says_nothing_is_504() {
     let world = World::with(|raw| raw.open_timeout = Duration::from_millis(500));
-    let (status, _kept) = tokio::join!(world.status(to("/open")), world.exit.accept());
-    assert_eq!(status, 504);
+    let mut kept = Vec::new();
+    let keep = async {
+        while let Some(requested) = world.exit.accept().await {
+            kept.push(requested);
+        }
+    };
+    tokio::select! {
+        status = world.status(to("/open")) => assert_eq!(status, 504),
+        () = keep => panic!("the exit is gone"),
+    }
+}
+
+#[tokio::test]
+async fn an_exit_that_is_not_there_is_503() {
+    let world = World::new();
+    world.exit.close().await;
+    assert_eq!(world.status(to("/open")).await, 503);
 }

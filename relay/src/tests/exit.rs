@@ -45,3 +45,14 @@ async fn a_draining_relay_asks_sessions_to_finish_then_closes_them_and_takes_no_
     world.sessions.close();
     soon(world.sessions.wait()).await;
 }
+
+#[tokio::test]
+async fn a_refusal_of_the_relays_own_says_so() {
+    let world = World::with(&echo());
+    let Err(OpenError::Rejected(response)) = world.open("other").await else {
+        panic!("not refused");
+    };
+    let header = &response.headers[0];
+    assert_eq!(header.name, wavry_proto::session::REFUSED_BY_RELAY);
+    assert_eq!(header.value, "unknown_service");
+}

@@ -101,14 +101,16 @@ impl Upstream {
         let mut refused = DialError::Refused("no address of a family that this host has".into());
         while let Some(attempt) = attempts.join_next().await {
             match attempt {
-                Ok(Ok((session, response))) => {
+                Ok(Ok((session, mut response))) => {
+                    response.headers.retain(|header| !is_ours(&header.name));
                     return Ok(Dialled {
                         session,
                         response,
                         idle_timeout: self.idle_timeout,
                     });
                 }
-                Ok(Err(ConnectError::Rejected(response))) => {
+                Ok(Err(ConnectError::Rejected(mut response))) => {
+                    response.headers.retain(|header| !is_ours(&header.name));
                     return Err(DialError::Rejected(response));
                 }
                 Ok(Err(ConnectError::Timeout(after))) => refused = DialError::Timeout(after),

@@ -21,12 +21,11 @@ use super::{
     connection::{Connection, Refused},
     quic::{self, Side},
     server::encode_headers,
-    session::{ConnectStream, Session},
-    shared::Shared,
-    stream::{refuse, varint},
+    session::{ConnectStream, Opening, Session},
+    stream::varint,
 };
 use crate::{
-    session::{Close, Closed, Request, Response},
+    session::{Request, Response},
     socket,
 };
 
@@ -146,20 +145,6 @@ impl Client {
     }
 }
 
-/// Ends a session whose opening was given up.
-struct Opening(Option<(Arc<Shared>, quinn::SendStream)>);
-
-impl Drop for Opening {
-    fn drop(&mut self) {
-        if let Some((shared, send)) = self.0.take() {
-            shared.end(Closed::Here(Close::default()));
-            shared.farewell.cancel();
-            shared.connection.forget(&shared);
-            refuse(Some(send), None, code::REQUEST_CANCELLED);
-        }
-    }
-}
-
 async fn open(
     connection: &Arc<Connection>,
     asked: Request,
@@ -173,24 +158,29 @@ async fn open(
     if !settings.supports_webtransport() {
         return Err(ConnectError::NotSupported);
     }
-    let (send, mut recv) = connection.quic.open_bi().await?;
+    let (send, recv) = connection.quic.open_bi().await?;
     let id = quinn::VarInt::from(send.id()).into_inner();
     let shared = connection.add(id).map_err(|refused| match refused {
         Refused::TooMany => ConnectError::Connection("too many sessions".to_owned()),
         Refused::Draining => ConnectError::Connection("the server is draining".to_owned()),
         Refused::Lost(closed) => ConnectError::Connection(closed.to_string()),
     })?;
+    let connect = ConnectStream {
+        send,
+        recv,
+        decoder: MessageDecoder::new(connection.limits.max_header_block),
+    };
+    let mut opening = Opening::new(shared.clone(), connect);
+    let connect = opening.connect().ok_or_else(lost)?;
+    let _ = connect.send.set_priority(1);
     let head = encode_headers(&request::head(&asked).to_fields());
-    let _ = send.set_priority(1);
-    let mut opening = Opening(Some((shared, send)));
-    if let Some((_, send)) = &mut opening.0 {
-        send.write_all(&head)
-            .await
-            .map_err(|error| ConnectError::Connection(error.to_string()))?;
-    }
-    let mut decoder = MessageDecoder::new(connection.limits.max_header_block);
+    connect
+        .send
+        .write_all(&head)
+        .await
+        .map_err(|error| ConnectError::Connection(error.to_string()))?;
     let head = loop {
-        let head = read_head(&mut recv, &mut decoder, connection).await?;
+        let head = read_head(connect, connection).await?;
         // RFC 9114, section 4.1: interim answers come before the final one.
         if head.status >= 200 {
             break head;
@@ -200,20 +190,12 @@ async fn open(
     if !response.is_ok() {
         return Err(ConnectError::Rejected(response));
     }
-    let Some((shared, send)) = opening.0.take() else {
-        return Err(lost());
-    };
-    let connect = ConnectStream {
-        send,
-        recv,
-        decoder,
-    };
+    let connect = opening.take().ok_or_else(lost)?;
     Ok((Session::new(shared, connect), response))
 }
 
 async fn read_head(
-    recv: &mut quinn::RecvStream,
-    decoder: &mut MessageDecoder,
+    ConnectStream { recv, decoder, .. }: &mut ConnectStream,
     connection: &Connection,
 ) -> Result<message::Response, ConnectError> {
     let section = loop {

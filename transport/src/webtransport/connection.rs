@@ -8,10 +8,12 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use quinn::VarInt;
 use tokio::{
     sync::{Notify, Semaphore, mpsc, watch},
     time::{Instant, sleep_until, timeout, timeout_at},
 };
+use tracing::Instrument;
 use wavry_proto::{
     h3::{
         self, code,
@@ -24,7 +26,7 @@ use wavry_proto::{
 
 use super::{
     Limits,
-    quic::Side,
+    quic::{CONTROL_STREAMS, Side},
     server::{self, Requested},
     shared::{Incoming, Shared},
     stream::{read_varint, refuse, varint},
@@ -44,7 +46,14 @@ const WAITING_DATAGRAMS: usize = 32;
 const REMEMBERED: usize = 64;
 /// How long a connection is kept after its last session was ended by the peer, who may want to
 /// close it or to open another.
-const LINGER: Duration = Duration::from_secs(2);
+pub(super) const LINGER: Duration = Duration::from_secs(2);
+/// How long a connection is kept after a request was refused, as the client may ask again, for
+/// example with a token.
+pub(super) const AGAIN: Duration = Duration::from_secs(10);
+/// Streams of each kind that a peer may have open at first. QUIC allocates for all that it grants,
+/// and most sessions never need more; whoever does is granted twice as many, up to
+/// [`Limits::streams`].
+pub(super) const FIRST_STREAMS: u64 = 16;
 
 /// A connection. The tasks that serve it end with it.
 pub(super) struct Connection {
@@ -107,7 +116,12 @@ impl Connection {
             waiting: Semaphore::new(WAITING_STREAMS),
             close_at: watch::Sender::new(Some(close_at)),
         });
-        tokio::spawn(this.clone().serve(requests, drain));
+        let span = tracing::debug_span!(
+            "connection",
+            id = this.quic.stable_id(),
+            remote = %this.quic.remote_address()
+        );
+        tokio::spawn(this.clone().serve(requests, drain).instrument(span));
         this
     }
 
@@ -148,9 +162,9 @@ impl Connection {
         Ok(shared)
     }
 
-    /// Takes a session that is over off the table, and closes the connection if it was the last:
-    /// at once when this side ended it, as then the peer has read why.
-    pub(super) fn forget(&self, shared: &Shared) {
+    /// Takes a session that is over off the table. If it was the last, the connection is closed
+    /// unless another comes within `linger`.
+    pub(super) fn forget(&self, shared: &Shared, linger: Duration) {
         let mut table = self.lock();
         if table.sessions.remove(&shared.id).is_none() {
             return;
@@ -160,21 +174,7 @@ impl Connection {
         }
         table.gone.push_back(shared.id);
         if table.sessions.is_empty() {
-            let linger = match shared.closed_now() {
-                Some(Closed::Here(_)) => Duration::ZERO,
-                _ => LINGER,
-            };
             self.close_at.send_replace(Some(Instant::now() + linger));
-        }
-    }
-
-    /// Takes a session that never began off the table.
-    pub(super) fn forget_refused(&self, shared: &Shared) {
-        self.forget(shared);
-        if self.lock().sessions.is_empty() {
-            // The client may ask again, for example with a token.
-            let close_at = Instant::now() + self.limits.header_timeout;
-            self.close_at.send_replace(Some(close_at));
         }
     }
 
@@ -323,15 +323,32 @@ impl Connection {
     /// Every stream has a task of its own, so that one whose header does not come keeps no other
     /// waiting. Tasks are as many as the streams granted ([`Limits::streams`]).
     async fn accept_uni(self: &Arc<Self>) {
+        let mut grant = Grant::new(self.limits.streams, CONTROL_STREAMS);
         while let Ok(recv) = self.quic.accept_uni().await {
-            tokio::spawn(self.clone().uni(recv));
+            tokio::spawn(self.clone().uni(recv).in_current_span());
+            if let Some(count) = grant.more() {
+                self.quic.set_max_concurrent_uni_streams(count);
+            }
         }
     }
 
     async fn accept_bi(self: &Arc<Self>, requests: Option<mpsc::Sender<Requested>>) {
+        let mut grant = Grant::new(self.limits.streams, self.request_streams());
         while let Ok((send, recv)) = self.quic.accept_bi().await {
-            tokio::spawn(self.clone().bi(send, recv, requests.clone()));
+            tokio::spawn(
+                self.clone()
+                    .bi(send, recv, requests.clone())
+                    .in_current_span(),
+            );
+            if let Some(count) = grant.more() {
+                self.quic.set_max_concurrent_bi_streams(count);
+            }
         }
+    }
+
+    /// Streams on which the peer may make requests.
+    fn request_streams(&self) -> u64 {
+        self.side.requests(&self.limits)
     }
 
     async fn uni(self: Arc<Self>, mut recv: quinn::RecvStream) {
@@ -375,7 +392,7 @@ impl Connection {
                 self.deliver(Some(send), recv, rest, deadline).await;
             }
             (Ok(Ok(Some(kind))), Some(requests)) => {
-                let id = quinn::VarInt::from(send.id()).into_inner();
+                let id = VarInt::from(send.id()).into_inner();
                 {
                     let mut table = self.lock();
                     table.next_request = table.next_request.max(id + 4);
@@ -519,6 +536,36 @@ impl Connection {
     /// Waits for the settings of the peer until `deadline`.
     pub(super) async fn settings_by(&self, deadline: Instant) -> Option<Settings> {
         timeout_at(deadline, self.settings()).await.ok().flatten()
+    }
+}
+
+/// How many streams of one kind the peer is granted: more, the more it has opened.
+struct Grant {
+    granted: u64,
+    max: u64,
+    /// Granted on top: HTTP/3's own streams.
+    extra: u64,
+    opened: u64,
+}
+
+impl Grant {
+    fn new(max: u64, extra: u64) -> Self {
+        Self {
+            granted: FIRST_STREAMS.min(max),
+            max,
+            extra,
+            opened: 0,
+        }
+    }
+
+    /// Counts a stream. The new limit, when it is time to raise it.
+    fn more(&mut self) -> Option<VarInt> {
+        self.opened += 1;
+        if self.granted >= self.max || self.opened * 2 < self.granted + self.extra {
+            return None;
+        }
+        self.granted = (self.granted * 2).min(self.max);
+        VarInt::from_u64(self.granted + self.extra).ok()
     }
 }
 

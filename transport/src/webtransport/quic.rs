@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use quinn::{TransportConfig, VarInt};
 
-use super::Limits;
+use super::{Limits, connection::FIRST_STREAMS};
 use crate::datagram::{RECEIVE_BUFFER, SEND_BUFFER};
 
 /// Unread bytes that one stream may hold: 80 ms of 100 Mbit/s.
@@ -12,7 +12,7 @@ const STREAM_WINDOW: u32 = 1024 * 1024;
 /// Unread bytes that all streams of a connection may hold, and unacknowledged ones that may be sent.
 const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 /// Streams that HTTP/3 itself opens: control, QPACK encoder and decoder (RFC 9114, section 6.2).
-const CONTROL_STREAMS: u64 = 3;
+pub(super) const CONTROL_STREAMS: u64 = 3;
 
 /// Which end of a connection this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,16 +21,24 @@ pub(super) enum Side {
     Server,
 }
 
+impl Side {
+    /// Streams on which the peer may make requests, besides those of its sessions.
+    pub(super) fn requests(self, limits: &Limits) -> u64 {
+        match self {
+            Self::Client => 0,
+            Self::Server => limits.sessions_per_connection as u64,
+        }
+    }
+}
+
 pub(super) fn transport(limits: &Limits, side: Side) -> Arc<TransportConfig> {
     let count = |n: u64| VarInt::from_u64(n).unwrap_or(VarInt::MAX);
-    let requests = match side {
-        Side::Client => 0,
-        Side::Server => limits.sessions_per_connection as u64,
-    };
+    // Raised on demand, see `Connection`.
+    let first = FIRST_STREAMS.min(limits.streams);
     let mut config = TransportConfig::default();
     config
-        .max_concurrent_bidi_streams(count(limits.streams.saturating_add(requests)))
-        .max_concurrent_uni_streams(count(limits.streams.saturating_add(CONTROL_STREAMS)))
+        .max_concurrent_bidi_streams(count(first.saturating_add(side.requests(limits))))
+        .max_concurrent_uni_streams(count(first + CONTROL_STREAMS))
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(CONNECTION_WINDOW.into())
         .send_window(CONNECTION_WINDOW.into())

@@ -26,10 +26,9 @@ use wavry_proto::{
 
 use super::{
     Limits,
-    connection::{Connection, Refused},
+    connection::{AGAIN, Connection, Refused},
     quic::{self, Side},
-    session::{ConnectStream, Session},
-    shared::Shared,
+    session::{ConnectStream, Opening, Session},
     stream::{refuse, varint},
 };
 use crate::{
@@ -119,7 +118,6 @@ impl Server {
 
     /// Takes no new connections and no new sessions: clients are sent GOAWAY (RFC 9114, 5.2).
     pub fn drain(&self) {
-        self.inner.endpoint.set_server_config(None);
         self.inner.drain.send_replace(true);
     }
 
@@ -147,6 +145,10 @@ async fn accept(
             incoming = endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
+        if *drain.borrow() {
+            incoming.refuse();
+            continue;
+        }
         if endpoint.open_connections() >= limits.connections {
             tracing::warn!(limit = limits.connections, "connection refused: too many");
             incoming.refuse();
@@ -188,9 +190,8 @@ pub struct Requested {
 }
 
 struct Unanswered {
-    shared: Arc<Shared>,
+    opening: Opening,
     draft02: bool,
-    connect: ConnectStream,
 }
 
 impl Requested {
@@ -202,7 +203,7 @@ impl Requested {
     /// Where the client is now.
     pub fn remote_address(&self) -> SocketAddr {
         match &self.unanswered {
-            Some(unanswered) => unanswered.shared.connection.quic.remote_address(),
+            Some(unanswered) => unanswered.opening.shared.connection.quic.remote_address(),
             None => self.remote,
         }
     }
@@ -216,32 +217,25 @@ impl Requested {
         let Some(mut unanswered) = self.unanswered.take() else {
             return Err(Closed::Here(Close::default()));
         };
-        let shared = unanswered.shared.clone();
-        if let Some(closed) = shared.closed_now() {
-            return Err(closed);
+        let shared = unanswered.opening.shared.clone();
+        let head = encode_response(&response, unanswered.draft02);
+        if let Some(connect) = unanswered.opening.connect() {
+            // The capsules that may follow decide about everything else on the session.
+            let _ = connect.send.set_priority(1);
+            let written = tokio::select! {
+                biased;
+                closed = shared.over() => return Err(closed),
+                written = connect.send.write_all(&head) => written,
+            };
+            if let Err(error) = written {
+                shared.end(Closed::Lost(format!("no answer could be sent: {error}")));
+                return Err(shared.over().await);
+            }
         }
         count(outcome::ACCEPTED);
-        let head = encode_response(&response, unanswered.draft02);
-        // The capsules that may follow decide about everything else on the session.
-        let _ = unanswered.connect.send.set_priority(1);
-        let session = |unanswered: Unanswered| Session::new(unanswered.shared, unanswered.connect);
-        let written = tokio::select! {
-            biased;
-            written = unanswered.connect.send.write_all(&head) => written,
-            closed = shared.over() => return Err(closed),
-        };
-        match written {
-            Ok(()) => Ok(session(unanswered)),
-            Err(quinn::WriteError::ConnectionLost(error)) => {
-                shared.end(Closed::Lost(error.to_string()));
-                Err(shared.over().await)
-            }
-            Err(error) => {
-                let closed = Closed::Lost(format!("the client left before the answer: {error}"));
-                shared.end(closed.clone());
-                shared.connection.forget_refused(&shared);
-                Err(closed)
-            }
+        match unanswered.opening.take() {
+            Some(connect) => Ok(Session::new(shared, connect)),
+            None => Err(Closed::Here(Close::default())),
         }
     }
 
@@ -264,19 +258,19 @@ impl Drop for Requested {
 }
 
 impl Unanswered {
-    fn refuse(self, response: &Response) {
-        let Self {
-            shared,
-            draft02,
-            connect,
-        } = self;
+    fn refuse(mut self, response: &Response) {
+        let shared = self.opening.shared.clone();
+        let Some(connect) = self.opening.take() else {
+            return;
+        };
         shared.end(Closed::Here(Close::default()));
-        let head = encode_response(response, draft02);
-        tokio::spawn(async move {
+        let head = encode_response(response, self.draft02);
+        let answer = async move {
             answer(connect.send, connect.recv, head, &shared.connection).await;
             shared.farewell.cancel();
-            shared.connection.forget_refused(&shared);
-        });
+            shared.connection.forget(&shared, AGAIN);
+        };
+        tokio::spawn(answer.in_current_span());
     }
 }
 
@@ -341,13 +335,15 @@ pub(super) async fn serve_request(
         request,
         remote: connection.quic.remote_address(),
         unanswered: Some(Unanswered {
-            shared,
+            opening: Opening::new(
+                shared,
+                ConnectStream {
+                    send,
+                    recv,
+                    decoder,
+                },
+            ),
             draft02,
-            connect: ConnectStream {
-                send,
-                recv,
-                decoder,
-            },
         }),
     };
     // A request that is not taken in time is dropped here, and so answered with 503.

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::time::timeout;
+use tracing::Instrument;
 use wavry_proto::{
     h3::{
         code,
@@ -16,8 +17,9 @@ use wavry_proto::{
 };
 
 use super::{
+    connection::{AGAIN, LINGER},
     shared::{Incoming, Shared},
-    stream::{self, RecvStream, SendStream, varint},
+    stream::{RecvStream, SendStream, refuse, varint},
 };
 use crate::session::{self, Close, Closed, DatagramError};
 
@@ -34,7 +36,8 @@ pub struct Session {
 
 impl Session {
     pub(super) fn new(shared: Arc<Shared>, connect: ConnectStream) -> Self {
-        tokio::spawn(connect.run(shared.clone()));
+        let span = tracing::debug_span!("session", id = shared.id);
+        tokio::spawn(connect.run(shared.clone()).instrument(span));
         Self { shared }
     }
 
@@ -186,6 +189,46 @@ pub(super) struct ConnectStream {
     pub(super) decoder: MessageDecoder,
 }
 
+/// A session that was asked for and is not yet there. Dropped, it is given up.
+pub(super) struct Opening {
+    pub(super) shared: Arc<Shared>,
+    connect: Option<ConnectStream>,
+}
+
+impl Opening {
+    pub(super) fn new(shared: Arc<Shared>, connect: ConnectStream) -> Self {
+        Self {
+            shared,
+            connect: Some(connect),
+        }
+    }
+
+    /// The CONNECT stream; `None` once it was taken.
+    pub(super) fn connect(&mut self) -> Option<&mut ConnectStream> {
+        self.connect.as_mut()
+    }
+
+    /// Takes the CONNECT stream, and with it the care for the session's end.
+    pub(super) fn take(&mut self) -> Option<ConnectStream> {
+        self.connect.take()
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if let Some(connect) = self.connect.take() {
+            self.shared.end(Closed::Here(Close::default()));
+            self.shared.farewell.cancel();
+            refuse(
+                Some(connect.send),
+                Some(connect.recv),
+                code::REQUEST_CANCELLED,
+            );
+            self.shared.connection.forget(&self.shared, AGAIN);
+        }
+    }
+}
+
 /// How the peer's side of the CONNECT stream came to its end.
 enum Last {
     /// The session was ended on this side, or with its connection.
@@ -213,17 +256,18 @@ impl ConnectStream {
                 shared.end(Closed::Peer(close));
                 // Fails only when the peer does not want it any more.
                 let _ = self.send.finish();
+                self.expect_end().await;
             }
             Last::Reset(h3_code) => {
                 shared.end(Closed::Lost(format!(
                     "session reset with code {h3_code:#x}"
                 )));
-                stream::refuse(Some(self.send), None, code::REQUEST_CANCELLED);
+                refuse(Some(self.send), None, code::REQUEST_CANCELLED);
             }
             Last::Malformed(what) => {
-                tracing::debug!(session = shared.id, what, "session broke the protocol");
+                tracing::debug!(what, "session broke the protocol");
                 shared.end(Closed::Lost(what));
-                stream::refuse(Some(self.send), Some(self.recv), code::MESSAGE_ERROR);
+                refuse(Some(self.send), Some(self.recv), code::MESSAGE_ERROR);
             }
             Last::Violation(error) => {
                 shared.end(Closed::Lost(error.to_string()));
@@ -233,8 +277,16 @@ impl ConnectStream {
                 shared.end(Closed::Lost(error.to_string()));
             }
         }
+        if let Some(closed) = shared.closed_now() {
+            tracing::debug!(reason = %closed, "session over");
+        }
         shared.farewell.cancel();
-        shared.connection.forget(&shared);
+        let linger = match shared.closed_now() {
+            // The peer has read why.
+            Some(Closed::Here(_)) => Duration::ZERO,
+            _ => LINGER,
+        };
+        shared.connection.forget(&shared, linger);
     }
 
     /// Carries capsules both ways until the session is over.
@@ -303,6 +355,17 @@ impl ConnectStream {
             }
         }
         Ok(None)
+    }
+
+    /// Waits for the end of the peer's side, as nothing may follow its last word.
+    async fn expect_end(&mut self) {
+        let end = timeout(ANSWER_WAIT, self.recv.read_chunk(4096, true)).await;
+        let h3_code = match end {
+            Ok(Ok(Some(_))) => code::MESSAGE_ERROR,
+            _ => code::NO_ERROR,
+        };
+        // Fails when the stream has ended, as it should.
+        let _ = self.recv.stop(varint(h3_code));
     }
 
     /// Sends WT_CLOSE_SESSION and gives the peer the chance to read it.

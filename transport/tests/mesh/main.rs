@@ -1,4 +1,7 @@
 //! What the mesh promises, over real sockets.
 
+mod fairness;
+mod faults;
+mod mirror;
 mod nodes;
 mod sessions;

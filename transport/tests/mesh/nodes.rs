@@ -20,19 +20,19 @@ use wavry_proto::{
 use wavry_transport::mesh::{self, Config, Endpoint, Limits, Requested, Session};
 
 /// A roster that can be changed.
-pub struct Cluster {
+pub(crate) struct Cluster {
     sender: watch::Sender<Arc<Roster>>,
 }
 
 impl Cluster {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let roster = Roster::empty("test".parse().unwrap());
         Self {
             sender: watch::Sender::new(Arc::new(roster)),
         }
     }
 
-    pub fn change(&self, change: impl FnOnce(&mut Roster)) {
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Roster)) {
         self.sender.send_modify(|roster| {
             let mut next = (**roster).clone();
             next.epoch.0 += 1;
@@ -41,12 +41,12 @@ impl Cluster {
         });
     }
 
-    pub fn node(&self, id: &str) -> Endpoint {
+    pub(crate) fn node(&self, id: &str) -> Endpoint {
         self.node_with(id, Limits::default())
     }
 
     /// Starts a node that the roster lists.
-    pub fn node_with(&self, id: &str, limits: Limits) -> Endpoint {
+    pub(crate) fn node_with(&self, id: &str, limits: Limits) -> Endpoint {
         let key = Arc::new(Key::generate());
         let endpoint = self.stranger(id, &key, limits);
         self.list(id, key.public, endpoint.local_addr().unwrap());
@@ -54,7 +54,7 @@ impl Cluster {
     }
 
     /// Lists a node.
-    pub fn list(&self, id: &str, key: PublicKey, address: SocketAddr) {
+    pub(crate) fn list(&self, id: &str, key: PublicKey, address: SocketAddr) {
         let node = Node {
             id: id.parse().unwrap(),
             role: Role::Relay,
@@ -68,17 +68,17 @@ impl Cluster {
         });
     }
 
-    pub fn unlist(&self, id: &str) {
+    pub(crate) fn unlist(&self, id: &str) {
         self.change(|roster| roster.nodes.retain(|n| n.id.as_str() != id));
     }
 
     /// Starts a node that the roster does not list (yet).
-    pub fn stranger(&self, id: &str, key: &Arc<Key>, limits: Limits) -> Endpoint {
+    pub(crate) fn stranger(&self, id: &str, key: &Arc<Key>, limits: Limits) -> Endpoint {
         let socket = mesh::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         Endpoint::new(socket, self.config(id, key, limits)).unwrap()
     }
 
-    pub fn config(&self, id: &str, key: &Arc<Key>, limits: Limits) -> Config {
+    pub(crate) fn config(&self, id: &str, key: &Arc<Key>, limits: Limits) -> Config {
         let listed = Arc::new(Listed {
             roster: self.sender.subscribe(),
             provider: Arc::new(aws_lc_rs::default_provider()),
@@ -112,13 +112,13 @@ impl Cluster {
 }
 
 /// An identity.
-pub struct Key {
-    pub public: PublicKey,
+pub(crate) struct Key {
+    pub(crate) public: PublicKey,
     certified: Arc<CertifiedKey>,
 }
 
 impl Key {
-    pub fn generate() -> Self {
+    pub(crate) fn generate() -> Self {
         let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
         let private = PrivateKeyDer::try_from(pair.serialize_der()).unwrap();
         let signer = aws_lc_rs::sign::any_supported_type(&private).unwrap();
@@ -246,18 +246,18 @@ impl ClientCertVerifier for Listed {
 }
 
 /// One connection per peer, so that sessions share it.
-pub fn one_connection() -> Limits {
+pub(crate) fn one_connection() -> Limits {
     Limits {
         shards: 1,
         ..Limits::default()
     }
 }
 
-pub fn id(node: &str) -> NodeId {
+pub(crate) fn id(node: &str) -> NodeId {
     node.parse().unwrap()
 }
 
-pub fn request(path: &str) -> Open {
+pub(crate) fn request(path: &str) -> Open {
     Open {
         service: "echo".parse().unwrap(),
         request: Request {
@@ -274,7 +274,7 @@ pub fn request(path: &str) -> Open {
 }
 
 /// A session from `from` to node `to`, whose endpoint `accepting` is: both ends of it.
-pub async fn session(from: &Endpoint, to: &str, accepting: &Endpoint) -> (Session, Session) {
+pub(crate) async fn session(from: &Endpoint, to: &str, accepting: &Endpoint) -> (Session, Session) {
     let to = id(to);
     let (opened, accepted) = tokio::join!(from.open(&to, request("/")), async {
         let requested: Requested = accepting.accept().await.unwrap();

@@ -9,7 +9,7 @@ use wavry_transport::{
 
 use crate::nodes::{Cluster, id, one_connection, request, session};
 
-async fn read_all(recv: &mut impl RecvStream) -> Vec<u8> {
+pub(crate) async fn read_all(recv: &mut impl RecvStream) -> Vec<u8> {
     let mut all = Vec::new();
     while let Some(chunk) = recv.read().await.unwrap() {
         all.extend_from_slice(&chunk);

@@ -389,6 +389,40 @@ async fn the_ways_a_connect_stream_can_end() {
     ));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_last_word_is_seen_though_the_connection_closes_at_once() {
+    let service = Service::start(Limits::default());
+    for _ in 0..20 {
+        let raw = Raw::connect(&service).await;
+        let (mut send, _recv, session) = session(&raw, &service).await;
+        let word = data(&capsules(&[Capsule::Close(close(7, "bye"))]));
+        send.write_all(&word).await.unwrap();
+        send.finish().unwrap();
+        assert_eq!(soon(send.stopped()).await.unwrap(), None);
+        raw.quic.close(0x100u32.into(), b"");
+        assert_eq!(soon(session.closed()).await, Closed::Peer(close(7, "bye")));
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_the_answer_leaves_no_session() {
+    let service = Service::start(Limits {
+        sessions_per_connection: 1,
+        ..Limits::default()
+    });
+    let raw = Raw::connect(&service).await;
+    let (_send, mut recv) = raw.ask("/gone").await;
+    let requested = soon(service.requested()).await;
+    recv.stop(0u32.into()).unwrap();
+    // Whether the answer or the word that nobody wants it is first, the place becomes free.
+    if let Ok(session) = requested.accept(Response::ok()).await {
+        session.close(close(0, ""));
+        soon(session.closed()).await;
+    }
+    let (_send, _recv) = raw.ask("/next").await;
+    assert_eq!(soon(service.requested()).await.request().path, "/next");
+}
+
 #[tokio::test]
 async fn a_code_outside_the_mapping_is_0() {
     let service = Service::start(Limits::default());

@@ -172,18 +172,50 @@ async fn a_draining_server_tells_its_clients_and_takes_no_more_sessions() {
     service.server.drain();
     soon(client.draining()).await;
     let again = service.client();
-    assert!(soon(service.connect(&again, request("/"))).await.is_err());
-    assert!(
-        soon(again.open_beside(&client, request("/")))
-            .await
-            .is_err()
-    );
+    for refused in [
+        soon(service.connect(&again, request("/"))).await,
+        soon(again.open_beside(&client, request("/"))).await,
+    ] {
+        assert!(matches!(refused, Err(ConnectError::Connection(_))));
+    }
     let mut send = soon(client.open_uni()).await.unwrap();
     write_all(&mut send, b"still here").await;
     assert_eq!(
         read_all(&mut soon(server.accept_uni()).await.unwrap()).await,
         b"still here"
     );
+}
+
+#[tokio::test]
+async fn a_peer_has_no_more_streams_open_than_granted() {
+    let service = Service::start(Limits {
+        streams: 40,
+        ..Limits::default()
+    });
+    let (client, server) = soon(service.pair()).await;
+    let mut open = Vec::new();
+    for _ in 0..40 {
+        open.push(soon(client.open_uni()).await.unwrap());
+    }
+    let one_more = client.open_uni();
+    tokio::pin!(one_more);
+    let wait = Duration::from_millis(300);
+    // The three that HTTP/3 may have on top were granted as well.
+    let mut extra = Vec::new();
+    while let Ok(stream) = tokio::time::timeout(wait, &mut one_more).await {
+        extra.push(stream.unwrap());
+        one_more.set(client.open_uni());
+    }
+    assert!(extra.len() <= 3, "{} more", extra.len());
+    // QUIC grants new streams in batches of an eighth.
+    for stream in &mut open {
+        stream.finish().unwrap();
+    }
+    for _ in 0..10 {
+        let mut ended = soon(server.accept_uni()).await.unwrap();
+        assert_eq!(read_all(&mut ended).await, b"");
+    }
+    soon(one_more).await.unwrap();
 }
 
 #[tokio::test]
