@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use tokio::{
-    process::{Child, Command},
+    process::{Child, ChildStdin, Command},
     sync::mpsc,
 };
 use tokio_util::sync::CancellationToken;
@@ -60,9 +60,16 @@ pub(crate) enum Event {
 /// A process that serves.
 pub(crate) struct Running {
     spec: Spec,
-    process: Child,
+    process: Process,
     role: ready::Role,
     started: Instant,
+}
+
+/// A child and the pipe that keeps it running. Waiting for a [`Child`] closes its own pipe first,
+/// so it is not left there.
+struct Process {
+    child: Child,
+    keep_running: Option<ChildStdin>,
 }
 
 impl Spec {
@@ -97,19 +104,20 @@ impl Spec {
         }
     }
 
-    async fn spawn(&self) -> anyhow::Result<(Child, ready::Role)> {
+    async fn spawn(&self) -> anyhow::Result<(Process, ready::Role)> {
         if let Err(error) = fs::remove_file(&self.ready_file)
             && error.kind() != std::io::ErrorKind::NotFound
         {
             return Err(error).with_context(|| format!("{}", self.ready_file.display()));
         }
-        let mut process = self
+        let mut child = self
             .command()?
             .spawn()
             .with_context(|| format!("{} cannot start", self.name))?;
+        let keep_running = child.stdin.take();
         let deadline = Instant::now() + START_DEADLINE;
         loop {
-            if let Some(status) = process.try_wait()? {
+            if let Some(status) = child.try_wait()? {
                 return Err(anyhow!(
                     "{} {}{}",
                     self.name,
@@ -118,10 +126,14 @@ impl Spec {
                 ));
             }
             if let Some(role) = ready::read::<ready::Role>(&self.ready_file)? {
+                let process = Process {
+                    child,
+                    keep_running,
+                };
                 return Ok((process, role));
             }
             if Instant::now() > deadline {
-                let _ = process.kill().await;
+                let _ = child.kill().await;
                 return Err(anyhow!(
                     "{} does not serve after {START_DEADLINE:?}{}",
                     self.name,
@@ -199,7 +211,7 @@ impl Running {
         let mut back_off = FIRST_BACK_OFF;
         loop {
             let status = tokio::select! {
-                status = self.process.wait() => status,
+                status = self.process.child.wait() => status,
                 () = stop.cancelled() => return self.drain().await,
             };
             let status = status.map_or_else(|error| error.to_string(), ended);
@@ -237,14 +249,14 @@ impl Running {
 
     /// Tells it to stop, waits, and kills it at the deadline.
     async fn drain(mut self) {
-        drop(self.process.stdin.take());
-        let waited = tokio::time::timeout(DRAIN_DEADLINE, self.process.wait()).await;
+        drop(self.process.keep_running.take());
+        let waited = tokio::time::timeout(DRAIN_DEADLINE, self.process.child.wait()).await;
         if waited.is_err() {
             tracing::warn!(
                 process = self.spec.name,
                 "did not drain within {DRAIN_DEADLINE:?}; killed"
             );
-            let _ = self.process.kill().await;
+            let _ = self.process.child.kill().await;
         }
     }
 }

@@ -1,4 +1,5 @@
 //! What the mesh promises, over real sockets.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod fairness;
 mod faults;
