@@ -9,6 +9,16 @@ pub const DATAGRAMS: &str = "wavry_transport_datagrams_total";
 /// end, minus what was received and dropped at the other, is what the wire lost.
 pub const DATAGRAMS_DROPPED: &str = "wavry_transport_datagrams_dropped_total";
 
+/// Mesh connections that are up, by `side` (`client`: dialled here; `server`).
+pub const MESH_CONNECTIONS: &str = "wavry_transport_mesh_connections";
+/// Mesh handshakes, by `side` and `outcome` (`done`, `failed`, `unknown_key`).
+pub const MESH_HANDSHAKES: &str = "wavry_transport_mesh_handshakes_total";
+/// Mesh sessions that are live, asked for or being opened included.
+pub const MESH_SESSIONS: &str = "wavry_transport_mesh_sessions";
+/// Mesh connections closed because the peer left the roster.
+pub const MESH_REVOKED: &str = "wavry_transport_mesh_revoked_total";
+/// Sessions ended because the peer broke the mesh protocol.
+pub const MESH_VIOLATIONS: &str = "wavry_transport_mesh_violations_total";
 /// Requests to this node's WebTransport servers, by `outcome` (see [`outcome`]).
 pub const REQUESTS: &str = "wavry_transport_requests_total";
 /// WebTransport streams that a peer opened and that were refused, by `reason` (see [`refusal`]).
@@ -41,16 +51,6 @@ pub mod refusal {
     /// Its session is over.
     pub const SESSION_GONE: &str = "session_gone";
 }
-/// Mesh connections that are up, by `side` (`client`: dialled here; `server`).
-pub const MESH_CONNECTIONS: &str = "wavry_transport_mesh_connections";
-/// Mesh handshakes, by `side` and `outcome` (`done`, `failed`, `unknown_key`).
-pub const MESH_HANDSHAKES: &str = "wavry_transport_mesh_handshakes_total";
-/// Mesh sessions that are live, asked for or being opened included.
-pub const MESH_SESSIONS: &str = "wavry_transport_mesh_sessions";
-/// Mesh connections closed because the peer left the roster.
-pub const MESH_REVOKED: &str = "wavry_transport_mesh_revoked_total";
-/// Sessions ended because the peer broke the mesh protocol.
-pub const MESH_VIOLATIONS: &str = "wavry_transport_mesh_violations_total";
 
 /// Values of the label `link`.
 pub mod link {
@@ -90,16 +90,6 @@ pub fn describe() {
         Unit::Count,
         "Datagrams dropped at this node"
     );
-    describe_counter!(
-        REQUESTS,
-        Unit::Count,
-        "Requests to this node's WebTransport servers"
-    );
-    describe_counter!(
-        STREAMS_REFUSED,
-        Unit::Count,
-        "WebTransport streams that a peer opened and that were refused"
-    );
     describe_gauge!(
         MESH_CONNECTIONS,
         Unit::Count,
@@ -116,5 +106,15 @@ pub fn describe() {
         MESH_VIOLATIONS,
         Unit::Count,
         "Sessions ended because the peer broke the mesh protocol"
+    );
+    describe_counter!(
+        REQUESTS,
+        Unit::Count,
+        "Requests to this node's WebTransport servers"
+    );
+    describe_counter!(
+        STREAMS_REFUSED,
+        Unit::Count,
+        "WebTransport streams that a peer opened and that were refused"
     );
 }
