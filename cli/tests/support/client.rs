@@ -53,12 +53,17 @@ impl Native {
                 .collect(),
             subprotocols: Vec::new(),
         };
-        self.client.connect(self.gateway, "127.0.0.1", request).await
+        self.client
+            .connect(self.gateway, "127.0.0.1", request)
+            .await
     }
 
     /// The session, or what refused it as text.
     pub(crate) async fn open(&self, path: &str) -> Session {
-        let asked = self.ask(Ask { path, ..Ask::default() });
+        let asked = self.ask(Ask {
+            path,
+            ..Ask::default()
+        });
         timeout(DEADLINE, asked).await.unwrap().unwrap().0
     }
 
