@@ -220,7 +220,7 @@ async fn what_a_page_or_a_path_must_not_do_is_refused_with_its_status() {
         assert_eq!(asked.await, status, "{path} from {from:?}");
     }
     let metrics = dev.metrics("gateway");
-    for reason in ["origin", "unknown_service", "path"] {
+    for reason in ["origin", "unknown_service", "bad_path"] {
         assert!(
             metrics.contains(&format!("reason=\"{reason}\"")),
             "refusals by {reason} are not counted: {metrics}"

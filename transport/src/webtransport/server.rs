@@ -26,7 +26,7 @@ use wavry_proto::{
 
 use super::{
     Limits,
-    connection::{AGAIN, Connection, Refused},
+    connection::{AGAIN, Connection, Refused, within},
     quic::{self, Side},
     session::{ConnectStream, Opening, Session},
     stream::{refuse, varint},
@@ -222,13 +222,19 @@ impl Requested {
         if let Some(connect) = unanswered.opening.connect() {
             // The capsules that may follow decide about everything else on the session.
             let _ = connect.send.set_priority(1);
+            let limit = shared.connection.limits.header_timeout;
             let written = tokio::select! {
                 biased;
                 closed = shared.over() => return Err(closed),
-                written = connect.send.write_all(&head) => written,
+                written = within(limit, connect.send.write_all(&head)) => written,
             };
-            if let Err(error) = written {
-                shared.end(Closed::Lost(format!("no answer could be sent: {error}")));
+            let problem = match written {
+                Some(Ok(())) => None,
+                Some(Err(error)) => Some(error.to_string()),
+                None => Some("the client does not read it".to_owned()),
+            };
+            if let Some(problem) = problem {
+                shared.end(Closed::Lost(format!("no answer could be sent: {problem}")));
                 return Err(shared.over().await);
             }
         }
@@ -422,8 +428,7 @@ async fn answer(
 ) {
     // RFC 9114, section 4.1.1: the rest of the request is not needed for the answer.
     let _ = recv.stop(varint(code::NO_ERROR));
-    let written =
-        super::connection::within(connection.limits.header_timeout, send.write_all(&head));
+    let written = within(connection.limits.header_timeout, send.write_all(&head));
     if let Some(Ok(())) = written.await {
         let _ = send.finish();
     } else {

@@ -164,3 +164,51 @@ async fn a_reader_that_does_not_read_holds_its_writer_back() {
     let most = 2 * mesh::Limits::default().session_window + 2 * 65536;
     assert!(held <= most, "{held} bytes went in");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_streams_at_once_are_byte_exact() {
+    const STREAMS: usize = 200;
+    const CHUNK: usize = 10_000;
+    const CHUNKS: usize = 32;
+    let chunk = |stream: usize, n: usize| -> Bytes {
+        (0..CHUNK)
+            .map(|i| (stream * 31 + n * 7 + i) as u8)
+            .collect::<Vec<_>>()
+            .into()
+    };
+    let joined = joined(LONG).await;
+    let right = joined.right;
+    let echo = tokio::spawn(async move {
+        let mut echoes = tokio::task::JoinSet::new();
+        for _ in 0..STREAMS {
+            let (mut send, mut recv) = right.accept_bi().await.unwrap();
+            echoes.spawn(async move {
+                while let Some(chunk) = recv.read().await.unwrap() {
+                    send.write(chunk).await.unwrap();
+                }
+                send.finish().unwrap();
+                // Held until the peer has everything: a session that is dropped resets.
+                send.stopped().await;
+            });
+        }
+        echoes.join_all().await;
+        right
+    });
+    let mut streams = tokio::task::JoinSet::new();
+    for stream in 0..STREAMS {
+        let (mut send, mut recv) = joined.left.open_bi().await.unwrap();
+        streams.spawn(async move {
+            let writing = async {
+                for n in 0..CHUNKS {
+                    send.write(chunk(stream, n)).await.unwrap();
+                }
+                send.finish().unwrap();
+            };
+            let ((), echoed) = tokio::join!(writing, read_all(&mut recv));
+            let sent: Vec<u8> = (0..CHUNKS).flat_map(|n| chunk(stream, n)).collect();
+            assert!(echoed == sent, "stream {stream} differs");
+        });
+    }
+    streams.join_all().await;
+    let _right = echo.await.unwrap();
+}

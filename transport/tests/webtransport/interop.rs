@@ -57,9 +57,9 @@ mod wtransport_peer {
         let (connection, server) = tokio::join!(soon(endpoint.connect(url)), async {
             let requested = soon(service.requested()).await;
             assert_eq!(requested.request().path, "/w");
-            let session = requested.accept(Response::ok()).await.unwrap();
-            tokio::spawn(echo(session))
+            requested.accept(Response::ok()).await.unwrap()
         });
+        let server = tokio::spawn(echo(server));
         let connection = connection.unwrap();
         let (mut send, mut recv) = connection.open_bi().await.unwrap().await.unwrap();
         send.write_all(b"bi").await.unwrap();
@@ -93,7 +93,7 @@ mod wtransport_peer {
             let requested = soon(service.requested()).await;
             requested.reject(Response::status(403)).await;
         });
-        let error = connection.err().expect("refused");
+        let error = connection.expect_err("refused");
         assert!(
             matches!(error, wtransport::error::ConnectingError::SessionRejected),
             "{error:?}"
@@ -179,9 +179,10 @@ mod web_transport_quinn_peer {
                 let requested = soon(service.requested()).await;
                 assert_eq!(requested.request().path, "/q?a=b");
                 assert_eq!(requested.request().subprotocols, ["a", "b"]);
-                tokio::spawn(echo(requested.accept(answer).await.unwrap()))
+                requested.accept(answer).await.unwrap()
             }
         );
+        let server = tokio::spawn(echo(server));
         let session = session.unwrap();
         assert_eq!(session.response().unwrap().protocol.as_deref(), Some("b"));
         let (mut send, mut recv) = soon(session.open_bi()).await.unwrap();
@@ -229,7 +230,7 @@ mod web_transport_quinn_peer {
             let requested = soon(service.requested()).await;
             requested.reject(Response::status(418)).await;
         });
-        let error = refused.err().expect("refused");
+        let error = refused.expect_err("refused");
         assert!(format!("{error:?}").contains("418"), "{error:?}");
     }
 

@@ -424,6 +424,21 @@ async fn a_client_that_leaves_before_the_answer_leaves_no_session() {
 }
 
 #[tokio::test]
+async fn a_client_that_does_not_read_the_answer_is_given_up() {
+    let service = Service::start(Limits {
+        header_timeout: Duration::from_millis(300),
+        ..Limits::default()
+    });
+    let mut transport = quinn::TransportConfig::default();
+    transport.stream_receive_window(1u32.into());
+    let raw = Raw::connect_with(&service, transport).await;
+    let (_send, _recv) = raw.ask("/").await;
+    let requested = soon(service.requested()).await;
+    let given_up = soon(requested.accept(Response::ok())).await;
+    assert!(matches!(given_up.err(), Some(Closed::Lost(_))));
+}
+
+#[tokio::test]
 async fn a_code_outside_the_mapping_is_0() {
     let service = Service::start(Limits::default());
     let raw = Raw::connect(&service).await;

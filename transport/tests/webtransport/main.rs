@@ -1,6 +1,8 @@
 //! The WebTransport layer, between its own client and server, against raw HTTP/3, and against other
 //! implementations.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod interop;
 mod limits;
 mod raw;

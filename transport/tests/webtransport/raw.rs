@@ -16,7 +16,7 @@ use wavry_proto::{
     webtransport::request::head,
 };
 
-use crate::support::{Identity, loopback, request, soon};
+use crate::support::{Identity, Service, loopback, request, soon};
 
 pub(crate) struct Raw {
     pub(crate) quic: quinn::Connection,
@@ -37,9 +37,14 @@ pub(crate) fn client_config(identity: &Identity, alpn: &[&[u8]]) -> quinn::Clien
 
 impl Raw {
     /// A connection on which nothing was said yet.
-    pub(crate) async fn silent(service: &crate::support::Service) -> Self {
+    pub(crate) async fn silent(service: &Service) -> Self {
+        Self::silent_with(service, quinn::TransportConfig::default()).await
+    }
+
+    async fn silent_with(service: &Service, transport: quinn::TransportConfig) -> Self {
         let endpoint = endpoint();
-        let config = client_config(&service.identity, &[b"h3"]);
+        let mut config = client_config(&service.identity, &[b"h3"]);
+        config.transport_config(Arc::new(transport));
         let connecting = endpoint.connect_with(config, service.address(), "localhost");
         Self {
             quic: soon(connecting.unwrap()).await.unwrap(),
@@ -49,8 +54,13 @@ impl Raw {
     }
 
     /// A connection whose settings were sent.
-    pub(crate) async fn connect(service: &crate::support::Service) -> Self {
-        let mut raw = Self::silent(service).await;
+    pub(crate) async fn connect(service: &Service) -> Self {
+        Self::connect_with(service, quinn::TransportConfig::default()).await
+    }
+
+    /// The same with other limits of QUIC.
+    pub(crate) async fn connect_with(service: &Service, transport: quinn::TransportConfig) -> Self {
+        let mut raw = Self::silent_with(service, transport).await;
         let mut settings = Vec::new();
         Settings::webtransport(1, 16384).encode(&mut settings);
         let frames = frames(&[(kind::SETTINGS, &settings)]);
