@@ -49,3 +49,15 @@ impl Scenario {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Subcommand as _;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_of_every_scenario_fit_together() {
+        Scenario::augment_subcommands(clap::Command::new("loadtest")).debug_assert();
+    }
+}

@@ -24,6 +24,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where the system under test is. Without `--url`, one is started for the scenario.
 #[derive(Debug, Clone, clap::Args)]
+#[group(id = "target")]
 pub(crate) struct Args {
     /// An echo service of a system that is up
     #[arg(long, requires = "ca")]

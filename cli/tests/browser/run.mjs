@@ -144,7 +144,8 @@ async function demo(browser, ready) {
   const large = "0123456789abcdef".repeat(65_536);
   check("a_megabyte_is_exact", (await session("echoBi", large)) === large, true);
 
-  // What this side does to a stream, the echo does to its other half.
+  // What this side does to a stream, the echo does to its other half. Firefox tells a page of a
+  // reset without its code, and of a stop not at all.
   const codes = await step("codes", page.evaluate(async () => {
     const error = (code) => {
       try {
@@ -161,20 +162,24 @@ async function demo(browser, ready) {
       await reader.read();
       return { writer, reader };
     };
+    const code = (seen) => seen.streamErrorCode ?? "an error without a code";
+    const soon = (promise) =>
+      Promise.race([promise, new Promise((resolve) => setTimeout(resolve, 3_000, "nothing"))]);
     const reset = await open();
-    const wasReset = reset.reader.closed.catch((seen) => seen.streamErrorCode);
+    const wasReset = reset.reader.closed.then(() => "an end", code);
     reset.writer.abort(error(77)).catch(() => {});
     const stop = await open();
-    const wasStopped = stop.writer.closed.catch((seen) => seen.streamErrorCode);
+    const wasStopped = stop.writer.closed.then(() => "an end", code);
     stop.reader.cancel(error(88)).catch(() => {});
     // A stop is seen by whoever writes.
     const writing = setInterval(() => stop.writer.write(new Uint8Array([2])).catch(() => {}), 50);
-    const seen = { reset: await wasReset, stop: await wasStopped };
+    const seen = { reset: await soon(wasReset), stop: await soon(wasStopped) };
     clearInterval(writing);
     return seen;
   }));
-  check("reset_code_comes_back", codes.reset, 77);
-  check("stop_code_comes_back", codes.stop, 88);
+  const firefox = browserName === "firefox";
+  check("reset_code_comes_back", codes.reset, firefox ? "an error without a code" : 77);
+  check("stop_code_comes_back", codes.stop, firefox ? "nothing" : 88);
 
   const rates = await session("measure", 500);
   holds("throughput_up", rates.up_bytes_per_second, rates.up_bytes_per_second > 0);
@@ -193,12 +198,12 @@ async function demo(browser, ready) {
   check("subprotocol", sample.protocol, knows ? "wavry-clock.v1" : null);
   checks.max_datagram_bytes = sample.max_datagram_bytes;
   check("sample_answers", await session("echoBi", "loud\n"), "LOUD\n");
-  check("service_reset_code", await session("resetByService", "reset 33\n"), 33);
+  check("service_reset_code", await session("resetByService", "reset 33\n"), firefox ? null : 33);
   const closed = page.evaluate(() => window.wavry.closed());
   session("echoBi", "close 7 enough\n").catch(() => {});
   check("service_close", await step("service_close", closed), { code: 7, reason: "enough" });
 
-  check("console_errors", errors, []);
+  check("console_errors", [...errors], []);
 
   // From here on the browser itself writes errors to the console, as it should.
   const hashes = ready.certificate_hashes;

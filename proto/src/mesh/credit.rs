@@ -96,7 +96,8 @@ impl ReceiveCredit {
             return Err(Exceeded);
         }
         let next = consumed + self.window;
-        if next - granted < self.window.div_ceil(2) || next > varint::MAX {
+        // Another reader may have granted more than this one would.
+        if next.saturating_sub(granted) < self.window.div_ceil(2) || next > varint::MAX {
             return Ok(None);
         }
         let before = self.granted.fetch_max(next, Ordering::AcqRel);
@@ -133,6 +134,22 @@ mod tests {
         assert_eq!(credit.consume(1), Ok(Some(150)));
         assert_eq!(credit.consume(49), Ok(None));
         assert_eq!(credit.consume(52), Err(Exceeded));
+    }
+
+    #[test]
+    fn readers_at_once_never_grant_less_than_was_granted() {
+        let credit = ReceiveCredit::new(16);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..50_000 {
+                        assert!(credit.consume(1).is_ok());
+                    }
+                });
+            }
+        });
+        assert_eq!(credit.consumed(), 200_000);
+        assert!(credit.granted() >= 200_000 + 8);
     }
 
     #[test]
