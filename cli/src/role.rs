@@ -66,8 +66,8 @@ pub(crate) async fn run<R: Role>(args: &Args, flags: &config::Flags) -> anyhow::
     log::start(log);
 
     let metrics = ops::install_recorder()?;
-    R::describe_metrics();
-    describe_build(R::NAME);
+    describe_metrics::<R>();
+    count_build(R::NAME);
 
     let shutdown = shutdown::on_signal()?;
     if args.until_stdin_closes {
@@ -118,8 +118,89 @@ fn environment() -> impl Iterator<Item = (String, String)> {
     })
 }
 
-fn describe_build(role: &'static str) {
+/// Describes what a role can count, and what the layers under it can.
+fn describe_metrics<R: Role>() {
     metrics::describe_gauge!("wavry_build_info", "1, labelled with version and role");
+    wavry_credentials::metrics::describe();
+    wavry_transport::metrics::describe();
+    R::describe_metrics();
+}
+
+fn count_build(role: &'static str) {
     metrics::gauge!("wavry_build_info", "version" => env!("CARGO_PKG_VERSION"), "role" => role)
         .set(1.0);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, sync::Mutex};
+
+    use metrics::{
+        Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
+    };
+
+    use super::*;
+    use crate::roles::{Gateway, Master, Relay};
+
+    /// Keeps the names, and in which words each kind was described.
+    #[derive(Default)]
+    struct Names(Mutex<BTreeSet<(String, &'static str)>>);
+
+    impl Names {
+        fn add(&self, name: &KeyName, kind: &'static str) {
+            self.0
+                .lock()
+                .unwrap()
+                .insert((name.as_str().to_owned(), kind));
+        }
+    }
+
+    impl Recorder for Names {
+        fn describe_counter(&self, name: KeyName, _: Option<Unit>, _: SharedString) {
+            self.add(&name, "counter");
+        }
+        fn describe_gauge(&self, name: KeyName, _: Option<Unit>, _: SharedString) {
+            self.add(&name, "gauge");
+        }
+        fn describe_histogram(&self, name: KeyName, _: Option<Unit>, _: SharedString) {
+            self.add(&name, "histogram");
+        }
+        fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+            Counter::noop()
+        }
+        fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+            Gauge::noop()
+        }
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+            Histogram::noop()
+        }
+    }
+
+    #[test]
+    fn the_documented_metrics_are_those_of_the_code() {
+        let names = Names::default();
+        metrics::with_local_recorder(&names, || {
+            describe_metrics::<Master>();
+            describe_metrics::<Gateway>();
+            describe_metrics::<Relay>();
+        });
+        let described = names.0.into_inner().unwrap();
+
+        let page = include_str!("../../docs/METRICS.md");
+        let documented: BTreeSet<(String, &str)> = page
+            .lines()
+            .filter_map(|line| {
+                let mut cells = line.strip_prefix("| `wavry_")?.split(" | ");
+                let name = cells.next()?.trim_end_matches('`');
+                Some((format!("wavry_{name}"), cells.next()?.trim()))
+            })
+            .collect();
+        let missing: Vec<_> = described.difference(&documented).collect();
+        let gone: Vec<_> = documented.difference(&described).collect();
+        assert!(missing.is_empty(), "not in docs/METRICS.md: {missing:?}");
+        assert!(gone.is_empty(), "not in the code: {gone:?}");
+        for (name, kind) in &described {
+            assert_eq!(name.ends_with("_total"), *kind == "counter", "{name}");
+        }
+    }
 }
