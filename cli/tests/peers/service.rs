@@ -3,6 +3,7 @@
 use std::{
     io::{BufRead as _, BufReader},
     net::{SocketAddr, UdpSocket},
+    os::unix::process::CommandExt as _,
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -22,12 +23,13 @@ pub(crate) fn peers() -> PathBuf {
         .into()
 }
 
-/// A process that is killed when dropped.
+/// A process in a group of its own. Dropped, it is killed with whatever it started.
 struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.0.kill();
+        let group = format!("-{}", self.0.id());
+        let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
         let _ = self.0.wait();
     }
 }
@@ -48,6 +50,7 @@ impl Aioquic {
                 "/tests/peers/aioquic_echo.py"
             ))
             .args([at("service.crt"), at("service.key")])
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -94,6 +97,7 @@ impl Socat {
     fn start(scheme: &str, address: &str, echo: &str) -> Self {
         let mut child = Command::new("socat")
             .args(["-d", "-d", address, echo])
+            .process_group(0)
             .stderr(Stdio::piped())
             .spawn()
             .expect("socat is installed");
