@@ -36,7 +36,7 @@ pub struct Args {
 /// A session that works keeps this much of its throughput.
 const GOAL: f64 = 0.95;
 
-/// A stream on which a write waits for so long is full.
+/// A stream on which a write waits for so long is full; so is a session on which no stream opens.
 const FULL_AFTER: Duration = Duration::from_millis(300);
 
 pub(super) async fn run(args: &Args) -> Result<Report, Error> {
@@ -97,7 +97,10 @@ async fn stall(target: &Target, args: &Args) -> Result<Vec<Arc<impl Session>>, E
 /// Writes until nothing goes any more. The stream stays open as long as the session.
 async fn fill<S: Session>(session: Arc<S>) -> Result<(), Error> {
     let chunk = Bytes::from(vec![0x57; 64 * 1024]);
-    let (mut send, recv) = session.open_bi().await?;
+    let Ok(opened) = timeout(FULL_AFTER, session.open_bi()).await else {
+        return Ok(());
+    };
+    let (mut send, recv) = opened?;
     while let Ok(written) = timeout(FULL_AFTER, send.write(chunk.clone())).await {
         written?;
     }
