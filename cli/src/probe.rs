@@ -21,7 +21,7 @@ mod measure;
 /// `wavry probe`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Session to open: https://HOST[:PORT]/SERVICE[/PATH][?token=TOKEN]
+    /// Session to open: `https://HOST:PORT/SERVICE/PATH?token=TOKEN`
     url: Url,
     /// Trust the authorities in this PEM file instead of the operating system's
     #[arg(long, value_name = "FILE", conflicts_with = "certificate_hash")]

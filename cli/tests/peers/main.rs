@@ -7,15 +7,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod cluster;
 mod service;
 
 use std::process::Command;
 
 use bytes::Bytes;
-use cluster::Cluster;
 use serde_json::{Value, json};
-use support::{output, stderr};
+use support::{cluster::Cluster, output, stderr};
 use wavry_transport::session::{Closed, RecvStream as _, SendStream as _, Session as _};
 
 fn positive(report: &Value, key: &str) {
@@ -60,7 +58,7 @@ async fn the_code_and_reason_an_aioquic_service_closes_with_reach_the_client() {
     cluster.add("aioquic", &service.url(), true);
     let cluster = cluster.start();
 
-    let session = cluster.connect("aioquic").await;
+    let session = cluster.native().open("/aioquic").await;
     let mut send = session.open_uni().await.unwrap();
     send.write(Bytes::from_static(b"there and back"))
         .await

@@ -13,7 +13,7 @@ use quinn::crypto::rustls::QuicServerConfig;
 use serde_json::Value;
 use wavry_credentials::cert;
 
-use crate::cluster::Cluster;
+use crate::support::cluster::Cluster;
 
 /// Where scripts/test.sh put Python's packages and the browsers' driver.
 pub(crate) fn peers() -> PathBuf {

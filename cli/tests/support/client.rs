@@ -1,6 +1,6 @@
 //! A native client of a running system, over the WebTransport layer itself.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::timeout;
@@ -28,14 +28,16 @@ pub(crate) struct Native {
 
 impl Native {
     pub(crate) fn new(dev: &Dev) -> Self {
-        wavry_credentials::cert::install_crypto_provider();
-        let tls = client_config(&Trust::Authorities(dev.text("ca_file").into())).unwrap();
-        let client = Client::new(([127, 0, 0, 1], 0).into(), tls, Limits::default()).unwrap();
         let authority = dev.text("gateway").strip_prefix("https://").unwrap();
-        Self {
-            client,
-            gateway: authority.trim_end_matches('/').parse().unwrap(),
-        }
+        let gateway = authority.trim_end_matches('/').parse().unwrap();
+        Self::of(dev.text("ca_file").as_ref(), gateway)
+    }
+
+    pub(crate) fn of(ca_file: &Path, gateway: SocketAddr) -> Self {
+        wavry_credentials::cert::install_crypto_provider();
+        let tls = client_config(&Trust::Authorities(ca_file.into())).unwrap();
+        let client = Client::new(([127, 0, 0, 1], 0).into(), tls, Limits::default()).unwrap();
+        Self { client, gateway }
     }
 
     pub(crate) async fn ask(&self, ask: Ask<'_>) -> Result<(Session, Response), ConnectError> {

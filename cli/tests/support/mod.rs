@@ -1,8 +1,13 @@
 //! Runs the `wavry` binary. What a test starts ends with the test, by its process id.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "it is test code, outside of test functions"
+)]
 
 pub(crate) mod client;
+pub(crate) mod cluster;
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},

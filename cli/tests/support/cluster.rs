@@ -10,13 +10,9 @@ use std::{
 };
 
 use serde_json::Value;
-use wavry_credentials::cert::{self, DevelopmentAuthority, Trust};
-use wavry_transport::{
-    session::Request,
-    webtransport::{Client, Limits, Session},
-};
+use wavry_credentials::cert::{self, DevelopmentAuthority};
 
-use crate::support::{RoleProcess, output, stderr, wavry};
+use super::{RoleProcess, client::Native, output, stderr, wavry};
 
 /// A cluster of one gateway and one relay.
 pub(crate) struct Cluster {
@@ -24,7 +20,7 @@ pub(crate) struct Cluster {
     services: String,
     upstreams: String,
     names: Vec<String>,
-    /// In the order in which they are dropped: clients' side first.
+    /// Gateway, relay, master: in the order in which they are dropped, clients' side first.
     processes: Vec<RoleProcess>,
 }
 
@@ -189,22 +185,14 @@ impl Cluster {
         serde_json::from_slice(&probed.stdout).expect("one JSON object")
     }
 
-    /// A native session to a service.
-    pub(crate) async fn connect(&self, service: &str) -> Session {
-        let trust = Trust::Authorities(self.directory().join("ca.crt"));
-        let tls = cert::client_config(&trust).unwrap();
-        let local = SocketAddr::from(([127, 0, 0, 1], 0));
-        let client = Client::new(local, tls, Limits::default()).unwrap();
-        let request = Request {
-            authority: self.gateway().to_string(),
-            path: format!("/{service}"),
-            ..Request::default()
-        };
-        let (session, _) = client
-            .connect(self.gateway(), "127.0.0.1", request)
-            .await
-            .unwrap();
-        session
+    /// A native client of its gateway.
+    pub(crate) fn native(&self) -> Native {
+        Native::of(&self.directory().join("ca.crt"), self.gateway())
+    }
+
+    /// Kills the master.
+    pub(crate) fn kill_master(&mut self) {
+        self.processes.truncate(2);
     }
 }
 
