@@ -1,5 +1,10 @@
 //! Who gets a session, end to end: every request goes to a running gateway over the network.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "it is test code, outside of test functions"
+)]
+
 mod support;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
