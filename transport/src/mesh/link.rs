@@ -31,8 +31,8 @@ use crate::{
     session::Closed,
 };
 
-/// From a stream's first byte to the end of its header, and from a control stream's header to the
-/// end of OPEN. A peer sends both at once; only loss or malice spreads them.
+/// From one part of a stream's header to the next, and from a control stream's header to the end of
+/// OPEN. A peer sends both at once; only loss or malice spreads them.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Bidirectional streams a peer may have open beyond those of its sessions: control streams of
@@ -271,9 +271,7 @@ impl Link {
         }
         let link = self.clone();
         self.spawn(async move {
-            let header = tokio::time::timeout(HEADER_TIMEOUT, arrived.header())
-                .await
-                .unwrap_or(Header::Unusable);
+            let header = arrived.header().await;
             link.dispatch(arrived, header);
         });
     }
@@ -416,7 +414,18 @@ impl Arrived {
                 Ok(None) => {}
                 Err(_) => return Header::Unusable,
             }
-            match self.recv.read_chunk(usize::MAX, true).await {
+            let more = self.recv.read_chunk(usize::MAX, true);
+            let more = if self.read.is_empty() {
+                // There is no deadline for the first byte: a stream is there as soon as a later one
+                // of its kind is (RFC 9000, section 2.1), while its own bytes may wait to be sent.
+                more.await
+            } else {
+                match tokio::time::timeout(HEADER_TIMEOUT, more).await {
+                    Ok(more) => more,
+                    Err(_) => return Header::Unusable,
+                }
+            };
+            match more {
                 Ok(Some(chunk)) if !self.read.has_remaining() => self.read = chunk.bytes,
                 Ok(Some(chunk)) => {
                     self.read = [&self.read[..], &chunk.bytes[..]].concat().into();

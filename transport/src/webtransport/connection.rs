@@ -29,7 +29,7 @@ use super::{
     quic::{CONTROL_STREAMS, Side},
     server::{self, Requested},
     shared::{Incoming, Shared},
-    stream::{read_varint, refuse, varint},
+    stream::{first_chunk, read_varint, refuse, varint},
 };
 use crate::{
     datagram::{Meter, Receiver},
@@ -352,8 +352,10 @@ impl Connection {
     }
 
     async fn uni(self: Arc<Self>, mut recv: quinn::RecvStream) {
+        let Ok(Some(mut rest)) = first_chunk(&mut recv).await else {
+            return;
+        };
         let deadline = Instant::now() + self.limits.header_timeout;
-        let mut rest = Bytes::new();
         let mut held = BytesMut::new();
         let kind = timeout_at(deadline, read_varint(&mut recv, &mut held, &mut rest));
         match kind.await {
@@ -383,8 +385,12 @@ impl Connection {
         mut recv: quinn::RecvStream,
         requests: Option<mpsc::Sender<Requested>>,
     ) {
+        let mut rest = match first_chunk(&mut recv).await {
+            Ok(Some(first)) => first,
+            Ok(None) => return refuse(Some(send), None, code::REQUEST_INCOMPLETE),
+            Err(_) => return refuse(Some(send), None, code::REQUEST_CANCELLED),
+        };
         let deadline = Instant::now() + self.limits.header_timeout;
-        let mut rest = Bytes::new();
         let mut held = BytesMut::new();
         let kind = timeout_at(deadline, read_varint(&mut recv, &mut held, &mut rest));
         match (kind.await, requests) {

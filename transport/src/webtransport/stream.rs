@@ -39,6 +39,15 @@ pub(super) fn refuse(
     }
 }
 
+/// A stream's first bytes, for which there is no deadline: a stream is there as soon as a later one
+/// of its kind is (RFC 9000, section 2.1), while its own bytes may wait for the connection's flow
+/// control. `None` when the stream ends first.
+pub(super) async fn first_chunk(
+    recv: &mut quinn::RecvStream,
+) -> Result<Option<Bytes>, quinn::ReadError> {
+    Ok(recv.read_chunk(MAX_CHUNK, true).await?.map(|c| c.bytes))
+}
+
 /// Reads an integer off the front of a stream. `held` keeps what belongs to it, `rest` what was read
 /// past it. `None` when the stream ends first.
 pub(super) async fn read_varint(

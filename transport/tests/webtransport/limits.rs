@@ -245,6 +245,31 @@ async fn half_sent_headers_block_nobody_and_are_refused_in_time() {
     );
 }
 
+/// A stream exists from the moment that a later one of its kind does (RFC 9000, section 2.1), and its
+/// first byte may have to wait for flow control much longer than a header may take.
+#[tokio::test]
+async fn a_stream_that_says_nothing_yet_is_not_refused() {
+    let header_timeout = Duration::from_millis(300);
+    let service = Service::start(Limits {
+        header_timeout,
+        ..Limits::default()
+    });
+    let raw = Raw::connect(&service).await;
+    let (_connect, _recv, session) = session(&raw, &service).await;
+    let header = wt_stream::header(wt_stream::UNI, 0);
+    let mut late = soon(raw.quic.open_uni()).await.unwrap();
+    // Refused after the deadline, which tells when it has passed.
+    let mut half = soon(raw.quic.open_uni()).await.unwrap();
+    half.write_all(&header[..1]).await.unwrap();
+    soon(half.stopped()).await.unwrap().unwrap();
+
+    late.write_all(&header).await.unwrap();
+    late.write_all(b"late").await.unwrap();
+    late.finish().unwrap();
+    let mut recv = soon(session.accept_uni()).await.unwrap();
+    assert_eq!(read_all(&mut recv).await, b"late");
+}
+
 #[tokio::test]
 async fn a_connection_without_a_request_is_closed_and_keeps_nobody_waiting() {
     let service = Service::start(Limits {
