@@ -168,15 +168,22 @@ async function demo(browser, ready) {
     const reset = await open();
     const wasReset = reset.reader.closed.then(() => "an end", code);
     reset.writer.abort(error(77)).catch(() => {});
-    const stop = await open();
-    const wasStopped = stop.writer.closed.then(() => "an end", code);
-    stop.reader.cancel(error(88)).catch(() => {});
-    const seen = { reset: await soon(wasReset), stop: await soon(wasStopped) };
-    return seen;
+    // Chromium's network process tells the renderer of the code and closes the pipe of the data, and
+    // whichever the renderer sees first wins: then the same error comes without its code.
+    const stops = new Set();
+    for (let tries = 0; tries < 30 && !stops.has(88); tries += 1) {
+      const stop = await open();
+      const wasStopped = stop.writer.closed.then(() => "an end", code);
+      stop.reader.cancel(error(88)).catch(() => {});
+      stops.add(await soon(wasStopped));
+      if (stops.has("nothing")) break;
+    }
+    return { reset: await soon(wasReset), stops: [...stops] };
   }));
   const firefox = browserName === "firefox";
   check("reset_code_comes_back", codes.reset, firefox ? "an error without a code" : 77);
-  check("stop_code_comes_back", codes.stop, firefox ? "nothing" : 88);
+  const uncoded = codes.stops.filter((seen) => seen !== "an error without a code");
+  check("stop_code_comes_back", uncoded, [firefox ? "nothing" : 88]);
 
   const rates = await session("measure", 500);
   holds("throughput_up", rates.up_bytes_per_second, rates.up_bytes_per_second > 0);

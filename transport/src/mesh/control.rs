@@ -197,6 +197,8 @@ impl Control {
             }
             if self.send.finish().is_ok() {
                 let _ = self.send.stopped().await;
+                // Its FIN shows that the peer has read the CLOSE.
+                while let Ok(Some(_)) = self.recv.read_chunk(frame::MAX_BODY, true).await {}
             }
         };
         let _ = tokio::time::timeout(FLUSH, last).await;

@@ -23,7 +23,7 @@ use crate::{
     datagram,
     mesh::{
         link::Link,
-        stream::{RecvStream, SendStream},
+        stream::{self, RecvStream, SendStream},
     },
     session::{Close, Closed, close_code},
 };
@@ -48,7 +48,12 @@ pub(super) struct Core {
     pub(super) drained: CancellationToken,
     /// Held from a close here until the peer has it.
     flushing: Mutex<Option<TaskTrackerToken>>,
+    /// Streams to be reset once the peer has the CLOSE. `None` from then on. As many at most as the
+    /// session had open, which its credit bounds.
+    parting: Mutex<Option<Vec<Halves>>>,
 }
+
+type Halves = (Option<quinn::SendStream>, Option<quinn::RecvStream>);
 
 struct Table {
     streams: Streams,
@@ -204,6 +209,7 @@ impl Core {
             over_token: CancellationToken::new(),
             drained: CancellationToken::new(),
             flushing: Mutex::default(),
+            parting: Mutex::new(Some(Vec::new())),
             link,
         }
     }
@@ -225,6 +231,8 @@ impl Core {
             *flushing = Some(self.link.flushes.token());
         } else if self.over.set(closed).is_err() {
             return;
+        } else {
+            self.release();
         }
         self.over_token.cancel();
         self.datagrams.close();
@@ -235,7 +243,31 @@ impl Core {
 
     /// What was to be told about a close here was told, or cannot be.
     pub(super) fn flushed(&self) {
+        self.release();
         lock(&self.flushing).take();
+    }
+
+    /// Ends a stream of this session, which is over: after its CLOSE, if there is one to send. A
+    /// reset that came first would look like the stream's own.
+    pub(super) fn part(&self, send: Option<quinn::SendStream>, recv: Option<quinn::RecvStream>) {
+        match lock(&self.parting).as_mut() {
+            Some(held) => held.push((send, recv)),
+            None => self.reset(send, recv),
+        }
+    }
+
+    fn release(&self) {
+        let held = lock(&self.parting).take();
+        for (send, recv) in held.into_iter().flatten() {
+            self.reset(send, recv);
+        }
+    }
+
+    fn reset(&self, send: Option<quinn::SendStream>, recv: Option<quinn::RecvStream>) {
+        if let Some(mut send) = send {
+            stream::reset(&mut send, self.id, 0);
+        }
+        drop(recv); // which stops it
     }
 
     pub(super) fn lost(&self, error: &quinn::ConnectionError) -> Closed {

@@ -1,11 +1,11 @@
 //! Streams of a mesh session.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use quinn::VarInt;
-use wavry_proto::mesh::header::{reset_code, split_reset_code};
+use wavry_proto::mesh::header::{SessionId, reset_code, split_reset_code};
 
 use crate::{
     mesh::core::{Core, Stop},
@@ -16,10 +16,14 @@ use crate::{
 /// kept from the session's other streams.
 const MAX_PIECE: usize = 64 * 1024;
 
+/// A stream that QUIC stops belongs to a session that is over: how long its CLOSE may be behind.
+const REASON_WAIT: Duration = Duration::from_secs(1);
+
 /// Sending half of a mesh stream.
 pub struct SendStream {
     core: Arc<Core>,
-    inner: quinn::SendStream,
+    /// `None` once it was left to the session, which is over.
+    inner: Option<quinn::SendStream>,
     stream: u64,
     stop: Arc<Stop>,
     /// Session credit spent on this stream.
@@ -35,7 +39,7 @@ impl SendStream {
         Self {
             stop: core.watch_stop(stream),
             core,
-            inner,
+            inner: Some(inner),
             stream,
             spent: 0,
             writing: false,
@@ -45,11 +49,11 @@ impl SendStream {
 
     /// Writes what belongs to no session's credit: the stream's header.
     pub(super) async fn write_header(&mut self, header: Bytes) -> Result<(), Closed> {
+        let Some(inner) = &mut self.inner else {
+            return Err(self.core.closed_now());
+        };
         self.writing = true;
-        let written = self
-            .core
-            .unless_over(self.inner.write_chunk(header))
-            .await?;
+        let written = self.core.unless_over(inner.write_chunk(header)).await?;
         self.writing = false;
         match written {
             Ok(()) => Ok(()),
@@ -98,9 +102,12 @@ impl session::SendStream for SendStream {
             }
             self.spent += taken;
             let piece = chunk.split_to(taken as usize);
+            let Some(inner) = &mut self.inner else {
+                return Err(self.core.closed_now().into());
+            };
             tokio::select! {
                 biased;
-                written = self.inner.write_chunk(piece) => {
+                written = inner.write_chunk(piece) => {
                     if let Err(error) = written {
                         return Err(self.failed(error).into());
                     }
@@ -128,7 +135,9 @@ impl session::SendStream for SendStream {
             return Err(WriteError::Finished);
         }
         self.open = false;
-        let _ = self.inner.finish(); // fails only when finished or reset, which it is not
+        if let Some(inner) = &mut self.inner {
+            let _ = inner.finish(); // fails only when finished or reset, which it is not
+        }
         self.core.sent_all(self.stream);
         Ok(())
     }
@@ -138,22 +147,31 @@ impl session::SendStream for SendStream {
             return;
         }
         self.open = false;
-        let code = VarInt::from_u64(reset_code(self.core.id, code))
-            .expect("30 and 32 bits fit the 62 of a varint");
-        let _ = self.inner.reset(code); // fails only when finished or reset, which it is not
+        if self.core.over_token.is_cancelled() {
+            return self.core.part(self.inner.take(), None);
+        }
+        if let Some(inner) = &mut self.inner {
+            reset(inner, self.core.id, code);
+        }
         self.core.abandoned(self.stream, self.spent);
     }
 
     async fn stopped(&mut self) -> Option<u32> {
-        let acknowledged = self.inner.stopped();
+        let acknowledged = self.inner.as_ref()?.stopped();
         tokio::select! {
             biased;
-            code = self.stop.wait() => Some(code),
+            code = self.stop.wait() => return Some(code),
             stopped = acknowledged => match stopped {
-                Ok(Some(code)) => Some(code.into_inner() as u32),
-                Ok(None) | Err(_) => None,
+                // QUIC's own stop comes when the session is over.
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return None,
             },
-            () = self.core.over_token.cancelled() => None,
+            () = self.core.over_token.cancelled() => return None,
+        }
+        let over = self.core.over_token.cancelled();
+        match tokio::time::timeout(REASON_WAIT, over).await {
+            Ok(()) => None,
+            Err(_) => Some(0),
         }
     }
 }
@@ -163,6 +181,13 @@ impl Drop for SendStream {
         session::SendStream::reset(self, self.stop.code().unwrap_or(0));
         self.core.unwatch_stop(self.stream);
     }
+}
+
+/// Resets a stream of the session `id`.
+pub(super) fn reset(stream: &mut quinn::SendStream, id: SessionId, code: u32) {
+    let code =
+        VarInt::from_u64(reset_code(id, code)).expect("30 and 32 bits fit the 62 of a varint");
+    let _ = stream.reset(code); // fails only when finished or reset, and then it is over
 }
 
 /// Receiving half of a mesh stream.
@@ -270,7 +295,12 @@ impl RecvStream {
 impl session::RecvStream for RecvStream {
     async fn read(&mut self) -> Result<Option<Bytes>, ReadError> {
         let core = self.core.clone();
-        core.unless_over(self.next()).await?
+        let read = core.unless_over(self.next()).await?;
+        match (&read, core.over()) {
+            // The session's end, not the stream's.
+            (Err(ReadError::Reset(_)), Some(closed)) => Err(closed.into()),
+            _ => read,
+        }
     }
 
     fn stop(&mut self, code: u32) {
@@ -279,7 +309,7 @@ impl session::RecvStream for RecvStream {
         }
         if self.core.over_token.is_cancelled() {
             self.state = State::Stopped;
-            return; // QUIC's stop follows when `inner` is dropped
+            return self.core.part(None, self.inner.take());
         }
         // What is here already may be all: then there is nothing to stop.
         for _ in 0..CHUNKS_AT_ONCE {

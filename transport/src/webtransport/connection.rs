@@ -446,14 +446,17 @@ impl Connection {
             count_refused(refusal::UNKNOWN_SESSION);
             return incoming.refuse(wt_code::BUFFERED_STREAM_REJECTED);
         };
-        let refused = match (shared, incoming.send.is_some()) {
-            (Some(shared), true) => shared.bi.push(incoming).err(),
-            (Some(shared), false) => shared.uni.push(incoming).err(),
-            (None, _) => Some(incoming),
-        };
-        if let Some(incoming) = refused {
+        let Some(shared) = shared else {
             count_refused(refusal::SESSION_GONE);
-            incoming.refuse(wt_code::SESSION_GONE);
+            return incoming.refuse(wt_code::SESSION_GONE);
+        };
+        let backlog = match incoming.send {
+            Some(_) => &shared.bi,
+            None => &shared.uni,
+        };
+        if let Err(Incoming { send, recv, .. }) = backlog.push(incoming) {
+            count_refused(refusal::SESSION_GONE);
+            shared.part(send, Some(recv));
         }
     }
 

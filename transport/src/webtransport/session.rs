@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::Instrument;
 use wavry_proto::{
     h3::{
@@ -25,9 +25,14 @@ use crate::session::{self, Close, Closed, DatagramError};
 
 /// How long the last word of a session may take to be acknowledged.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
+/// How long of that the session's streams wait for it with their resets. Data of theirs that the
+/// peer does not read may be what keeps it back.
+const RESET_WAIT: Duration = Duration::from_secs(1);
 /// How long, after that, the peer may take to end its side of the CONNECT stream, which shows that
 /// it has read the last word.
 const ANSWER_WAIT: Duration = Duration::from_millis(500);
+/// How long the connection stays open once the peer has read the last word.
+const SETTLE: Duration = Duration::from_millis(500);
 
 /// A WebTransport session over HTTP/3. Dropping it closes it with code 0.
 pub struct Session {
@@ -218,6 +223,7 @@ impl Drop for Opening {
     fn drop(&mut self) {
         if let Some(connect) = self.connect.take() {
             self.shared.end(Closed::Here(Close::default()));
+            self.shared.release();
             self.shared.farewell.cancel();
             refuse(
                 Some(connect.send),
@@ -249,7 +255,7 @@ impl ConnectStream {
             Last::Here => {
                 let closed = shared.closed_now();
                 if let Some(Closed::Here(close)) = closed {
-                    self.say_goodbye(&close).await;
+                    self.say_goodbye(&close, &shared).await;
                 }
             }
             Last::Peer(close) => {
@@ -280,10 +286,12 @@ impl ConnectStream {
         if let Some(closed) = shared.closed_now() {
             tracing::debug!(reason = %closed, "session over");
         }
+        shared.release();
         shared.farewell.cancel();
         let linger = match shared.closed_now() {
-            // The peer has read why.
-            Some(Closed::Here(_)) => Duration::ZERO,
+            // The peer has read why, but Chromium tells its page a little later, and not at all if
+            // the connection is closed until then.
+            Some(Closed::Here(_)) => SETTLE,
             _ => LINGER,
         };
         shared.connection.forget(&shared, linger);
@@ -369,7 +377,7 @@ impl ConnectStream {
     }
 
     /// Sends WT_CLOSE_SESSION and gives the peer the chance to read it.
-    async fn say_goodbye(&mut self, close: &Close) {
+    async fn say_goodbye(&mut self, close: &Close, shared: &Shared) {
         let mut last = BytesMut::new();
         put_capsule(&mut last, &Capsule::Close(close.clone()));
         let delivered = timeout(CLOSE_WAIT, async {
@@ -377,7 +385,16 @@ impl ConnectStream {
             self.send.finish().ok()?;
             self.send.stopped().await.ok()
         });
-        if let Ok(Some(None)) = delivered.await {
+        let release = async {
+            sleep(RESET_WAIT).await;
+            shared.release();
+            std::future::pending().await
+        };
+        let delivered = tokio::select! {
+            delivered = delivered => delivered,
+            never = release => never,
+        };
+        if let Ok(Some(None)) = delivered {
             let answered =
                 async { while let Ok(Some(_)) = self.recv.read_chunk(4096, true).await {} };
             let _ = timeout(ANSWER_WAIT, answered).await;

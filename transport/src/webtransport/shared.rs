@@ -1,7 +1,7 @@
 //! What the handles of one session share.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -49,7 +49,12 @@ pub(super) struct Shared {
     pub(super) farewell: CancellationToken,
     over: CancellationToken,
     closed: OnceLock<Closed>,
+    /// Streams to be reset once the peer has had the last word. `None` from then on. As many at most
+    /// as the connection's streams ([`super::Limits::streams`], and what the peer grants).
+    parting: Mutex<Option<Vec<Halves>>>,
 }
+
+type Halves = (Option<quinn::SendStream>, Option<quinn::RecvStream>);
 
 impl Shared {
     pub(super) fn new(connection: Arc<Connection>, id: u64) -> Self {
@@ -65,19 +70,43 @@ impl Shared {
             farewell: CancellationToken::new(),
             over: CancellationToken::new(),
             closed: OnceLock::new(),
+            parting: Mutex::new(Some(Vec::new())),
         }
     }
 
-    /// Ends the session; the first call decides how. Streams that nobody took are reset here, the
-    /// others when their holder next touches them.
+    /// Ends the session; the first call decides how. Streams that nobody took [part](Self::part)
+    /// here, the others when their holder next touches them.
     pub(super) fn end(&self, closed: Closed) {
+        let last_word = matches!(closed, Closed::Here(_));
         if self.closed.set(closed).is_err() {
             return;
+        }
+        if !last_word {
+            self.release();
         }
         self.over.cancel();
         self.datagrams.close();
         for incoming in self.bi.close().into_iter().chain(self.uni.close()) {
-            incoming.refuse(code::SESSION_GONE);
+            self.part(incoming.send, Some(incoming.recv));
+        }
+    }
+
+    /// Resets a stream of this session, which is over: after the last word, if there is one to say.
+    /// Within a packet QUIC stacks put RESET_STREAM and STOP_SENDING ahead of stream data, and a
+    /// peer that sees its streams die first may not get to learn why.
+    pub(super) fn part(&self, send: Option<quinn::SendStream>, recv: Option<quinn::RecvStream>) {
+        let mut parting = self.parting.lock().unwrap_or_else(PoisonError::into_inner);
+        match parting.as_mut() {
+            Some(held) => held.push((send, recv)),
+            None => stream::refuse(send, recv, code::SESSION_GONE),
+        }
+    }
+
+    /// Resets what has parted, and from now on at once: the last word is said.
+    pub(super) fn release(&self) {
+        let mut parting = self.parting.lock().unwrap_or_else(PoisonError::into_inner);
+        for (send, recv) in parting.take().into_iter().flatten() {
+            stream::refuse(send, recv, code::SESSION_GONE);
         }
     }
 

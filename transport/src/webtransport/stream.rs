@@ -71,7 +71,8 @@ pub(super) async fn read_varint(
 
 /// Sending half of a WebTransport stream.
 pub struct SendStream {
-    stream: quinn::SendStream,
+    /// `None` once it was left to the session, which is over.
+    stream: Option<quinn::SendStream>,
     session: Arc<Shared>,
     done: bool,
 }
@@ -79,21 +80,25 @@ pub struct SendStream {
 impl SendStream {
     pub(super) fn new(stream: quinn::SendStream, session: Arc<Shared>) -> Self {
         Self {
-            stream,
+            stream: Some(stream),
             session,
             done: false,
         }
     }
 
     fn abandon(&mut self, h3_code: VarInt) {
-        if !std::mem::replace(&mut self.done, true) {
+        if !std::mem::replace(&mut self.done, true)
+            && let Some(stream) = &mut self.stream
+        {
             // Fails only when the stream has ended.
-            let _ = self.stream.reset(h3_code);
+            let _ = stream.reset(h3_code);
         }
     }
 
     fn gone(&mut self, closed: Closed) -> WriteError {
-        self.abandon(varint(code::SESSION_GONE));
+        if !std::mem::replace(&mut self.done, true) {
+            self.session.part(self.stream.take(), None);
+        }
         closed.into()
     }
 }
@@ -106,9 +111,12 @@ impl session::SendStream for SendStream {
         if let Some(closed) = self.session.closed_now() {
             return Err(self.gone(closed));
         }
+        let Some(stream) = &mut self.stream else {
+            return Err(WriteError::Finished);
+        };
         let written = tokio::select! {
             biased;
-            written = self.stream.write_chunk(chunk) => Ok(written),
+            written = stream.write_chunk(chunk) => Ok(written),
             closed = self.session.over() => Err(closed),
         };
         match written {
@@ -143,40 +151,49 @@ impl session::SendStream for SendStream {
             return Err(self.gone(closed));
         }
         self.done = true;
-        self.stream.finish().map_err(|_| WriteError::Finished)
+        let stream = self.stream.as_mut().ok_or(WriteError::Finished)?;
+        stream.finish().map_err(|_| WriteError::Finished)
     }
 
     fn reset(&mut self, code: u32) {
-        self.done = true;
         // After `finish` too: what is not yet delivered is abandoned. Fails once all is delivered.
-        let _ = self.stream.reset(app(code));
+        self.done = false;
+        match self.session.closed_now() {
+            Some(closed) => drop(self.gone(closed)),
+            None => self.abandon(app(code)),
+        }
     }
 
     async fn stopped(&mut self) -> Option<u32> {
-        tokio::select! {
+        let stream = self.stream.as_mut()?;
+        let stopped = tokio::select! {
             biased;
-            stopped = self.stream.stopped() => match stopped {
-                Ok(Some(code)) => code::from_h3(code.into_inner()).or(Some(0)),
-                Ok(None) | Err(_) => None,
-            },
-            _ = self.session.over() => None,
+            stopped = stream.stopped() => stopped.ok().flatten()?,
+            _ = self.session.over() => return None,
+        };
+        // The session's end, not the stream's.
+        if stopped == varint(code::SESSION_GONE)
+            && self.session.over_within(REASON_WAIT).await.is_some()
+        {
+            return None;
         }
+        code::from_h3(stopped.into_inner()).or(Some(0))
     }
 }
 
 impl Drop for SendStream {
     fn drop(&mut self) {
-        self.abandon(if self.session.closed_now().is_some() {
-            varint(code::SESSION_GONE)
-        } else {
-            app(0)
-        });
+        match self.session.closed_now() {
+            Some(closed) => drop(self.gone(closed)),
+            None => self.abandon(app(0)),
+        }
     }
 }
 
 /// Receiving half of a WebTransport stream.
 pub struct RecvStream {
-    stream: quinn::RecvStream,
+    /// `None` once it was left to the session, which is over.
+    stream: Option<quinn::RecvStream>,
     session: Arc<Shared>,
     /// What was read together with the stream's header.
     first: Bytes,
@@ -186,7 +203,7 @@ pub struct RecvStream {
 impl RecvStream {
     pub(super) fn new(stream: quinn::RecvStream, first: Bytes, session: Arc<Shared>) -> Self {
         Self {
-            stream,
+            stream: Some(stream),
             session,
             first,
             done: false,
@@ -194,14 +211,18 @@ impl RecvStream {
     }
 
     fn abandon(&mut self, h3_code: VarInt) {
-        if !std::mem::replace(&mut self.done, true) {
+        if !std::mem::replace(&mut self.done, true)
+            && let Some(stream) = &mut self.stream
+        {
             // Fails only when the stream has ended.
-            let _ = self.stream.stop(h3_code);
+            let _ = stream.stop(h3_code);
         }
     }
 
     fn gone(&mut self, closed: Closed) -> ReadError {
-        self.abandon(varint(code::SESSION_GONE));
+        if !std::mem::replace(&mut self.done, true) {
+            self.session.part(None, self.stream.take());
+        }
         closed.into()
     }
 }
@@ -217,9 +238,12 @@ impl session::RecvStream for RecvStream {
         if self.done {
             return Ok(None);
         }
+        let Some(stream) = &mut self.stream else {
+            return Ok(None);
+        };
         let read = tokio::select! {
             biased;
-            read = self.stream.read_chunk(MAX_CHUNK, true) => Ok(read),
+            read = stream.read_chunk(MAX_CHUNK, true) => Ok(read),
             closed = self.session.over() => Err(closed),
         };
         match read {
@@ -254,16 +278,18 @@ impl session::RecvStream for RecvStream {
 
     fn stop(&mut self, code: u32) {
         self.first.clear();
-        self.abandon(app(code));
+        match self.session.closed_now() {
+            Some(closed) => drop(self.gone(closed)),
+            None => self.abandon(app(code)),
+        }
     }
 }
 
 impl Drop for RecvStream {
     fn drop(&mut self) {
-        self.abandon(if self.session.closed_now().is_some() {
-            varint(code::SESSION_GONE)
-        } else {
-            app(0)
-        });
+        match self.session.closed_now() {
+            Some(closed) => drop(self.gone(closed)),
+            None => self.abandon(app(0)),
+        }
     }
 }

@@ -162,6 +162,27 @@ async fn drain_and_close_reach_the_other_side() {
     assert_eq!(here.open_uni().await.err(), Some(Closed::Peer(close)));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_of_a_session_that_is_closed_end_with_it_and_not_by_a_reset_or_stop() {
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.node("a"), cluster.node("b"));
+    for _ in 0..20 {
+        let (here, there) = session(&a, "b", &b).await;
+        let (mut send, recv) = there.open_bi().await.unwrap();
+        send.write(Bytes::from_static(b"x")).await.unwrap();
+        let (mut seen_send, mut seen) = here.accept_bi().await.unwrap();
+        assert_eq!(seen.read().await.unwrap().unwrap(), "x");
+        let close = Close::new(77, "done");
+        // Waiting already, as a mirror is.
+        let (read, stopped, ()) = tokio::join!(seen.read(), seen_send.stopped(), async {
+            there.close(close.clone());
+            drop((send, recv));
+        });
+        assert_eq!(read, Err(ReadError::Session(Closed::Peer(close))));
+        assert_eq!(stopped, None);
+    }
+}
+
 #[tokio::test]
 async fn a_close_is_known_to_the_peer_even_when_the_endpoint_closes_next() {
     let cluster = Cluster::new();

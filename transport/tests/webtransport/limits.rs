@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::BytesMut;
+use futures_util::FutureExt as _;
 use wavry_proto::{
     h3::{code, frame::kind},
     varint,
@@ -12,7 +13,7 @@ use wavry_proto::{
     },
 };
 use wavry_transport::{
-    session::{Closed, ReadError, RecvStream as _, Response, Session as _},
+    session::{Closed, ReadError, RecvStream as _, Response, SendStream as _, Session as _},
     webtransport::{ConnectError, Limits, Session},
 };
 
@@ -349,39 +350,66 @@ async fn streams_of_sessions_nobody_asked_for_are_rejected() {
 }
 
 #[tokio::test]
-async fn a_peer_can_read_the_close_and_then_its_streams_and_the_connection_end() {
+async fn a_peer_can_read_the_close_before_the_connection_ends() {
     let service = Service::start(Limits::default());
     let raw = Raw::connect(&service).await;
     let (mut connect, mut recv, session) = session(&raw, &service).await;
-    let stream = raw.uni(wt_stream::UNI, &[0]).await;
-    let _accepted = soon(session.accept_uni()).await.unwrap();
-    let untaken = raw.uni(wt_stream::UNI, &[0]).await;
-    let mut seen = soon(session.open_uni()).await.unwrap();
-    write_all(&mut seen, b"x").await;
-    let closing = tokio::spawn(async move {
-        session.close(close(5, "enough"));
-        session.closed().await
-    });
+    session.close(close(5, "enough"));
     let last = soon(recv.read_to_end(4096)).await.unwrap();
     assert_eq!(last, data(&capsules(&[Capsule::Close(close(5, "enough"))])));
     assert!(
         raw.quic.close_reason().is_none(),
         "closed before it was read"
     );
-    drop(_accepted);
-    for stream in [&stream, &untaken] {
-        let stop = soon(stream.stopped()).await.unwrap().unwrap();
-        assert_eq!(stop.into_inner(), wt_code::SESSION_GONE);
-    }
-    let late = raw.uni(wt_stream::UNI, &[0]).await;
     connect.finish().unwrap();
-    let stop = soon(late.stopped()).await;
-    assert!(!matches!(stop, Ok(None)), "{stop:?}");
     assert_eq!(
-        soon(closing).await.unwrap(),
+        soon(session.closed()).await,
         Closed::Here(close(5, "enough"))
     );
     assert_eq!(raw.closed().await, code::NO_ERROR);
+}
+
+/// Chromium loses the code, or the whole page, when its streams are reset first.
+#[tokio::test]
+async fn a_session_that_is_closed_resets_its_streams_after_its_last_word() {
+    let service = Service::start(Limits::default());
+    let raw = Raw::connect(&service).await;
+    let (_other_connect, _other_recv, _other) = session(&raw, &service).await;
+    let (mut connect, mut recv, session) = session(&raw, &service).await;
+    let id = u64::from(connect.id());
+    let header = wt_stream::header(wt_stream::BI, id);
+    let (send, mut back) = raw.bi(&header).await;
+    let (mut server_send, server_recv) = soon(session.accept_bi()).await.unwrap();
+    server_send.write("x".into()).await.unwrap();
+    back.read_exact(&mut [0]).await.unwrap();
+    let (kept_send, _kept_back) = raw.bi(&header).await;
+    let (mut kept, mut kept_recv) = soon(session.accept_bi()).await.unwrap();
+    let (untaken, _untaken_back) = raw.bi(&header).await;
+
+    // Dropped, reset, touched and never taken.
+    session.close(close(5, "enough"));
+    drop((server_send, server_recv));
+    kept.reset(9);
+    kept_recv.stop(9);
+    let last = soon(recv.read_to_end(4096)).await.unwrap();
+    assert_eq!(last, data(&capsules(&[Capsule::Close(close(5, "enough"))])));
+    for stream in [&send, &kept_send, &untaken] {
+        let stop = stream.stopped().now_or_never();
+        assert!(stop.is_none(), "stopped before the close: {stop:?}");
+    }
+    let read = back.read(&mut [0]).now_or_never();
+    assert!(read.is_none(), "ended before the close: {read:?}");
+
+    connect.finish().unwrap();
+    for stream in [&send, &kept_send, &untaken] {
+        let stop = soon(stream.stopped()).await.unwrap().unwrap();
+        assert_eq!(stop.into_inner(), wt_code::SESSION_GONE);
+    }
+    let gone = quinn::VarInt::from_u64(wt_code::SESSION_GONE).unwrap();
+    assert_eq!(
+        soon(back.read(&mut [0])).await,
+        Err(quinn::ReadError::Reset(gone))
+    );
 }
 
 #[tokio::test]
