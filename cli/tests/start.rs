@@ -122,6 +122,16 @@ fn a_missing_key_stops_the_start_and_the_error_names_variable_and_path() {
 }
 
 #[test]
+fn the_example_configurations_get_as_far_as_the_secrets_of_their_machine() {
+    for role in ["master", "gateway", "relay"] {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples");
+        let text = refused(role, &format!("{root}/{role}.toml"), &[]);
+        assert!(text.contains("cannot start"), "{text}");
+        assert!(!text.contains(root), "the configuration is faulty: {text}");
+    }
+}
+
+#[test]
 fn keys_and_tokens_are_made_for_their_owner_alone_and_never_overwritten() {
     let directory = tempfile::tempdir().unwrap();
     let key = directory.path().join("master.key").display().to_string();
