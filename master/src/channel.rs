@@ -79,6 +79,17 @@ mod tests {
     }
 
     #[test]
+    fn a_nonce_that_was_not_given_is_not_taken_and_spends_no_other() {
+        let (given, other, now) = (channel(), channel(), Instant::now());
+        let nonce = given.challenge(now);
+        let foreign = other.challenge(now);
+        for made_up in ["", &"0".repeat(64), &foreign] {
+            assert!(!given.take(made_up, now));
+        }
+        assert!(given.take(&nonce, now));
+    }
+
+    #[test]
     fn a_connection_holds_few_nonces() {
         let (channel, now) = (channel(), Instant::now());
         let nonces: Vec<_> = (0..1000).map(|_| channel.challenge(now)).collect();
