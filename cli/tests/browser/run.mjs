@@ -188,9 +188,13 @@ async function demo(browser, ready) {
   const rates = await session("measure", 500);
   holds("throughput_up", rates.up_bytes_per_second, rates.up_bytes_per_second > 0);
   holds("throughput_down", rates.down_bytes_per_second, rates.down_bytes_per_second > 0);
-  await step("round trips are shown", page.waitForFunction(
-    "window.wavry.state().datagram_rtt_ms.p50 > 0 && window.wavry.state().stream_rtt_ms.p50 > 0",
-  ));
+  // A loop of the page's own: puppeteer's way of waiting fails now and then in a busy Firefox.
+  await step("round trips are shown", page.evaluate(async () => {
+    const shown = ({ datagram_rtt_ms, stream_rtt_ms }) => datagram_rtt_ms.p50 > 0 && stream_rtt_ms.p50 > 0;
+    while (!shown(window.wavry.state())) {
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+  }));
   const state = await session("state");
   checks.datagram_rtt_ms = state.datagram_rtt_ms;
   checks.stream_rtt_ms = state.stream_rtt_ms;
