@@ -95,14 +95,20 @@ impl ReceiveCredit {
         if consumed > granted {
             return Err(Exceeded);
         }
-        let next = consumed + self.window;
-        // Another reader may have granted more than this one would.
-        if next.saturating_sub(granted) < self.window.div_ceil(2) || next > varint::MAX {
+        let Some(next) = due(consumed, granted, self.window) else {
             return Ok(None);
-        }
+        };
         let before = self.granted.fetch_max(next, Ordering::AcqRel);
         Ok((before < next).then_some(next))
     }
+}
+
+/// The total to grant now, once half of the window was consumed. `granted` may be more than that,
+/// when another reader was faster.
+fn due(consumed: u64, granted: u64, window: u64) -> Option<u64> {
+    let next = consumed + window;
+    let enough = next.saturating_sub(granted) >= window.div_ceil(2);
+    (enough && next <= varint::MAX).then_some(next)
 }
 
 /// The peer sent more than it was granted.
@@ -134,6 +140,13 @@ mod tests {
         assert_eq!(credit.consume(1), Ok(Some(150)));
         assert_eq!(credit.consume(49), Ok(None));
         assert_eq!(credit.consume(52), Err(Exceeded));
+    }
+
+    #[test]
+    fn a_reader_that_was_overtaken_grants_nothing() {
+        assert_eq!(due(10, 27, 16), None);
+        assert_eq!(due(10, 26, 16), None);
+        assert_eq!(due(10, 18, 16), Some(26));
     }
 
     #[test]
