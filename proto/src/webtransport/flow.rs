@@ -138,18 +138,25 @@ impl Granting {
         }
     }
 
-    /// Grants a window beyond `returned` once half of it is gone.
+    /// Grants a window beyond `returned` once a quarter of it is gone.
     fn renew(&mut self, returned: u64, most: u64) {
-        let next = returned.saturating_add(self.window).min(most);
-        if next.saturating_sub(self.granted) >= self.window.div_ceil(2) {
-            self.granted = next;
-            self.untold = true;
+        self.grant(returned, most, self.window.div_ceil(4));
+    }
+
+    /// Doubles the window and grants it, unless it is at its end.
+    fn grow(&mut self, returned: u64, most: u64) {
+        let window = (self.window * 2).min(self.max);
+        if std::mem::replace(&mut self.window, window) != window {
+            self.grant(returned, most, 1);
         }
     }
 
-    fn grow(&mut self) -> bool {
-        let window = (self.window * 2).min(self.max);
-        std::mem::replace(&mut self.window, window) != window
+    fn grant(&mut self, returned: u64, most: u64, least: u64) {
+        let next = returned.saturating_add(self.window).min(most);
+        if next.saturating_sub(self.granted) >= least {
+            self.granted = next;
+            self.untold = true;
+        }
     }
 
     fn due(&mut self) -> Option<u64> {
@@ -168,9 +175,12 @@ struct Streams {
 }
 
 impl Streams {
+    fn returned(&self) -> u64 {
+        self.over.saturating_add(self.missed)
+    }
+
     fn renew(&mut self) {
-        let returned = self.over.saturating_add(self.missed);
-        self.grant.renew(returned, MAX_STREAMS);
+        self.grant.renew(self.returned(), MAX_STREAMS);
     }
 }
 
@@ -276,8 +286,9 @@ impl Flow {
         }
         streams.opened += 1;
         let open = streams.opened.saturating_sub(streams.over);
-        if open * 2 > streams.grant.window && streams.grant.grow() {
-            streams.renew();
+        if open * 2 > streams.grant.window {
+            let returned = streams.returned();
+            streams.grant.grow(returned, MAX_STREAMS);
         }
         Ok(())
     }
@@ -307,8 +318,9 @@ impl Flow {
         self.lost = self.lost.min(left);
         let (granted, window) = (self.data.granted, self.data.window);
         self.renew_data();
-        if self.data.granted != granted && self.data.grow() {
-            self.renew_data();
+        if self.data.granted != granted {
+            self.data
+                .grow(self.read.saturating_add(self.lost), varint::MAX);
         }
         Ok(self.data.window - window)
     }
@@ -397,16 +409,16 @@ mod tests {
     }
 
     #[test]
-    fn half_a_window_read_renews_the_grant_and_doubles_the_window() {
+    fn a_quarter_of_a_window_read_renews_the_grant_and_doubles_the_window() {
         let mut flow = flow();
-        assert_eq!(flow.read(49), Ok(0));
+        assert_eq!(flow.read(24), Ok(0));
         assert!(!flow.is_due());
         assert_eq!(flow.read(1), Ok(100));
-        assert_eq!(due(&mut flow), [Capsule::MaxData(250)]);
-        assert_eq!(flow.read(100), Ok(200));
-        assert_eq!(due(&mut flow), [Capsule::MaxData(550)]);
-        assert_eq!(flow.read(200), Ok(0), "the window is at its end");
-        assert_eq!(due(&mut flow), [Capsule::MaxData(750)]);
+        assert_eq!(due(&mut flow), [Capsule::MaxData(225)]);
+        assert_eq!(flow.read(50), Ok(200));
+        assert_eq!(due(&mut flow), [Capsule::MaxData(475)]);
+        assert_eq!(flow.read(100), Ok(0), "the window is at its end");
+        assert_eq!(due(&mut flow), [Capsule::MaxData(575)]);
         assert_eq!(flow.read(401), Err(Violation::Data));
     }
 
@@ -424,10 +436,10 @@ mod tests {
         }
         assert_eq!(due(&mut flow), [Capsule::MaxStreams(Kind::Uni, 16)]);
         assert_eq!(flow.opened(Kind::Uni), Err(Violation::Streams));
-        for _ in 0..8 {
+        for _ in 0..4 {
             flow.over(Kind::Uni);
         }
-        assert_eq!(due(&mut flow), [Capsule::MaxStreams(Kind::Uni, 24)]);
+        assert_eq!(due(&mut flow), [Capsule::MaxStreams(Kind::Uni, 20)]);
         flow.opened(Kind::Uni).unwrap();
         flow.opened(Kind::Bidi).unwrap();
     }
@@ -496,8 +508,7 @@ mod tests {
     fn a_stream_that_was_never_seen_returns_as_credit() {
         let mut flow = flow();
         flow.missed(Kind::Bidi);
-        flow.missed(Kind::Bidi);
-        assert_eq!(due(&mut flow), [Capsule::MaxStreams(Kind::Bidi, 6)]);
+        assert_eq!(due(&mut flow), [Capsule::MaxStreams(Kind::Bidi, 5)]);
     }
 
     /// An honest peer and what is on its way.
