@@ -104,6 +104,8 @@ pub mod close_code {
     pub const PROTOCOL: u32 = BASE | 0x06;
     /// The client's connection was lost; this is what the upstream is told.
     pub const CLIENT_LOST: u32 = BASE | 0x07;
+    /// Nobody read the session, and it held up others on its connection.
+    pub const UNREAD: u32 = BASE | 0x08;
 }
 
 /// Header field by which an exit relay says that it refuses a session itself and has asked no

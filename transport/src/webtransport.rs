@@ -6,6 +6,7 @@ mod admission;
 mod backlog;
 mod client;
 mod connection;
+mod credit;
 mod listener;
 pub mod plain;
 mod quic;

@@ -18,7 +18,7 @@ use super::{
     server::{Intake, Requested},
 };
 use crate::metrics::{
-    CONNECTIONS, CONNECTIONS_REFUSED, HANDSHAKES, HANDSHAKES_FAILED, RETRIES, connection_refusal,
+    CONNECTIONS_REFUSED, HANDSHAKES, HANDSHAKES_FAILED, RETRIES, connection_refusal,
     handshake_failure,
 };
 
@@ -152,7 +152,6 @@ pub(super) struct Permit {
 impl Permit {
     /// For a connection that was admitted.
     fn new(admission: Arc<Mutex<Admission>>, client: Network) -> Self {
-        metrics::gauge!(CONNECTIONS).increment(1);
         metrics::gauge!(HANDSHAKES).increment(1);
         Self {
             admission,
@@ -172,7 +171,6 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.handshake_over();
-        metrics::gauge!(CONNECTIONS).decrement(1);
         lock(&self.admission).gone(self.client);
     }
 }

@@ -321,18 +321,31 @@ pub(super) async fn serve_request(
             return refuse(Some(send), Some(recv), code::MESSAGE_ERROR);
         }
     };
-    // The draft (section 3.1) wants the client's settings before its requests are processed.
-    if connection.settings_by(deadline).await.is_none() {
-        count(outcome::MALFORMED);
-        return refuse(Some(send), Some(recv), code::REQUEST_REJECTED);
-    }
+    // The draft (section 3.1) wants the client's settings before its requests are processed, and
+    // those of a client that lacks what the draft demands taken for malformed.
+    let agreement = match connection.agreement_by(deadline).await {
+        Some(Ok(agreement)) => agreement,
+        Some(Err(unmet)) => {
+            tracing::debug!(%unmet, "request refused");
+            count(outcome::MALFORMED);
+            return refuse(Some(send), Some(recv), code::MESSAGE_ERROR);
+        }
+        None => {
+            count(outcome::MALFORMED);
+            return refuse(Some(send), Some(recv), code::REQUEST_REJECTED);
+        }
+    };
     let id = quinn::VarInt::from(send.id()).into_inner();
-    let shared = match connection.add(id) {
+    let shared = match connection.add(id, &agreement) {
         Ok(shared) => shared,
         Err(Refused::TooMany) => {
             count(outcome::TOO_MANY);
             let head = encode_response(&Response::status(429), draft02);
             return answer(send, Some(recv), head, &connection).await;
+        }
+        Err(Refused::OnlyOne) => {
+            count(outcome::TOO_MANY);
+            return refuse(Some(send), Some(recv), code::REQUEST_REJECTED);
         }
         Err(Refused::Draining) => {
             count(outcome::DRAINING);
@@ -385,13 +398,11 @@ async fn read_request(
         }
         match recv.read_chunk(4096, true).await {
             Ok(Some(chunk)) => decoder.push(&chunk.bytes),
-            Ok(None) if decoder.at_boundary() => {
-                return Err(Unreadable::Stream(code::REQUEST_INCOMPLETE));
-            }
-            // RFC 9114, section 7.1.
             Ok(None) => {
-                let what = "stream ends within a frame".to_owned();
-                return Err(Unreadable::Connection(code::FRAME_ERROR, what));
+                return Err(match decoder.finish() {
+                    Ok(()) => Unreadable::Stream(code::REQUEST_INCOMPLETE),
+                    Err(error) => Unreadable::Connection(error.code(), error.to_string()),
+                });
             }
             Err(_) => return Err(Unreadable::Stream(code::REQUEST_CANCELLED)),
         }
