@@ -8,14 +8,18 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use wavry_credentials::token::KeySet;
 use wavry_proto::{control::Roster, id::ClusterName};
-use wavry_transport::mesh;
+use wavry_transport::{mesh, mirror::Ledger};
 
-use crate::{Config, exits::Exits, forward, limits::Limits};
+use crate::{Config, exits::Exits, expiry, forward, limits::Limits};
+
+/// Refused sessions at once that are told so by a close. Each is held for the few round trips that
+/// its client takes to learn the code, and 3 s at most; further ones are refused with a status.
+const PARTINGS: usize = 1024;
 
 /// Shared by all sessions; holds no session.
 pub(crate) struct Core {
@@ -25,6 +29,13 @@ pub(crate) struct Core {
     pub(crate) mesh: mesh::Endpoint,
     pub(crate) exits: Exits,
     pub(crate) limits: Limits,
+    /// Until when live sessions with tokens may live.
+    pub(crate) expiries: Arc<expiry::Table>,
+    pub(crate) expiry_notice: Duration,
+    /// Places for refused sessions that are told so by a close.
+    pub(crate) partings: Semaphore,
+    /// What goes through live sessions.
+    pub(crate) ledger: Ledger,
     pub(crate) forward_headers: forward::Headers,
     pub(crate) idle_timeout: Duration,
     pub(crate) open_timeout: Duration,
@@ -49,7 +60,15 @@ impl Core {
             keys: Keys::default(),
             mesh,
             exits: Exits::default(),
-            limits: Limits::new(config.max_sessions, config.sessions_per_ip),
+            limits: Limits::new(
+                config.max_sessions,
+                config.sessions_per_ip,
+                config.sessions_per_subject,
+            ),
+            expiries: Arc::default(),
+            expiry_notice: config.expiry_notice,
+            partings: Semaphore::new(PARTINGS),
+            ledger: Ledger::default(),
             forward_headers: config.forward_headers,
             idle_timeout: config.idle_timeout,
             open_timeout: config.open_timeout,
