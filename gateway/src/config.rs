@@ -55,6 +55,8 @@ pub struct Raw {
 pub struct RawWebTransport {
     /// Longest header block in bytes.
     pub max_header_block: usize,
+    /// Longest content of a request that asks for no session, in bytes.
+    pub max_content: usize,
     /// Sessions at once on one connection.
     pub sessions_per_connection: usize,
     /// Streams of each kind a client may have open on a connection.
@@ -96,6 +98,7 @@ impl Default for RawWebTransport {
         let limits = webtransport::Limits::default();
         Self {
             max_header_block: limits.max_header_block,
+            max_content: limits.max_content,
             sessions_per_connection: limits.sessions_per_connection,
             streams: limits.streams,
             connections: limits.connections,
@@ -194,6 +197,7 @@ impl TryFrom<Raw> for Config {
             forward_headers,
             webtransport: webtransport::Limits {
                 max_header_block: web.max_header_block,
+                max_content: web.max_content,
                 sessions_per_connection: web.sessions_per_connection,
                 streams: web.streams,
                 connections: web.connections,

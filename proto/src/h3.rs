@@ -1,6 +1,7 @@
 //! HTTP/3 (RFC 9114): frames, settings, field sections. QPACK (RFC 9204) is spoken without a
 //! dynamic table: we grant none and use none, so no field section ever waits for another stream.
 
+pub mod content;
 pub mod frame;
 pub mod huffman;
 pub mod message;

@@ -36,7 +36,13 @@ pub mod outcome {
     pub const TOO_MANY: &str = "too_many";
     /// Came after GOAWAY.
     pub const DRAINING: &str = "draining";
-    /// Not a request for a session, or its header block was too long.
+    /// Asked for no session, and was answered.
+    pub const PLAIN: &str = "plain";
+    /// Asked for no session, and had more content than is taken: 413.
+    pub const CONTENT_TOO_LONG: &str = "content_too_long";
+    /// Asked for no session, and the answer was not ready in time: 503.
+    pub const OVERLOADED: &str = "overloaded";
+    /// A kind of request that no server here answers, or its header block was too long.
     pub const OTHER: &str = "other";
     /// Malformed, cut off or too slow.
     pub const MALFORMED: &str = "malformed";

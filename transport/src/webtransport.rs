@@ -5,6 +5,7 @@ use std::time::Duration;
 mod backlog;
 mod client;
 mod connection;
+pub mod plain;
 mod quic;
 mod server;
 mod session;
@@ -21,6 +22,9 @@ pub use stream::{RecvStream, SendStream};
 pub struct Limits {
     /// Longest header block in bytes; a longer one is answered with 431.
     pub max_header_block: usize,
+    /// Longest content of a request that asks for no session, in bytes; a longer one is answered
+    /// with 413.
+    pub max_content: usize,
     /// Sessions at once on one connection; one more is answered with 429.
     pub sessions_per_connection: usize,
     /// Streams of each kind a peer may have open on a connection.
@@ -37,6 +41,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_header_block: 16 * 1024,
+            max_content: 16 * 1024,
             sessions_per_connection: 16,
             streams: 256,
             connections: 10_000,

@@ -10,7 +10,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use quinn::VarInt;
 use tokio::{
-    sync::{Notify, Semaphore, mpsc, watch},
+    sync::{Notify, Semaphore, watch},
     time::{Instant, sleep_until, timeout, timeout_at},
 };
 use tracing::Instrument;
@@ -27,7 +27,7 @@ use wavry_proto::{
 use super::{
     Limits,
     quic::{CONTROL_STREAMS, Side},
-    server::{self, Requested},
+    server::{self, Intake},
     shared::{Incoming, Shared},
     stream::{first_chunk, read_varint, refuse, varint},
 };
@@ -95,13 +95,13 @@ pub(super) enum Refused {
 }
 
 impl Connection {
-    /// Serves `quic` until it is closed. `requests` takes what clients ask for, `drain` turns true
+    /// Serves `quic` until it is closed. `intake` takes what clients ask for, `drain` turns true
     /// when no more of it is wanted; both are for servers.
     pub(super) fn start(
         quic: quinn::Connection,
         side: Side,
         limits: Limits,
-        requests: Option<mpsc::Sender<Requested>>,
+        intake: Option<Arc<Intake>>,
         drain: watch::Receiver<bool>,
     ) -> Arc<Self> {
         let close_at = Instant::now() + limits.header_timeout;
@@ -121,7 +121,7 @@ impl Connection {
             id = this.quic.stable_id(),
             remote = %this.quic.remote_address()
         );
-        tokio::spawn(this.clone().serve(requests, drain).instrument(span));
+        tokio::spawn(this.clone().serve(intake, drain).instrument(span));
         this
     }
 
@@ -178,6 +178,25 @@ impl Connection {
         }
     }
 
+    /// Whether the request on stream `id` is taken: GOAWAY was not sent before it came.
+    pub(super) fn takes(&self, id: u64) -> bool {
+        self.lock().goaway.is_none_or(|limit| id < limit)
+    }
+
+    /// Leaves a connection without sessions open for `time` more at least.
+    pub(super) fn keep(&self, time: Duration) {
+        let until = Instant::now() + time;
+        // Under the lock, as is every change that a session's coming and going makes.
+        let _table = self.lock();
+        self.close_at.send_if_modified(|at| {
+            let sooner = at.is_some_and(|at| at < until);
+            if sooner {
+                *at = Some(until);
+            }
+            sooner
+        });
+    }
+
     /// Closes the connection because the peer broke a rule.
     pub(super) fn violation(&self, h3_code: u64, what: &dyn Display) {
         tracing::debug!(code = h3_code, %what, "peer broke HTTP/3");
@@ -188,18 +207,14 @@ impl Connection {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn serve(
-        self: Arc<Self>,
-        requests: Option<mpsc::Sender<Requested>>,
-        drain: watch::Receiver<bool>,
-    ) {
+    async fn serve(self: Arc<Self>, intake: Option<Arc<Intake>>, drain: watch::Receiver<bool>) {
         let error = tokio::select! {
             error = self.quic.closed() => error,
             error = async {
                 tokio::join!(
                     self.run_control(drain),
                     self.accept_uni(),
-                    self.accept_bi(requests),
+                    self.accept_bi(intake),
                     self.read_datagrams(),
                     self.close_when_unused(),
                 );
@@ -332,12 +347,12 @@ impl Connection {
         }
     }
 
-    async fn accept_bi(self: &Arc<Self>, requests: Option<mpsc::Sender<Requested>>) {
+    async fn accept_bi(self: &Arc<Self>, intake: Option<Arc<Intake>>) {
         let mut grant = Grant::new(self.limits.streams, self.request_streams());
         while let Ok((send, recv)) = self.quic.accept_bi().await {
             tokio::spawn(
                 self.clone()
-                    .bi(send, recv, requests.clone())
+                    .bi(send, recv, intake.clone())
                     .in_current_span(),
             );
             if let Some(count) = grant.more() {
@@ -383,7 +398,7 @@ impl Connection {
         self: Arc<Self>,
         send: quinn::SendStream,
         mut recv: quinn::RecvStream,
-        requests: Option<mpsc::Sender<Requested>>,
+        intake: Option<Arc<Intake>>,
     ) {
         let mut rest = match first_chunk(&mut recv).await {
             Ok(Some(first)) => first,
@@ -393,17 +408,17 @@ impl Connection {
         let deadline = Instant::now() + self.limits.header_timeout;
         let mut held = BytesMut::new();
         let kind = timeout_at(deadline, read_varint(&mut recv, &mut held, &mut rest));
-        match (kind.await, requests) {
+        match (kind.await, intake) {
             (Ok(Ok(Some(wt_stream::BI))), _) => {
                 self.deliver(Some(send), recv, rest, deadline).await;
             }
-            (Ok(Ok(Some(kind))), Some(requests)) => {
+            (Ok(Ok(Some(kind))), Some(intake)) => {
                 let id = VarInt::from(send.id()).into_inner();
                 {
                     let mut table = self.lock();
                     table.next_request = table.next_request.max(id + 4);
                 }
-                server::serve_request(self, send, recv, (kind, rest), deadline, requests).await;
+                server::serve_request(self, send, recv, (kind, rest), deadline, intake).await;
             }
             (Ok(Ok(Some(_))), None) => {
                 self.violation(code::STREAM_CREATION_ERROR, &"request from a server");

@@ -9,7 +9,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use quinn::crypto::rustls::QuicServerConfig;
 use tokio::{
-    sync::{Mutex, mpsc, watch},
+    sync::{Mutex, Semaphore, mpsc, watch},
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -27,6 +27,7 @@ use wavry_proto::{
 use super::{
     Limits,
     connection::{AGAIN, Connection, Refused, within},
+    plain::{self, answer},
     quic::{self, Side},
     session::{ConnectStream, Opening, Session},
     stream::{refuse, varint},
@@ -53,6 +54,7 @@ pub struct Server {
 struct Inner {
     endpoint: quinn::Endpoint,
     requests: Mutex<mpsc::Receiver<Requested>>,
+    plain: Arc<plain::Handler>,
     drain: watch::Sender<bool>,
     closed: CancellationToken,
 }
@@ -82,12 +84,14 @@ impl Server {
             Arc::new(quinn::TokioRuntime),
         )?;
         let (sender, receiver) = mpsc::channel(REQUEST_QUEUE);
+        let plain = Arc::new(plain::Handler::default());
         let (drain, draining) = watch::channel(false);
         let closed = CancellationToken::new();
         tokio::spawn(accept(
             endpoint.clone(),
             limits,
             sender,
+            plain.clone(),
             draining,
             closed.clone(),
         ));
@@ -95,6 +99,7 @@ impl Server {
             inner: Arc::new(Inner {
                 endpoint,
                 requests: Mutex::new(receiver),
+                plain,
                 drain,
                 closed,
             }),
@@ -116,6 +121,17 @@ impl Server {
         }
     }
 
+    /// Answers with `handle` the requests that ask for no session; the first call decides. Before
+    /// it GET and HEAD get 404, the others 405. An answer that takes longer than
+    /// [`Limits::header_timeout`] is given up and is 503.
+    pub fn answer<F, Fut>(&self, handle: F)
+    where
+        F: Fn(plain::Request) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = plain::Response> + Send + 'static,
+    {
+        self.inner.plain.set(handle);
+    }
+
     /// Takes no new connections and no new sessions: clients are sent GOAWAY (RFC 9114, 5.2).
     pub fn drain(&self) {
         self.inner.drain.send_replace(true);
@@ -134,6 +150,7 @@ async fn accept(
     endpoint: quinn::Endpoint,
     limits: Limits,
     requests: mpsc::Sender<Requested>,
+    plain: Arc<plain::Handler>,
     drain: watch::Receiver<bool>,
     closed: CancellationToken,
 ) {
@@ -159,7 +176,12 @@ async fn accept(
             let _ = incoming.retry();
             continue;
         }
-        let (limits, requests, drain) = (limits.clone(), requests.clone(), drain.clone());
+        let (limits, drain) = (limits.clone(), drain.clone());
+        let intake = Arc::new(Intake {
+            requests: requests.clone(),
+            plain: plain.clone(),
+            plain_slots: Semaphore::new(plain::PER_CONNECTION),
+        });
         let handshake = handshakes.clone();
         let span = tracing::debug_span!("connection", remote = %incoming.remote_address());
         let connect = async move {
@@ -171,7 +193,7 @@ async fn accept(
             drop(handshake);
             match connecting {
                 Ok(Ok(quic)) => {
-                    Connection::start(quic, Side::Server, limits, Some(requests), drain);
+                    Connection::start(quic, Side::Server, limits, Some(intake), drain);
                 }
                 Ok(Err(error)) => tracing::debug!(%error, "handshake failed"),
                 Err(_) => tracing::debug!("handshake took too long"),
@@ -179,6 +201,14 @@ async fn accept(
         };
         tokio::spawn(connect.instrument(span));
     }
+}
+
+/// What becomes of the requests of one connection.
+pub(super) struct Intake {
+    requests: mpsc::Sender<Requested>,
+    pub(super) plain: Arc<plain::Handler>,
+    /// Places for plain requests.
+    pub(super) plain_slots: Semaphore,
 }
 
 /// A session that a client asks for and that was not answered yet. Dropped unanswered, it is 503.
@@ -272,7 +302,7 @@ impl Unanswered {
         shared.end(Closed::Here(Close::default()));
         let head = encode_response(response, self.draft02);
         let answer = async move {
-            answer(connect.send, connect.recv, head, &shared.connection).await;
+            answer(connect.send, Some(connect.recv), head, &shared.connection).await;
             shared.farewell.cancel();
             shared.connection.forget(&shared, AGAIN);
         };
@@ -287,16 +317,21 @@ pub(super) async fn serve_request(
     mut recv: quinn::RecvStream,
     (kind, rest): (u64, Bytes),
     deadline: Instant,
-    requests: mpsc::Sender<Requested>,
+    intake: Arc<Intake>,
 ) {
     let mut decoder = MessageDecoder::new(connection.limits.max_header_block);
     let mut first = BytesMut::new();
     quic_varint::put(&mut first, kind);
     decoder.push(&first);
     decoder.push(&rest);
-    let asked = match timeout_at(deadline, read_request(&mut recv, &mut decoder, &connection)).await
+    let head = match timeout_at(deadline, read_request(&mut recv, &mut decoder, &connection)).await
     {
-        Ok(Ok(asked)) => asked,
+        Ok(Ok(head)) => head,
+        Ok(Err(Unreadable::TooLong)) => {
+            count(outcome::OTHER);
+            let head = encode_response(&Response::status(431), false);
+            return answer(send, Some(recv), head, &connection).await;
+        }
         Ok(Err(Unreadable::Stream(h3_code))) => {
             count(outcome::MALFORMED);
             return refuse(Some(send), Some(recv), h3_code);
@@ -310,12 +345,20 @@ pub(super) async fn serve_request(
             return refuse(Some(send), Some(recv), code::REQUEST_INCOMPLETE);
         }
     };
-    let (request, draft02) = match asked {
-        Asked::Session { request, draft02 } => (request, draft02),
-        Asked::Other(status) => {
+    if head.method != "CONNECT" {
+        return plain::serve(connection, send, recv, decoder, head, deadline, intake).await;
+    }
+    let (request, draft02) = match Asked::new(head) {
+        Ok(Asked::Session { request, draft02 }) => (request, draft02),
+        Ok(Asked::Other(status)) => {
             count(outcome::OTHER);
             let head = encode_response(&Response::status(status), false);
-            return answer(send, recv, head, &connection).await;
+            return answer(send, Some(recv), head, &connection).await;
+        }
+        Err(error) => {
+            tracing::debug!(%error, "request refused");
+            count(outcome::MALFORMED);
+            return refuse(Some(send), Some(recv), code::MESSAGE_ERROR);
         }
     };
     // The draft (section 3.1) wants the client's settings before its requests are processed.
@@ -329,7 +372,7 @@ pub(super) async fn serve_request(
         Err(Refused::TooMany) => {
             count(outcome::TOO_MANY);
             let head = encode_response(&Response::status(429), draft02);
-            return answer(send, recv, head, &connection).await;
+            return answer(send, Some(recv), head, &connection).await;
         }
         Err(Refused::Draining) => {
             count(outcome::DRAINING);
@@ -353,11 +396,13 @@ pub(super) async fn serve_request(
         }),
     };
     // A request that is not taken in time is dropped here, and so answered with 503.
-    let _ = timeout_at(deadline, requests.send(requested)).await;
+    let _ = timeout_at(deadline, intake.requests.send(requested)).await;
 }
 
 /// Why there is no request.
 enum Unreadable {
+    /// Its head is longer than allowed.
+    TooLong,
     /// The stream is refused with this code.
     Stream(u64),
     /// The connection is closed with this code.
@@ -368,11 +413,11 @@ async fn read_request(
     recv: &mut quinn::RecvStream,
     decoder: &mut MessageDecoder,
     connection: &Connection,
-) -> Result<Asked, Unreadable> {
+) -> Result<message::Request, Unreadable> {
     let section = loop {
         match decoder.next() {
             Ok(Some(Message::Headers(section))) => break section,
-            Ok(Some(Message::HeadersTooLong)) => return Ok(Asked::Other(431)),
+            Ok(Some(Message::HeadersTooLong)) => return Err(Unreadable::TooLong),
             // Content never comes before a field section.
             Ok(Some(Message::Data(_))) => continue,
             Ok(None) => {}
@@ -380,13 +425,20 @@ async fn read_request(
         }
         match recv.read_chunk(4096, true).await {
             Ok(Some(chunk)) => decoder.push(&chunk.bytes),
-            Ok(None) => return Err(Unreadable::Stream(code::REQUEST_INCOMPLETE)),
+            Ok(None) if decoder.at_boundary() => {
+                return Err(Unreadable::Stream(code::REQUEST_INCOMPLETE));
+            }
+            // RFC 9114, section 7.1.
+            Ok(None) => {
+                let what = "stream ends within a frame".to_owned();
+                return Err(Unreadable::Connection(code::FRAME_ERROR, what));
+            }
             Err(_) => return Err(Unreadable::Stream(code::REQUEST_CANCELLED)),
         }
     };
     let fields = match qpack::decode(&section, connection.limits.max_header_block) {
         Ok(fields) => fields,
-        Err(qpack::Error::TooLong) => return Ok(Asked::Other(431)),
+        Err(qpack::Error::TooLong) => return Err(Unreadable::TooLong),
         Err(error @ qpack::Error::Decompression) => {
             let what = error.to_string();
             return Err(Unreadable::Connection(
@@ -395,11 +447,10 @@ async fn read_request(
             ));
         }
     };
-    let malformed = |error: message::Malformed| {
+    message::Request::from_fields(fields).map_err(|error| {
         tracing::debug!(%error, "request refused");
         Unreadable::Stream(code::MESSAGE_ERROR)
-    };
-    Asked::new(message::Request::from_fields(fields).map_err(malformed)?).map_err(malformed)
+    })
 }
 
 fn encode_response(response: &Response, draft02: bool) -> Bytes {
@@ -419,23 +470,6 @@ pub(super) fn encode_headers(fields: &[qpack::Field]) -> Bytes {
     head.freeze()
 }
 
-/// Sends an answer that is all there will be on the stream.
-async fn answer(
-    mut send: quinn::SendStream,
-    mut recv: quinn::RecvStream,
-    head: Bytes,
-    connection: &Connection,
-) {
-    // RFC 9114, section 4.1.1: the rest of the request is not needed for the answer.
-    let _ = recv.stop(varint(code::NO_ERROR));
-    let written = within(connection.limits.header_timeout, send.write_all(&head));
-    if let Some(Ok(())) = written.await {
-        let _ = send.finish();
-    } else {
-        refuse(Some(send), None, code::REQUEST_CANCELLED);
-    }
-}
-
-fn count(outcome: &'static str) {
+pub(super) fn count(outcome: &'static str) {
     metrics::counter!(REQUESTS, "outcome" => outcome).increment(1);
 }

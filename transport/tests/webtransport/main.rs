@@ -5,6 +5,7 @@
 
 mod interop;
 mod limits;
+mod plain;
 mod raw;
 mod session;
 mod support;
