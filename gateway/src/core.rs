@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
-use wavry_credentials::token::KeySet;
+use wavry_credentials::{cert, token::KeySet};
 use wavry_proto::{control::Roster, id::ClusterName};
 use wavry_transport::{mesh, mirror::Ledger};
 
@@ -24,6 +24,8 @@ const PARTINGS: usize = 1024;
 /// Shared by all sessions; holds no session.
 pub(crate) struct Core {
     pub(crate) cluster: ClusterName,
+    /// What handshakes show.
+    pub(crate) certificates: cert::Store,
     pub(crate) roster: watch::Receiver<Arc<Roster>>,
     pub(crate) keys: Keys,
     pub(crate) mesh: mesh::Endpoint,
@@ -51,11 +53,13 @@ impl Core {
     pub(crate) fn new(
         config: Config,
         cluster: ClusterName,
+        certificates: cert::Store,
         roster: watch::Receiver<Arc<Roster>>,
         mesh: mesh::Endpoint,
     ) -> Self {
         Self {
             cluster,
+            certificates,
             roster,
             keys: Keys::default(),
             mesh,

@@ -15,6 +15,8 @@ mod expiry;
 pub mod forward;
 mod limits;
 mod metrics;
+mod plain;
+mod refresh;
 pub mod route;
 mod session;
 #[cfg(test)]
@@ -36,12 +38,12 @@ use wavry_credentials::{
 };
 use wavry_transport::{mesh, socket, webtransport};
 
-use crate::core::Core;
 pub use crate::{
     config::Config,
     error::{RunError, StartError},
     metrics::describe as describe_metrics,
 };
+use crate::{core::Core, expiry::since_epoch};
 
 /// How often the master may learn a new number of sessions, and what was carried is counted.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -112,17 +114,17 @@ impl Gateway {
         info!(%address, node = %membership.node_id(), "serving");
         Ok(Self {
             certificate_watch: certificates.watch(&config.certificate, &key),
-            front: Front {
-                drain_timeout: config.drain_timeout,
-                core: Arc::new(Core::new(
+            front: Front::new(
+                config.drain_timeout,
+                Core::new(
                     config,
                     membership.cluster().clone(),
+                    certificates,
                     roster,
                     mesh,
-                )),
+                ),
                 server,
-                sessions: TaskTracker::new(),
-            },
+            ),
             address,
             membership,
         })
@@ -162,6 +164,20 @@ impl Gateway {
 }
 
 impl Front {
+    fn new(drain_timeout: Duration, core: Core, server: webtransport::Server) -> Self {
+        let core = Arc::new(core);
+        let answering = core.clone();
+        server.answer(move |request| {
+            std::future::ready(plain::answer(&answering, &request, since_epoch()))
+        });
+        Self {
+            core,
+            server,
+            sessions: TaskTracker::new(),
+            drain_timeout,
+        }
+    }
+
     /// Serves until `shutdown`.
     async fn serve(&self, shutdown: &CancellationToken) -> Result<(), RunError> {
         loop {

@@ -10,6 +10,8 @@ pub(crate) const OPENED: &str = "wavry_gateway_sessions_opened_total";
 pub(crate) const ENDED: &str = "wavry_gateway_sessions_ended_total";
 /// Requests that did not become a session, by `reason`.
 pub(crate) const REFUSED: &str = "wavry_gateway_sessions_refused_total";
+/// Requests to extend sessions with a newer token, by `outcome`.
+pub(crate) const REFRESHES: &str = "wavry_gateway_refreshes_total";
 /// From a client's request to its live session.
 pub(crate) const SETUP: &str = "wavry_gateway_session_setup_seconds";
 /// Exits that failed to take a session, by `reason`.
@@ -29,6 +31,11 @@ pub fn describe() {
     describe_counter!(OPENED, Unit::Count, "Sessions that went live");
     describe_counter!(ENDED, Unit::Count, "Live sessions that are over, by reason");
     describe_counter!(REFUSED, Unit::Count, "Requests refused, by reason");
+    describe_counter!(
+        REFRESHES,
+        Unit::Count,
+        "Requests to extend sessions with a newer token"
+    );
     describe_histogram!(
         SETUP,
         Unit::Seconds,

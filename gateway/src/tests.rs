@@ -3,13 +3,15 @@
 
 mod end;
 mod opening;
+mod plain;
+mod refresh;
 mod refusal;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use tempfile::TempDir;
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use wavry_credentials::{
     cert::{self, DevelopmentAuthority, Store, Trust},
     identity::Identity,
@@ -38,6 +40,7 @@ const HANG: Duration = Duration::from_secs(20);
 
 /// A gateway that serves, a client of it, and the exit that it knows.
 struct World {
+    core: Arc<Core>,
     address: SocketAddr,
     client: Client,
     exit: mesh::Endpoint,
@@ -97,12 +100,10 @@ impl World {
         let limits = config.webtransport.clone();
         let server = Server::new(socket, store.server_config(), limits).unwrap();
         let address = server.local_addr().unwrap();
-        let front = Front {
-            drain_timeout: config.drain_timeout,
-            core: Arc::new(Core::new(config, cluster.clone(), roster, mesh)),
-            server,
-            sessions: TaskTracker::new(),
-        };
+        let drain_timeout = config.drain_timeout;
+        let core = Core::new(config, cluster.clone(), store, roster, mesh);
+        let front = Front::new(drain_timeout, core, server);
+        let core = front.core.clone();
         let shutdown = CancellationToken::new();
         let told = shutdown.clone();
         let serving = tokio::spawn(async move {
@@ -111,6 +112,7 @@ impl World {
             front.close().await;
         });
         Self {
+            core,
             address,
             client,
             exit,
