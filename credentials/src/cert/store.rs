@@ -357,7 +357,7 @@ mod tests {
     }
 
     fn hash_of(key: &CertifiedKey) -> [u8; 32] {
-        super::super::hash(&key.cert[0])
+        hash(&key.cert[0])
     }
 
     fn found(store: &Store, name: Option<&str>) -> [u8; 32] {
@@ -407,7 +407,7 @@ mod tests {
             ("127.0.0.1", &first),
         ] {
             let seen = shake_hands(store.server_config(), client(), name).await;
-            let hash = super::super::hash(&seen.unwrap());
+            let hash = hash(&seen.unwrap());
             assert_eq!(hash, file_hash(chain).unwrap(), "{name}");
         }
     }
