@@ -17,8 +17,9 @@ use wavry_transport::{mesh, mirror::Ledger};
 
 use crate::{Config, exits::Exits, expiry, forward, limits::Limits};
 
-/// Refused sessions at once that are told so by a close. Each is held for the few round trips that
-/// its client takes to learn the code, and 3 s at most; further ones are refused with a status.
+/// Sessions at once that are accepted only to tell their client something by a close. Each is held for
+/// the few round trips that the client takes to learn the code, and 3 s at most; further ones are
+/// answered with a status.
 const PARTINGS: usize = 1024;
 
 /// Shared by all sessions; holds no session.
@@ -34,7 +35,7 @@ pub(crate) struct Core {
     /// Until when live sessions with tokens may live.
     pub(crate) expiries: Arc<expiry::Table>,
     pub(crate) expiry_notice: Duration,
-    /// Places for refused sessions that are told so by a close.
+    /// Places for sessions that are accepted only to be closed.
     pub(crate) partings: Semaphore,
     /// What goes through live sessions.
     pub(crate) ledger: Ledger,

@@ -4,20 +4,29 @@
 //!
 //! It is answered with 204, or with a problem (RFC 9457); pages of the service's origins may ask
 //! (Fetch, "CORS protocol"). Whatever the answer is, no session is worse off than before.
+//!
+//! A page cannot make a browser speak HTTP/3 to a host that has no TCP listener, nor fetch from one
+//! that it trusts by a hash. What it can do is to open a session: one for this path is accepted and
+//! closed at once, with code 0 when sessions were extended.
 
 use metrics::counter;
 use wavry_proto::{
     control::{Problem, Roster, Service},
-    session,
+    session::{self, Close, close_code},
 };
-use wavry_transport::webtransport::plain::{Request, Response};
+use wavry_transport::webtransport::{
+    Requested,
+    plain::{Request, Response},
+};
 
 use crate::{
     admission::{origin_allowed, verify},
     core::Core,
     error::Refusal,
     expiry::Unchanged,
-    metrics as names, plain, route, token,
+    metrics as names, plain, route,
+    session::tell,
+    token,
 };
 
 /// Where it is asked for.
@@ -29,45 +38,136 @@ const PREFLIGHT_AGE: &str = "600";
 
 /// Why no session was extended.
 #[derive(Debug)]
-enum Failure {
-    /// For what a session would be refused for.
-    Refused(Refusal),
-    Unchanged(Unchanged),
+struct Failure {
+    status: u16,
+    /// The label in metrics and logs.
+    outcome: &'static str,
+    /// The word that the client is told.
+    told: &'static str,
+    detail: &'static str,
+    /// How to authenticate, where that would help.
+    headers: Vec<session::Header>,
 }
 
 impl From<Refusal> for Failure {
+    /// For what a session would be refused for.
     fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
+        let detail = match &refusal {
+            Refusal::Path => "the authority is not HOST or HOST:PORT",
+            Refusal::UnknownService => "there is no such service, or none is named",
+            Refusal::Origin => "pages of this origin may not connect to the service",
+            Refusal::TokenMissing => "a session token for the service is needed",
+            Refusal::TokenMalformed => "one session token is needed",
+            _ => "the token does not hold for this service now",
+        };
+        let (outcome, told) = (refusal.reason(), refusal.told());
+        let session::Response {
+            status, headers, ..
+        } = refusal.into_response();
+        Self {
+            status,
+            outcome,
+            told,
+            detail,
+            headers,
+        }
     }
 }
 
 impl From<Unchanged> for Failure {
     fn from(unchanged: Unchanged) -> Self {
-        Self::Unchanged(unchanged)
+        let (status, word, detail) = match unchanged {
+            Unchanged::NoSession => (400, "no_session", "the token names no session (sid)"),
+            Unchanged::UnknownSession => (404, "unknown_session", "no such session is live here"),
+            Unchanged::OtherSubject => (403, "other_subject", "the session is another subject's"),
+            Unchanged::NotNewer => {
+                let detail = "the session has a token that is newer or holds longer";
+                (409, "not_newer", detail)
+            }
+        };
+        Self {
+            status,
+            outcome: word,
+            told: word,
+            detail,
+            headers: Vec::new(),
+        }
+    }
+}
+
+impl Failure {
+    /// What is answered (RFC 9457).
+    fn answer(self) -> Response {
+        let problem = Problem {
+            r#type: format!("{}{}", Problem::URN, self.told.replace('_', "-")),
+            title: self.told.replace('_', " "),
+            status: self.status,
+            detail: self.detail.to_owned(),
+        };
+        let mut response = plain::json(self.status, "application/problem+json", &problem);
+        response.headers.extend(self.headers);
+        response
     }
 }
 
 /// Extends the sessions that the request's token names; `now` in seconds since the Unix epoch.
 pub(crate) fn refresh(core: &Core, request: &Request, now: u64) -> Response {
-    let mut request = as_for_a_session(request);
-    let bearer = token::take(&mut request);
-    let roster = core.roster.borrow().clone();
-    let (outcome, response) = match service(&roster, &request) {
+    let request = as_for_a_session(request);
+    let origin = request.origin.clone();
+    let response = match extend(core, request, now) {
         Err(refusal) => Failure::from(refusal).answer(),
-        Ok(service) => {
-            let extended = verify(core, &roster, service, bearer, now)
-                .map_err(Failure::from)
-                .and_then(|token| Ok(core.expiries.extend(&service.name, &token)?));
-            let (outcome, response) = match extended {
-                Ok(_) => ("extended", Response::status(204)),
+        Ok(extended) => {
+            let response = match extended {
+                Ok(()) => Response::status(204),
                 Err(failure) => failure.answer(),
             };
-            (outcome, allow_origin(response, &request))
+            allow_origin(response, origin)
         }
     };
-    counter!(names::REFRESHES, "outcome" => outcome).increment(1);
-    tracing::info!(outcome, status = response.status, "refresh");
     response.with("cache-control", "no-store")
+}
+
+/// The same for a session that is asked for at [`PATH`].
+pub(crate) async fn serve(core: &Core, requested: Requested, now: u64) {
+    let (close, status) = match extend(core, requested.request().clone(), now) {
+        Err(refusal) => return requested.reject(refusal.into_response()).await,
+        Ok(Ok(())) => (Close::new(0, "extended"), 503),
+        Ok(Err(failure)) => {
+            let Failure { status, told, .. } = failure;
+            (Close::new(close_code::refused(status), told), status)
+        }
+    };
+    let otherwise = session::Response::status(status);
+    tell(core, requested, close, otherwise).await;
+}
+
+/// Whether a session that is asked for there is for this module.
+pub(crate) fn is_meant(path: &str) -> bool {
+    path.split('?').next() == Some(PATH)
+}
+
+/// Extends the sessions that the request's token names. An error in the first place is of who asks
+/// and for what, and in the second of the token.
+fn extend(
+    core: &Core,
+    mut request: session::Request,
+    now: u64,
+) -> Result<Result<(), Failure>, Refusal> {
+    let bearer = token::take(&mut request);
+    let roster = core.roster.borrow().clone();
+    let extended = service(&roster, &request).map(|service| {
+        let token = verify(core, &roster, service, bearer, now)?;
+        core.expiries.extend(&service.name, &token)?;
+        Ok(())
+    });
+    let outcome = match &extended {
+        Ok(Ok(())) => "extended",
+        Ok(Err(failure)) => failure.outcome,
+        Err(refusal) => refusal.reason(),
+    };
+    counter!(names::REFRESHES, "outcome" => outcome).increment(1);
+    tracing::info!(outcome, "refresh");
+    extended
 }
 
 /// Tells a browser whether its page may ask (Fetch, "CORS-preflight request").
@@ -75,13 +175,13 @@ pub(crate) fn preflight(core: &Core, request: &Request) -> Response {
     let request = as_for_a_session(request);
     let roster = core.roster.borrow().clone();
     if let Err(refusal) = service(&roster, &request) {
-        return Failure::from(refusal).answer().1;
+        return Failure::from(refusal).answer();
     }
     let response = Response::status(204)
         .with("access-control-allow-methods", "POST")
         .with("access-control-allow-headers", "authorization")
         .with("access-control-max-age", PREFLIGHT_AGE);
-    allow_origin(response, &request)
+    allow_origin(response, request.origin)
 }
 
 /// The request as far as it is like one for a session.
@@ -116,57 +216,11 @@ fn service<'r>(roster: &'r Roster, request: &session::Request) -> Result<&'r Ser
 }
 
 /// Lets the page that asked, and may, read the answer.
-fn allow_origin(response: Response, request: &session::Request) -> Response {
-    match &request.origin {
+fn allow_origin(response: Response, origin: Option<String>) -> Response {
+    match origin {
         Some(origin) => response
             .with("access-control-allow-origin", origin)
             .with("vary", "origin"),
         None => response,
-    }
-}
-
-impl Failure {
-    /// The label in metrics and logs, and what is answered.
-    fn answer(self) -> (&'static str, Response) {
-        let (outcome, told, detail, answer) = match self {
-            Self::Refused(refusal) => {
-                let detail = match &refusal {
-                    Refusal::Path => "the authority is not HOST or HOST:PORT",
-                    Refusal::UnknownService => "there is no such service, or none is named",
-                    Refusal::Origin => "pages of this origin may not connect to the service",
-                    Refusal::TokenMissing => "a session token for the service is needed",
-                    Refusal::TokenMalformed => "one session token is needed",
-                    _ => "the token does not hold for this service now",
-                };
-                let (outcome, told) = (refusal.reason(), refusal.told());
-                (outcome, told, detail, refusal.into_response())
-            }
-            Self::Unchanged(unchanged) => {
-                let (status, word, detail) = match unchanged {
-                    Unchanged::NoSession => (400, "no_session", "the token names no session (sid)"),
-                    Unchanged::UnknownSession => {
-                        (404, "unknown_session", "no such session is live here")
-                    }
-                    Unchanged::OtherSubject => {
-                        (403, "other_subject", "the session is another subject's")
-                    }
-                    Unchanged::NotNewer => {
-                        let detail = "the session has a token that is newer or holds longer";
-                        (409, "not_newer", detail)
-                    }
-                };
-                (word, word, detail, session::Response::status(status))
-            }
-        };
-        let problem = Problem {
-            r#type: format!("{}{}", Problem::URN, told.replace('_', "-")),
-            title: told.replace('_', " "),
-            status: answer.status,
-            detail: detail.to_owned(),
-        };
-        let mut response = plain::json(answer.status, "application/problem+json", &problem);
-        // How to authenticate.
-        response.headers.extend(answer.headers);
-        (outcome, response)
     }
 }

@@ -30,7 +30,7 @@ use crate::{
     expiry::{Expiry, since_epoch},
     forward,
     limits::Permit,
-    metrics as names, token,
+    metrics as names, refresh, token,
 };
 
 /// Exits tried for one request. Each further one is for a relay that the roster still lists and
@@ -39,6 +39,9 @@ const MAX_ATTEMPTS: usize = 3;
 
 /// Takes one request as far as it gets.
 pub(crate) async fn serve(core: &Core, requested: webtransport::Requested) {
+    if refresh::is_meant(&requested.request().path) {
+        return refresh::serve(core, requested, since_epoch().as_secs()).await;
+    }
     let authenticated = match Accepted::new(core, requested).authenticate() {
         Ok(authenticated) => authenticated,
         Err(refused) => return refused.answer().await,
@@ -330,20 +333,31 @@ impl Refused<'_> {
         let told = self.refusal.told();
         let response = self.refusal.into_response();
         info!(reason, status = response.status, "refused");
-        let place = match self.refuse_with {
-            RefuseWith::Status => None,
-            RefuseWith::Close => self.core.partings.try_acquire().ok(),
-        };
-        if place.is_none() {
-            return self.requested.reject(response).await;
+        match self.refuse_with {
+            RefuseWith::Status => self.requested.reject(response).await,
+            RefuseWith::Close => {
+                let close = Close::new(close_code::refused(response.status), told);
+                tell(self.core, *self.requested, close, response).await;
+            }
         }
-        let close = Close::new(close_code::refused(response.status), told);
-        let accepting = self.requested.accept(Response::ok());
-        if let Ok(Ok(session)) = timeout(self.core.open_timeout, accepting).await {
-            session.close(close);
-            // Resolves once the client has had the chance to learn the code.
-            session.closed().await;
-        }
+    }
+}
+
+/// Accepts a session only to close it, or answers `otherwise` when too many are told something so.
+pub(crate) async fn tell(
+    core: &Core,
+    requested: webtransport::Requested,
+    close: Close,
+    otherwise: Response,
+) {
+    let Ok(_place) = core.partings.try_acquire() else {
+        return requested.reject(otherwise).await;
+    };
+    let accepting = requested.accept(Response::ok());
+    if let Ok(Ok(session)) = timeout(core.open_timeout, accepting).await {
+        session.close(close);
+        // Resolves once the client has had the chance to learn the code.
+        session.closed().await;
     }
 }
 

@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use wavry_proto::session::close_code;
+use wavry_proto::session::{Close, close_code};
 use wavry_transport::webtransport::plain::Response;
 
 use super::{close_code as code_of, plain::ask, *};
@@ -250,4 +250,42 @@ async fn at_a_bound_host_the_service_need_not_be_named() {
     let authorization = format!("Bearer {}", token(&world, "tab", -30, 90));
     let headers = vec![header("authorization", &authorization)];
     assert_eq!(ask(&world, "POST", PATH, headers).status, 204);
+}
+
+#[tokio::test]
+async fn a_page_may_ask_with_a_session_that_is_closed_at_once() {
+    let world = World::new();
+    let opened = token(&world, "tab", -60, 60);
+    let (_client, _exit) = world.live(to(&format!("/closed?token={opened}"))).await;
+    for (token, code, word) in [
+        (token(&world, "tab", -30, 90), 0, "extended"),
+        (
+            token(&world, "tab", -90, 120),
+            close_code::refused(409),
+            "not_newer",
+        ),
+        (
+            token(&world, "b", -30, 90),
+            close_code::refused(404),
+            "unknown_session",
+        ),
+        (
+            token(&world, "tab", -30, -1),
+            close_code::refused(401),
+            "token_expired",
+        ),
+    ] {
+        let mut request = to(&format!("{PATH}?service=closed&token={token}"));
+        request.origin = Some("https://app.example".into());
+        let (told, response) = world.ask(request).await.unwrap();
+        assert_eq!(response.status, 200);
+        let closed = soon(told.closed()).await;
+        assert_eq!(closed, Closed::Peer(Close::new(code, word)));
+    }
+    let newer = token(&world, "tab", -20, 120);
+    let mut foreign = to(&format!("{PATH}?service=closed&token={newer}"));
+    foreign.origin = Some("https://evil.example".into());
+    assert_eq!(world.status(foreign).await, 403);
+    let unknown = to(&format!("{PATH}?service=unknown&token={newer}"));
+    assert_eq!(world.status(unknown).await, 404);
 }
