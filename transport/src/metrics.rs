@@ -24,6 +24,14 @@ pub const REQUESTS: &str = "wavry_transport_requests_total";
 /// WebTransport streams that a peer opened and that were refused, by `reason` (see [`refusal`]).
 pub const STREAMS_REFUSED: &str = "wavry_transport_streams_refused_total";
 
+/// WebTransport connections that are up, by `side` (`client`, `server`).
+pub const CONNECTIONS: &str = "wavry_transport_connections";
+/// WebTransport sessions that are there, asked for and not answered ones included, by `side`.
+pub const SESSIONS: &str = "wavry_transport_sessions";
+/// WebTransport sessions that were ended because nobody read them while they held up others on their
+/// connection.
+pub const SESSIONS_UNREAD: &str = "wavry_transport_sessions_unread_total";
+
 /// Values of the label `outcome` of [`REQUESTS`].
 pub mod outcome {
     /// Became a session.
@@ -56,6 +64,8 @@ pub mod refusal {
     pub const UNKNOWN_SESSION: &str = "unknown_session";
     /// Its session is over.
     pub const SESSION_GONE: &str = "session_gone";
+    /// Its session was not granted another one, and is ended for it.
+    pub const FLOW_CONTROL: &str = "flow_control";
 }
 
 /// Values of the label `link`.
@@ -117,6 +127,21 @@ pub fn describe() {
         REQUESTS,
         Unit::Count,
         "Requests to this node's WebTransport servers"
+    );
+    describe_gauge!(
+        CONNECTIONS,
+        Unit::Count,
+        "WebTransport connections that are up"
+    );
+    describe_gauge!(
+        SESSIONS,
+        Unit::Count,
+        "WebTransport sessions that are there"
+    );
+    describe_counter!(
+        SESSIONS_UNREAD,
+        Unit::Count,
+        "WebTransport sessions ended because nobody read them"
     );
     describe_counter!(
         STREAMS_REFUSED,

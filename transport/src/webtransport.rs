@@ -5,6 +5,7 @@ use std::time::Duration;
 mod backlog;
 mod client;
 mod connection;
+mod credit;
 pub mod plain;
 mod quic;
 mod server;

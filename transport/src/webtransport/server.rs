@@ -361,18 +361,31 @@ pub(super) async fn serve_request(
             return refuse(Some(send), Some(recv), code::MESSAGE_ERROR);
         }
     };
-    // The draft (section 3.1) wants the client's settings before its requests are processed.
-    if connection.settings_by(deadline).await.is_none() {
-        count(outcome::MALFORMED);
-        return refuse(Some(send), Some(recv), code::REQUEST_REJECTED);
-    }
+    // The draft (section 3.1) wants the client's settings before its requests are processed, and
+    // those of a client that lacks what the draft demands taken for malformed.
+    let agreement = match connection.agreement_by(deadline).await {
+        Some(Ok(agreement)) => agreement,
+        Some(Err(unmet)) => {
+            tracing::debug!(%unmet, "request refused");
+            count(outcome::MALFORMED);
+            return refuse(Some(send), Some(recv), code::MESSAGE_ERROR);
+        }
+        None => {
+            count(outcome::MALFORMED);
+            return refuse(Some(send), Some(recv), code::REQUEST_REJECTED);
+        }
+    };
     let id = quinn::VarInt::from(send.id()).into_inner();
-    let shared = match connection.add(id) {
+    let shared = match connection.add(id, &agreement) {
         Ok(shared) => shared,
         Err(Refused::TooMany) => {
             count(outcome::TOO_MANY);
             let head = encode_response(&Response::status(429), draft02);
             return answer(send, Some(recv), head, &connection).await;
+        }
+        Err(Refused::OnlyOne) => {
+            count(outcome::TOO_MANY);
+            return refuse(Some(send), Some(recv), code::REQUEST_REJECTED);
         }
         Err(Refused::Draining) => {
             count(outcome::DRAINING);

@@ -1,16 +1,21 @@
 //! What the handles of one session share.
 
 use std::{
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use wavry_proto::webtransport::code;
+use wavry_proto::webtransport::{code, session};
 
-use super::{backlog::Backlog, connection::Connection, stream};
+use super::{
+    backlog::Backlog,
+    connection::Connection,
+    credit::{Place, Reading},
+    stream,
+};
 use crate::{
     datagram::Queue,
     session::{Close, Closed},
@@ -25,6 +30,7 @@ pub(super) struct Incoming {
     pub(super) send: Option<quinn::SendStream>,
     pub(super) recv: quinn::RecvStream,
     pub(super) first: Bytes,
+    pub(super) place: Place,
 }
 
 impl Incoming {
@@ -43,8 +49,18 @@ pub(super) struct Shared {
     pub(super) datagrams: Queue,
     /// The peer asked to finish and close.
     pub(super) draining: CancellationToken,
-    /// This side wants WT_DRAIN_SESSION sent.
-    pub(super) drain_wanted: Notify,
+    pub(super) state: Mutex<session::Session>,
+    /// Whether there is flow control.
+    pub(super) limited: bool,
+    /// There is something to say on the CONNECT stream.
+    pub(super) say: Notify,
+    /// There is more credit, or another stream may be opened.
+    pub(super) more: Notify,
+    pub(super) reading: Reading,
+    /// What the session may hold of its connection's window, in bytes.
+    pub(super) window: AtomicU64,
+    /// The code to reset the CONNECT stream with, as the peer broke a rule.
+    pub(super) broken: OnceLock<u64>,
     /// The peer has had its chance to read the last word, and nothing more is sent.
     pub(super) farewell: CancellationToken,
     over: CancellationToken,
@@ -57,16 +73,22 @@ pub(super) struct Shared {
 type Halves = (Option<quinn::SendStream>, Option<quinn::RecvStream>);
 
 impl Shared {
-    pub(super) fn new(connection: Arc<Connection>, id: u64) -> Self {
+    pub(super) fn new(connection: Arc<Connection>, id: u64, state: session::Session) -> Self {
         let datagrams = Queue::new(connection.meter.clone());
         Self {
+            limited: state.has_flow_control(),
+            state: Mutex::new(state),
+            say: Notify::new(),
+            more: Notify::new(),
+            reading: Reading::default(),
+            window: AtomicU64::new(0),
+            broken: OnceLock::new(),
             connection,
             id,
             bi: Backlog::default(),
             uni: Backlog::default(),
             datagrams,
             draining: CancellationToken::new(),
-            drain_wanted: Notify::new(),
             farewell: CancellationToken::new(),
             over: CancellationToken::new(),
             closed: OnceLock::new(),
