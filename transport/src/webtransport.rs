@@ -6,11 +6,8 @@ mod admission;
 mod backlog;
 mod client;
 mod connection;
-<<<<<<< HEAD
 mod credit;
-=======
 mod listener;
->>>>>>> edge
 pub mod plain;
 mod quic;
 mod server;
