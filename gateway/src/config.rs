@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use wavry_proto::config::{Invalid, at_least_one, required};
 use wavry_transport::{socket, webtransport};
 
 use crate::forward;
@@ -30,12 +31,17 @@ pub struct Raw {
     pub max_sessions: u32,
     /// Most sessions at once from one IPv4 address or IPv6 /64.
     pub sessions_per_ip: u32,
+    /// Most sessions at once of one subject with one service; `None` for no such limit.
+    pub sessions_per_subject: Option<u32>,
     /// A session on which nothing moves for so long is closed.
     #[serde(with = "wavry_proto::duration")]
     pub idle_timeout: Duration,
     /// How long sessions may go on once the gateway was told to leave.
     #[serde(with = "wavry_proto::duration")]
     pub drain_timeout: Duration,
+    /// So long before a session's token expires, its client is asked to finish.
+    #[serde(with = "wavry_proto::duration")]
+    pub expiry_notice: Duration,
     /// How long the way to the upstream may take to answer.
     #[serde(with = "wavry_proto::duration")]
     pub open_timeout: Duration,
@@ -88,8 +94,10 @@ impl Default for Raw {
             mesh_bind: SocketAddr::from(([0, 0, 0, 0], 0)),
             max_sessions: 10_000,
             sessions_per_ip: 100,
+            sessions_per_subject: None,
             idle_timeout: Duration::from_secs(300),
             drain_timeout: Duration::from_secs(30),
+            expiry_notice: Duration::from_secs(60),
             open_timeout: Duration::from_secs(10),
             forward_headers: Vec::new(),
             webtransport: RawWebTransport::default(),
@@ -137,35 +145,20 @@ pub struct Config {
     pub max_sessions: u32,
     /// Most sessions at once from one IPv4 address or IPv6 /64.
     pub sessions_per_ip: u32,
+    /// Most sessions at once of one subject with one service; `None` for no such limit.
+    pub sessions_per_subject: Option<u32>,
     /// A session on which nothing moves for so long is closed.
     pub idle_timeout: Duration,
     /// How long sessions may go on once the gateway was told to leave.
     pub drain_timeout: Duration,
+    /// So long before a session's token expires, its client is asked to finish.
+    pub expiry_notice: Duration,
     /// How long the way to the upstream may take to answer.
     pub open_timeout: Duration,
     /// Request headers handed to upstreams, in lower case.
     pub forward_headers: forward::Headers,
     /// Bounds on what a client can make the gateway hold.
     pub webtransport: webtransport::Limits,
-}
-
-/// Configuration that cannot be acted on. It never repeats a value.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{key}: {problem}")]
-pub struct Invalid {
-    /// The key, relative to the role's table, as in `webtransport.streams`.
-    pub key: String,
-    /// What is wrong with it.
-    pub problem: String,
-}
-
-impl Invalid {
-    fn new(key: &str, problem: impl Into<String>) -> Self {
-        Self {
-            key: key.to_owned(),
-            problem: problem.into(),
-        }
-    }
 }
 
 impl TryFrom<Raw> for Config {
@@ -183,6 +176,8 @@ impl TryFrom<Raw> for Config {
         }
         at_least_one("max_sessions", raw.max_sessions.into())?;
         at_least_one("sessions_per_ip", raw.sessions_per_ip.into())?;
+        let per_subject = raw.sessions_per_subject.unwrap_or(u32::MAX);
+        at_least_one("sessions_per_subject", per_subject.into())?;
         at_least_one(
             "webtransport.sessions_per_connection",
             web.sessions_per_connection as u64,
@@ -226,8 +221,10 @@ impl TryFrom<Raw> for Config {
             mesh_bind: raw.mesh_bind,
             max_sessions: raw.max_sessions,
             sessions_per_ip: raw.sessions_per_ip,
+            sessions_per_subject: raw.sessions_per_subject,
             idle_timeout: raw.idle_timeout,
             drain_timeout: raw.drain_timeout,
+            expiry_notice: raw.expiry_notice,
             open_timeout: raw.open_timeout,
             forward_headers,
             webtransport: webtransport::Limits {
@@ -244,17 +241,6 @@ impl TryFrom<Raw> for Config {
                 idle_timeout: web.idle_timeout,
             },
         })
-    }
-}
-
-fn required<T>(key: &str, value: Option<T>) -> Result<T, Invalid> {
-    value.ok_or_else(|| Invalid::new(key, "is needed"))
-}
-
-fn at_least_one(key: &str, value: u64) -> Result<(), Invalid> {
-    match value {
-        0 => Err(Invalid::new(key, "must be at least 1")),
-        _ => Ok(()),
     }
 }
 
@@ -298,6 +284,9 @@ mod tests {
         let mut raw = complete();
         raw.sessions_per_ip = 0;
         assert_eq!(refused_key(raw), "sessions_per_ip");
+        let mut raw = complete();
+        raw.sessions_per_subject = Some(0);
+        assert_eq!(refused_key(raw), "sessions_per_subject");
         let mut raw = complete();
         raw.shards = socket::MAX_SHARDS + 1;
         assert_eq!(refused_key(raw), "shards");
