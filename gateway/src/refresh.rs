@@ -157,8 +157,7 @@ fn extend(
     let roster = core.roster.borrow().clone();
     let extended = service(&roster, &request).map(|service| {
         let token = verify(core, &roster, service, bearer, now)?;
-        core.expiries.extend(&service.name, &token)?;
-        Ok(())
+        Ok::<_, Failure>(core.expiries.extend(&service.name, &token).map(drop)?)
     });
     let outcome = match &extended {
         Ok(Ok(())) => "extended",
