@@ -86,6 +86,8 @@ struct Table {
     gone: VecDeque<u64>,
     /// Streams that were refused before their session was there, for its credit.
     refused: VecDeque<(u64, Kind)>,
+    /// Requests that ask for no session and are being answered.
+    answering: usize,
     datagrams: VecDeque<(u64, Bytes)>,
     /// Set once the connection is lost: no session is added any more.
     lost: Option<Closed>,
@@ -99,6 +101,31 @@ struct Table {
     uni: Grant,
     /// The receive window, in bytes.
     window: u64,
+}
+
+impl Table {
+    /// Whether there is nothing to keep the connection for.
+    fn unused(&self) -> bool {
+        self.sessions.is_empty() && self.answering == 0
+    }
+}
+
+/// A request that is being answered. The connection is kept meanwhile.
+pub(super) struct Answering(Arc<Connection>);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        let mut table = self.0.lock();
+        table.answering -= 1;
+        if table.unused() {
+            let linger = if table.goaway.is_some() {
+                LINGER
+            } else {
+                AGAIN
+            };
+            self.0.close_at.send_replace(Some(Instant::now() + linger));
+        }
+    }
 }
 
 /// Why a session was not added to a connection.
@@ -128,6 +155,7 @@ impl Connection {
             sessions: HashMap::new(),
             gone: VecDeque::new(),
             refused: VecDeque::new(),
+            answering: 0,
             datagrams: VecDeque::new(),
             lost: None,
             next_request: 0,
@@ -254,7 +282,7 @@ impl Connection {
             table.gone.pop_front();
         }
         table.gone.push_back(shared.id);
-        if table.sessions.is_empty() {
+        if table.unused() {
             self.close_at.send_replace(Some(Instant::now() + linger));
         }
         drop(table);
@@ -266,23 +294,16 @@ impl Connection {
         &self.open_streams[usize::from(kind == Kind::Uni)]
     }
 
-    /// Whether the request on stream `id` is taken: GOAWAY was not sent before it came.
-    pub(super) fn takes(&self, id: u64) -> bool {
-        self.lock().goaway.is_none_or(|limit| id < limit)
-    }
-
-    /// Leaves a connection without sessions open for `time` more at least.
-    pub(super) fn keep(&self, time: Duration) {
-        let until = Instant::now() + time;
-        // Under the lock, as is every change that a session's coming and going makes.
-        let _table = self.lock();
-        self.close_at.send_if_modified(|at| {
-            let sooner = at.is_some_and(|at| at < until);
-            if sooner {
-                *at = Some(until);
-            }
-            sooner
-        });
+    /// Begins to answer a request on stream `id` that asks for no session. `None` when GOAWAY was
+    /// sent before it came.
+    pub(super) fn answer(self: &Arc<Self>, id: u64) -> Option<Answering> {
+        let mut table = self.lock();
+        if table.goaway.is_some_and(|limit| id >= limit) {
+            return None;
+        }
+        table.answering += 1;
+        self.close_at.send_replace(None);
+        Some(Answering(self.clone()))
     }
 
     /// Closes the connection because the peer broke a rule.
@@ -346,7 +367,7 @@ impl Connection {
         let mut table = self.lock();
         let limit = table.next_request;
         table.goaway = Some(limit);
-        if table.sessions.is_empty() {
+        if table.unused() {
             let close_at = Instant::now() + LINGER;
             self.close_at.send_replace(Some(close_at));
         }
@@ -369,7 +390,7 @@ impl Connection {
                 () = due => {
                     // Under the lock, so that no session is added in between.
                     let table = self.lock();
-                    if table.sessions.is_empty() && *self.close_at.borrow() == at {
+                    if table.unused() && *self.close_at.borrow() == at {
                         self.quic.close(varint(code::NO_ERROR), b"");
                         return;
                     }
