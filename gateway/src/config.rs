@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use wavry_proto::config::{Invalid, at_least_one, required};
-use wavry_transport::webtransport;
+use wavry_transport::{socket, webtransport};
 
 use crate::forward;
 
@@ -15,6 +15,8 @@ use crate::forward;
 pub struct Raw {
     /// UDP address at which clients connect.
     pub listen: SocketAddr,
+    /// Sockets on that address, each served by a task of its own.
+    pub shards: usize,
     /// PEM file with the certificate chain; its key is secret `tls_key`.
     pub certificate: Option<PathBuf>,
     /// Directory for what registration gave.
@@ -63,6 +65,14 @@ pub struct RawWebTransport {
     pub streams: u64,
     /// Connections at once.
     pub connections: usize,
+    /// Connections at once from one IPv4 address or IPv6 /64.
+    pub connections_per_ip: usize,
+    /// Handshakes at once from which on clients must prove their address.
+    pub unproven_handshakes: usize,
+    /// Handshakes a second.
+    pub handshake_rate: u32,
+    /// Handshakes a second from one IPv4 address or IPv6 /64.
+    pub handshake_rate_per_ip: u32,
     /// From handshake to request, and from a stream's first byte to the end of its header.
     #[serde(with = "wavry_proto::duration")]
     pub header_timeout: Duration,
@@ -75,6 +85,8 @@ impl Default for Raw {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 4433)),
+            shards: std::thread::available_parallelism()
+                .map_or(1, |cores| cores.get().min(socket::MAX_SHARDS)),
             certificate: None,
             state_dir: None,
             master: None,
@@ -102,6 +114,10 @@ impl Default for RawWebTransport {
             sessions_per_connection: limits.sessions_per_connection,
             streams: limits.streams,
             connections: limits.connections,
+            connections_per_ip: limits.connections_per_ip,
+            unproven_handshakes: limits.unproven_handshakes,
+            handshake_rate: limits.handshake_rate,
+            handshake_rate_per_ip: limits.handshake_rate_per_ip,
             header_timeout: limits.header_timeout,
             idle_timeout: limits.idle_timeout,
         }
@@ -113,6 +129,8 @@ impl Default for RawWebTransport {
 pub struct Config {
     /// UDP address at which clients connect.
     pub listen: SocketAddr,
+    /// Sockets on that address, each served by a task of its own.
+    pub shards: usize,
     /// PEM file with the certificate chain; its key is secret `tls_key`.
     pub certificate: PathBuf,
     /// Directory for what registration gave.
@@ -152,6 +170,10 @@ impl TryFrom<Raw> for Config {
             return Err(Invalid::new("master", "must be https://HOST:PORT"));
         }
         let web = raw.webtransport;
+        if !(1..=socket::MAX_SHARDS).contains(&raw.shards) {
+            let problem = format!("must be from 1 to {}", socket::MAX_SHARDS);
+            return Err(Invalid::new("shards", problem));
+        }
         at_least_one("max_sessions", raw.max_sessions.into())?;
         at_least_one("sessions_per_ip", raw.sessions_per_ip.into())?;
         let per_subject = raw.sessions_per_subject.unwrap_or(u32::MAX);
@@ -162,6 +184,15 @@ impl TryFrom<Raw> for Config {
         )?;
         at_least_one("webtransport.streams", web.streams)?;
         at_least_one("webtransport.connections", web.connections as u64)?;
+        at_least_one(
+            "webtransport.connections_per_ip",
+            web.connections_per_ip as u64,
+        )?;
+        at_least_one("webtransport.handshake_rate", web.handshake_rate.into())?;
+        at_least_one(
+            "webtransport.handshake_rate_per_ip",
+            web.handshake_rate_per_ip.into(),
+        )?;
         if web.max_header_block < 1024 {
             return Err(Invalid::new(
                 "webtransport.max_header_block",
@@ -182,6 +213,7 @@ impl TryFrom<Raw> for Config {
             .map_err(|problem| Invalid::new("forward_headers", problem))?;
         Ok(Self {
             listen: raw.listen,
+            shards: raw.shards,
             certificate: required("certificate", raw.certificate)?,
             state_dir: required("state_dir", raw.state_dir)?,
             master,
@@ -201,6 +233,10 @@ impl TryFrom<Raw> for Config {
                 sessions_per_connection: web.sessions_per_connection,
                 streams: web.streams,
                 connections: web.connections,
+                connections_per_ip: web.connections_per_ip,
+                unproven_handshakes: web.unproven_handshakes,
+                handshake_rate: web.handshake_rate,
+                handshake_rate_per_ip: web.handshake_rate_per_ip,
                 header_timeout: web.header_timeout,
                 idle_timeout: web.idle_timeout,
             },
@@ -251,6 +287,12 @@ mod tests {
         let mut raw = complete();
         raw.sessions_per_subject = Some(0);
         assert_eq!(refused_key(raw), "sessions_per_subject");
+        let mut raw = complete();
+        raw.shards = socket::MAX_SHARDS + 1;
+        assert_eq!(refused_key(raw), "shards");
+        let mut raw = complete();
+        raw.webtransport.handshake_rate_per_ip = 0;
+        assert_eq!(refused_key(raw), "webtransport.handshake_rate_per_ip");
         let mut raw = complete();
         raw.webtransport.idle_timeout = Duration::ZERO;
         assert_eq!(refused_key(raw), "webtransport.idle_timeout");

@@ -83,7 +83,7 @@ impl Gateway {
             registration_token: None,
         })?;
         let in_listen = StartError::bind("listen", config.listen);
-        let socket = socket::bind(config.listen).map_err(&in_listen)?;
+        let sockets = socket::bind_shards(config.listen, config.shards).map_err(&in_listen)?;
 
         let membership = candidate.join().await?;
         let roster = membership.roster();
@@ -108,7 +108,7 @@ impl Gateway {
             .map_err(StartError::bind("mesh_bind", config.mesh_bind))?;
 
         let limits = config.webtransport.clone();
-        let server = webtransport::Server::new(socket, certificates.server_config(), limits)
+        let server = webtransport::Server::sharded(sockets, certificates.server_config(), limits)
             .map_err(&in_listen)?;
         let address = server.local_addr().map_err(&in_listen)?;
         info!(%address, node = %membership.node_id(), "serving");
