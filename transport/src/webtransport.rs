@@ -6,6 +6,7 @@ mod backlog;
 mod client;
 mod connection;
 mod credit;
+mod milestone;
 pub mod plain;
 mod quic;
 mod server;

@@ -27,6 +27,7 @@ use wavry_proto::{
 use super::{
     Limits,
     connection::{AGAIN, Connection, Refused, within},
+    milestone::Milestone,
     plain::{self, answer},
     quic::{self, Side},
     session::{ConnectStream, Opening, Session},
@@ -303,7 +304,7 @@ impl Unanswered {
         let head = encode_response(response, self.draft02);
         let answer = async move {
             answer(connect.send, Some(connect.recv), head, &shared.connection).await;
-            shared.farewell.cancel();
+            shared.milestones.reach(Milestone::Farewell);
             shared.connection.forget(&shared, AGAIN);
         };
         tokio::spawn(answer.in_current_span());
