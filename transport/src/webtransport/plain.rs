@@ -287,12 +287,10 @@ async fn read(
         }
         match recv.read_chunk(4096, true).await {
             Ok(Some(chunk)) => decoder.push(&chunk.bytes),
-            Ok(None) if decoder.at_boundary() => break,
-            // RFC 9114, section 7.1.
-            Ok(None) => {
-                let what = "stream ends within a frame".to_owned();
-                return Err(Unreadable::Connection(code::FRAME_ERROR, what));
-            }
+            Ok(None) => match decoder.finish() {
+                Ok(()) => break,
+                Err(error) => return Err(Unreadable::Connection(error.code(), error.to_string())),
+            },
             Err(_) => return Err(Unreadable::Stream(code::REQUEST_CANCELLED)),
         }
     }

@@ -27,6 +27,7 @@ use wavry_proto::{
 use super::{
     Limits,
     connection::{AGAIN, Connection, Refused, within},
+    listener::{Listener, Permit},
     plain::{self, answer},
     quic::{self, Side},
     session::{ConnectStream, Opening, Session},
@@ -35,69 +36,85 @@ use super::{
 use crate::{
     metrics::{REQUESTS, outcome},
     session::{Close, Closed, Request, Response},
+    socket::shards,
 };
 
 /// Requests that wait for [`Server::accept`]. Whoever calls it only starts a task for each, so this
 /// is what arrives while that one is not scheduled: 5 ms at 50,000 requests a second.
 const REQUEST_QUEUE: usize = 256;
 
-/// Handshakes at once from which on a client must first prove its address (RFC 9000, section 8.1):
-/// a spoofer then costs one packet each and no state.
-const UNPROVEN_HANDSHAKES: usize = 128;
-
-/// Accepts WebTransport sessions on a UDP socket.
+/// Accepts WebTransport sessions on a UDP port.
 #[derive(Clone)]
 pub struct Server {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    endpoint: quinn::Endpoint,
+    /// One for each shard; at least one.
+    endpoints: Vec<quinn::Endpoint>,
     requests: Mutex<mpsc::Receiver<Requested>>,
     plain: Arc<plain::Handler>,
     drain: watch::Sender<bool>,
     closed: CancellationToken,
 }
 
+impl Inner {
+    fn close(&self) {
+        self.closed.cancel();
+        for endpoint in &self.endpoints {
+            endpoint.close(varint(code::NO_ERROR), b"");
+        }
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.closed.cancel();
-        self.endpoint.close(varint(code::NO_ERROR), b"");
+        self.close();
     }
 }
 
 impl Server {
     /// Serves `socket`. `tls` says which certificates; ALPN `h3` is added here.
-    pub fn new(
-        socket: UdpSocket,
+    pub fn new(socket: UdpSocket, tls: rustls::ServerConfig, limits: Limits) -> io::Result<Self> {
+        Self::sharded(vec![socket], tls, limits)
+    }
+
+    /// Serves sockets that share a port ([`socket::bind_shards`](crate::socket::bind_shards)), each
+    /// with an endpoint of its own. Limits hold for all together.
+    pub fn sharded(
+        sockets: Vec<UdpSocket>,
         mut tls: rustls::ServerConfig,
         limits: Limits,
     ) -> io::Result<Self> {
         tls.alpn_protocols = vec![h3::ALPN.to_vec()];
+        let random = tls.crypto_provider().secure_random;
         let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
+        // Shared, and with it the key of Retry tokens: the answer to a Retry may reach any shard.
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         config.transport_config(quic::transport(&limits, Side::Server));
-        let endpoint = quinn::Endpoint::new(
-            quinn::EndpointConfig::default(),
-            Some(config),
-            socket,
-            Arc::new(quinn::TokioRuntime),
-        )?;
+        let endpoints: Vec<_> = shards::endpoints(sockets, random)?
+            .into_iter()
+            .map(|(socket, endpoint)| {
+                quinn::Endpoint::new_with_abstract_socket(
+                    endpoint,
+                    Some(config.clone()),
+                    socket,
+                    Arc::new(quinn::TokioRuntime),
+                )
+            })
+            .collect::<io::Result<_>>()?;
         let (sender, receiver) = mpsc::channel(REQUEST_QUEUE);
         let plain = Arc::new(plain::Handler::default());
         let (drain, draining) = watch::channel(false);
         let closed = CancellationToken::new();
-        tokio::spawn(accept(
-            endpoint.clone(),
-            limits,
-            sender,
-            plain.clone(),
-            draining,
-            closed.clone(),
-        ));
+        let listener = Listener::new(limits, sender, plain.clone(), draining, closed.clone());
+        let listener = Arc::new(listener);
+        for endpoint in &endpoints {
+            tokio::spawn(listener.clone().run(endpoint.clone()));
+        }
         Ok(Self {
             inner: Arc::new(Inner {
-                endpoint,
+                endpoints,
                 requests: Mutex::new(receiver),
                 plain,
                 drain,
@@ -106,9 +123,9 @@ impl Server {
         })
     }
 
-    /// The socket's address.
+    /// The sockets' address.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.inner.endpoint.local_addr()
+        self.inner.endpoints[0].local_addr()
     }
 
     /// The next session that a client asks for; `None` once the server is closed. Cancel-safe.
@@ -137,78 +154,21 @@ impl Server {
         self.inner.drain.send_replace(true);
     }
 
-    /// Closes every connection at once and frees the socket once they are gone.
+    /// Closes every connection at once and frees the sockets once they are gone.
     pub async fn close(&self) {
-        self.inner.closed.cancel();
-        self.inner.endpoint.close(varint(code::NO_ERROR), b"");
-        self.inner.endpoint.wait_idle().await;
-    }
-}
-
-/// Accepts connections. Each has a task of its own, so that a slow one keeps no other waiting.
-async fn accept(
-    endpoint: quinn::Endpoint,
-    limits: Limits,
-    requests: mpsc::Sender<Requested>,
-    plain: Arc<plain::Handler>,
-    drain: watch::Receiver<bool>,
-    closed: CancellationToken,
-) {
-    let handshakes = Arc::new(());
-    loop {
-        let incoming = tokio::select! {
-            biased;
-            () = closed.cancelled() => return,
-            incoming = endpoint.accept() => incoming,
-        };
-        let Some(incoming) = incoming else { return };
-        if *drain.borrow() {
-            incoming.refuse();
-            continue;
-        }
-        if endpoint.open_connections() >= limits.connections {
-            tracing::warn!(limit = limits.connections, "connection refused: too many");
-            incoming.refuse();
-            continue;
-        }
-        if Arc::strong_count(&handshakes) > UNPROVEN_HANDSHAKES && incoming.may_retry() {
-            // Cannot fail, as it may.
-            let _ = incoming.retry();
-            continue;
-        }
-        let (limits, drain) = (limits.clone(), drain.clone());
-        let intake = Arc::new(Intake {
-            requests: requests.clone(),
-            plain: plain.clone(),
-            plain_slots: Semaphore::new(plain::PER_CONNECTION),
-        });
-        let handshake = handshakes.clone();
-        let span = tracing::debug_span!("connection", remote = %incoming.remote_address());
-        let connect = async move {
-            let deadline = Instant::now() + limits.header_timeout;
-            let connecting = match incoming.accept() {
-                Ok(connecting) => timeout_at(deadline, connecting).await,
-                Err(error) => Ok(Err(error)),
-            };
-            drop(handshake);
-            match connecting {
-                Ok(Ok(quic)) => {
-                    Connection::start(quic, Side::Server, limits, Some(intake), drain);
-                }
-                Ok(Err(error)) => tracing::debug!(%error, "handshake failed"),
-                Err(_) => tracing::debug!("handshake took too long"),
-            }
-        };
-        tokio::spawn(connect.instrument(span));
+        self.inner.close();
+        futures_util::future::join_all(self.inner.endpoints.iter().map(|e| e.wait_idle())).await;
     }
 }
 
 /// What becomes of the requests of one connection.
 pub(super) struct Intake {
-    requests: mpsc::Sender<Requested>,
+    pub(super) requests: mpsc::Sender<Requested>,
     pub(super) plain: Arc<plain::Handler>,
     /// Places for plain requests.
     pub(super) plain_slots: Semaphore,
+    /// Held for as long as the connection is served.
+    pub(super) _permit: Permit,
 }
 
 /// A session that a client asks for and that was not answered yet. Dropped unanswered, it is 503.
@@ -438,13 +398,11 @@ async fn read_request(
         }
         match recv.read_chunk(4096, true).await {
             Ok(Some(chunk)) => decoder.push(&chunk.bytes),
-            Ok(None) if decoder.at_boundary() => {
-                return Err(Unreadable::Stream(code::REQUEST_INCOMPLETE));
-            }
-            // RFC 9114, section 7.1.
             Ok(None) => {
-                let what = "stream ends within a frame".to_owned();
-                return Err(Unreadable::Connection(code::FRAME_ERROR, what));
+                return Err(match decoder.finish() {
+                    Ok(()) => Unreadable::Stream(code::REQUEST_INCOMPLETE),
+                    Err(error) => Unreadable::Connection(error.code(), error.to_string()),
+                });
             }
             Err(_) => return Err(Unreadable::Stream(code::REQUEST_CANCELLED)),
         }

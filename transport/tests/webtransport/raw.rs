@@ -29,7 +29,7 @@ pub(crate) struct Raw {
     pub(crate) quic: quinn::Connection,
     /// The control stream, once it was opened.
     control: Option<quinn::SendStream>,
-    _endpoint: quinn::Endpoint,
+    pub(crate) endpoint: quinn::Endpoint,
 }
 
 pub(crate) fn endpoint() -> quinn::Endpoint {
@@ -65,7 +65,7 @@ impl Raw {
         Self {
             quic: soon(connecting.unwrap()).await.unwrap(),
             control: None,
-            _endpoint: endpoint,
+            endpoint,
         }
     }
 
