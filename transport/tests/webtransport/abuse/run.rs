@@ -201,6 +201,7 @@ impl Case {
                 self.raw.quic.send_datagram(bytes.into()).unwrap();
                 self.last = Last::Datagram;
             }
+            Step::Meanwhile => self.expect_life().await,
             Step::Ended => {
                 let recv = self.last().recv.as_mut().unwrap();
                 let _ = soon(recv.read_to_end(1 << 16)).await;

@@ -47,6 +47,8 @@ pub(super) enum Step {
     Stop(u64),
     /// A QUIC datagram.
     Datagram(Vec<u8>),
+    /// The session beside is used, so that what was sent before has arrived.
+    Meanwhile,
     /// Waits for the peer to end the stream that was written last.
     Ended,
 }
