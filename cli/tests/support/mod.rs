@@ -8,6 +8,7 @@
 
 pub(crate) mod client;
 pub(crate) mod cluster;
+pub(crate) mod peer;
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
