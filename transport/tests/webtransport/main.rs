@@ -3,8 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod abuse;
+mod edge;
 mod interop;
 mod limits;
+mod plain;
 mod raw;
 mod session;
 mod support;
