@@ -8,6 +8,7 @@ mod client;
 mod connection;
 mod credit;
 mod listener;
+mod milestone;
 pub mod plain;
 mod quic;
 mod server;

@@ -8,6 +8,7 @@
 
 pub(crate) mod client;
 pub(crate) mod cluster;
+pub(crate) mod peer;
 pub(crate) mod plain;
 
 use std::{

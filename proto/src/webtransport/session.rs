@@ -18,7 +18,8 @@ use crate::{h3, session::Close};
 #[derive(Debug)]
 pub struct Session {
     capsules: capsule::Decoder,
-    flow: Option<Flow>,
+    /// In a box, as most peers know none.
+    flow: Option<Box<Flow>>,
     peer_drains: bool,
     peer_closed: bool,
     drain: Word,
@@ -93,7 +94,9 @@ impl Session {
     pub fn new(capsules: capsule::Flow, flow: Option<Flow>) -> Self {
         Self {
             capsules: capsule::Decoder::new(capsules),
-            flow: flow.filter(|_| capsules == capsule::Flow::Enabled),
+            flow: flow
+                .filter(|_| capsules == capsule::Flow::Enabled)
+                .map(Box::new),
             peer_drains: false,
             peer_closed: false,
             drain: Word::Unsaid,
@@ -209,7 +212,7 @@ impl Session {
         if any {
             Capsule::Drain.encode(buf);
         }
-        for capsule in self.flow.iter_mut().flat_map(Flow::due) {
+        for capsule in self.flow.iter_mut().flat_map(|flow| flow.due()) {
             capsule.encode(buf);
             any = true;
         }
@@ -221,7 +224,7 @@ impl Session {
         if self.is_over() {
             return self.close == Word::Due;
         }
-        self.drain == Word::Due || self.flow.as_ref().is_some_and(Flow::is_due)
+        self.drain == Word::Due || self.flow.as_ref().is_some_and(|flow| flow.is_due())
     }
 
     /// Takes credit for up to `want` bytes of stream payload; 0 when there is none now.

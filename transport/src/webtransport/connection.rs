@@ -3,23 +3,22 @@
 use std::{
     collections::{HashMap, VecDeque},
     fmt::Display,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicUsize},
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
-use quinn::VarInt;
 use tokio::{
     sync::{Notify, Semaphore, watch},
-    time::{Instant, sleep_until, timeout, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 use tracing::Instrument;
 use wavry_proto::{
-    h3::{self, code},
+    h3::code,
     varint as quic_varint,
     webtransport::{
         agreement::{Agreement, Sessions, Unmet},
-        code as wt_code,
         flow::Kind,
         session, stream as wt_stream,
     },
@@ -30,20 +29,17 @@ use self::{
     sharing::Grant,
 };
 use super::{
-    Limits,
-    credit::{self, Place},
-    quic::Side,
-    server::{self, Intake},
-    shared::{Incoming, Shared},
-    stream::{first_chunk, read_varint, refuse, varint},
+    Limits, credit, milestone::Milestone, quic::Side, server::Intake, shared::Shared,
+    stream::varint,
 };
 use crate::{
     datagram::{Meter, Receiver},
-    metrics::{CONNECTIONS, SESSIONS, STREAMS_REFUSED, link, refusal},
+    metrics::{CONNECTIONS, SESSIONS, link},
     session::Closed,
 };
 
 mod control;
+mod incoming;
 mod sharing;
 
 pub(super) use sharing::SHARE;
@@ -68,17 +64,17 @@ pub(super) struct Connection {
     pub(super) meter: Meter,
     side: Side,
     /// What was agreed with the peer, once its settings came.
-    agreement: watch::Sender<Option<Result<Agreement, Unmet>>>,
+    agreed: OnceLock<Result<Agreement, Unmet>>,
     critical: Critical,
     table: Mutex<Table>,
     /// Streams that the peer opened and that are not over: bidirectional, unidirectional.
     open_streams: [AtomicUsize; 2],
     /// A session was added to the table.
     added: Notify,
+    /// The peer's settings came, or there is another time to close the connection.
+    changed: Notify,
     /// Places for streams that wait for their session.
     waiting: Semaphore,
-    /// When to close the connection for want of sessions; `None` while there are some.
-    close_at: watch::Sender<Option<Instant>>,
 }
 
 struct Table {
@@ -101,6 +97,8 @@ struct Table {
     uni: Grant,
     /// The receive window, in bytes.
     window: u64,
+    /// When to close the connection, once it is [unused](Self::unused).
+    close_at: Option<Instant>,
 }
 
 impl Table {
@@ -123,7 +121,8 @@ impl Drop for Answering {
             } else {
                 AGAIN
             };
-            self.0.close_at.send_replace(Some(Instant::now() + linger));
+            table.close_at = Some(Instant::now() + linger);
+            self.0.changed.notify_waiters();
         }
     }
 }
@@ -149,7 +148,6 @@ impl Connection {
         intake: Option<Arc<Intake>>,
         drain: watch::Receiver<bool>,
     ) -> Arc<Self> {
-        let close_at = Instant::now() + limits.header_timeout;
         let (critical, expected) = Critical::new();
         let table = Table {
             sessions: HashMap::new(),
@@ -164,19 +162,20 @@ impl Connection {
             bidi: Grant::new(limits.streams, side.requests(&limits)),
             uni: Grant::uni(limits.streams),
             window: SHARE,
+            close_at: Some(Instant::now() + limits.header_timeout),
         };
         let this = Arc::new(Self {
             meter: Meter::new(link::WEBTRANSPORT),
             quic,
             limits,
             side,
-            agreement: watch::Sender::new(None),
+            agreed: OnceLock::new(),
             critical,
             table: Mutex::new(table),
             open_streams: Default::default(),
             added: Notify::new(),
             waiting: Semaphore::new(WAITING_STREAMS),
-            close_at: watch::Sender::new(Some(close_at)),
+            changed: Notify::new(),
         });
         let span = tracing::debug_span!(
             "connection",
@@ -191,10 +190,16 @@ impl Connection {
     /// What was agreed with the peer; waits for its settings. `None` when the connection is lost
     /// first.
     pub(super) async fn agreement(&self) -> Option<Result<Agreement, Unmet>> {
-        let mut agreement = self.agreement.subscribe();
-        tokio::select! {
-            agreement = agreement.wait_for(Option::is_some) => *agreement.ok()?,
-            _ = self.quic.closed() => None,
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if let Some(agreed) = self.agreed.get() {
+                return Some(*agreed);
+            }
+            tokio::select! {
+                () = changed => {}
+                _ = self.quic.closed() => return None,
+            }
         }
     }
 
@@ -218,11 +223,11 @@ impl Connection {
         let state = session::Session::new(agreement.capsules(), flow);
         let shared = Arc::new(Shared::new(self.clone(), id, state));
         if table.peer_drains {
-            shared.draining.cancel();
+            shared.milestones.reach(Milestone::Draining);
         }
         table.sessions.insert(id, shared.clone());
         self.gauge(SESSIONS).increment(1.0);
-        self.close_at.send_replace(None);
+        table.close_at = None;
         let waiting = std::mem::take(&mut table.datagrams);
         for (session, payload) in waiting {
             if session == id {
@@ -283,7 +288,8 @@ impl Connection {
         }
         table.gone.push_back(shared.id);
         if table.unused() {
-            self.close_at.send_replace(Some(Instant::now() + linger));
+            table.close_at = Some(Instant::now() + linger);
+            self.changed.notify_waiters();
         }
         drop(table);
         self.share();
@@ -302,7 +308,8 @@ impl Connection {
             return None;
         }
         table.answering += 1;
-        self.close_at.send_replace(None);
+        table.close_at = None;
+        self.changed.notify_waiters();
         Some(Answering(self.clone()))
     }
 
@@ -368,8 +375,8 @@ impl Connection {
         let limit = table.next_request;
         table.goaway = Some(limit);
         if table.unused() {
-            let close_at = Instant::now() + LINGER;
-            self.close_at.send_replace(Some(close_at));
+            table.close_at = Some(Instant::now() + LINGER);
+            self.changed.notify_waiters();
         }
         let mut payload = BytesMut::new();
         quic_varint::put(&mut payload, limit);
@@ -377,25 +384,22 @@ impl Connection {
     }
 
     async fn close_when_unused(&self) {
-        let mut close_at = self.close_at.subscribe();
         loop {
-            let at = *close_at.borrow_and_update();
-            let due = async {
-                match at {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            let at = {
+                let table = self.lock();
+                // Under the lock, so that no session is added in between.
+                if table.close_at.is_some_and(|at| at <= Instant::now()) {
+                    self.quic.close(varint(code::NO_ERROR), b"");
+                    return;
                 }
+                table.close_at
             };
-            tokio::select! {
-                () = due => {
-                    // Under the lock, so that no session is added in between.
-                    let table = self.lock();
-                    if table.unused() && *self.close_at.borrow() == at {
-                        self.quic.close(varint(code::NO_ERROR), b"");
-                        return;
-                    }
-                }
-                _ = close_at.changed() => {}
+            match at {
+                // Whether or not it is a new one: it is looked at again.
+                Some(at) => drop(timeout_at(at, changed).await),
+                None => changed.await,
             }
         }
     }
@@ -413,6 +417,11 @@ impl Connection {
                 shared.datagrams.push(payload);
             } else if table.gone.contains(&id) {
                 self.meter.unknown_session();
+            } else if self.side == Side::Server && !table.bidi.reaches(id / 4) {
+                drop(table);
+                self.meter.malformed();
+                // RFC 9297, section 2.1.
+                self.violation(code::ID_ERROR, &"datagram of a stream that was not granted");
             } else {
                 if table.datagrams.len() == WAITING_DATAGRAMS {
                     table.datagrams.pop_front();
@@ -422,218 +431,6 @@ impl Connection {
             }
         }
     }
-
-    /// Every stream has a task of its own, so that one whose header does not come keeps no other
-    /// waiting. Tasks are as many as the streams granted ([`Limits::streams`]).
-    async fn accept_uni(self: &Arc<Self>) {
-        while let Ok(recv) = self.quic.accept_uni().await {
-            let place = Place::new(self.clone(), Kind::Uni);
-            tokio::spawn(self.clone().uni(recv, place).in_current_span());
-            self.grant(Kind::Uni);
-        }
-    }
-
-    async fn accept_bi(self: &Arc<Self>, intake: Option<Arc<Intake>>) {
-        while let Ok((send, recv)) = self.quic.accept_bi().await {
-            let place = Place::new(self.clone(), Kind::Bidi);
-            tokio::spawn(
-                self.clone()
-                    .bi(send, recv, place, intake.clone())
-                    .in_current_span(),
-            );
-            self.grant(Kind::Bidi);
-        }
-    }
-
-    async fn uni(self: Arc<Self>, mut recv: quinn::RecvStream, place: Place) {
-        let Ok(Some(mut rest)) = first_chunk(&mut recv).await else {
-            return self.missed(Kind::Uni);
-        };
-        let deadline = Instant::now() + self.limits.header_timeout;
-        let mut held = BytesMut::new();
-        let kind = timeout_at(deadline, read_varint(&mut recv, &mut held, &mut rest));
-        match kind.await {
-            Ok(Ok(Some(
-                kind
-                @ (h3::stream::CONTROL | h3::stream::QPACK_ENCODER | h3::stream::QPACK_DECODER),
-            ))) => self.peer_opened(kind, recv, rest),
-            Ok(Ok(Some(h3::stream::PUSH))) => {
-                // Only a server may push, and we grant no push ids.
-                let code = match self.side {
-                    Side::Server => code::STREAM_CREATION_ERROR,
-                    Side::Client => code::ID_ERROR,
-                };
-                self.violation(code, &"push stream");
-            }
-            Ok(Ok(Some(wt_stream::UNI))) => self.deliver(None, recv, rest, deadline, place).await,
-            // RFC 9114, section 6.2: unknown types are not an error.
-            Ok(Ok(Some(_))) => refuse(None, Some(recv), code::STREAM_CREATION_ERROR),
-            Ok(Ok(None) | Err(_)) => self.missed(Kind::Uni),
-            Err(_) => self.too_late(None, recv),
-        }
-    }
-
-    async fn bi(
-        self: Arc<Self>,
-        send: quinn::SendStream,
-        mut recv: quinn::RecvStream,
-        place: Place,
-        intake: Option<Arc<Intake>>,
-    ) {
-        let mut rest = match first_chunk(&mut recv).await {
-            Ok(Some(first)) => first,
-            Ok(None) => {
-                self.missed(Kind::Bidi);
-                return refuse(Some(send), None, code::REQUEST_INCOMPLETE);
-            }
-            Err(_) => {
-                self.missed(Kind::Bidi);
-                return refuse(Some(send), None, code::REQUEST_CANCELLED);
-            }
-        };
-        let deadline = Instant::now() + self.limits.header_timeout;
-        let mut held = BytesMut::new();
-        let kind = timeout_at(deadline, read_varint(&mut recv, &mut held, &mut rest));
-        match (kind.await, intake) {
-            (Ok(Ok(Some(wt_stream::BI))), _) => {
-                self.deliver(Some(send), recv, rest, deadline, place).await;
-            }
-            (Ok(Ok(Some(kind))), Some(intake)) => {
-                let id = VarInt::from(send.id()).into_inner();
-                {
-                    let mut table = self.lock();
-                    table.next_request = table.next_request.max(id + 4);
-                }
-                server::serve_request(self, send, recv, (kind, rest), deadline, intake).await;
-            }
-            (Ok(Ok(Some(_))), None) => {
-                self.violation(code::STREAM_CREATION_ERROR, &"request from a server");
-            }
-            // RFC 9114, section 7.1: what began with a byte began a frame.
-            (Ok(Ok(None)), _) => self.violation(code::FRAME_ERROR, &"a frame type that is cut off"),
-            (Ok(Err(_)), _) => {
-                self.missed(Kind::Bidi);
-                refuse(Some(send), None, code::REQUEST_CANCELLED);
-            }
-            (Err(_), _) => self.too_late(Some(send), recv),
-        }
-    }
-
-    /// A stream ended before it told its session: without RESET_STREAM_AT a reset overtakes the
-    /// header. It may have been of any session, and each is given back what it might have cost.
-    fn missed(&self, kind: Kind) {
-        let sessions: Vec<_> = self.lock().sessions.values().cloned().collect();
-        for session in sessions {
-            session.missed(kind);
-        }
-    }
-
-    fn too_late(&self, send: Option<quinn::SendStream>, recv: quinn::RecvStream) {
-        count_refused(refusal::HEADER_TIMEOUT);
-        self.missed(kind_of(&send));
-        refuse(send, Some(recv), code::REQUEST_INCOMPLETE);
-    }
-
-    /// Hands a WebTransport stream to its session, once the session id was read.
-    async fn deliver(
-        &self,
-        send: Option<quinn::SendStream>,
-        mut recv: quinn::RecvStream,
-        mut rest: Bytes,
-        deadline: Instant,
-        place: Place,
-    ) {
-        let kind = kind_of(&send);
-        let mut held = BytesMut::new();
-        let id = timeout_at(deadline, read_varint(&mut recv, &mut held, &mut rest));
-        let id = match id.await {
-            Ok(Ok(Some(id))) => id,
-            Ok(Ok(None) | Err(_)) => {
-                self.missed(kind);
-                return refuse(send, Some(recv), code::REQUEST_INCOMPLETE);
-            }
-            Err(_) => return self.too_late(send, recv),
-        };
-        if !wt_stream::is_session_id(id) {
-            return self.violation(code::ID_ERROR, &"stream of an impossible session");
-        }
-        let mut incoming = Incoming {
-            send,
-            recv,
-            first: rest,
-            place,
-        };
-        let Ok(shared) = self.session(id, deadline).await else {
-            count_refused(refusal::UNKNOWN_SESSION);
-            self.remember_refused(id, kind);
-            return incoming.refuse(wt_code::BUFFERED_STREAM_REJECTED);
-        };
-        let Some(shared) = shared else {
-            count_refused(refusal::SESSION_GONE);
-            return incoming.refuse(wt_code::SESSION_GONE);
-        };
-        if let Err(error) = incoming.place.belongs_to(&shared) {
-            count_refused(refusal::FLOW_CONTROL);
-            shared.fail(&error);
-            return shared.part(incoming.send, Some(incoming.recv));
-        }
-        shared.reading.begin();
-        let backlog = match kind {
-            Kind::Bidi => &shared.bi,
-            Kind::Uni => &shared.uni,
-        };
-        if let Err(Incoming { send, recv, .. }) = backlog.push(incoming) {
-            count_refused(refusal::SESSION_GONE);
-            shared.part(send, Some(recv));
-        }
-    }
-
-    /// Notes for a session that may yet come that a stream of it was refused.
-    fn remember_refused(&self, id: u64, kind: Kind) {
-        let mut table = self.lock();
-        if table.refused.len() == REMEMBERED {
-            table.refused.pop_front();
-        }
-        table.refused.push_back((id, kind));
-    }
-
-    /// The session `id`, or `None` when it is over; waits for it within bounds.
-    async fn session(&self, id: u64, deadline: Instant) -> Result<Option<Arc<Shared>>, Unknown> {
-        let find = || {
-            let table = self.lock();
-            match table.sessions.get(&id) {
-                Some(shared) => Some(Some(shared.clone())),
-                None => table.gone.contains(&id).then_some(None),
-            }
-        };
-        if let Some(found) = find() {
-            return Ok(found);
-        }
-        let _place = self.waiting.try_acquire().map_err(|_| Unknown)?;
-        loop {
-            let added = self.added.notified();
-            tokio::pin!(added);
-            added.as_mut().enable();
-            if let Some(found) = find() {
-                return Ok(found);
-            }
-            timeout_at(deadline, added).await.map_err(|_| Unknown)?;
-        }
-    }
-}
-
-fn kind_of(send: &Option<quinn::SendStream>) -> Kind {
-    match send {
-        Some(_) => Kind::Bidi,
-        None => Kind::Uni,
-    }
-}
-
-/// No session with the id came in time, or too many streams wait already.
-struct Unknown;
-
-fn count_refused(reason: &'static str) {
-    metrics::counter!(STREAMS_REFUSED, "reason" => reason).increment(1);
 }
 
 /// Waits for `future`, but not for ever: until `limit` has passed.

@@ -28,6 +28,7 @@ use super::{
     Limits,
     connection::{AGAIN, Connection, Refused, within},
     listener::{Listener, Permit},
+    milestone::Milestone,
     plain::{self, answer},
     quic::{self, Side},
     session::{ConnectStream, Opening, Session},
@@ -272,7 +273,7 @@ impl Unanswered {
         let head = encode_response(response, self.draft02);
         let answer = async move {
             answer(connect.send, Some(connect.recv), head, &shared.connection).await;
-            shared.farewell.cancel();
+            shared.milestones.reach(Milestone::Farewell);
             shared.connection.forget(&shared, AGAIN);
         };
         tokio::spawn(answer.in_current_span());

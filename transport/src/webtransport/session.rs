@@ -24,6 +24,7 @@ use wavry_proto::{
 use super::{
     connection::{AGAIN, LINGER, SHARE},
     credit,
+    milestone::Milestone,
     shared::{Incoming, Shared},
     stream::{RecvStream, SendStream, refuse, varint},
 };
@@ -196,7 +197,7 @@ impl session::Session for Session {
     }
 
     async fn draining(&self) {
-        self.shared.draining.cancelled().await;
+        self.shared.milestones.wait(Milestone::Draining).await;
     }
 
     fn close(&self, close: Close) {
@@ -209,7 +210,7 @@ impl session::Session for Session {
     async fn closed(&self) -> Closed {
         let closed = self.shared.over().await;
         if matches!(closed, Closed::Here(_)) {
-            self.shared.farewell.cancelled().await;
+            self.shared.milestones.wait(Milestone::Farewell).await;
         }
         closed
     }
@@ -260,7 +261,7 @@ impl Drop for Opening {
         if let Some(connect) = self.connect.take() {
             self.shared.end(Closed::Here(Close::default()));
             self.shared.release();
-            self.shared.farewell.cancel();
+            self.shared.milestones.reach(Milestone::Farewell);
             refuse(Some(connect.send), Some(connect.recv), self.h3_code);
             self.shared.connection.forget(&self.shared, AGAIN);
         }
@@ -286,12 +287,14 @@ impl ConnectStream {
         match self.live(&shared).await {
             Last::Here => match (shared.closed_now(), shared.broken.get()) {
                 (_, Some(h3_code)) => refuse(Some(self.send), Some(self.recv), *h3_code),
-                (Some(Closed::Here(close)), None) => self.say_goodbye(close, &shared).await,
+                (Some(Closed::Here(close)), None) => {
+                    Box::pin(self.say_goodbye(close, &shared)).await
+                }
                 _ => {}
             },
             Last::Peer(close) => {
                 shared.end(Closed::Peer(close));
-                self.answer_close().await;
+                Box::pin(self.answer_close()).await;
             }
             Last::Reset(h3_code) => {
                 shared.end(Closed::Lost(format!(
@@ -315,7 +318,7 @@ impl ConnectStream {
             tracing::debug!(reason = %closed, "session over");
         }
         shared.release();
-        shared.farewell.cancel();
+        shared.milestones.reach(Milestone::Farewell);
         let linger = match shared.closed_now() {
             // The peer has read why, but Chromium tells its page a little later, and not at all if
             // the connection is closed until then.
@@ -386,7 +389,7 @@ impl ConnectStream {
             loop {
                 match shared.update(|state| state.poll()).map_err(Last::Broken)? {
                     None => break,
-                    Some(Event::Drain) => shared.draining.cancel(),
+                    Some(Event::Drain) => shared.milestones.reach(Milestone::Draining),
                     Some(Event::Closed(close)) => last_word = Some(close),
                     Some(Event::Datagram(payload)) => shared.datagrams.push(payload),
                     Some(Event::Data | Event::Streams(_)) => shared.more.notify_waiters(),

@@ -7,13 +7,13 @@ use std::{
 
 use bytes::Bytes;
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
-use wavry_proto::webtransport::{code, session};
+use wavry_proto::webtransport::{code, flow::Kind, session};
 
 use super::{
     backlog::Backlog,
     connection::Connection,
     credit::{Place, Reading},
+    milestone::{Milestone, Milestones},
     stream,
 };
 use crate::{
@@ -34,6 +34,13 @@ pub(super) struct Incoming {
 }
 
 impl Incoming {
+    pub(super) fn kind(&self) -> Kind {
+        match self.send {
+            Some(_) => Kind::Bidi,
+            None => Kind::Uni,
+        }
+    }
+
     pub(super) fn refuse(self, h3_code: u64) {
         stream::refuse(self.send, Some(self.recv), h3_code);
     }
@@ -47,8 +54,7 @@ pub(super) struct Shared {
     pub(super) bi: Backlog<Incoming>,
     pub(super) uni: Backlog<Incoming>,
     pub(super) datagrams: Queue,
-    /// The peer asked to finish and close.
-    pub(super) draining: CancellationToken,
+    pub(super) milestones: Milestones,
     pub(super) state: Mutex<session::Session>,
     /// Whether there is flow control.
     pub(super) limited: bool,
@@ -61,9 +67,6 @@ pub(super) struct Shared {
     pub(super) window: AtomicU64,
     /// The code to reset the CONNECT stream with, as the peer broke a rule.
     pub(super) broken: OnceLock<u64>,
-    /// The peer has had its chance to read the last word, and nothing more is sent.
-    pub(super) farewell: CancellationToken,
-    over: CancellationToken,
     closed: OnceLock<Closed>,
     /// Streams to be reset once the peer has had the last word. `None` from then on. As many at most
     /// as the connection's streams ([`super::Limits::streams`], and what the peer grants).
@@ -88,9 +91,7 @@ impl Shared {
             bi: Backlog::default(),
             uni: Backlog::default(),
             datagrams,
-            draining: CancellationToken::new(),
-            farewell: CancellationToken::new(),
-            over: CancellationToken::new(),
+            milestones: Milestones::default(),
             closed: OnceLock::new(),
             parting: Mutex::new(Some(Vec::new())),
         }
@@ -106,7 +107,7 @@ impl Shared {
         if !last_word {
             self.release();
         }
-        self.over.cancel();
+        self.milestones.reach(Milestone::Over);
         self.datagrams.close();
         for incoming in self.bi.close().into_iter().chain(self.uni.close()) {
             self.part(incoming.send, Some(incoming.recv));
@@ -149,8 +150,8 @@ impl Shared {
 
     /// Resolves when the session is over. Cancel-safe.
     pub(super) async fn over(&self) -> Closed {
-        self.over.cancelled().await;
-        // It is set before the token is cancelled.
+        self.milestones.wait(Milestone::Over).await;
+        // It is set before the milestone is reached.
         self.closed_now().unwrap_or(Closed::Here(Close::default()))
     }
 

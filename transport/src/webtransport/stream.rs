@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use quinn::VarInt;
-use wavry_proto::webtransport::{code, stream};
+use wavry_proto::webtransport::code;
 
 use super::{
     credit::Place,
@@ -15,7 +15,7 @@ use crate::session::{self, Closed, ReadError, WriteError};
 
 /// Longest chunk read at once, in bytes: what a QUIC stack hands over is rarely over a packet, and a
 /// mirror's writes should not be delayed by one large read.
-const MAX_CHUNK: usize = 64 * 1024;
+pub(super) const MAX_CHUNK: usize = 64 * 1024;
 
 /// `code` as QUIC has it.
 pub(super) fn varint(code: u64) -> VarInt {
@@ -40,36 +40,6 @@ pub(super) fn refuse(
     }
     if let Some(mut recv) = recv {
         let _ = recv.stop(varint(h3_code));
-    }
-}
-
-/// A stream's first bytes, for which there is no deadline: a stream is there as soon as a later one
-/// of its kind is (RFC 9000, section 2.1), while its own bytes may wait for the connection's flow
-/// control. `None` when the stream ends first.
-pub(super) async fn first_chunk(
-    recv: &mut quinn::RecvStream,
-) -> Result<Option<Bytes>, quinn::ReadError> {
-    Ok(recv.read_chunk(MAX_CHUNK, true).await?.map(|c| c.bytes))
-}
-
-/// Reads an integer off the front of a stream. `held` keeps what belongs to it, `rest` what was read
-/// past it. `None` when the stream ends first.
-pub(super) async fn read_varint(
-    recv: &mut quinn::RecvStream,
-    held: &mut BytesMut,
-    rest: &mut Bytes,
-) -> Result<Option<u64>, quinn::ReadError> {
-    loop {
-        if !rest.is_empty()
-            && let Some((value, after)) = stream::take_varint(held, std::mem::take(rest))
-        {
-            *rest = after;
-            return Ok(Some(value));
-        }
-        match recv.read_chunk(MAX_CHUNK, true).await? {
-            Some(chunk) => *rest = chunk.bytes,
-            None => return Ok(None),
-        }
     }
 }
 

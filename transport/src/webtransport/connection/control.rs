@@ -15,7 +15,10 @@ use wavry_proto::{
     webtransport::agreement::Agreement,
 };
 
-use super::{super::credit, Connection, Side};
+use super::{
+    super::{credit, milestone::Milestone},
+    Connection, Side,
+};
 
 /// A stream of the peer's, and what was read of it past its type.
 type Arrived = (quinn::RecvStream, Bytes);
@@ -45,13 +48,13 @@ impl Critical {
 }
 
 impl Connection {
-    /// Opens the streams that HTTP/3 needs, and keeps them open.
+    /// Opens the control stream and keeps it open. No QPACK streams: who uses no dynamic table needs
+    /// none (RFC 9204, section 4.2), and Deno (2.9) hangs on them.
     pub(super) async fn run_control(&self, mut drain: watch::Receiver<bool>) {
-        let Some((mut control, encoder, decoder)) = self.open_control().await else {
+        let Ok(mut control) = self.open_control().await else {
             return;
         };
-        let stops = [control.stopped(), encoder.stopped(), decoder.stopped()];
-        let [control_stop, encoder_stop, decoder_stop] = stops;
+        let stopped = control.stopped();
         let drained = async {
             if self.side == Side::Server && drain.wait_for(|drain| *drain).await.is_ok() {
                 let mut goaway = BytesMut::new();
@@ -61,23 +64,17 @@ impl Connection {
             }
             std::future::pending::<()>().await;
         };
-        let stopped = tokio::select! {
-            stopped = control_stop => stopped,
-            stopped = encoder_stop => stopped,
-            stopped = decoder_stop => stopped,
-            () = drained => return,
-        };
-        if stopped.is_ok() {
-            // RFC 9114, section 6.2.1; RFC 9204, section 4.2.
-            let what = "a stream that the connection needs was stopped";
-            self.violation(code::CLOSED_CRITICAL_STREAM, &what);
+        tokio::select! {
+            stopped = stopped => if stopped.is_ok() {
+                // RFC 9114, section 6.2.1.
+                self.violation(code::CLOSED_CRITICAL_STREAM, &"the control stream was stopped");
+            },
+            () = drained => {}
         }
     }
 
-    async fn open_control(
-        &self,
-    ) -> Option<(quinn::SendStream, quinn::SendStream, quinn::SendStream)> {
-        let mut control = self.quic.open_uni().await.ok()?;
+    async fn open_control(&self) -> Result<quinn::SendStream, quinn::WriteError> {
+        let mut control = self.quic.open_uni().await?;
         let mut hello = BytesMut::new();
         quic_varint::put(&mut hello, h3::stream::CONTROL);
         let mut settings = Vec::new();
@@ -88,16 +85,10 @@ impl Connection {
         .with_initial_flow(credit::initial(&self.limits))
         .encode(&mut settings);
         frame::put(&mut hello, frame::kind::SETTINGS, &settings);
-        // They carry the words that decide about the rest.
+        // It carries the words that decide about the rest.
         let _ = control.set_priority(1);
-        control.write_all(&hello).await.ok()?;
-        let mut encoder = self.quic.open_uni().await.ok()?;
-        let kind = [h3::stream::QPACK_ENCODER as u8];
-        encoder.write_all(&kind).await.ok()?;
-        let mut decoder = self.quic.open_uni().await.ok()?;
-        let kind = [h3::stream::QPACK_DECODER as u8];
-        decoder.write_all(&kind).await.ok()?;
-        Some((control, encoder, decoder))
+        control.write_all(&hello).await?;
+        Ok(control)
     }
 
     /// Takes a stream of this type that the peer opened.
@@ -216,7 +207,9 @@ impl Connection {
             ),
             Err(unmet) => tracing::debug!(%unmet, "no agreement with the peer"),
         }
-        self.agreement.send_replace(Some(agreed));
+        // The decoder lets no second SETTINGS pass.
+        let _ = self.agreed.set(agreed);
+        self.changed.notify_waiters();
     }
 
     /// The peer sent GOAWAY: it wants the sessions to end, whichever side it is (draft-ietf-webtrans-
@@ -229,7 +222,7 @@ impl Connection {
         }
         table.peer_drains = true;
         for shared in table.sessions.values() {
-            shared.draining.cancel();
+            shared.milestones.reach(Milestone::Draining);
         }
     }
 }
