@@ -68,7 +68,7 @@ install_packages() {
 install_peers() {
   mkdir -p "$peers"
   if ! cmp -s scripts/peers/package-lock.json "$peers/installed-lock.json"; then
-    echo "installing puppeteer-core"
+    echo "installing puppeteer-core, Deno"
     cp scripts/peers/package.json scripts/peers/package-lock.json "$peers/"
     (cd "$peers" && PUPPETEER_SKIP_DOWNLOAD=1 quietly npm ci --no-audit --no-fund)
     cp scripts/peers/package-lock.json "$peers/installed-lock.json"
@@ -127,7 +127,7 @@ install_packages
 heading "tools"
 install_tools
 if [ -z "$fast" ]; then
-  heading "peers: puppeteer, aioquic"
+  heading "peers: puppeteer, Deno, aioquic"
   install_peers
 fi
 
@@ -154,7 +154,7 @@ heading "tests"
 if ! cargo nextest --version >/dev/null 2>&1; then
   run_tests_with_cargo
 elif [ -n "$fast" ]; then
-  cargo nextest run --workspace --locked -E 'not (binary(browser) | binary(peers))'
+  cargo nextest run --workspace --locked -E 'not (binary(browser) | binary(peers) | binary(interop))'
 else
   cargo nextest run --workspace --locked
 fi

@@ -10,18 +10,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::{path::PathBuf, process::Command};
+use std::process::Command;
 
 use serde_json::Value;
-use support::{Dev, output, stderr};
-
-/// Where scripts/test.sh put the browsers' driver.
-fn peers() -> PathBuf {
-    let peers = std::env::var_os("WAVRY_PEERS");
-    peers
-        .expect("WAVRY_PEERS is not set: run ./scripts/test.sh, which installs browsers and peers")
-        .into()
-}
+use support::{Dev, output, peer::peers, stderr};
 
 fn refused(metrics: &str, reason: &str) -> u64 {
     let series = format!("wavry_gateway_sessions_refused_total{{reason=\"{reason}\"}} ");

@@ -146,7 +146,8 @@ impl Cluster {
         command
     }
 
-    fn gateway(&self) -> SocketAddr {
+    /// Where its gateway is.
+    pub(crate) fn gateway(&self) -> SocketAddr {
         self.processes[0].address()
     }
 
