@@ -53,6 +53,9 @@ pub(crate) struct SessionArgs {
     /// Who the client is; the service is told
     #[arg(long)]
     subject: String,
+    /// Which of the client's sessions it is for; a newer token with the same ID extends it
+    #[arg(long, value_name = "ID")]
+    session: Option<String>,
     /// How long the token holds: 30s, 15m, 1h, 7d
     #[arg(long, default_value = "1h", value_parser = parse_duration)]
     ttl: Duration,
@@ -111,6 +114,7 @@ pub(crate) fn session(args: &SessionArgs) -> anyhow::Result<()> {
         &args.cluster,
         &args.service,
         args.subject.clone(),
+        args.session.clone(),
         serde_json::Map::new(),
         args.ttl,
     );

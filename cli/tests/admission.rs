@@ -72,6 +72,7 @@ impl Mint {
         let claims = Session {
             jti: "one".to_owned(),
             sub: "alice".to_owned(),
+            sid: None,
             claims,
             validity: self.validity(from, until),
         };

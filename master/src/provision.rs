@@ -37,18 +37,20 @@ pub fn registration_token(
 }
 
 /// A token with which client `sub` can open sessions to `service`, within `ttl` from now. The exit
-/// relay is handed `claims`.
+/// relay is handed `claims`. A newer token with the same `sid` extends sessions opened with it.
 pub fn session_token(
     key: &SigningKey,
     cluster: &ClusterName,
     service: &ServiceName,
     sub: String,
+    sid: Option<String>,
     claims: serde_json::Map<String, serde_json::Value>,
     ttl: Duration,
 ) -> String {
     let claims = Session {
         jti: token_id(),
         sub,
+        sid,
         claims,
         validity: validity(ttl),
     };

@@ -338,7 +338,7 @@ mod tests {
 
     #[tokio::test]
     async fn closing_wakes_a_waiting_reader() {
-        let queue = std::sync::Arc::new(Queue::new(Meter::new(link::MESH)));
+        let queue = Arc::new(Queue::new(Meter::new(link::MESH)));
         let reader = tokio::spawn({
             let queue = queue.clone();
             async move { queue.pop().await }

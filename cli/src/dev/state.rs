@@ -124,6 +124,7 @@ impl State {
             &self.cluster,
             service,
             subject,
+            None,
             nothing,
             SESSION_TTL,
         )

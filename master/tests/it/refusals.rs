@@ -110,6 +110,7 @@ async fn a_registration_token_that_does_not_hold_is_refused_by_its_reason() {
         &world.cluster,
         &service("echo"),
         "somebody".into(),
+        None,
         serde_json::Map::new(),
         Duration::from_secs(60),
     );

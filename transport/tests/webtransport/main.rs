@@ -3,8 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod edge;
 mod interop;
 mod limits;
+mod plain;
 mod raw;
 mod session;
 mod support;

@@ -13,16 +13,23 @@ use wavry_proto::{
     },
     session::Request,
     varint,
-    webtransport::request::head,
+    webtransport::{flow::Initial, request::head},
 };
 
 use crate::support::{Identity, Service, loopback, request, soon};
+
+/// What a raw client lets each session send, without which it may have only one.
+const GRANTED: Initial = Initial {
+    data: 1 << 30,
+    bidi: 1000,
+    uni: 1000,
+};
 
 pub(crate) struct Raw {
     pub(crate) quic: quinn::Connection,
     /// The control stream, once it was opened.
     control: Option<quinn::SendStream>,
-    _endpoint: quinn::Endpoint,
+    pub(crate) endpoint: quinn::Endpoint,
 }
 
 pub(crate) fn endpoint() -> quinn::Endpoint {
@@ -49,7 +56,7 @@ impl Raw {
         Self {
             quic: soon(connecting.unwrap()).await.unwrap(),
             control: None,
-            _endpoint: endpoint,
+            endpoint,
         }
     }
 
@@ -62,7 +69,9 @@ impl Raw {
     pub(crate) async fn connect_with(service: &Service, transport: quinn::TransportConfig) -> Self {
         let mut raw = Self::silent_with(service, transport).await;
         let mut settings = Vec::new();
-        Settings::webtransport(1, 16384).encode(&mut settings);
+        Settings::webtransport(1, 16384)
+            .with_initial_flow(GRANTED)
+            .encode(&mut settings);
         let frames = frames(&[(kind::SETTINGS, &settings)]);
         raw.control = Some(raw.uni(stream::CONTROL, &frames).await);
         raw
