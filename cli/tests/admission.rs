@@ -26,7 +26,7 @@ use wavry_proto::{
     session::close_code,
     token::{Registration, Session, Validity},
 };
-use wavry_transport::session::{Closed, Session as _};
+use wavry_transport::session::{Closed, SendStream as _, Session as _};
 
 /// The cluster of `wavry dev`.
 const CLUSTER: &str = "wavry";
@@ -195,6 +195,35 @@ async fn a_session_is_closed_when_its_token_expires() {
     }
 }
 
+#[tokio::test]
+async fn what_a_session_carries_is_counted_while_it_lives() {
+    let directory = tempfile::tempdir().unwrap();
+    let dev = Dev::start(directory.path());
+    let native = Native::new(&dev);
+    let token = Mint::of(&dev).session(CLUSTER, "sample", -10, 600);
+    let session = native.open(&format!("/sample?token={token}")).await;
+    let (mut send, _recv) = session.open_bi().await.unwrap();
+    send.write("eleven byte".into()).await.unwrap();
+    let webtransport = "upstream=\"webtransport\",";
+    for (roles, name, upstream) in [
+        (&["gateway"][..], "gateway", ""),
+        (&["relay-a", "relay-b"], "relay", webtransport),
+    ] {
+        let counted =
+            format!("wavry_{name}_session_bytes_total{{{upstream}direction=\"from_client\"}} 11");
+        let counting = async {
+            while !roles
+                .iter()
+                .any(|role| dev.metrics(role).contains(&counted))
+            {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        support::client::within(DEADLINE, &counted, counting).await;
+    }
+    drop(session);
+}
+
 /// A session is named in its token, and goes on with a newer one that comes over any connection.
 #[tokio::test]
 async fn a_session_outlives_its_token_with_a_newer_one() {
@@ -254,7 +283,9 @@ async fn a_session_outlives_its_token_with_a_newer_one() {
         Closed::Peer(close) => assert_eq!(close.code, close_code::TOKEN_EXPIRED),
         other => panic!("{other}"),
     }
-    support::client::echo(&kept, b"still there").await.unwrap();
+    kept.send_datagram("still there".into()).unwrap();
+    let back = support::client::within(DEADLINE, "a datagram", kept.recv_datagram()).await;
+    assert_eq!(back.unwrap(), "still there");
     let metrics = dev.metrics("gateway");
     for outcome in ["extended", "unknown_session", "token_missing"] {
         let counted = format!("wavry_gateway_refreshes_total{{outcome=\"{outcome}\"}} 1");

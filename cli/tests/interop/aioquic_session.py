@@ -2,6 +2,8 @@
 
 aioquic frames streams, datagrams and requests. Capsules, the mapping of application codes, resets and
 stops are done here; answers on a bidirectional stream that this side opened are registered with it.
+Its own SETTINGS speak of draft-02 alone, which knows one session on a connection; the setting of
+draft-07, which counts them, is added.
 """
 
 import asyncio
@@ -25,6 +27,7 @@ from aioquic.quic.events import (
 )
 
 CLOSE, DRAIN = 0x2843, 0x78AE
+MAX_SESSIONS_DRAFT07 = 0xC671706A
 FIRST = 0x52E4A40FA8DB
 
 
@@ -35,6 +38,11 @@ def to_h3(code):
 def from_h3(code):
     shifted = code - FIRST
     return shifted - shifted // 0x1F
+
+
+class Http(H3Connection):
+    def _get_local_settings(self):
+        return {**super()._get_local_settings(), MAX_SESSIONS_DRAFT07: 16}
 
 
 class Stream:
@@ -156,7 +164,7 @@ class Protocol(QuicConnectionProtocol):
 
     def quic_event_received(self, event):
         if isinstance(event, ProtocolNegotiated):
-            self.http = H3Connection(self._quic, enable_webtransport=True)
+            self.http = Http(self._quic, enable_webtransport=True)
         elif isinstance(event, ConnectionTerminated):
             for session in self.sessions.values():
                 session.end("lost")

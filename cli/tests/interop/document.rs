@@ -47,12 +47,17 @@ pub(crate) fn render(features: &[Feature], clients: &[Column], servers: &[Column
     text += &table(features, servers, &mut notes);
     text += "\n## Notes\n\n";
     for (number, note) in notes.iter().enumerate() {
-        let _ = writeln!(text, "{}. {note}", number + 1);
+        let peers = note.peers.join(", ");
+        let _ = writeln!(text, "{}. {peers}: {}", number + 1, note.evidence);
     }
     let _ = write!(text, "\n{VERSIONS}\n\n| peer | version |\n|---|---|\n");
+    let mut listed = Vec::new();
     for column in clients.iter().chain(servers) {
-        let (peer, version) = (column.peer.title(), &column.version);
-        let _ = writeln!(text, "| {peer} | {version} |");
+        let peer = column.peer.title();
+        if !listed.contains(&peer) {
+            listed.push(peer);
+            let _ = writeln!(text, "| {peer} | {} |", column.version);
+        }
     }
     text
 }
@@ -88,7 +93,7 @@ pub(crate) fn problems(features: &[Feature], columns: &[Column]) -> Vec<String> 
     all
 }
 
-fn table(features: &[Feature], columns: &[Column], notes: &mut Vec<String>) -> String {
+fn table(features: &[Feature], columns: &[Column], notes: &mut Vec<Note>) -> String {
     let mut text = "| feature |".to_owned();
     for column in columns {
         let _ = write!(text, " {} |", column.peer.title());
@@ -105,7 +110,7 @@ fn table(features: &[Feature], columns: &[Column], notes: &mut Vec<String>) -> S
     text
 }
 
-fn cell(feature: &Feature, line: usize, column: &Column, notes: &mut Vec<String>) -> String {
+fn cell(feature: &Feature, line: usize, column: &Column, notes: &mut Vec<Note>) -> String {
     let exception = column.peer.exception(feature);
     let expected = feature.expected(exception.as_ref());
     let mark = |shown: &Shown| if *shown == expected { "✓" } else { "✗" };
@@ -121,14 +126,24 @@ fn cell(feature: &Feature, line: usize, column: &Column, notes: &mut Vec<String>
     }
 }
 
-/// The number of a note, which several cells of a peer may share.
-fn note(exception: &Exception, column: &Column, notes: &mut Vec<String>) -> usize {
-    let note = format!("{}: {}", column.peer.title(), exception.evidence);
-    match notes.iter().position(|known| *known == note) {
-        Some(known) => known + 1,
-        None => {
-            notes.push(note);
-            notes.len()
-        }
+/// A note, and the peers of which it is true.
+struct Note {
+    evidence: &'static str,
+    peers: Vec<&'static str>,
+}
+
+/// The number of a note, which several cells may share.
+fn note(exception: &Exception, column: &Column, notes: &mut Vec<Note>) -> usize {
+    let evidence = exception.evidence;
+    let known = notes.iter().position(|note| note.evidence == evidence);
+    let number = known.unwrap_or(notes.len());
+    if known.is_none() {
+        let peers = Vec::new();
+        notes.push(Note { evidence, peers });
     }
+    let (peers, title) = (&mut notes[number].peers, column.peer.title());
+    if !peers.contains(&title) {
+        peers.push(title);
+    }
+    number + 1
 }

@@ -93,11 +93,7 @@ impl Peer {
                 script::run(&stack::web_transport_quinn::Dialler::new(target)).await
             }
             Self::AioquicServer => ours(target, &[]).await,
-            Self::WtransportServer => {
-                let silent = &["drain by client", "drain by service", "two sessions"];
-                ours(target, silent).await
-            }
-            Self::WebTransportQuinnServer => {
+            Self::WtransportServer | Self::WebTransportQuinnServer => {
                 ours(target, &["drain by client", "drain by service"]).await
             }
             Self::Chromium => process::browser("chromium", &target, &[]).await,

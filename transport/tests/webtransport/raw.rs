@@ -57,7 +57,8 @@ impl Raw {
         Self::silent_with(service, quinn::TransportConfig::default()).await
     }
 
-    async fn silent_with(service: &Service, transport: quinn::TransportConfig) -> Self {
+    /// The same with other limits of QUIC.
+    pub(crate) async fn silent_with(service: &Service, transport: quinn::TransportConfig) -> Self {
         let endpoint = endpoint();
         let mut config = client_config(&service.identity, &[b"h3"]);
         config.transport_config(Arc::new(transport));
