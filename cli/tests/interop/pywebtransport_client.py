@@ -10,6 +10,12 @@ from pywebtransport.types import EventType
 from script import Refused, Script, main
 
 
+def forget(task):
+    """What was under way when a session closed fails, as it may."""
+    if not task.cancelled():
+        task.exception()
+
+
 class Stream:
     """A stream with the calls that the script knows."""
 
@@ -32,6 +38,7 @@ class Stream:
         task = asyncio.create_task(call)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(forget)
 
     def write(self, data, end=False):
         self.start(self.stream.write_all(data=data, end_stream=end))
@@ -88,6 +95,7 @@ class Session:
 
     def start(self, call):
         self.tasks.append(asyncio.create_task(call))
+        self.tasks[-1].add_done_callback(forget)
 
     async def open(self, uni=False):
         opened = self.session.create_bidirectional_stream
