@@ -379,6 +379,7 @@ fn reason(ended: &mirror::Ended) -> &'static str {
             close_code::IDLE => "idle",
             close_code::DRAINED => "drained",
             close_code::TOKEN_EXPIRED => "token_expired",
+            close_code::UNREAD => "unread",
             _ => "gateway",
         },
     }

@@ -36,8 +36,11 @@ pub(super) async fn serve(socket: UdpSocket, mut tls: rustls::ServerConfig) -> i
     )?;
     while let Some(incoming) = endpoint.accept().await {
         tokio::spawn(async move {
-            // A connection that fails is the client's to report.
-            if let Ok(connection) = incoming.await {
+            // Its first words go with the handshake's. A connection that fails is the client's to
+            // report.
+            if let Ok(connecting) = incoming.accept()
+                && let Ok((connection, _)) = connecting.into_0rtt()
+            {
                 let _ = session(connection).await;
             }
         });

@@ -13,6 +13,9 @@ use crate::Error;
 /// How long a server may take to be there.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long it may take to end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// A server's process. It ends with its standard input, and so when this is dropped.
 pub(crate) struct Process {
     child: Child,
@@ -51,7 +54,12 @@ impl Process {
     /// Ends it and waits until it is gone.
     pub(crate) async fn stop(mut self) {
         drop(self.child.stdin.take());
-        let _ = self.child.kill().await;
+        if tokio::time::timeout(STOP_TIMEOUT, self.child.wait())
+            .await
+            .is_err()
+        {
+            let _ = self.child.kill().await;
+        }
     }
 
     /// Bytes of memory that it has in use (`VmRSS`).

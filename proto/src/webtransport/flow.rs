@@ -123,8 +123,8 @@ struct Granting {
     window: u64,
     max: u64,
     granted: u64,
-    /// Granted and not told yet.
-    untold: bool,
+    /// What of that the peer was told.
+    told: u64,
 }
 
 impl Granting {
@@ -133,8 +133,7 @@ impl Granting {
             window: initial.max(1),
             max: max.max(initial).max(1),
             granted: initial,
-            // A peer that was granted nothing in the settings waits for a capsule.
-            untold: false,
+            told: initial,
         }
     }
 
@@ -155,12 +154,16 @@ impl Granting {
         let next = returned.saturating_add(self.window).min(most);
         if next.saturating_sub(self.granted) >= least {
             self.granted = next;
-            self.untold = true;
         }
     }
 
+    fn is_due(&self) -> bool {
+        self.told != self.granted
+    }
+
     fn due(&mut self) -> Option<u64> {
-        std::mem::take(&mut self.untold).then_some(self.granted)
+        let before = std::mem::replace(&mut self.told, self.granted);
+        (before != self.granted).then_some(self.granted)
     }
 }
 
@@ -281,7 +284,7 @@ impl Flow {
     /// The peer opened a stream. More of them will be granted while it has over half of them open.
     pub fn opened(&mut self, kind: Kind) -> Result<(), Violation> {
         let streams = self.streams(kind);
-        if streams.opened >= streams.grant.granted {
+        if streams.opened >= streams.grant.told {
             return Err(Violation::Streams);
         }
         streams.opened += 1;
@@ -308,13 +311,14 @@ impl Flow {
         streams.renew();
     }
 
-    /// The application read stream payload. Returns by how much the data window has grown.
+    /// The application read stream payload. Returns by how much the data window has grown. A peer
+    /// that sent too much is found out only if this is more than it was [told](Self::due) by now.
     pub fn read(&mut self, bytes: u64) -> Result<u64, Violation> {
         self.read = self.read.saturating_add(bytes);
-        let Some(left) = self.data.granted.checked_sub(self.read) else {
+        let Some(left) = self.data.told.checked_sub(self.read) else {
             return Err(Violation::Data);
         };
-        // More cannot have been lost than was granted and not read.
+        // More cannot have been lost than the peer was told it may send, and was not read.
         self.lost = self.lost.min(left);
         let (granted, window) = (self.data.granted, self.data.window);
         self.renew_data();
@@ -328,7 +332,7 @@ impl Flow {
     /// A stream ended with a reset, or was stopped here: up to `most` bytes, as far as its own window
     /// allowed, may have been sent on it that nobody will read.
     pub fn lost(&mut self, most: u64) {
-        let left = self.data.granted - self.read.min(self.data.granted);
+        let left = self.data.told.saturating_sub(self.read);
         self.lost = self.lost.saturating_add(most).min(left);
         self.renew_data();
     }
@@ -365,7 +369,7 @@ impl Flow {
     pub fn is_due(&self) -> bool {
         let grants = [&self.data, &self.bidi.grant, &self.uni.grant];
         let spendings = [&self.send_data, &self.send_bidi, &self.send_uni];
-        grants.iter().any(|grant| grant.untold)
+        grants.iter().any(|grant| grant.is_due())
             || spendings.iter().any(|spending| spending.blocked.is_some())
     }
 }
@@ -419,7 +423,8 @@ mod tests {
         assert_eq!(due(&mut flow), [Capsule::MaxData(475)]);
         assert_eq!(flow.read(100), Ok(0), "the window is at its end");
         assert_eq!(due(&mut flow), [Capsule::MaxData(575)]);
-        assert_eq!(flow.read(401), Err(Violation::Data));
+        assert_eq!(flow.read(400), Ok(0));
+        assert_eq!(flow.read(1), Err(Violation::Data), "it was told of no more");
     }
 
     #[test]
@@ -431,10 +436,13 @@ mod tests {
         assert!(!flow.is_due());
         flow.opened(Kind::Uni).unwrap();
         assert_eq!(due(&mut flow), [Capsule::MaxStreams(Kind::Uni, 8)]);
-        for _ in 3..16 {
+        for _ in 3..8 {
             flow.opened(Kind::Uni).unwrap();
         }
         assert_eq!(due(&mut flow), [Capsule::MaxStreams(Kind::Uni, 16)]);
+        for _ in 8..16 {
+            flow.opened(Kind::Uni).unwrap();
+        }
         assert_eq!(flow.opened(Kind::Uni), Err(Violation::Streams));
         for _ in 0..4 {
             flow.over(Kind::Uni);

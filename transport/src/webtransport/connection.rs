@@ -390,6 +390,11 @@ impl Connection {
                 shared.datagrams.push(payload);
             } else if table.gone.contains(&id) {
                 self.meter.unknown_session();
+            } else if self.side == Side::Server && !table.bidi.reaches(id / 4) {
+                drop(table);
+                self.meter.malformed();
+                // RFC 9297, section 2.1.
+                self.violation(code::ID_ERROR, &"datagram of a stream that was not granted");
             } else {
                 if table.datagrams.len() == WAITING_DATAGRAMS {
                     table.datagrams.pop_front();

@@ -9,6 +9,7 @@
 mod bounds;
 mod capsules;
 mod client;
+mod flow;
 mod frames;
 mod messages;
 mod qpack;
@@ -40,6 +41,7 @@ fn at_least_forty_cases_each_name_the_section_they_hold() {
         messages::CASES,
         qpack::CASES,
         capsules::CASES,
+        flow::CASES,
         webtransport::CASES,
         client::CASES,
     ]

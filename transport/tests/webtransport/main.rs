@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod abuse;
+mod agreement;
 mod edge;
+mod flow;
 mod interop;
 mod limits;
 mod plain;

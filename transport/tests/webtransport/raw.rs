@@ -57,7 +57,8 @@ impl Raw {
         Self::silent_with(service, quinn::TransportConfig::default()).await
     }
 
-    async fn silent_with(service: &Service, transport: quinn::TransportConfig) -> Self {
+    /// The same with other limits of QUIC.
+    pub(crate) async fn silent_with(service: &Service, transport: quinn::TransportConfig) -> Self {
         let endpoint = endpoint();
         let mut config = client_config(&service.identity, &[b"h3"]);
         config.transport_config(Arc::new(transport));
@@ -88,12 +89,12 @@ impl Raw {
             .with_initial_flow(GRANTED)
             .encode(&mut payload);
         let frames = frames(&[(kind::SETTINGS, &payload)]);
-        self.control = Some(self.uni(stream::CONTROL, &frames).await);
+        self.say(&frames).await;
     }
 
-    /// Whether the settings were sent.
-    pub(crate) fn has_control(&self) -> bool {
-        self.control.is_some()
+    /// Opens the control stream with these bytes.
+    pub(crate) async fn say(&mut self, bytes: &[u8]) {
+        self.control = Some(self.uni(stream::CONTROL, bytes).await);
     }
 
     /// Opens a unidirectional stream of a type.

@@ -93,6 +93,7 @@ impl Connection {
 
     pub(super) async fn accept_bi(self: &Arc<Self>, intake: Option<Arc<Intake>>) {
         while let Ok((send, recv)) = self.quic.accept_bi().await {
+            self.lock().bidi.saw();
             self.arrived(Some(send), recv, intake.as_ref());
         }
     }

@@ -37,6 +37,8 @@ pub(super) struct Grant {
     max: u64,
     /// Granted on top: HTTP/3's own streams.
     extra: u64,
+    /// How many were seen, which is no less than have ended.
+    seen: u64,
 }
 
 impl Grant {
@@ -49,7 +51,19 @@ impl Grant {
             granted: FIRST_STREAMS.min(max),
             max,
             extra,
+            seen: 0,
         }
+    }
+
+    /// A stream was opened.
+    pub(super) fn saw(&mut self) {
+        self.seen += 1;
+    }
+
+    /// Whether the peer may have opened the stream with this index among those of its kind: as many
+    /// are granted again as have ended.
+    pub(super) fn reaches(&self, index: u64) -> bool {
+        index < self.seen + self.granted + self.extra
     }
 
     /// The new limit, when it is time to raise it.

@@ -3,7 +3,7 @@
 use wavry_proto::{
     h3::{code, frame::kind::DATA},
     varint,
-    webtransport::capsule::{CLOSE_SESSION, DRAIN_SESSION},
+    webtransport::capsule::{CLOSE_SESSION, DATAGRAM, DRAIN_SESSION},
 };
 
 use super::{
@@ -64,6 +64,9 @@ cases! {
     a_drain_again_and_again, "draft, 4.7":
         Session, [Connect(data(&capsule(DRAIN_SESSION, b"").repeat(100)))]
         => Ignored;
+    a_datagram_by_capsule_that_no_packet_holds, "RFC 9297, 3.5":
+        Session, [Connect(data(&cat(&[&capsule(DATAGRAM, &[0; 65_536]), &close(7, "")]))), Fin]
+        => Closed;
     an_end_without_a_close, "draft, 6":
         Session, [Connect(frame(DATA, b"")), Fin]
         => Closed;

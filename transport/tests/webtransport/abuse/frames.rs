@@ -146,7 +146,7 @@ cases! {
         Silent, [Uni(control(&[(0x05, 16_384)]))]
         => Connection(code::SETTINGS_ERROR);
     settings_that_nobody_knows, "RFC 9114, 7.2.4.1":
-        Silent, [Uni(control(&[(0x21, 1), (id::H3_DATAGRAM, 1), (0x1f * 9 + 0x21, varint::MAX), (varint::MAX, 0), (id::WEBTRANSPORT_MAX_SESSIONS_DRAFT07, 9)]))]
+        Silent, [Uni(control(&[(0x21, 1), (id::H3_DATAGRAM, 1), (0x1f * 9 + 0x21, varint::MAX), (varint::MAX, 0), (id::WEBTRANSPORT_MAX_SESSIONS_DRAFT07, 9)])), Beside]
         => Ignored;
     more_settings_than_anybody_has, "RFC 9114, 10.5":
         Silent, [Uni(control(&many_settings()))]

@@ -11,9 +11,9 @@ use wavry_transport::{
     webtransport::{Limits, Server, Session},
 };
 
-use super::script::{Expected, Start, Step, session, wt_bi};
+use super::script::{Expected, Start, Step, get, session, wt_bi};
 use crate::{
-    raw::{Raw, answer, headers, lines},
+    raw::{self, Raw, answer, headers, lines},
     support::{Service, echo, read_all, request, soon, write_all},
 };
 
@@ -69,6 +69,8 @@ struct Case {
     raw: Raw,
     /// The session beside the case's own.
     beside: Option<u64>,
+    kept: Option<Stream>,
+    /// The CONNECT stream of the case's own session.
     connect: Option<Stream>,
     /// Opened by steps.
     streams: Vec<Stream>,
@@ -95,14 +97,20 @@ async fn case(service: &Service, start: Start, steps: Vec<Step>, expected: Expec
     let mut case = Case {
         raw: Raw::silent(service).await,
         beside: None,
+        kept: None,
         connect: None,
         streams: Vec::new(),
         last: Last::Opened,
     };
-    if !matches!(start, Start::Silent | Start::SilentHasty) {
-        case.settle().await;
+    match start {
+        Start::Silent | Start::SilentHasty => {}
+        Start::Older => {
+            case.raw.say(&raw::settings(&raw::SETTINGS)).await;
+            case.open_beside().await;
+        }
+        _ => case.settle().await,
     }
-    if start == Start::Session {
+    if matches!(start, Start::Session | Start::Older) {
         case.connect = Some(case.ask().await);
     }
     for step in steps {
@@ -114,14 +122,23 @@ async fn case(service: &Service, start: Start, steps: Vec<Step>, expected: Expec
 impl Case {
     /// Says the settings and opens the session beside.
     async fn settle(&mut self) {
-        let said = |opened: &Stream| opened.first.first() == Some(&(stream::CONTROL as u8));
-        if !self.raw.has_control() && !self.streams.iter().any(|s| s.recv.is_none() && said(s)) {
-            self.raw.say_settings().await;
-        }
+        self.raw.say_settings().await;
+        self.open_beside().await;
+    }
+
+    async fn open_beside(&mut self) {
         let connect = self.ask().await;
         self.beside = Some(id(&connect.send));
         // Open for as long as the connection.
-        self.streams.insert(0, connect);
+        self.kept = Some(connect);
+    }
+
+    /// Whether a step has opened the control stream.
+    fn said_settings(&self) -> bool {
+        let is_control = |s: &Stream| s.first.first() == Some(&(stream::CONTROL as u8));
+        self.streams
+            .iter()
+            .any(|s| s.recv.is_none() && is_control(s))
     }
 
     async fn ask(&self) -> Stream {
@@ -169,6 +186,23 @@ impl Case {
                 });
                 self.last = Last::Opened;
             }
+            Step::Beside => self.open_beside().await,
+            Step::Many(count, first) => {
+                for _ in 0..count {
+                    let Ok(mut send) = soon(self.raw.quic.open_uni()).await else {
+                        return;
+                    };
+                    let _ = send.write_all(&first).await;
+                    let first = first.clone();
+                    self.streams.push(Stream {
+                        send,
+                        recv: None,
+                        first,
+                        ended: false,
+                    });
+                }
+                self.last = Last::Opened;
+            }
             Step::Control(bytes) => {
                 self.raw.control(&bytes).await;
                 self.last = Last::Control;
@@ -201,6 +235,7 @@ impl Case {
                 self.raw.quic.send_datagram(bytes.into()).unwrap();
                 self.last = Last::Datagram;
             }
+            Step::Meanwhile => self.expect_life().await,
             Step::Ended => {
                 let recv = self.last().recv.as_mut().unwrap();
                 let _ = soon(recv.read_to_end(1 << 16)).await;
@@ -233,11 +268,16 @@ impl Case {
 
     /// The connection lives: the session beside goes on, or one can still be opened.
     async fn expect_life(&mut self) {
-        if self.beside.is_none() {
+        if self.beside.is_none() && !self.said_settings() {
             self.settle().await;
         }
+        let Some(beside) = self.beside else {
+            // With those settings there may be no session.
+            assert_eq!(self.raw.status(&get()).await, 404);
+            return;
+        };
         for _ in 0..2 {
-            let bytes = wt_bi(self.beside.unwrap(), b"neighbour");
+            let bytes = wt_bi(beside, b"neighbour");
             let (mut send, mut recv) = self.raw.bi(&bytes).await;
             send.finish().unwrap();
             assert_eq!(soon(recv.read_to_end(100)).await.unwrap(), b"neighbour");

@@ -21,6 +21,8 @@ pub(super) enum Start {
     Ready,
     /// The same, and a session of the case itself.
     Session,
+    /// The same with a client of draft-07.
+    Older,
     /// As `Ready`, with a server that waits for headers 400 ms only.
     ReadyHasty,
     /// As `Silent`, with such a server.
@@ -29,6 +31,10 @@ pub(super) enum Start {
 
 /// What is sent.
 pub(super) enum Step {
+    /// The session beside is opened, on a connection whose settings were sent by a step.
+    Beside,
+    /// So many unidirectional streams are opened with these bytes.
+    Many(usize, Vec<u8>),
     /// A unidirectional stream is opened with these bytes.
     Uni(Vec<u8>),
     /// A bidirectional stream is opened with these bytes.
@@ -47,6 +53,8 @@ pub(super) enum Step {
     Stop(u64),
     /// A QUIC datagram.
     Datagram(Vec<u8>),
+    /// The session beside is used, so that what was sent before has arrived.
+    Meanwhile,
     /// Waits for the peer to end the stream that was written last.
     Ended,
 }
@@ -173,6 +181,11 @@ pub(super) fn fields(fields: &[(&str, &str)]) -> Vec<u8> {
 /// A capsule with a payload as it stands.
 pub(super) fn capsule(kind: u64, payload: &[u8]) -> Vec<u8> {
     cat(&[&integers(&[kind, payload.len() as u64]), payload])
+}
+
+/// A capsule with an integer for payload.
+pub(super) fn limit(kind: u64, limit: u64) -> Vec<u8> {
+    capsule(kind, &integers(&[limit]))
 }
 
 /// WT_CLOSE_SESSION.

@@ -1,7 +1,7 @@
 //! Sessions and their streams.
 
 use wavry_proto::{
-    h3::{code, frame::kind},
+    h3::{code, frame::kind, settings::id},
     varint,
     webtransport::{
         code::{BUFFERED_STREAM_REJECTED, SESSION_GONE},
@@ -18,7 +18,7 @@ use crate::raw;
 
 cases! {
     a_session_is_asked_for_before_the_settings, "draft, 3.1":
-        Silent, [Bi(headers(&session())), Uni(control(&raw::SETTINGS)), Uni(vec![]), Fin]
+        Silent, [Bi(headers(&session())), Uni(control(&raw::SETTINGS)), Beside]
         => Ignored;
     a_session_is_asked_for_without_settings, "draft, 3.1":
         SilentHasty, [Bi(headers(&session()))]
@@ -26,6 +26,16 @@ cases! {
     a_session_that_is_not_https, "draft, 3.2":
         Ready, [Bi(headers(&replaced(session(), ":scheme", "http")))]
         => Stream(code::MESSAGE_ERROR);
+
+    a_client_of_the_newest_draft_takes_no_datagrams, "draft, 3.1":
+        Silent, [Uni(control(&[(id::WT_ENABLED, 1)])), Bi(headers(&session()))]
+        => Stream(code::MESSAGE_ERROR);
+    a_second_session_without_flow_control, "draft, 5.1":
+        Silent, [Uni(control(&[(id::WT_ENABLED, 1), (id::H3_DATAGRAM, 1)])), Beside, Bi(headers(&session()))]
+        => Stream(code::REQUEST_REJECTED);
+    more_sessions_than_there_may_be, "draft, 5.2":
+        Silent, [Uni(control(&[(id::WEBTRANSPORT_DRAFT02, 1), (id::H3_DATAGRAM, 1)])), Beside, Bi(headers(&session()))]
+        => Answer(429);
 
     a_unidirectional_stream_of_a_server_s_stream, "draft, 4":
         Ready, [Uni(wt_uni(1, b"x"))]
