@@ -80,7 +80,7 @@ impl Session {
         signal: u64,
         stream: quinn::SendStream,
     ) -> Result<SendStream, Closed> {
-        let mut stream = SendStream::new(stream, self.shared.clone(), None);
+        let mut stream = SendStream::opened(stream, self.shared.clone());
         let header = wt_stream::header(signal, self.shared.id);
         match stream.write_header(header).await {
             Ok(()) => Ok(stream),
@@ -146,7 +146,7 @@ impl session::Session for Session {
                     place,
                 }) => {
                     let (shared, place) = (&self.shared, Arc::new(place));
-                    let send = SendStream::new(send, shared.clone(), Some(place.clone()));
+                    let send = SendStream::accepted(send, shared.clone(), place.clone());
                     let recv = RecvStream::accepted(recv, first, shared.clone(), place);
                     return Ok((send, recv));
                 }

@@ -1,10 +1,12 @@
 //! Streams of a session.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use quinn::VarInt;
+use tokio::time::{Instant, sleep_until};
+use tracing::Instrument;
 use wavry_proto::webtransport::code;
 
 use super::{
@@ -16,6 +18,11 @@ use crate::session::{self, Closed, ReadError, WriteError};
 /// Longest chunk read at once, in bytes: what a QUIC stack hands over is rarely over a packet, and a
 /// mirror's writes should not be delayed by one large read.
 pub(super) const MAX_CHUNK: usize = 64 * 1024;
+
+/// How long after a stream was opened it is not reset yet, at least and at most: two round trips in
+/// between. Without RESET_STREAM_AT a reset overtakes what was not delivered, the stream's header too,
+/// and then the peer never sees the stream, its code, nor the credit that it cost.
+const RESET_HOLD: (Duration, Duration) = (Duration::from_millis(25), Duration::from_secs(1));
 
 /// `code` as QUIC has it.
 pub(super) fn varint(code: u64) -> VarInt {
@@ -50,19 +57,34 @@ pub struct SendStream {
     session: Arc<Shared>,
     /// Of a stream that the peer opened, until this half of it is over.
     place: Option<Arc<Place>>,
+    /// When it was opened here. `None` of a stream that the peer opened.
+    opened: Option<Instant>,
     done: bool,
 }
 
 impl SendStream {
-    pub(super) fn new(
+    /// The half of a stream that was opened here.
+    pub(super) fn opened(stream: quinn::SendStream, session: Arc<Shared>) -> Self {
+        Self {
+            stream: Some(stream),
+            session,
+            place: None,
+            opened: Some(Instant::now()),
+            done: false,
+        }
+    }
+
+    /// The half of a stream that the peer opened.
+    pub(super) fn accepted(
         stream: quinn::SendStream,
         session: Arc<Shared>,
-        place: Option<Arc<Place>>,
+        place: Arc<Place>,
     ) -> Self {
         Self {
             stream: Some(stream),
             session,
-            place,
+            place: Some(place),
+            opened: None,
             done: false,
         }
     }
@@ -142,13 +164,29 @@ impl SendStream {
     }
 
     fn abandon(&mut self, h3_code: VarInt) {
-        if !std::mem::replace(&mut self.done, true)
-            && let Some(stream) = &mut self.stream
-        {
-            // Fails only when the stream has ended.
-            let _ = stream.reset(h3_code);
-        }
         self.place = None;
+        if std::mem::replace(&mut self.done, true) {
+            return;
+        }
+        let (shortest, longest) = RESET_HOLD;
+        let held = |opened: Instant| {
+            let hold = 2 * self.session.connection.quic.rtt();
+            opened + hold.clamp(shortest, longest)
+        };
+        match self.opened.map(held) {
+            Some(until) if Instant::now() < until => {
+                if let Some(stream) = self.stream.take() {
+                    let reset = reset_at(until, stream, h3_code, self.session.clone());
+                    tokio::spawn(reset.in_current_span());
+                }
+            }
+            _ => {
+                if let Some(stream) = &mut self.stream {
+                    // Fails only when the stream has ended.
+                    let _ = stream.reset(h3_code);
+                }
+            }
+        }
     }
 
     fn gone(&mut self, closed: Closed) -> WriteError {
@@ -157,6 +195,20 @@ impl SendStream {
         }
         self.place = None;
         closed.into()
+    }
+}
+
+/// Resets a stream once its header has had the time to arrive. As many wait as there are streams.
+async fn reset_at(
+    until: Instant,
+    mut stream: quinn::SendStream,
+    h3_code: VarInt,
+    session: Arc<Shared>,
+) {
+    tokio::select! {
+        // Fails only when the stream has ended.
+        () = sleep_until(until) => drop(stream.reset(h3_code)),
+        _ = session.over() => session.part(Some(stream), None),
     }
 }
 

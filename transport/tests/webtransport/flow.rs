@@ -20,7 +20,7 @@ use wavry_proto::{
     },
 };
 use wavry_transport::{
-    session::{Closed, RecvStream as _, Response, SendStream as _, Session as _},
+    session::{Closed, ReadError, RecvStream as _, Response, SendStream as _, Session as _},
     webtransport::{Limits, Session},
 };
 
@@ -269,6 +269,25 @@ async fn a_peers_credit_is_kept_to_the_byte_and_asked_for_once() {
         connect.hears().await,
         Ok(Capsule::StreamsBlocked(Kind::Bidi, 1))
     );
+}
+
+#[tokio::test]
+async fn a_stream_that_is_reset_at_once_is_seen_with_its_code() {
+    let service = Service::start(Limits::default());
+    let (client, server) = soon(service.pair()).await;
+    for (from, to) in [(&client, &server), (&server, &client)] {
+        soon(from.open_uni()).await.unwrap().reset(7);
+        let mut recv = soon(to.accept_uni()).await.unwrap();
+        assert_eq!(soon(recv.read()).await, Err(ReadError::Reset(7)));
+        let (mut send, _recv) = soon(from.open_bi()).await.unwrap();
+        send.reset(8);
+        let (_send, mut recv) = soon(to.accept_bi()).await.unwrap();
+        assert_eq!(soon(recv.read()).await, Err(ReadError::Reset(8)));
+        // Dropped half written.
+        drop(soon(from.open_uni()).await.unwrap());
+        let mut recv = soon(to.accept_uni()).await.unwrap();
+        assert_eq!(soon(recv.read()).await, Err(ReadError::Reset(0)));
+    }
 }
 
 #[tokio::test]

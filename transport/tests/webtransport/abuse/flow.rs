@@ -52,9 +52,6 @@ cases! {
     a_limit_with_more_than_a_number, "RFC 9297, 3.3":
         Session, [Connect(data(&capsule(MAX_DATA, &[0x3f, 0])))]
         => Stream(code::MESSAGE_ERROR);
-    more_streams_than_were_granted, "draft, 5.6.2":
-        Session, [Many(300, wt_uni(4, b"x")), Connect(vec![])]
-        => Stream(FLOW_CONTROL_ERROR);
     limits_in_a_draft_that_has_none, "draft, 5.1":
         Older, [Connect(data(&cat(&[&limit(MAX_DATA, 1), &limit(MAX_DATA, 1), &capsule(MAX_STREAM_DATA, b"")])))]
         => Ignored;

@@ -187,22 +187,6 @@ impl Case {
                 self.last = Last::Opened;
             }
             Step::Beside => self.open_beside().await,
-            Step::Many(count, first) => {
-                for _ in 0..count {
-                    let Ok(mut send) = soon(self.raw.quic.open_uni()).await else {
-                        return;
-                    };
-                    let _ = send.write_all(&first).await;
-                    let first = first.clone();
-                    self.streams.push(Stream {
-                        send,
-                        recv: None,
-                        first,
-                        ended: false,
-                    });
-                }
-                self.last = Last::Opened;
-            }
             Step::Control(bytes) => {
                 self.raw.control(&bytes).await;
                 self.last = Last::Control;

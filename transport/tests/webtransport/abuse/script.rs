@@ -33,8 +33,6 @@ pub(super) enum Start {
 pub(super) enum Step {
     /// The session beside is opened, on a connection whose settings were sent by a step.
     Beside,
-    /// So many unidirectional streams are opened with these bytes.
-    Many(usize, Vec<u8>),
     /// A unidirectional stream is opened with these bytes.
     Uni(Vec<u8>),
     /// A bidirectional stream is opened with these bytes.
