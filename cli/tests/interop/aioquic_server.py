@@ -50,21 +50,21 @@ class Service(Protocol):
     async def act(self, session, path, asked):
         match asked:
             case ["open", "bi"]:
-                stream = session.open()
+                stream = await session.open()
                 stream.write(SERVICE, end=True)
                 note(path, await stream.to_end())
-                session.say(b"seen")
+                await session.say(b"seen")
             case ["open", "uni"]:
-                session.say(SERVICE)
+                await session.say(SERVICE)
             case ["hear", "uni"]:
                 stream = await session.uni.get()
                 note(path, await stream.to_end())
-                session.say(b"seen")
+                await session.say(b"seen")
             case ["observe", half]:
                 stream = await session.bi.get()
                 stream.write(await stream.read())
                 note(path, await (stream.to_end() if half == "reset" else stream.stopped))
-                session.say(b"seen")
+                await session.say(b"seen")
             case ["reset", code]:
                 (await session.bi.get()).reset(int(code))
             case ["stop", code]:
@@ -76,7 +76,7 @@ class Service(Protocol):
                 note(path, await session.closed)
             case ["drained"]:
                 note(path, await session.draining)
-                session.say(b"seen")
+                await session.say(b"seen")
             case _:
                 await self.echo(session, drain=asked == ["drain"])
 
@@ -96,7 +96,7 @@ class Service(Protocol):
 
         async def uni():
             while stream := await session.uni.get():
-                streams.create_task(back(stream, session.open(uni=True)))
+                streams.create_task(back(stream, await session.open(uni=True)))
 
         async def datagrams():
             while True:

@@ -98,7 +98,7 @@ class Session:
             self.streams[number] = Stream(self.protocol, number)
         return self.streams[number]
 
-    def open(self, uni=False):
+    async def open(self, uni=False):
         number = self.protocol.http.create_webtransport_stream(self.number, uni)
         if not uni:
             stream = H3Stream(number)
@@ -107,8 +107,8 @@ class Session:
             self.protocol.http._stream[number] = stream
         return self.stream(number)
 
-    def say(self, text):
-        self.open(uni=True).write(text, end=True)
+    async def say(self, text):
+        (await self.open(uni=True)).write(text, end=True)
 
     def send_datagram(self, data):
         self.protocol.http.send_datagram(self.number, data)
