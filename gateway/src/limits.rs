@@ -5,31 +5,11 @@
 //! the session lives. A table has at most one entry per permit, and an entry goes with its last
 //! permit, so tables are bounded by the gateway's own limit.
 
-use std::{
-    hash::Hash,
-    net::{IpAddr, Ipv4Addr},
-    sync::Arc,
-};
+use std::{hash::Hash, net::IpAddr, sync::Arc};
 
 use dashmap::{DashMap, Entry};
 use wavry_proto::id::ServiceName;
-
-/// What one client is counted as: an IPv4 address, or the /64 that an IPv6 customer gets at least
-/// (RFC 6177), so that a client cannot multiply itself with the addresses of its own network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Network {
-    V4(Ipv4Addr),
-    V6(u64),
-}
-
-impl From<IpAddr> for Network {
-    fn from(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V4(address) => Self::V4(address),
-            IpAddr::V6(address) => Self::V6((address.to_bits() >> 64) as u64),
-        }
-    }
-}
+use wavry_transport::webtransport::Network;
 
 /// The limit that a session would have gone over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,6 +16,7 @@ mod session;
 mod shared;
 mod stream;
 
+pub use admission::Network;
 pub use client::{Client, ConnectError};
 pub use server::{Requested, Server};
 pub use session::Session;

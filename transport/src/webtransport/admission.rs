@@ -21,8 +21,10 @@ const BURST: Duration = Duration::from_secs(4);
 /// What one client is counted as: an IPv4 address, or the /64 that an IPv6 customer gets at least
 /// (RFC 6177), so that a client cannot multiply itself with the addresses of its own network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Network {
+pub enum Network {
+    /// One IPv4 address; also one that is mapped into IPv6.
     V4(Ipv4Addr),
+    /// The first half of an IPv6 address.
     V6(u64),
 }
 

@@ -82,6 +82,8 @@ struct Table {
     gone: VecDeque<u64>,
     /// Streams that were refused before their session was there, for its credit.
     refused: VecDeque<(u64, Kind)>,
+    /// Requests that ask for no session and are being answered.
+    answering: usize,
     datagrams: VecDeque<(u64, Bytes)>,
     /// Set once the connection is lost: no session is added any more.
     lost: Option<Closed>,
@@ -95,8 +97,34 @@ struct Table {
     uni: Grant,
     /// The receive window, in bytes.
     window: u64,
-    /// When to close the connection for want of sessions; `None` while there are some.
+    /// When to close the connection, once it is [unused](Self::unused).
     close_at: Option<Instant>,
+}
+
+impl Table {
+    /// Whether there is nothing to keep the connection for.
+    fn unused(&self) -> bool {
+        self.sessions.is_empty() && self.answering == 0
+    }
+}
+
+/// A request that is being answered. The connection is kept meanwhile.
+pub(super) struct Answering(Arc<Connection>);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        let mut table = self.0.lock();
+        table.answering -= 1;
+        if table.unused() {
+            let linger = if table.goaway.is_some() {
+                LINGER
+            } else {
+                AGAIN
+            };
+            table.close_at = Some(Instant::now() + linger);
+            self.0.changed.notify_waiters();
+        }
+    }
 }
 
 /// Why a session was not added to a connection.
@@ -125,6 +153,7 @@ impl Connection {
             sessions: HashMap::new(),
             gone: VecDeque::new(),
             refused: VecDeque::new(),
+            answering: 0,
             datagrams: VecDeque::new(),
             lost: None,
             next_request: 0,
@@ -258,7 +287,7 @@ impl Connection {
             table.gone.pop_front();
         }
         table.gone.push_back(shared.id);
-        if table.sessions.is_empty() {
+        if table.unused() {
             table.close_at = Some(Instant::now() + linger);
             self.changed.notify_waiters();
         }
@@ -271,19 +300,17 @@ impl Connection {
         &self.open_streams[usize::from(kind == Kind::Uni)]
     }
 
-    /// Whether the request on stream `id` is taken: GOAWAY was not sent before it came.
-    pub(super) fn takes(&self, id: u64) -> bool {
-        self.lock().goaway.is_none_or(|limit| id < limit)
-    }
-
-    /// Leaves a connection without sessions open for `time` more at least.
-    pub(super) fn keep(&self, time: Duration) {
-        let until = Instant::now() + time;
+    /// Begins to answer a request on stream `id` that asks for no session. `None` when GOAWAY was
+    /// sent before it came.
+    pub(super) fn answer(self: &Arc<Self>, id: u64) -> Option<Answering> {
         let mut table = self.lock();
-        if table.close_at.is_some_and(|at| at < until) {
-            table.close_at = Some(until);
-            self.changed.notify_waiters();
+        if table.goaway.is_some_and(|limit| id >= limit) {
+            return None;
         }
+        table.answering += 1;
+        table.close_at = None;
+        self.changed.notify_waiters();
+        Some(Answering(self.clone()))
     }
 
     /// Closes the connection because the peer broke a rule.
@@ -347,7 +374,7 @@ impl Connection {
         let mut table = self.lock();
         let limit = table.next_request;
         table.goaway = Some(limit);
-        if table.sessions.is_empty() {
+        if table.unused() {
             table.close_at = Some(Instant::now() + LINGER);
             self.changed.notify_waiters();
         }

@@ -52,7 +52,8 @@ impl Listener {
     }
 
     /// Accepts what comes to one endpoint. Nothing here waits for a peer: each connection has a task
-    /// of its own from its first packet on.
+    /// of its own from its first packet on. An endpoint that is lost closes the server: the kernel
+    /// would go on giving its socket a share of the clients.
     pub(super) async fn run(self: Arc<Self>, endpoint: quinn::Endpoint) {
         loop {
             let incoming = tokio::select! {
@@ -62,7 +63,7 @@ impl Listener {
             };
             match incoming {
                 Some(incoming) => self.take(incoming),
-                None => return,
+                None => return self.closed.cancel(),
             }
         }
     }

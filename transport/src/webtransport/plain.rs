@@ -191,13 +191,11 @@ pub(super) async fn serve(
     intake: Arc<Intake>,
 ) {
     let id = quinn::VarInt::from(send.id()).into_inner();
-    if !connection.takes(id) {
+    let Some(_answering) = connection.answer(id) else {
         count(outcome::DRAINING);
         return refuse(Some(send), Some(recv), code::REQUEST_REJECTED);
-    }
+    };
     let limit = connection.limits.header_timeout;
-    // To be read, to be answered, and for the answer to be read.
-    connection.keep(3 * limit);
     let method = head.method.clone();
     // RFC 9110, section 7.4: this is no origin of anything but https.
     if head.scheme.as_deref() != Some("https") {

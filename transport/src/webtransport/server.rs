@@ -44,6 +44,12 @@ use crate::{
 /// is what arrives while that one is not scheduled: 5 ms at 50,000 requests a second.
 const REQUEST_QUEUE: usize = 256;
 
+/// First packets that wait on each shard for [`Listener::run`], which does nothing but look into
+/// memory for each: 20 ms at 50,000 a second. One more is refused.
+const INCOMING: usize = 1024;
+/// Bytes that may wait with them: a first flight is two packets, with early data a few more.
+const INCOMING_BYTES: u64 = 4 * 1024 * INCOMING as u64;
+
 /// Accepts WebTransport sessions on a UDP port.
 #[derive(Clone)]
 pub struct Server {
@@ -92,7 +98,10 @@ impl Server {
         let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
         // Shared, and with it the key of Retry tokens: the answer to a Retry may reach any shard.
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-        config.transport_config(quic::transport(&limits, Side::Server));
+        config
+            .transport_config(quic::transport(&limits, Side::Server))
+            .max_incoming(INCOMING)
+            .incoming_buffer_size_total(INCOMING_BYTES);
         let endpoints: Vec<_> = shards::endpoints(sockets, random)?
             .into_iter()
             .map(|(socket, endpoint)| {

@@ -200,36 +200,76 @@ async fn handshakes_that_stand_still_are_given_up_and_keep_nobody_out() {
     assert_eq!(counted.value(HANDSHAKES), 0);
 }
 
+/// A client with a session on which everything comes back.
+struct Echoed {
+    raw: Raw,
+    connect: quinn::SendStream,
+    _answer: quinn::RecvStream,
+}
+
+impl Echoed {
+    async fn open(service: &Service) -> Self {
+        let raw = Raw::connect(service).await;
+        let (connect, mut recv) = raw.ask("/").await;
+        let requested = soon(service.requested()).await;
+        let session = requested.accept(Response::ok()).await.unwrap();
+        assert_eq!(answer(&mut recv).await.status, 200);
+        tokio::spawn(echo(session));
+        Self {
+            raw,
+            connect,
+            _answer: recv,
+        }
+    }
+
+    /// Goes on from another port, and sees that the session does too.
+    async fn moves(&self) {
+        let socket = UdpSocket::bind(loopback()).unwrap();
+        self.raw.endpoint.rebind(socket).unwrap();
+        let header = wt_stream::header(wt_stream::BI, self.connect.id().into());
+        let (mut send, mut back) = self.raw.bi(&header).await;
+        send.write_all(&[7; 20_000]).await.unwrap();
+        send.finish().unwrap();
+        assert_eq!(soon(back.read_to_end(1 << 16)).await.unwrap(), [7; 20_000]);
+    }
+}
+
 #[tokio::test]
 async fn a_session_goes_on_when_its_client_moves_to_an_address_of_another_shard() {
     let counted = Counted::start();
     let service = Service::sharded(Limits::default(), 4);
-    let raw = Raw::connect(&service).await;
-    let (connect, mut recv) = raw.ask("/").await;
-    let requested = soon(service.requested()).await;
-    let session = requested.accept(Response::ok()).await.unwrap();
-    assert_eq!(answer(&mut recv).await.status, 200);
-    tokio::spawn(echo(session));
-    let header = wt_stream::header(wt_stream::BI, connect.id().into());
+    let client = Echoed::open(&service).await;
     assert_eq!(counted.value(HANDED_OVER), 0);
-
     let mut moved = 0;
-    for round in 0..24u8 {
-        raw.endpoint
-            .rebind(UdpSocket::bind(loopback()).unwrap())
-            .unwrap();
+    for _ in 0..24 {
         let before = counted.value(HANDED_OVER);
-        let (mut send, mut back) = raw.bi(&header).await;
-        send.write_all(&[round; 20_000]).await.unwrap();
-        send.finish().unwrap();
-        let echoed = soon(back.read_to_end(1 << 16)).await.unwrap();
-        assert_eq!(echoed, [round; 20_000]);
+        client.moves().await;
         moved += usize::from(counted.value(HANDED_OVER) > before);
     }
     // Three of four ports belong to another shard.
     assert!(moved > 3, "moved {moved} times");
-    assert!(raw.quic.close_reason().is_none());
+    assert!(client.raw.quic.close_reason().is_none());
     assert_eq!(counted.value(CONNECTIONS), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn shards_on_several_threads_lose_nothing_that_they_hand_over() {
+    let service = Service::sharded(Limits::default(), 8);
+    let mut clients = Vec::new();
+    for _ in 0..6 {
+        clients.push(Echoed::open(&service).await);
+    }
+    let moving = clients.into_iter().map(|client| {
+        tokio::spawn(async move {
+            for _ in 0..10 {
+                client.moves().await;
+            }
+            client.raw.quic.close_reason()
+        })
+    });
+    for done in futures_util::future::join_all(moving).await {
+        assert_eq!(done.unwrap(), None);
+    }
 }
 
 #[tokio::test]

@@ -375,3 +375,17 @@ async fn after_goaway_no_request_is_taken() {
     rest.finish().unwrap();
     assert_eq!(whole(recv).await.1, "hello");
 }
+
+#[tokio::test]
+async fn an_answer_that_takes_time_keeps_its_connection() {
+    let service = Service::start(Limits {
+        header_timeout: Duration::from_secs(1),
+        ..Limits::default()
+    });
+    service.server.answer(|_| std::future::pending());
+    let raw = Raw::connect(&service).await;
+    // The answer is given up later than the connection would be for want of a session.
+    let waiting = send(&raw, &head("GET", "/hello", &[])).await;
+    assert_eq!(whole(waiting).await.0.status, 503);
+    assert!(raw.quic.close_reason().is_none());
+}
