@@ -165,6 +165,9 @@ Name the file in WAVRY_MASTER_KEY_FILE, or put it at /run/secrets/wavry_master_k
 `wavry master`. Whoever holds this key can admit nodes and clients.";
 
 fn main() -> ExitCode {
+    if let Err(error) = wavry_credentials::process::harden() {
+        return failed(&error.into());
+    }
     wavry_credentials::cert::install_crypto_provider();
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Runtime::new() {

@@ -94,7 +94,7 @@ pub(crate) fn node(args: &NodeArgs) -> anyhow::Result<()> {
     );
     fs::create_dir_all(&args.out).with_context(|| format!("{}", args.out.display()))?;
     let identity = Identity::generate();
-    source::write_private(&identity_file, identity.to_pem().expose())?;
+    source::write_secret(&identity_file, &identity.to_pem())?;
     source::write_private(&token_file, token.as_bytes())?;
     say(&format!(
         "{}\n{}",
@@ -120,7 +120,7 @@ pub(crate) fn session(args: &SessionArgs) -> anyhow::Result<()> {
 /// Makes a master key.
 pub(crate) fn key(args: &KeyArgs) -> anyhow::Result<()> {
     refuse_to_overwrite(&args.out)?;
-    source::write_private(&args.out, SigningKey::generate().to_paserk().expose())?;
+    source::write_secret(&args.out, &SigningKey::generate().to_paserk())?;
     say(&args.out.display().to_string())
 }
 

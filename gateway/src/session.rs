@@ -233,10 +233,8 @@ fn verify(
         audience: service.name.as_str(),
         binding: &[],
     };
-    core.keys
-        .of(&core.roster.borrow().clone())
-        .verify(token.expose(), scope, now)
-        .map_err(Refusal::Token)
+    let keys = core.keys.of(&core.roster.borrow().clone());
+    token.verify(&keys, scope, now).map_err(Refusal::Token)
 }
 
 impl<'c> Authenticated<'c> {

@@ -19,7 +19,6 @@ mod metrics;
 pub mod presence;
 pub mod problem;
 pub mod provision;
-mod random;
 mod registry;
 mod server;
 pub mod store;

@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
-use wavry_credentials::token::{Scope, SigningKey};
+use wavry_credentials::{
+    random,
+    token::{Scope, SigningKey},
+};
 use wavry_proto::{
     control::Role,
     id::{ClusterName, NodeId, ServiceName},
     token::{Registration, Session, Validity},
 };
 
-use crate::{random, registry::unix_time};
+use crate::registry::unix_time;
 
 /// A token with which node `sub` can register once, within `ttl` from now. A relay may announce
 /// `services`.

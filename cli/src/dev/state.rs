@@ -139,7 +139,7 @@ impl State {
     ) -> anyhow::Result<()> {
         let identity = self.path(name).join("identity.key");
         if !identity.exists() {
-            source::write_private(&identity, Identity::generate().to_pem().expose())?;
+            source::write_secret(&identity, &Identity::generate().to_pem())?;
         }
         let node: NodeId = name.parse()?;
         let token = registration_token(
@@ -254,7 +254,7 @@ fn lock(directory: &Path) -> anyhow::Result<File> {
 
 fn master_key(file: &Path) -> anyhow::Result<SigningKey> {
     if !file.exists() {
-        source::write_private(file, SigningKey::generate().to_paserk().expose())?;
+        source::write_secret(file, &SigningKey::generate().to_paserk())?;
     }
     let text = source::read_file(file)?;
     SigningKey::from_paserk(&text).with_context(|| format!("{}", file.display()))

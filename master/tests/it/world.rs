@@ -39,7 +39,7 @@ impl World {
         authority.issue("master", &["127.0.0.1"]).unwrap();
         let key = SigningKey::generate();
         let file = directory.path().join("master_key");
-        source::write_private(&file, key.to_paserk().expose()).unwrap();
+        source::write_secret(&file, &key.to_paserk()).unwrap();
         Self {
             directory,
             key,
@@ -111,7 +111,7 @@ impl World {
         services: &[&str],
     ) -> membership::Config {
         let identity = self.path(&format!("{node}.identity"));
-        source::write_private(&identity, Identity::generate().to_pem().expose()).unwrap();
+        source::write_secret(&identity, &Identity::generate().to_pem()).unwrap();
         let token = self.path(&format!("{node}.token"));
         source::write_private(&token, self.token(node, role, services).as_bytes()).unwrap();
         membership::Config {
