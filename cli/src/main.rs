@@ -13,7 +13,7 @@ mod roles;
 mod sample;
 mod shutdown;
 
-use std::{io::Write as _, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -165,11 +165,15 @@ Name the file in WAVRY_MASTER_KEY_FILE, or put it at /run/secrets/wavry_master_k
 `wavry master`. Whoever holds this key can admit nodes and clients.";
 
 fn main() -> ExitCode {
+    log::report_panics();
     if let Err(error) = wavry_credentials::process::harden() {
         return failed(&error.into());
     }
     wavry_credentials::cert::install_crypto_provider();
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return misused(&error),
+    };
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&anyhow::Error::new(error).context("runtime")),
@@ -210,7 +214,16 @@ fn probe_exit(result: anyhow::Result<()>) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// Arguments that are none, or a call for help. What was given may be a URL with a token in it.
+fn misused(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        error.exit();
+    }
+    log::complain(error.render().to_string().trim_end());
+    ExitCode::from(2)
+}
+
 fn failed(error: &anyhow::Error) -> ExitCode {
-    let _ = writeln!(std::io::stderr(), "wavry: {error:#}");
+    log::complain(&format!("wavry: {error:#}"));
     ExitCode::FAILURE
 }

@@ -8,6 +8,7 @@
 //! * [`cert`]: certificates — store, resolver, and a development authority.
 //! * [`membership`]: a node's place in a cluster: registration, heartbeats, the roster it watches.
 //! * [`process`]: what keeps a process's memory to itself.
+//! * [`redact`]: the backstop that takes secrets out of text.
 //! * [`random`]: bytes that nobody can guess.
 //! * [`metrics`]: what this crate counts.
 
@@ -19,6 +20,7 @@ pub mod membership;
 pub mod metrics;
 pub mod process;
 pub mod random;
+pub mod redact;
 pub mod secret;
 pub mod source;
 pub mod token;

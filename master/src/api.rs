@@ -22,6 +22,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
 use wavry_credentials::{
     identity,
+    redact::Place,
     token::{KeySet, Scope},
 };
 use wavry_proto::{
@@ -270,7 +271,7 @@ fn authenticate(api: &Api, channel: &Channel, headers: &HeaderMap) -> Result<Nod
         .authenticate(token, &channel.exporter, unix_time())
 }
 
-/// Reads JSON. What serde says of a body may repeat it, so only the place is told.
+/// Reads JSON.
 fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Refusal> {
     let body = body.map_err(|rejection| match rejection {
         BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
@@ -279,11 +280,8 @@ fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, 
         _ => Refusal::Malformed("the body ended early".to_owned()),
     })?;
     serde_json::from_slice(&body).map_err(|error| {
-        Refusal::Malformed(format!(
-            "the body is not what this path takes: line {}, column {}",
-            error.line(),
-            error.column()
-        ))
+        let place = Place::from(&error);
+        Refusal::Malformed(format!("the body is not what this path takes: {place}"))
     })
 }
 

@@ -4,7 +4,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use wavry_credentials::token::Rejected;
+use wavry_credentials::{redact, token::Rejected};
 use wavry_proto::{control::Problem, id::ServiceName};
 
 use crate::store::{self, HeartbeatError, RegisterError};
@@ -151,7 +151,7 @@ impl IntoResponse for Refusal {
             r#type: format!("{}{word}", Problem::URN),
             title: title.to_owned(),
             status: status.as_u16(),
-            detail: self.to_string(),
+            detail: redact::text(&self.to_string()).into_owned(),
         };
         let mut response = (status, axum::Json(problem)).into_response();
         let headers = response.headers_mut();
