@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use aws_lc_rs::hmac;
 use base64::{
     Engine,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
@@ -133,6 +134,15 @@ impl Ed25519 {
             .expect("the caller's payload is not empty")
     }
 
+    /// A key for HMAC-SHA-256 (RFC 2104), another one for each `purpose`; this key cannot be had from
+    /// it.
+    #[expect(clippy::disallowed_methods, reason = "a key is used here")]
+    pub(crate) fn mac_key(&self, purpose: &str) -> MacKey {
+        let root = hmac::Key::new(hmac::HMAC_SHA256, self.seed.expose());
+        let derived = hmac::sign(&root, purpose.as_bytes());
+        MacKey(hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()))
+    }
+
     /// As a key that rustls signs with.
     pub(crate) fn tls(&self) -> Result<Arc<dyn rustls::sign::SigningKey>, rustls::Error> {
         let der = self.to_der();
@@ -169,6 +179,17 @@ impl Ed25519 {
 #[expect(clippy::disallowed_methods, reason = "a key is used here")]
 fn signing_key(seed: &Secret<[u8; 32]>) -> SigningKey {
     SigningKey::from_bytes(seed.expose())
+}
+
+/// A key under which identifiers are told apart without being told.
+pub(crate) struct MacKey(hmac::Key);
+
+impl MacKey {
+    /// HMAC-SHA-256 of `message`.
+    pub(crate) fn mac(&self, message: &[u8]) -> [u8; 32] {
+        let tag = hmac::sign(&self.0, message);
+        tag.as_ref().try_into().expect("SHA-256 gives 32 bytes")
+    }
 }
 
 /// The private key in a PEM file, as rustls signs with it. The error says what the file is not.

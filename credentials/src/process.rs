@@ -38,3 +38,8 @@ fn failed(step: &'static str, error: rustix::io::Errno) -> Error {
         source: error.into(),
     }
 }
+
+/// Who runs this process, as the audit log names him.
+pub fn user() -> String {
+    format!("uid {}", rustix::process::getuid().as_raw())
+}

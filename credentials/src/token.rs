@@ -18,7 +18,11 @@ use wavry_proto::{
     token::{self, Claims, KeyId, NotValid},
 };
 
-use crate::{identity::Identity, key::Ed25519, secret::Secret};
+use crate::{
+    identity::Identity,
+    key::{Ed25519, MacKey},
+    secret::Secret,
+};
 
 /// Where a token is good: its cluster, audience and channel binding (empty for none).
 #[derive(Debug, Clone, Copy)]
@@ -77,6 +81,16 @@ impl SigningKey {
         let assertion = scope.assertion::<C>();
         self.key
             .paseto(&payload, self.footer.as_bytes(), &assertion)
+    }
+
+    /// The set that holds this key's public half alone.
+    pub fn key_set(&self) -> KeySet {
+        KeySet::index([self.public.clone()])
+    }
+
+    /// A key to hide identifiers with; see [`Ed25519::mac_key`].
+    pub(crate) fn mac_key(&self, purpose: &str) -> MacKey {
+        self.key.mac_key(purpose)
     }
 
     fn of(key: Arc<Ed25519>) -> Self {
