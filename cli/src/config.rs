@@ -20,6 +20,7 @@ use figment::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use wavry_credentials::redact::Place;
+use wavry_proto::config::Invalid;
 
 use crate::{log, ops};
 
@@ -39,15 +40,6 @@ pub(crate) trait Table {
 
     /// Checks everything that can be checked without binding a port.
     fn validate(raw: Self::Raw) -> Result<Self::Config, Invalid>;
-}
-
-/// A key whose value has the right type and is still no good.
-#[derive(Debug)]
-pub(crate) struct Invalid {
-    /// The key, within its table.
-    pub(crate) key: String,
-    /// What is wrong; must not hold the value.
-    pub(crate) problem: String,
 }
 
 /// A role's configuration, validated.
@@ -519,10 +511,7 @@ mod tests {
         type Config = Raw;
         fn validate(raw: Raw) -> Result<Raw, Invalid> {
             if raw.limit == 0 {
-                return Err(Invalid {
-                    key: "limit".into(),
-                    problem: "must be at least 1".into(),
-                });
+                return Err(Invalid::new("limit", "must be at least 1"));
             }
             Ok(raw)
         }

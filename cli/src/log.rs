@@ -10,8 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 use wavry_credentials::redact::{self, Panic};
-
-use crate::config::Invalid;
+use wavry_proto::config::Invalid;
 
 /// How lines look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -54,12 +53,10 @@ impl TryFrom<Raw> for Config {
     type Error = Invalid;
 
     fn try_from(raw: Raw) -> Result<Self, Invalid> {
-        let filter = EnvFilter::builder()
-            .parse(&raw.filter)
-            .map_err(|_| Invalid {
-                key: "filter".to_owned(),
-                problem: "expected tracing directives such as info,wavry_gateway=debug".to_owned(),
-            })?;
+        let filter = EnvFilter::builder().parse(&raw.filter).map_err(|_| {
+            let problem = "expected tracing directives such as info,wavry_gateway=debug";
+            Invalid::new("filter", problem)
+        })?;
         Ok(Self {
             format: raw.format,
             filter,

@@ -17,8 +17,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-
-use crate::config::Invalid;
+use wavry_proto::config::Invalid;
 
 /// What may stand in `[ops]`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -51,10 +50,10 @@ impl TryFrom<Raw> for Config {
 
     fn try_from(raw: Raw) -> Result<Self, Invalid> {
         if !raw.listen.ip().is_loopback() && !raw.allow_remote {
-            return Err(Invalid {
-                key: "listen".to_owned(),
-                problem: "must be a loopback address, unless allow_remote = true".to_owned(),
-            });
+            return Err(Invalid::new(
+                "listen",
+                "must be a loopback address, unless allow_remote = true",
+            ));
         }
         Ok(Self { listen: raw.listen })
     }

@@ -55,6 +55,9 @@ pub(crate) struct SessionArgs {
     /// Who the client is; the service is told
     #[arg(long)]
     subject: String,
+    /// Which of the client's sessions it is for; a newer token with the same ID extends it
+    #[arg(long, value_name = "ID")]
+    session: Option<String>,
     /// How long the token holds: 30s, 15m, 1h, 7d
     #[arg(long, default_value = "1h", value_parser = parse_duration)]
     ttl: Duration,
@@ -115,8 +118,13 @@ pub(crate) fn node(args: &NodeArgs) -> anyhow::Result<()> {
 /// Prints a session token, signed with the secret `master_key`.
 pub(crate) fn session(args: &SessionArgs) -> anyhow::Result<()> {
     let issuer = args.record.issuer(&args.cluster)?;
-    let nothing = serde_json::Map::new();
-    let token = issuer.session_token(&args.service, args.subject.clone(), nothing, args.ttl)?;
+    let token = issuer.session_token(
+        &args.service,
+        args.subject.clone(),
+        args.session.clone(),
+        serde_json::Map::new(),
+        args.ttl,
+    )?;
     say(&token)
 }
 

@@ -3,9 +3,10 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use tokio_util::sync::CancellationToken;
+use wavry_proto::config::Invalid;
 
 use crate::{
-    config::{Flags, Invalid, Table},
+    config::{Flags, Table},
     role::{Args, Role},
 };
 
@@ -22,10 +23,6 @@ macro_rules! role {
 
             fn validate(raw: Self::Raw) -> Result<Self::Config, Invalid> {
                 raw.try_into()
-                    .map_err(|invalid: $crate_name::config::Invalid| Invalid {
-                        key: invalid.key,
-                        problem: invalid.problem,
-                    })
             }
         }
     };

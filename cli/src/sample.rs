@@ -57,7 +57,14 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<()> {
     store.load(&args.certificate, &source::locate("tls_key")?)?;
     let socket = std::net::UdpSocket::bind(args.listen)
         .with_context(|| format!("cannot bind UDP {}", args.listen))?;
-    let server = Server::new(socket, store.server_config(), Limits::default())?;
+    // Every session comes from a relay, and so from one address.
+    let limits = Limits::default();
+    let limits = Limits {
+        connections_per_ip: limits.connections,
+        handshake_rate_per_ip: limits.handshake_rate,
+        ..limits
+    };
+    let server = Server::new(socket, store.server_config(), limits)?;
     let address = server.local_addr()?;
     tracing::info!(%address, subprotocol = SUBPROTOCOL, "sample service serves");
     if let Some(file) = &args.ready_file {

@@ -7,20 +7,26 @@
 
 mod support;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use support::{
-    Dev,
+    DEADLINE, Dev,
     client::{Ask, Native},
+    output, plain, wavry,
 };
 use wavry_credentials::{
     source,
     token::{Scope, SigningKey},
 };
 use wavry_proto::{
-    control::Role,
+    control::{Problem, Role},
+    session::close_code,
     token::{Registration, Session, Validity},
 };
+use wavry_transport::session::{Closed, SendStream as _, Session as _};
 
 /// The cluster of `wavry dev`.
 const CLUSTER: &str = "wavry";
@@ -72,6 +78,7 @@ impl Mint {
         let claims = Session {
             jti: "one".to_owned(),
             sub: "alice".to_owned(),
+            sid: None,
             claims,
             validity: self.validity(from, until),
         };
@@ -181,16 +188,108 @@ async fn a_session_is_closed_when_its_token_expires() {
     let native = Native::new(&dev);
     let token = Mint::of(&dev).session(CLUSTER, "sample", -10, 2);
     let session = native.open(&format!("/sample?token={token}")).await;
-    let closed = support::client::within(
-        Duration::from_secs(10),
-        "expiry",
-        wavry_transport::session::Session::closed(&session),
-    );
+    let closed = support::client::within(Duration::from_secs(10), "expiry", session.closed());
     match closed.await {
-        wavry_transport::session::Closed::Peer(close) => {
-            assert_eq!(close.code, wavry_proto::session::close_code::TOKEN_EXPIRED)
-        }
+        Closed::Peer(close) => assert_eq!(close.code, close_code::TOKEN_EXPIRED),
         other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn what_a_session_carries_is_counted_while_it_lives() {
+    let directory = tempfile::tempdir().unwrap();
+    let dev = Dev::start(directory.path());
+    let native = Native::new(&dev);
+    let token = Mint::of(&dev).session(CLUSTER, "sample", -10, 600);
+    let session = native.open(&format!("/sample?token={token}")).await;
+    let (mut send, _recv) = session.open_bi().await.unwrap();
+    send.write("eleven byte".into()).await.unwrap();
+    let webtransport = "upstream=\"webtransport\",";
+    for (roles, name, upstream) in [
+        (&["gateway"][..], "gateway", ""),
+        (&["relay-a", "relay-b"], "relay", webtransport),
+    ] {
+        let counted =
+            format!("wavry_{name}_session_bytes_total{{{upstream}direction=\"from_client\"}} 11");
+        let counting = async {
+            while !roles
+                .iter()
+                .any(|role| dev.metrics(role).contains(&counted))
+            {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        support::client::within(DEADLINE, &counted, counting).await;
+    }
+    drop(session);
+}
+
+/// A session is named in its token, and goes on with a newer one that comes over any connection.
+#[tokio::test]
+async fn a_session_outlives_its_token_with_a_newer_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let dev = Dev::start(directory.path());
+    let native = Native::new(&dev);
+    let mint = |session: &str, ttl: &str| {
+        let mut made = wavry(&["token", "session", "sample", "--subject", "alice"]);
+        made.args(["--session", session, "--ttl", ttl])
+            .env("WAVRY_MASTER_KEY_FILE", dev.state.join("master/master.key"));
+        String::from_utf8(output(made).stdout)
+            .unwrap()
+            .trim()
+            .to_owned()
+    };
+    let path = |session| format!("/sample?token={}", mint(session, "10s"));
+    let kept = native.open(&path("kept")).await;
+    let left = native.open(&path("left")).await;
+
+    let gateway = dev.text("gateway").strip_prefix("https://").unwrap();
+    let gateway: SocketAddr = gateway.trim_end_matches('/').parse().unwrap();
+    let ask = async |method, path, bearer: Option<&str>| {
+        let bearer = bearer.map(|token| format!("Bearer {token}"));
+        let authorization = bearer.iter().map(|b| ("authorization", b.as_str()));
+        let headers: Vec<_> = authorization.collect();
+        plain::ask(
+            dev.text("ca_file").as_ref(),
+            gateway,
+            method,
+            path,
+            &headers,
+        )
+        .await
+    };
+    let refresh = "/.well-known/wavry/session/refresh?service=sample";
+    let longer = mint("kept", "5m");
+    assert_eq!(ask("POST", refresh, Some(&longer)).await, (204, Vec::new()));
+    let (status, problem) = ask("POST", refresh, Some(&mint("other", "5m"))).await;
+    let problem: Problem = serde_json::from_slice(&problem).unwrap();
+    assert_eq!((status, problem.status), (404, 404));
+    assert_eq!(problem.r#type, "urn:wavry:problem:unknown-session");
+    assert_eq!(ask("POST", refresh, None).await.0, 401);
+
+    let healthy = ask("GET", "/healthz", None).await;
+    assert_eq!(healthy, (200, b"ok\n".to_vec()));
+    let (status, hashes) = ask("GET", "/.well-known/wavry/certificate-hashes", None).await;
+    let hashes: serde_json::Value = serde_json::from_slice(&hashes).unwrap();
+    assert_eq!(status, 200);
+    assert_eq!(
+        hashes["hashes"][0]["value"],
+        dev.ready["certificate_hashes"][0]
+    );
+    assert_eq!(ask("GET", "/nothing", None).await.0, 404);
+
+    // The other session's end shows that the time of both first tokens has come.
+    match support::client::within(DEADLINE, "expiry", left.closed()).await {
+        Closed::Peer(close) => assert_eq!(close.code, close_code::TOKEN_EXPIRED),
+        other => panic!("{other}"),
+    }
+    kept.send_datagram("still there".into()).unwrap();
+    let back = support::client::within(DEADLINE, "a datagram", kept.recv_datagram()).await;
+    assert_eq!(back.unwrap(), "still there");
+    let metrics = dev.metrics("gateway");
+    for outcome in ["extended", "unknown_session", "token_missing"] {
+        let counted = format!("wavry_gateway_refreshes_total{{outcome=\"{outcome}\"}} 1");
+        assert!(metrics.contains(&counted), "{metrics}");
     }
 }
 

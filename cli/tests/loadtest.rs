@@ -58,3 +58,33 @@ fn every_datagram_of_a_hundred_thousand_is_accounted_for() {
     assert!(figure(&report, "received", "wavry") > 0.0, "{report}");
     assert_eq!(figure(&report, "unaccounted", "wavry"), 0.0, "{report}");
 }
+
+#[test]
+fn the_session_layer_is_measured_beside_bare_quinn_as_servers() {
+    let report = run(&[
+        "servers",
+        "--rounds",
+        "1",
+        "--round-ms",
+        "50",
+        "--sessions",
+        "100",
+    ]);
+    assert_eq!(report["scenario"], "servers");
+    for name in ["handshakes", "upload", "echo", "datagrams", "datagram_echo"] {
+        for column in ["wavry", "baseline", "ratio", "goal"] {
+            assert!(figure(&report, name, column) > 0.0, "{column} of {name}");
+        }
+    }
+    for column in ["wavry", "baseline", "ratio"] {
+        let bytes = figure(&report, "idle_session_memory", column);
+        assert!(bytes > 0.0, "{column} of idle_session_memory");
+    }
+}
+
+#[test]
+fn idle_sessions_are_weighed_on_every_node() {
+    let report = run(&["idle", "--sessions", "200"]);
+    assert_eq!(figure(&report, "sessions", "wavry"), 200.0);
+    assert!(figure(&report, "gateway_memory", "wavry") > 0.0, "{report}");
+}

@@ -2,9 +2,10 @@
 
 mod support;
 
-use std::{os::unix::fs::PermissionsExt as _, path::Path};
+use std::{net::UdpSocket, os::unix::fs::PermissionsExt as _, path::Path};
 
 use support::{output, stderr, wavry};
+use wavry_credentials::cert::DevelopmentAuthority;
 
 const CANARY: &str = "canary-5ecret-value";
 
@@ -128,6 +129,38 @@ fn a_missing_key_stops_the_start_and_the_error_names_variable_and_path() {
     let open = open.display().to_string();
     let said = refused("master", &file, &[("WAVRY_MASTER_KEY_FILE", &open)]);
     assert!(said.contains(&open), "{said}");
+}
+
+#[test]
+fn a_missing_identity_stops_a_node_before_it_binds_a_port() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = DevelopmentAuthority::open(directory.path()).unwrap();
+    authority.issue("gateway", &["localhost"]).unwrap();
+    let at = |name: &str| directory.path().join(name).display().to_string();
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap();
+    let node = format!(
+        "master = 'https://127.0.0.1:1'\nca_file = '{}'\nstate_dir = '{}'\n\
+         [ops]\nlisten = '127.0.0.1:0'\n",
+        at("ca.crt"),
+        at("state")
+    );
+    for (role, text) in [
+        (
+            "gateway",
+            format!(
+                "[gateway]\nlisten = '{port}'\ncertificate = '{}'\n{node}",
+                at("gateway.crt")
+            ),
+        ),
+        ("relay", format!("[relay]\nmesh_listen = '{port}'\n{node}")),
+    ] {
+        let file = config(directory.path(), &text);
+        let key = at("gateway.key");
+        let said = refused(role, &file, &[("WAVRY_TLS_KEY_FILE", &key)]);
+        assert!(said.contains("WAVRY_IDENTITY_KEY_FILE"), "{role}: {said}");
+        assert!(!said.contains("cannot listen"), "{role}: {said}");
+    }
 }
 
 #[test]

@@ -104,6 +104,31 @@ async fn an_upstream_that_vanishes_closes_the_session_with_a_code_of_ours() {
 }
 
 #[tokio::test]
+async fn a_drain_passes_either_way_and_so_does_an_upstreams_goaway() {
+    let mut cluster = Cluster::new();
+    let upstream = server(&cluster);
+    cluster.add("service", &url(&upstream), true);
+    let cluster = cluster.start();
+    let native = cluster.native();
+    let take = || async {
+        let requested = upstream.accept().await.unwrap();
+        requested.accept(Response::ok()).await.unwrap()
+    };
+    let (one, theirs) = tokio::join!(native.open("/service"), take());
+    let (other, _others) = tokio::join!(native.open("/service"), take());
+    theirs.drain();
+    within(DEADLINE, "the upstream's drain", one.draining()).await;
+    one.drain();
+    within(DEADLINE, "the client's drain", theirs.draining()).await;
+    // Neither is the end of it.
+    one.send_datagram("still there".into()).unwrap();
+    let datagram = within(DEADLINE, "a datagram", theirs.recv_datagram()).await;
+    assert_eq!(datagram.unwrap(), "still there");
+    upstream.drain();
+    within(DEADLINE, "the drain of a GOAWAY", other.draining()).await;
+}
+
+#[tokio::test]
 async fn a_killed_master_stops_nothing() {
     let mut cluster = Cluster::new();
     cluster.add("open", "echo:", false);

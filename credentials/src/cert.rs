@@ -17,10 +17,14 @@ use sha2::{Digest, Sha256};
 use x509_parser::{extensions::GeneralName, prelude::X509Certificate};
 
 pub use development::DevelopmentAuthority;
-pub use store::{POLL_INTERVAL, Store};
+pub use store::{POLL_INTERVAL, Pinnable, Store};
 pub use trust::{Trust, client_config};
 
 use crate::source;
+
+/// Longest validity of a certificate that is trusted by its hash (W3C WebTransport, "custom
+/// certificate requirements": two weeks).
+const MAX_PINNED_VALIDITY: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 
 /// Why certificates cannot be used. No variant holds key material.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +107,13 @@ impl Facts {
             not_after: at(certificate.validity().not_after.timestamp())?,
             is_p256: key.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY && curve == Some(OID_EC_P256),
         })
+    }
+
+    /// Whether a client that has its hash may trust it while it is valid (W3C WebTransport, "custom
+    /// certificate requirements").
+    fn may_be_pinned(&self) -> bool {
+        let validity = self.not_after.duration_since(self.not_before);
+        self.is_p256 && validity.is_ok_and(|validity| validity <= MAX_PINNED_VALIDITY)
     }
 }
 

@@ -83,14 +83,28 @@ pub enum Error {
 /// How long [`Membership::leave`] waits for the master.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
-impl Membership {
-    /// Reads the identity (secret `identity_key`), registers with the registration token (secret
-    /// `registration_token`) unless this identity did so before, and waits for the first roster.
-    /// A master that cannot be reached is waited for.
-    ///
-    /// Until [`Membership::announce`] is called the node has no address, and the roster shows it
-    /// as an exit for nothing.
-    pub async fn join(config: Config) -> Result<Self, Error> {
+/// A node that has what joining takes: secrets and state were read, and nobody was asked yet.
+pub struct Candidate {
+    client: client::Client,
+    identity: Identity,
+    services: Vec<ServiceName>,
+    standing: Standing,
+}
+
+enum Standing {
+    /// This identity has registered.
+    Registered(Record),
+    /// It is to, and what that gives goes into the file.
+    ToRegister {
+        token: Secret<Vec<u8>>,
+        file: PathBuf,
+    },
+}
+
+impl Candidate {
+    /// Reads the identity (secret `identity_key`) and, unless this identity registered before, the
+    /// registration token (secret `registration_token`).
+    pub fn new(config: Config) -> Result<Self, Error> {
         let pem = read_secret("identity_key", config.identity_key.as_ref())?;
         let identity = Identity::from_pem(&pem)?;
         drop(pem);
@@ -101,19 +115,46 @@ impl Membership {
             ))
         })?;
         let client = client::Client::new(&config.master, &config.ca_file)?;
-
         let file = config.state_dir.join("membership.json");
-        let record = match Record::read(&file)? {
-            Some(record) if record.public_key == identity.public_key() => record,
-            _ => {
-                let token = read_secret("registration_token", config.registration_token.as_ref())?;
-                let record = work::register(&client, &identity, &token, &config.services).await?;
+        let standing = match Record::read(&file)? {
+            Some(record) if record.public_key == identity.public_key() => {
+                Standing::Registered(record)
+            }
+            _ => Standing::ToRegister {
+                token: read_secret("registration_token", config.registration_token.as_ref())?,
+                file,
+            },
+        };
+        Ok(Self {
+            client,
+            identity,
+            services: config.services,
+            standing,
+        })
+    }
+
+    /// Registers if that is still to be done, and waits for the first roster. A master that cannot
+    /// be reached is waited for.
+    ///
+    /// Until [`Membership::announce`] is called the node has no address, and the roster shows it
+    /// as an exit for nothing.
+    pub async fn join(self) -> Result<Membership, Error> {
+        let Self {
+            client,
+            identity,
+            services,
+            standing,
+        } = self;
+        let record = match standing {
+            Standing::Registered(record) => record,
+            Standing::ToRegister { token, file } => {
+                let record = work::register(&client, &identity, &token, &services).await?;
                 record.write(&file)?;
                 record
             }
         };
         let pinned = record.pinned()?;
-        let link = Arc::new(Link::new(client, identity, record, pinned, config.services));
+        let link = Arc::new(Link::new(client, identity, record, pinned, services));
 
         let (roster, connection) = work::first_roster(&link).await?;
         let (roster_sender, roster) = watch::channel(Arc::new(roster));
@@ -125,12 +166,19 @@ impl Membership {
             roster.clone(),
             farewell_sender,
         ));
-        Ok(Self {
+        Ok(Membership {
             link,
             roster,
             farewell,
             _work: work,
         })
+    }
+}
+
+impl Membership {
+    /// Joins at once: [`Candidate::new`] and [`Candidate::join`].
+    pub async fn join(config: Config) -> Result<Self, Error> {
+        Candidate::new(config)?.join().await
     }
 
     /// The node's id.

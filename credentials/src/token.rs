@@ -256,6 +256,7 @@ mod tests {
         Session {
             jti: "1".into(),
             sub: "ann".into(),
+            sid: None,
             claims: serde_json::Map::new(),
             validity,
         }

@@ -1,10 +1,16 @@
 //! A field section that was decoded is within its bound and survives our encoder; and so does the
-//! session request in it.
+//! session request in it. A QPACK stream is judged the same however it is cut.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use wavry_proto::{
-    h3::{huffman, message, qpack},
+    h3::{
+        huffman, message,
+        qpack::{
+            self,
+            stream::{DecoderStream, EncoderStream},
+        },
+    },
     session,
     webtransport::request::{self, Asked},
 };
@@ -16,6 +22,12 @@ fuzz_target!(|data: &[u8]| {
         assert!(text.len() <= data.len() * 8 / 5);
         assert_eq!(huffman::decode(&huffman::encode(&text)), Ok(text));
     }
+
+    let (mut encoder, mut decoder) = (EncoderStream, DecoderStream::default());
+    let cut = data.chunks(1).try_for_each(|byte| encoder.push(byte));
+    assert_eq!(cut, EncoderStream.push(data));
+    let cut = data.chunks(1).try_for_each(|byte| decoder.push(byte));
+    assert_eq!(cut, DecoderStream::default().push(data));
 
     let Ok(fields) = qpack::decode(data, MAX_SIZE) else {
         return;

@@ -3,7 +3,8 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use wavry_transport::webtransport;
+use wavry_proto::config::{Invalid, at_least_one, required};
+use wavry_transport::{socket, webtransport};
 
 use crate::forward;
 
@@ -14,6 +15,8 @@ use crate::forward;
 pub struct Raw {
     /// UDP address at which clients connect.
     pub listen: SocketAddr,
+    /// Sockets on that address, each served by a task of its own.
+    pub shards: usize,
     /// PEM file with the certificate chain; its key is secret `tls_key`.
     pub certificate: Option<PathBuf>,
     /// Directory for what registration gave.
@@ -28,12 +31,17 @@ pub struct Raw {
     pub max_sessions: u32,
     /// Most sessions at once from one IPv4 address or IPv6 /64.
     pub sessions_per_ip: u32,
+    /// Most sessions at once of one subject with one service; `None` for no such limit.
+    pub sessions_per_subject: Option<u32>,
     /// A session on which nothing moves for so long is closed.
     #[serde(with = "wavry_proto::duration")]
     pub idle_timeout: Duration,
     /// How long sessions may go on once the gateway was told to leave.
     #[serde(with = "wavry_proto::duration")]
     pub drain_timeout: Duration,
+    /// So long before a session's token expires, its client is asked to finish.
+    #[serde(with = "wavry_proto::duration")]
+    pub expiry_notice: Duration,
     /// How long the way to the upstream may take to answer.
     #[serde(with = "wavry_proto::duration")]
     pub open_timeout: Duration,
@@ -49,12 +57,22 @@ pub struct Raw {
 pub struct RawWebTransport {
     /// Longest header block in bytes.
     pub max_header_block: usize,
+    /// Longest content of a request that asks for no session, in bytes.
+    pub max_content: usize,
     /// Sessions at once on one connection.
     pub sessions_per_connection: usize,
     /// Streams of each kind a client may have open on a connection.
     pub streams: u64,
     /// Connections at once.
     pub connections: usize,
+    /// Connections at once from one IPv4 address or IPv6 /64.
+    pub connections_per_ip: usize,
+    /// Handshakes at once from which on clients must prove their address.
+    pub unproven_handshakes: usize,
+    /// Handshakes a second.
+    pub handshake_rate: u32,
+    /// Handshakes a second from one IPv4 address or IPv6 /64.
+    pub handshake_rate_per_ip: u32,
     /// From handshake to request, and from a stream's first byte to the end of its header.
     #[serde(with = "wavry_proto::duration")]
     pub header_timeout: Duration,
@@ -67,6 +85,8 @@ impl Default for Raw {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 4433)),
+            shards: std::thread::available_parallelism()
+                .map_or(1, |cores| cores.get().min(socket::MAX_SHARDS)),
             certificate: None,
             state_dir: None,
             master: None,
@@ -74,8 +94,10 @@ impl Default for Raw {
             mesh_bind: SocketAddr::from(([0, 0, 0, 0], 0)),
             max_sessions: 10_000,
             sessions_per_ip: 100,
+            sessions_per_subject: None,
             idle_timeout: Duration::from_secs(300),
             drain_timeout: Duration::from_secs(30),
+            expiry_notice: Duration::from_secs(60),
             open_timeout: Duration::from_secs(10),
             forward_headers: Vec::new(),
             webtransport: RawWebTransport::default(),
@@ -88,9 +110,14 @@ impl Default for RawWebTransport {
         let limits = webtransport::Limits::default();
         Self {
             max_header_block: limits.max_header_block,
+            max_content: limits.max_content,
             sessions_per_connection: limits.sessions_per_connection,
             streams: limits.streams,
             connections: limits.connections,
+            connections_per_ip: limits.connections_per_ip,
+            unproven_handshakes: limits.unproven_handshakes,
+            handshake_rate: limits.handshake_rate,
+            handshake_rate_per_ip: limits.handshake_rate_per_ip,
             header_timeout: limits.header_timeout,
             idle_timeout: limits.idle_timeout,
         }
@@ -102,6 +129,8 @@ impl Default for RawWebTransport {
 pub struct Config {
     /// UDP address at which clients connect.
     pub listen: SocketAddr,
+    /// Sockets on that address, each served by a task of its own.
+    pub shards: usize,
     /// PEM file with the certificate chain; its key is secret `tls_key`.
     pub certificate: PathBuf,
     /// Directory for what registration gave.
@@ -116,35 +145,20 @@ pub struct Config {
     pub max_sessions: u32,
     /// Most sessions at once from one IPv4 address or IPv6 /64.
     pub sessions_per_ip: u32,
+    /// Most sessions at once of one subject with one service; `None` for no such limit.
+    pub sessions_per_subject: Option<u32>,
     /// A session on which nothing moves for so long is closed.
     pub idle_timeout: Duration,
     /// How long sessions may go on once the gateway was told to leave.
     pub drain_timeout: Duration,
+    /// So long before a session's token expires, its client is asked to finish.
+    pub expiry_notice: Duration,
     /// How long the way to the upstream may take to answer.
     pub open_timeout: Duration,
     /// Request headers handed to upstreams, in lower case.
     pub forward_headers: forward::Headers,
     /// Bounds on what a client can make the gateway hold.
     pub webtransport: webtransport::Limits,
-}
-
-/// Configuration that cannot be acted on. It never repeats a value.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{key}: {problem}")]
-pub struct Invalid {
-    /// The key, relative to the role's table, as in `webtransport.streams`.
-    pub key: String,
-    /// What is wrong with it.
-    pub problem: String,
-}
-
-impl Invalid {
-    fn new(key: &str, problem: impl Into<String>) -> Self {
-        Self {
-            key: key.to_owned(),
-            problem: problem.into(),
-        }
-    }
 }
 
 impl TryFrom<Raw> for Config {
@@ -156,14 +170,29 @@ impl TryFrom<Raw> for Config {
             return Err(Invalid::new("master", "must be https://HOST:PORT"));
         }
         let web = raw.webtransport;
+        if !(1..=socket::MAX_SHARDS).contains(&raw.shards) {
+            let problem = format!("must be from 1 to {}", socket::MAX_SHARDS);
+            return Err(Invalid::new("shards", problem));
+        }
         at_least_one("max_sessions", raw.max_sessions.into())?;
         at_least_one("sessions_per_ip", raw.sessions_per_ip.into())?;
+        let per_subject = raw.sessions_per_subject.unwrap_or(u32::MAX);
+        at_least_one("sessions_per_subject", per_subject.into())?;
         at_least_one(
             "webtransport.sessions_per_connection",
             web.sessions_per_connection as u64,
         )?;
         at_least_one("webtransport.streams", web.streams)?;
         at_least_one("webtransport.connections", web.connections as u64)?;
+        at_least_one(
+            "webtransport.connections_per_ip",
+            web.connections_per_ip as u64,
+        )?;
+        at_least_one("webtransport.handshake_rate", web.handshake_rate.into())?;
+        at_least_one(
+            "webtransport.handshake_rate_per_ip",
+            web.handshake_rate_per_ip.into(),
+        )?;
         if web.max_header_block < 1024 {
             return Err(Invalid::new(
                 "webtransport.max_header_block",
@@ -184,6 +213,7 @@ impl TryFrom<Raw> for Config {
             .map_err(|problem| Invalid::new("forward_headers", problem))?;
         Ok(Self {
             listen: raw.listen,
+            shards: raw.shards,
             certificate: required("certificate", raw.certificate)?,
             state_dir: required("state_dir", raw.state_dir)?,
             master,
@@ -191,30 +221,26 @@ impl TryFrom<Raw> for Config {
             mesh_bind: raw.mesh_bind,
             max_sessions: raw.max_sessions,
             sessions_per_ip: raw.sessions_per_ip,
+            sessions_per_subject: raw.sessions_per_subject,
             idle_timeout: raw.idle_timeout,
             drain_timeout: raw.drain_timeout,
+            expiry_notice: raw.expiry_notice,
             open_timeout: raw.open_timeout,
             forward_headers,
             webtransport: webtransport::Limits {
                 max_header_block: web.max_header_block,
+                max_content: web.max_content,
                 sessions_per_connection: web.sessions_per_connection,
                 streams: web.streams,
                 connections: web.connections,
+                connections_per_ip: web.connections_per_ip,
+                unproven_handshakes: web.unproven_handshakes,
+                handshake_rate: web.handshake_rate,
+                handshake_rate_per_ip: web.handshake_rate_per_ip,
                 header_timeout: web.header_timeout,
                 idle_timeout: web.idle_timeout,
             },
         })
-    }
-}
-
-fn required<T>(key: &str, value: Option<T>) -> Result<T, Invalid> {
-    value.ok_or_else(|| Invalid::new(key, "is needed"))
-}
-
-fn at_least_one(key: &str, value: u64) -> Result<(), Invalid> {
-    match value {
-        0 => Err(Invalid::new(key, "must be at least 1")),
-        _ => Ok(()),
     }
 }
 
@@ -258,6 +284,15 @@ mod tests {
         let mut raw = complete();
         raw.sessions_per_ip = 0;
         assert_eq!(refused_key(raw), "sessions_per_ip");
+        let mut raw = complete();
+        raw.sessions_per_subject = Some(0);
+        assert_eq!(refused_key(raw), "sessions_per_subject");
+        let mut raw = complete();
+        raw.shards = socket::MAX_SHARDS + 1;
+        assert_eq!(refused_key(raw), "shards");
+        let mut raw = complete();
+        raw.webtransport.handshake_rate_per_ip = 0;
+        assert_eq!(refused_key(raw), "webtransport.handshake_rate_per_ip");
         let mut raw = complete();
         raw.webtransport.idle_timeout = Duration::ZERO;
         assert_eq!(refused_key(raw), "webtransport.idle_timeout");

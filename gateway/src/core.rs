@@ -8,23 +8,37 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
-use wavry_credentials::token::KeySet;
+use wavry_credentials::{cert, token::KeySet};
 use wavry_proto::{control::Roster, id::ClusterName};
-use wavry_transport::mesh;
+use wavry_transport::{mesh, mirror::Ledger};
 
-use crate::{Config, exits::Exits, forward, limits::Limits};
+use crate::{Config, exits::Exits, expiry, forward, limits::Limits};
+
+/// Sessions at once that are accepted only to tell their client something by a close. Each is held for
+/// the few round trips that the client takes to learn the code, and 3 s at most; further ones are
+/// answered with a status.
+const PARTINGS: usize = 1024;
 
 /// Shared by all sessions; holds no session.
 pub(crate) struct Core {
     pub(crate) cluster: ClusterName,
+    /// What handshakes show.
+    pub(crate) certificates: cert::Store,
     pub(crate) roster: watch::Receiver<Arc<Roster>>,
     pub(crate) keys: Keys,
     pub(crate) mesh: mesh::Endpoint,
     pub(crate) exits: Exits,
     pub(crate) limits: Limits,
+    /// Until when live sessions with tokens may live.
+    pub(crate) expiries: Arc<expiry::Table>,
+    pub(crate) expiry_notice: Duration,
+    /// Places for sessions that are accepted only to be closed.
+    pub(crate) partings: Semaphore,
+    /// What goes through live sessions.
+    pub(crate) ledger: Ledger,
     pub(crate) forward_headers: forward::Headers,
     pub(crate) idle_timeout: Duration,
     pub(crate) open_timeout: Duration,
@@ -40,16 +54,26 @@ impl Core {
     pub(crate) fn new(
         config: Config,
         cluster: ClusterName,
+        certificates: cert::Store,
         roster: watch::Receiver<Arc<Roster>>,
         mesh: mesh::Endpoint,
     ) -> Self {
         Self {
             cluster,
+            certificates,
             roster,
             keys: Keys::default(),
             mesh,
             exits: Exits::default(),
-            limits: Limits::new(config.max_sessions, config.sessions_per_ip),
+            limits: Limits::new(
+                config.max_sessions,
+                config.sessions_per_ip,
+                config.sessions_per_subject,
+            ),
+            expiries: Arc::default(),
+            expiry_notice: config.expiry_notice,
+            partings: Semaphore::new(PARTINGS),
+            ledger: Ledger::default(),
             forward_headers: config.forward_headers,
             idle_timeout: config.idle_timeout,
             open_timeout: config.open_timeout,

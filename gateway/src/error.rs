@@ -67,11 +67,23 @@ pub(crate) enum Refusal {
     NoExit,
     Unreachable,
     Timeout,
-    /// What the exit relay or its upstream answered.
+    /// What the exit relay or its upstream answered: 4xx or 5xx.
     Upstream(Response),
+    /// It answered something else. A redirect above all, which a WebTransport client does not
+    /// follow (draft-ietf-webtrans-http3, section 3.2) and which would name a place behind the
+    /// mesh.
+    UpstreamStatus,
 }
 
 impl Refusal {
+    /// For an answer of the exit relay or its upstream that is not 2xx.
+    pub(crate) fn upstream(response: Response) -> Self {
+        match response.status {
+            400..600 => Self::Upstream(response),
+            _ => Self::UpstreamStatus,
+        }
+    }
+
     /// The label in metrics and logs.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
@@ -82,6 +94,7 @@ impl Refusal {
             Self::Limit(Exceeded::Gateway) => "gateway_limit",
             Self::Limit(Exceeded::Ip) => "ip_limit",
             Self::Limit(Exceeded::Service) => "service_limit",
+            Self::Limit(Exceeded::Subject) => "subject_limit",
             Self::TokenMissing => "token_missing",
             Self::TokenMalformed => "token_unreadable",
             Self::Token(Rejected::TooLong) => "token_too_long",
@@ -95,6 +108,17 @@ impl Refusal {
             Self::Unreachable => "exit_unreachable",
             Self::Timeout => "exit_timeout",
             Self::Upstream(_) => "upstream",
+            Self::UpstreamStatus => "upstream_status",
+        }
+    }
+
+    /// The word for it that a client is told: [`reason`](Self::reason), but for what is wrong with
+    /// a token, of which no more is said than that it does not hold, or has expired.
+    pub(crate) fn told(&self) -> &'static str {
+        match self {
+            Self::Token(Rejected::Expired) => "token_expired",
+            Self::Token(_) => "token_invalid",
+            _ => self.reason(),
         }
     }
 
@@ -109,11 +133,14 @@ impl Refusal {
             Self::Token(_) => challenge(401, "Bearer error=\"invalid_token\""),
             Self::Origin => Response::status(403),
             Self::UnknownService => Response::status(404),
-            Self::Limit(Exceeded::Ip | Exceeded::Service) => Response::status(429),
+            Self::Limit(Exceeded::Ip | Exceeded::Service | Exceeded::Subject) => {
+                Response::status(429)
+            }
             Self::Draining | Self::Limit(Exceeded::Gateway) | Self::NoExit | Self::Unreachable => {
                 Response::status(503)
             }
             Self::Timeout => Response::status(504),
+            Self::UpstreamStatus => Response::status(502),
             Self::Upstream(mut response) => {
                 response.headers = forward::of_response(response.headers);
                 response.subprotocol = None;

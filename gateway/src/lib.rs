@@ -1,18 +1,22 @@
 //! The gateway: terminates WebTransport, authenticates, routes, and carries sessions into the mesh.
 //!
-//! [`Gateway::start`] reads the certificate, binds the UDP port, joins the cluster and returns once
-//! clients can be served. [`Gateway::run`] serves them: each request goes through the states of
+//! [`Gateway::start`] reads certificate and secrets, binds the UDP port, joins the cluster and returns
+//! once clients can be served. [`Gateway::run`] serves them: each request goes through the states of
 //! `session` — accepted, authenticated, routed, live — and is refused with a status by the first
 //! that it does not pass. Told to leave, the gateway takes no more sessions, asks the live ones to
 //! finish, and closes those that have not at the deadline.
 
+mod admission;
 pub mod config;
 mod core;
 mod error;
 mod exits;
+mod expiry;
 pub mod forward;
 mod limits;
 mod metrics;
+mod plain;
+mod refresh;
 pub mod route;
 mod session;
 #[cfg(test)]
@@ -29,19 +33,19 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, info, info_span};
 use wavry_credentials::{
     cert, identity,
-    membership::{self, Membership},
+    membership::{self, Candidate, Membership},
     source,
 };
 use wavry_transport::{mesh, socket, webtransport};
 
-use crate::core::Core;
 pub use crate::{
     config::Config,
     error::{RunError, StartError},
     metrics::describe as describe_metrics,
 };
+use crate::{core::Core, expiry::since_epoch};
 
-/// How often the master may learn a new number of sessions.
+/// How often the master may learn a new number of sessions, and what was carried is counted.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// For how long the clients are waited for that were told to go away.
@@ -64,24 +68,24 @@ struct Front {
 }
 
 impl Gateway {
-    /// Reads the certificate, binds the port and joins the cluster, for which it waits as long as
-    /// the master cannot be reached.
+    /// Reads certificate and secrets, binds the port and joins the cluster, for which it waits as
+    /// long as the master cannot be reached.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let certificates = cert::Store::new();
         let key = source::locate("tls_key")?;
         certificates.load(&config.certificate, &key)?;
-        let in_listen = StartError::bind("listen", config.listen);
-        let socket = socket::bind(config.listen).map_err(&in_listen)?;
-
-        let membership = Membership::join(membership::Config {
+        let candidate = Candidate::new(membership::Config {
             master: config.master.clone(),
             ca_file: config.ca_file.clone(),
             state_dir: config.state_dir.clone(),
             services: Vec::new(),
             identity_key: None,
             registration_token: None,
-        })
-        .await?;
+        })?;
+        let in_listen = StartError::bind("listen", config.listen);
+        let sockets = socket::bind_shards(config.listen, config.shards).map_err(&in_listen)?;
+
+        let membership = candidate.join().await?;
         let roster = membership.roster();
         let identity::MeshTls { server, client } =
             membership.identity().mesh_tls(roster.clone())?;
@@ -104,23 +108,23 @@ impl Gateway {
             .map_err(StartError::bind("mesh_bind", config.mesh_bind))?;
 
         let limits = config.webtransport.clone();
-        let server = webtransport::Server::new(socket, certificates.server_config(), limits)
+        let server = webtransport::Server::sharded(sockets, certificates.server_config(), limits)
             .map_err(&in_listen)?;
         let address = server.local_addr().map_err(&in_listen)?;
         info!(%address, node = %membership.node_id(), "serving");
         Ok(Self {
             certificate_watch: certificates.watch(&config.certificate, &key),
-            front: Front {
-                drain_timeout: config.drain_timeout,
-                core: Arc::new(Core::new(
+            front: Front::new(
+                config.drain_timeout,
+                Core::new(
                     config,
                     membership.cluster().clone(),
+                    certificates,
                     roster,
                     mesh,
-                )),
+                ),
                 server,
-                sessions: TaskTracker::new(),
-            },
+            ),
             address,
             membership,
         })
@@ -145,7 +149,8 @@ impl Gateway {
         outcome
     }
 
-    /// Keeps the number of sessions current that heartbeats tell the master.
+    /// Keeps the number of sessions current that heartbeats tell the master, and the counters of what
+    /// sessions carry.
     async fn report(&self) -> Infallible {
         let mut tick = interval(REPORT_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -153,11 +158,26 @@ impl Gateway {
             tick.tick().await;
             self.membership
                 .report_sessions(self.front.sessions.len() as u64);
+            session::count(self.front.core.ledger.take());
         }
     }
 }
 
 impl Front {
+    fn new(drain_timeout: Duration, core: Core, server: webtransport::Server) -> Self {
+        let core = Arc::new(core);
+        let answering = core.clone();
+        server.answer(move |request| {
+            std::future::ready(plain::answer(&answering, &request, since_epoch()))
+        });
+        Self {
+            core,
+            server,
+            sessions: TaskTracker::new(),
+            drain_timeout,
+        }
+    }
+
     /// Serves until `shutdown`.
     async fn serve(&self, shutdown: &CancellationToken) -> Result<(), RunError> {
         loop {

@@ -1,34 +1,15 @@
-//! How many sessions may be live at once: on the gateway, for a service, from one client network.
+//! How many sessions may be live at once: on the gateway, for a service, from one client network, of
+//! one subject.
 //!
 //! A permit is taken before a request costs more than memory look-ups and is held for as long as
 //! the session lives. A table has at most one entry per permit, and an entry goes with its last
 //! permit, so tables are bounded by the gateway's own limit.
 
-use std::{
-    hash::Hash,
-    net::{IpAddr, Ipv4Addr},
-    sync::Arc,
-};
+use std::{hash::Hash, net::IpAddr, sync::Arc};
 
 use dashmap::{DashMap, Entry};
 use wavry_proto::id::ServiceName;
-
-/// What one client is counted as: an IPv4 address, or the /64 that an IPv6 customer gets at least
-/// (RFC 6177), so that a client cannot multiply itself with the addresses of its own network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Network {
-    V4(Ipv4Addr),
-    V6(u64),
-}
-
-impl From<IpAddr> for Network {
-    fn from(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V4(address) => Self::V4(address),
-            IpAddr::V6(address) => Self::V6((address.to_bits() >> 64) as u64),
-        }
-    }
-}
+use wavry_transport::webtransport::Network;
 
 /// The limit that a session would have gone over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,32 +20,46 @@ pub(crate) enum Exceeded {
     Ip,
     /// Of the service.
     Service,
+    /// Of one subject.
+    Subject,
 }
+
+/// Whom a token names. It is a service's word, and means nothing to another.
+type Subject = (ServiceName, Box<str>);
 
 /// Counts live sessions.
 pub(crate) struct Limits {
     max_sessions: u32,
     sessions_per_ip: u32,
+    sessions_per_subject: Option<u32>,
     all: Arc<Counters<()>>,
     networks: Arc<Counters<Network>>,
     services: Arc<Counters<ServiceName>>,
+    subjects: Arc<Counters<Subject>>,
 }
 
 /// The right to one live session; gone when dropped.
 pub(crate) struct Permit {
     _all: Held<()>,
     _network: Held<Network>,
-    _service: Held<ServiceName>,
+    service: Held<ServiceName>,
+    _subject: Option<Held<Subject>>,
 }
 
 impl Limits {
-    pub(crate) fn new(max_sessions: u32, sessions_per_ip: u32) -> Self {
+    pub(crate) fn new(
+        max_sessions: u32,
+        sessions_per_ip: u32,
+        sessions_per_subject: Option<u32>,
+    ) -> Self {
         Self {
             max_sessions,
             sessions_per_ip,
+            sessions_per_subject,
             all: Arc::default(),
             networks: Arc::default(),
             services: Arc::default(),
+            subjects: Arc::default(),
         }
     }
 
@@ -84,7 +79,21 @@ impl Limits {
         Ok(Permit {
             _all: all,
             _network: network,
-            _service: service,
+            service,
+            _subject: None,
+        })
+    }
+
+    /// `permit`, if its service's `subject`, who is known by now, may have one session more.
+    pub(crate) fn of_subject(&self, permit: Permit, subject: &str) -> Result<Permit, Exceeded> {
+        let Some(max) = self.sessions_per_subject else {
+            return Ok(permit);
+        };
+        let key = (permit.service.key.clone(), subject.into());
+        let subject = Counters::hold(&self.subjects, key, max).ok_or(Exceeded::Subject)?;
+        Ok(Permit {
+            _subject: Some(subject),
+            ..permit
         })
     }
 }
@@ -145,7 +154,7 @@ mod tests {
 
     #[test]
     fn one_address_over_its_limit_does_not_stop_another() {
-        let limits = Limits::new(100, 2);
+        let limits = Limits::new(100, 2, None);
         let echo = service("echo");
         let _one = limits.acquire(ip("192.0.2.1"), &echo, None).ok().unwrap();
         let two = limits.acquire(ip("192.0.2.1"), &echo, None).ok().unwrap();
@@ -158,7 +167,7 @@ mod tests {
 
     #[test]
     fn addresses_of_one_ipv6_network_are_one_client() {
-        let limits = Limits::new(100, 1);
+        let limits = Limits::new(100, 1, None);
         let echo = service("echo");
         let _held = limits.acquire(ip("2001:db8:0:1::1"), &echo, None).ok();
         let same = limits.acquire(ip("2001:db8:0:1:ffff::2"), &echo, None);
@@ -168,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_mapped_address_is_counted_as_the_ipv4_address_it_is() {
-        let limits = Limits::new(100, 1);
+        let limits = Limits::new(100, 1, None);
         let echo = service("echo");
         let _held = limits.acquire(ip("::ffff:192.0.2.1"), &echo, None).ok();
         let same = limits.acquire(ip("192.0.2.1"), &echo, None);
@@ -178,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_service_limit_holds_across_clients() {
-        let limits = Limits::new(100, 10);
+        let limits = Limits::new(100, 10, None);
         let echo = service("echo");
         let _held = limits.acquire(ip("192.0.2.1"), &echo, Some(1)).ok();
         let more = limits.acquire(ip("192.0.2.2"), &echo, Some(1));
@@ -187,17 +196,34 @@ mod tests {
         assert_eq!(none.err(), Some(Exceeded::Service));
     }
 
+    #[test]
+    fn a_subject_over_its_limit_stops_neither_another_nor_its_name_at_another_service() {
+        let limits = Limits::new(100, 100, Some(1));
+        let take = |name: &str, subject: &str| {
+            let permit = limits.acquire(ip("192.0.2.1"), &service(name), None);
+            limits.of_subject(permit.ok().unwrap(), subject)
+        };
+        let held = take("echo", "ana");
+        assert!(held.is_ok());
+        assert_eq!(take("echo", "ana").err(), Some(Exceeded::Subject));
+        assert!(take("echo", "bob").is_ok());
+        assert!(take("chat", "ana").is_ok());
+        drop(held);
+        assert!(take("echo", "ana").is_ok());
+    }
+
     proptest! {
         #[test]
         fn nothing_is_left_of_permits_that_are_gone(
             clients in prop::collection::vec((any::<u8>(), 0..3u8), 0..64),
         ) {
-            let limits = Limits::new(32, 4);
+            let limits = Limits::new(32, 4, Some(3));
             let permits: Vec<_> = clients
                 .iter()
                 .filter_map(|(host, name)| {
                     let client = IpAddr::from([192, 0, 2, host % 16]);
-                    limits.acquire(client, &service(&format!("s{name}")), Some(8)).ok()
+                    let permit = limits.acquire(client, &service(&format!("s{name}")), Some(8)).ok()?;
+                    limits.of_subject(permit, &format!("{}", host % 4)).ok()
                 })
                 .collect();
             prop_assert!(permits.len() <= 24);
@@ -205,6 +231,7 @@ mod tests {
             prop_assert!(limits.all.counts.is_empty());
             prop_assert!(limits.networks.counts.is_empty());
             prop_assert!(limits.services.counts.is_empty());
+            prop_assert!(limits.subjects.counts.is_empty());
         }
     }
 }

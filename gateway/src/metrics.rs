@@ -10,17 +10,19 @@ pub(crate) const OPENED: &str = "wavry_gateway_sessions_opened_total";
 pub(crate) const ENDED: &str = "wavry_gateway_sessions_ended_total";
 /// Requests that did not become a session, by `reason`.
 pub(crate) const REFUSED: &str = "wavry_gateway_sessions_refused_total";
+/// Requests to extend sessions with a newer token, by `outcome`.
+pub(crate) const REFRESHES: &str = "wavry_gateway_refreshes_total";
 /// From a client's request to its live session.
 pub(crate) const SETUP: &str = "wavry_gateway_session_setup_seconds";
 /// Exits that failed to take a session, by `reason`.
 pub(crate) const EXIT_FAILURES: &str = "wavry_gateway_exit_failures_total";
-/// Streams of sessions that are over, by `direction`.
+/// Streams carried, by `direction`.
 pub(crate) const STREAMS: &str = "wavry_gateway_session_streams_total";
-/// Stream bytes of sessions that are over, by `direction`.
+/// Stream bytes carried, by `direction`.
 pub(crate) const BYTES: &str = "wavry_gateway_session_bytes_total";
-/// Datagrams of sessions that are over, by `direction`.
+/// Datagrams handed on, by `direction`.
 pub(crate) const DATAGRAMS: &str = "wavry_gateway_session_datagrams_total";
-/// Datagrams of sessions that are over which the gateway dropped, by `direction`.
+/// Datagrams that the gateway dropped between client and mesh, by `direction`.
 pub(crate) const DATAGRAMS_DROPPED: &str = "wavry_gateway_session_datagrams_dropped_total";
 
 /// Describes every metric of the gateway with its unit.
@@ -29,6 +31,11 @@ pub fn describe() {
     describe_counter!(OPENED, Unit::Count, "Sessions that went live");
     describe_counter!(ENDED, Unit::Count, "Live sessions that are over, by reason");
     describe_counter!(REFUSED, Unit::Count, "Requests refused, by reason");
+    describe_counter!(
+        REFRESHES,
+        Unit::Count,
+        "Requests to extend sessions with a newer token"
+    );
     describe_histogram!(
         SETUP,
         Unit::Seconds,
@@ -39,12 +46,12 @@ pub fn describe() {
         Unit::Count,
         "Exits that failed to take a session"
     );
-    describe_counter!(STREAMS, Unit::Count, "Streams of ended sessions");
-    describe_counter!(BYTES, Unit::Bytes, "Stream bytes of ended sessions");
-    describe_counter!(DATAGRAMS, Unit::Count, "Datagrams of ended sessions");
+    describe_counter!(STREAMS, Unit::Count, "Streams carried");
+    describe_counter!(BYTES, Unit::Bytes, "Stream bytes carried");
+    describe_counter!(DATAGRAMS, Unit::Count, "Datagrams handed on");
     describe_counter!(
         DATAGRAMS_DROPPED,
         Unit::Count,
-        "Datagrams of ended sessions that were dropped here"
+        "Datagrams dropped between client and mesh"
     );
 }

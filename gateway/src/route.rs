@@ -83,7 +83,7 @@ pub fn canonical(target: &str) -> Result<(&str, Option<&str>), Malformed> {
 }
 
 /// The host of an authority: lower case, without port and without the root's dot.
-fn host(authority: &str) -> Result<String, Malformed> {
+pub(crate) fn host(authority: &str) -> Result<String, Malformed> {
     let malformed = Malformed("authority is not HOST or HOST:PORT");
     let end = match authority.rfind(']') {
         Some(bracket) => bracket + 1,
@@ -133,6 +133,7 @@ mod tests {
             access: Default::default(),
             allowed_origins: Vec::new(),
             max_sessions: None,
+            refuse_with: Default::default(),
         };
         let mut roster = Roster::empty("test".parse().unwrap());
         roster.services = vec![service("chat", &["chat.example"]), service("echo", &[])];

@@ -4,38 +4,33 @@
 //! that was not routed cannot go live. A step that fails leaves a [`Refused`], which can only be
 //! answered.
 
-use std::{
-    convert::Infallible,
-    net::SocketAddr,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
-};
+use std::{convert::Infallible, time::Instant};
 
 use metrics::{counter, gauge, histogram};
-use tokio::time::{sleep, timeout, timeout_at};
+use tokio::time::{timeout, timeout_at};
 use tracing::{debug, info, warn};
-use wavry_credentials::token::Scope;
 use wavry_proto::{
-    control::{Access, Service},
+    control::RefuseWith,
     id::ServiceName,
     mesh::Open,
-    session::{Close, REFUSED_BY_RELAY, Request, Response, close_code},
-    token,
+    session::{Close, REFUSED_BY_RELAY, Response, close_code},
 };
 use wavry_transport::{
     mesh::{self, OpenError},
-    mirror::{self, mirror},
+    mirror::{self, Moved, mirror},
     session::{Closed, Session as _},
     webtransport,
 };
 
 use crate::{
+    admission::{Admitted, Denied, admit},
     core::Core,
     error::Refusal,
     exits::Load,
+    expiry::{Expiry, since_epoch},
     forward,
     limits::Permit,
-    metrics as names, route,
-    token::{self as bearer, Bearer},
+    metrics as names, refresh, token,
 };
 
 /// Exits tried for one request. Each further one is for a relay that the roster still lists and
@@ -44,6 +39,9 @@ const MAX_ATTEMPTS: usize = 3;
 
 /// Takes one request as far as it gets.
 pub(crate) async fn serve(core: &Core, requested: webtransport::Requested) {
+    if refresh::is_meant(&requested.request().path) {
+        return refresh::serve(core, requested, since_epoch().as_secs()).await;
+    }
     let authenticated = match Accepted::new(core, requested).authenticate() {
         Ok(authenticated) => authenticated,
         Err(refused) => return refused.answer().await,
@@ -70,8 +68,8 @@ struct Authenticated<'c> {
     accepted: Accepted<'c>,
     permit: Permit,
     open: Open,
-    /// When its token stops to hold, in seconds since the Unix epoch.
-    expires: Option<u64>,
+    expiry: Option<Expiry>,
+    refuse_with: RefuseWith,
 }
 
 /// A session that an exit relay and its upstream took, and that the client does not know of yet.
@@ -79,7 +77,7 @@ struct Routed<'c> {
     accepted: Accepted<'c>,
     permit: Permit,
     service: ServiceName,
-    expires: Option<u64>,
+    expiry: Option<Expiry>,
     exit: mesh::Session,
     load: Load<'c>,
     response: Response,
@@ -89,7 +87,7 @@ struct Routed<'c> {
 struct Live<'c> {
     core: &'c Core,
     service: ServiceName,
-    expires: Option<u64>,
+    expiry: Option<Expiry>,
     client: webtransport::Session,
     exit: mesh::Session,
     _load: Load<'c>,
@@ -97,9 +95,11 @@ struct Live<'c> {
 }
 
 /// A request that does not become a session.
-struct Refused {
+struct Refused<'c> {
+    core: &'c Core,
     requested: Box<webtransport::Requested>,
     refusal: Refusal,
+    refuse_with: RefuseWith,
 }
 
 impl<'c> Accepted<'c> {
@@ -112,22 +112,17 @@ impl<'c> Accepted<'c> {
         }
     }
 
-    /// Checks path, service, origin, limits and token, in this order: what costs least is first,
-    /// and a browser page that may not connect costs nothing else.
-    fn authenticate(self) -> Result<Authenticated<'c>, Refused> {
+    /// Checks what [`admit`] does; the token goes no further than this.
+    fn authenticate(self) -> Result<Authenticated<'c>, Refused<'c>> {
         let mut request = self.requested.request().clone();
-        let bearer = bearer::take(&mut request);
-        match admit(
-            self.core,
-            request,
-            bearer,
-            self.requested.remote_address(),
-            seconds_since_epoch(),
-        ) {
+        let bearer = token::take(&mut request);
+        let client = self.requested.remote_address();
+        match admit(self.core, request, bearer, client, since_epoch().as_secs()) {
             Ok(Admitted {
                 permit,
                 open,
-                expires,
+                expiry,
+                refuse_with,
             }) => {
                 tracing::Span::current().record("service", open.service.as_str());
                 debug!(subject = open.subject, "authenticated");
@@ -135,116 +130,36 @@ impl<'c> Accepted<'c> {
                     accepted: self,
                     permit,
                     open,
-                    expires,
+                    expiry,
+                    refuse_with,
                 })
             }
-            Err(refusal) => Err(self.refuse(refusal)),
+            Err(Denied {
+                refusal,
+                refuse_with,
+            }) => Err(self.refuse(refusal, refuse_with)),
         }
     }
 
-    fn refuse(self, refusal: Refusal) -> Refused {
+    fn refuse(self, refusal: Refusal, refuse_with: RefuseWith) -> Refused<'c> {
         Refused {
+            core: self.core,
             requested: self.requested,
             refusal,
+            refuse_with,
         }
     }
-}
-
-struct Admitted {
-    permit: Permit,
-    open: Open,
-    expires: Option<u64>,
-}
-
-/// Whether a request, its token taken out, may become a session; `now` in seconds since the Unix
-/// epoch.
-fn admit(
-    core: &Core,
-    mut request: Request,
-    bearer: Bearer,
-    client: SocketAddr,
-    now: u64,
-) -> Result<Admitted, Refusal> {
-    if core.draining.is_cancelled() {
-        return Err(Refusal::Draining);
-    }
-    let roster = core.roster.borrow().clone();
-    let route::Route { service, path } = route::find(&roster, &request.authority, &request.path)
-        .map_err(|_| Refusal::Path)?
-        .ok_or(Refusal::UnknownService)?;
-    if !origin_allowed(service, request.origin.as_deref()) {
-        return Err(Refusal::Origin);
-    }
-    let permit = core
-        .limits
-        .acquire(client.ip(), &service.name, service.max_sessions)
-        .map_err(Refusal::Limit)?;
-    let session = match service.access {
-        Access::Public => None,
-        Access::Token => Some(verify(core, service, bearer, now)?),
-    };
-    request.path = path;
-    request.headers = core.forward_headers.of_request(&request.headers);
-    let expires = session.as_ref().map(|s| s.validity.exp);
-    let (subject, claims) = match session {
-        Some(session) => {
-            let claims = serde_json::Value::Object(session.claims).to_string();
-            (Some(session.sub), Some(claims))
-        }
-        None => (None, None),
-    };
-    Ok(Admitted {
-        permit,
-        open: Open {
-            service: service.name.clone(),
-            request,
-            client,
-            subject,
-            claims,
-        },
-        expires,
-    })
-}
-
-/// Whether a page of this origin may connect. Who sends no origin is no browser, and could send
-/// whichever it likes.
-fn origin_allowed(service: &Service, origin: Option<&str>) -> bool {
-    origin.is_none_or(|origin| {
-        service
-            .allowed_origins
-            .iter()
-            .any(|allowed| allowed == "*" || allowed == origin)
-    })
-}
-
-fn verify(
-    core: &Core,
-    service: &Service,
-    bearer: Bearer,
-    now: u64,
-) -> Result<token::Session, Refusal> {
-    let token = match bearer {
-        Bearer::Token(token) => token,
-        Bearer::None => return Err(Refusal::TokenMissing),
-        Bearer::Malformed => return Err(Refusal::TokenMalformed),
-    };
-    let scope = Scope {
-        cluster: &core.cluster,
-        audience: service.name.as_str(),
-        binding: &[],
-    };
-    let keys = core.keys.of(&core.roster.borrow().clone());
-    token.verify(&keys, scope, now).map_err(Refusal::Token)
 }
 
 impl<'c> Authenticated<'c> {
     /// Opens the session at the best exit that can be reached.
-    async fn route(self) -> Result<Routed<'c>, Refused> {
+    async fn route(self) -> Result<Routed<'c>, Refused<'c>> {
         let Self {
             accepted,
             permit,
             open,
-            expires,
+            expiry,
+            refuse_with,
         } = self;
         let service = open.service.clone();
         match open_at_best_exit(accepted.core, open).await {
@@ -252,12 +167,12 @@ impl<'c> Authenticated<'c> {
                 accepted,
                 permit,
                 service,
-                expires,
+                expiry,
                 exit,
                 load,
                 response,
             }),
-            Err(refusal) => Err(accepted.refuse(refusal)),
+            Err(refusal) => Err(accepted.refuse(refusal, refuse_with)),
         }
     }
 }
@@ -278,9 +193,9 @@ async fn open_at_best_exit(
                 counter!(names::EXIT_FAILURES, "reason" => "refused").increment(1);
                 core.exits.failed(&exit, Instant::now());
                 warn!(%exit, status = response.status, "exit refused");
-                refusal = Refusal::Upstream(response);
+                refusal = Refusal::upstream(response);
             }
-            Ok(Err(OpenError::Rejected(response))) => return Err(Refusal::Upstream(response)),
+            Ok(Err(OpenError::Rejected(response))) => return Err(Refusal::upstream(response)),
             Ok(Err(OpenError::Timeout(_))) | Err(_) => {
                 counter!(names::EXIT_FAILURES, "reason" => "timeout").increment(1);
                 core.exits.failed(&exit, Instant::now());
@@ -313,7 +228,7 @@ impl<'c> Routed<'c> {
             accepted,
             permit,
             service,
-            expires,
+            expiry,
             exit,
             load,
             mut response,
@@ -339,11 +254,11 @@ impl<'c> Routed<'c> {
         histogram!(names::SETUP).record(accepted.since.elapsed());
         counter!(names::OPENED, "service" => service.to_string()).increment(1);
         gauge!(names::SESSIONS).increment(1);
-        info!(expires, "live");
+        info!(expires = expiry.as_ref().map(Expiry::at), "live");
         Ok(Live {
             core,
             service,
-            expires,
+            expiry,
             client,
             exit,
             _load: load,
@@ -360,8 +275,9 @@ impl Live<'_> {
             a_lost: Close::new(close_code::CLIENT_LOST, "client lost"),
             b_lost: Close::new(close_code::RELAY_LOST, "relay lost"),
         };
+        let traffic = self.core.ledger.add();
         let ended = tokio::select! {
-            ended = Box::pin(mirror(&self.client, &self.exit, &options)) => ended,
+            ended = Box::pin(mirror(&self.client, &self.exit, &options, &traffic)) => ended,
             never = self.leave_with_the_gateway() => match never {},
             never = self.expire_with_the_token() => match never {},
         };
@@ -369,8 +285,7 @@ impl Live<'_> {
         info!(reason, code = code(&ended), "over");
         counter!(names::ENDED, "service" => self.service.to_string(), "reason" => reason)
             .increment(1);
-        count("from_client", &ended.a_to_b);
-        count("to_client", &ended.b_to_a);
+        count(traffic.take());
     }
 
     /// Asks both ends to finish when the gateway drains, and ends the session at the deadline.
@@ -383,13 +298,16 @@ impl Live<'_> {
         std::future::pending().await
     }
 
-    /// Ends the session when its token does.
+    /// Ends the session when its token does. Before that its client is asked to finish, who may
+    /// also extend the session; so the upstream, which cannot, is not asked.
     async fn expire_with_the_token(&self) -> Infallible {
-        if let Some(expires) = self.expires {
-            // The wall clock may be set while this waits, so the wait is cut in pieces.
-            while let Some(left) = remaining(expires) {
-                sleep(left.min(Duration::from_secs(60))).await;
+        if let Some(expiry) = &self.expiry {
+            let notice = self.core.expiry_notice;
+            if !notice.is_zero() {
+                expiry.near(notice).await;
+                self.client.drain();
             }
+            expiry.over().await;
             self.close(Close::new(close_code::TOKEN_EXPIRED, "token expired"));
         }
         std::future::pending().await
@@ -407,14 +325,39 @@ impl Drop for Live<'_> {
     }
 }
 
-impl Refused {
-    /// Tells the client.
+impl Refused<'_> {
+    /// Tells the client, in the service's way.
     async fn answer(self) {
         let reason = self.refusal.reason();
         counter!(names::REFUSED, "reason" => reason).increment(1);
+        let told = self.refusal.told();
         let response = self.refusal.into_response();
         info!(reason, status = response.status, "refused");
-        self.requested.reject(response).await;
+        match self.refuse_with {
+            RefuseWith::Status => self.requested.reject(response).await,
+            RefuseWith::Close => {
+                let close = Close::new(close_code::refused(response.status), told);
+                tell(self.core, *self.requested, close, response).await;
+            }
+        }
+    }
+}
+
+/// Accepts a session only to close it, or answers `otherwise` when too many are told something so.
+pub(crate) async fn tell(
+    core: &Core,
+    requested: webtransport::Requested,
+    close: Close,
+    otherwise: Response,
+) {
+    let Ok(_place) = core.partings.try_acquire() else {
+        return requested.reject(otherwise).await;
+    };
+    let accepting = requested.accept(Response::ok());
+    if let Ok(Ok(session)) = timeout(core.open_timeout, accepting).await {
+        session.close(close);
+        // Resolves once the client has had the chance to learn the code.
+        session.closed().await;
     }
 }
 
@@ -436,6 +379,7 @@ fn reason(ended: &mirror::Ended) -> &'static str {
             close_code::IDLE => "idle",
             close_code::DRAINED => "drained",
             close_code::TOKEN_EXPIRED => "token_expired",
+            close_code::UNREAD => "unread",
             _ => "gateway",
         },
     }
@@ -452,28 +396,13 @@ fn code(ended: &mirror::Ended) -> Option<u32> {
         })
 }
 
-fn count(direction: &'static str, carried: &mirror::Carried) {
-    counter!(names::STREAMS, "direction" => direction).increment(carried.streams);
-    counter!(names::BYTES, "direction" => direction).increment(carried.bytes);
-    counter!(names::DATAGRAMS, "direction" => direction).increment(carried.datagrams);
-    counter!(names::DATAGRAMS_DROPPED, "direction" => direction)
-        .increment(carried.datagrams_dropped);
-}
-
-fn seconds_since_epoch() -> u64 {
-    since_epoch().as_secs()
-}
-
-/// Time until a second since the Unix epoch; `None` once it has come.
-fn remaining(expires: u64) -> Option<Duration> {
-    Duration::from_secs(expires)
-        .checked_sub(since_epoch())
-        .filter(|left| !left.is_zero())
-}
-
-fn since_epoch() -> Duration {
-    // A clock before 1970 makes every token not valid yet.
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
+/// Counts what went between clients and exits.
+pub(crate) fn count(moved: Moved) {
+    for (direction, carried) in [("from_client", moved.a_to_b), ("to_client", moved.b_to_a)] {
+        counter!(names::STREAMS, "direction" => direction).increment(carried.streams);
+        counter!(names::BYTES, "direction" => direction).increment(carried.bytes);
+        counter!(names::DATAGRAMS, "direction" => direction).increment(carried.datagrams);
+        counter!(names::DATAGRAMS_DROPPED, "direction" => direction)
+            .increment(carried.datagrams_dropped);
+    }
 }

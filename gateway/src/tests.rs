@@ -3,20 +3,22 @@
 
 mod end;
 mod opening;
+mod plain;
+mod refresh;
 mod refusal;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use tempfile::TempDir;
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use wavry_credentials::{
     cert::{self, DevelopmentAuthority, Store, Trust},
     identity::Identity,
     token::{Scope, SigningKey},
 };
 use wavry_proto::{
-    control::{Access, Node, Role, Roster, Service},
+    control::{Access, Node, RefuseWith, Role, Roster, Service},
     id::ClusterName,
     session::{Header, Request, Response},
     token::{self, Validity},
@@ -38,6 +40,7 @@ const HANG: Duration = Duration::from_secs(20);
 
 /// A gateway that serves, a client of it, and the exit that it knows.
 struct World {
+    core: Arc<Core>,
     address: SocketAddr,
     client: Client,
     exit: mesh::Endpoint,
@@ -58,7 +61,8 @@ impl World {
     ///
     /// Services: `open` is public, to pages of any origin. `closed` needs a token, and a browser's
     /// page must be of `https://app.example`. `chat` is public and bound to `chat.example`.
-    /// `single` takes one session at a time. `nowhere` has no exit.
+    /// `single` takes one session at a time. `nowhere` has no exit. `told` is `closed` to pages of
+    /// any origin, and has its refusals told by a close.
     fn with(change: impl FnOnce(&mut Raw)) -> Self {
         cert::install_crypto_provider();
         let files = TempDir::new().unwrap();
@@ -96,12 +100,10 @@ impl World {
         let limits = config.webtransport.clone();
         let server = Server::new(socket, store.server_config(), limits).unwrap();
         let address = server.local_addr().unwrap();
-        let front = Front {
-            drain_timeout: config.drain_timeout,
-            core: Arc::new(Core::new(config, cluster.clone(), roster, mesh)),
-            server,
-            sessions: TaskTracker::new(),
-        };
+        let drain_timeout = config.drain_timeout;
+        let core = Core::new(config, cluster.clone(), store, roster, mesh);
+        let front = Front::new(drain_timeout, core, server);
+        let core = front.core.clone();
         let shutdown = CancellationToken::new();
         let told = shutdown.clone();
         let serving = tokio::spawn(async move {
@@ -110,6 +112,7 @@ impl World {
             front.close().await;
         });
         Self {
+            core,
             address,
             client,
             exit,
@@ -174,11 +177,24 @@ impl World {
     }
 
     fn token_by(&self, key: &SigningKey, audience: &str, from: i64, until: i64) -> String {
+        self.token_of(key, audience, ("ana", None), from, until)
+    }
+
+    /// A session token of a subject for one of its sessions.
+    fn token_of(
+        &self,
+        key: &SigningKey,
+        audience: &str,
+        (sub, sid): (&str, Option<&str>),
+        from: i64,
+        until: i64,
+    ) -> String {
         let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
         let at = |seconds| now.checked_add_signed(seconds).unwrap();
         let claims = token::Session {
             jti: "1".into(),
-            sub: "ana".into(),
+            sub: sub.into(),
+            sid: sid.map(Into::into),
             claims: serde_json::from_str(r#"{"room":1}"#).unwrap(),
             validity: Validity {
                 iat: at(from),
@@ -208,6 +224,7 @@ fn roster(key: &SigningKey, exit: &Identity, gateway: &Identity) -> Roster {
         access,
         allowed_origins: vec![origin.to_owned()],
         max_sessions: None,
+        refuse_with: Default::default(),
     };
     let mut services = vec![
         service("chat", Access::Public, "*"),
@@ -215,10 +232,12 @@ fn roster(key: &SigningKey, exit: &Identity, gateway: &Identity) -> Roster {
         service("nowhere", Access::Public, "*"),
         service("open", Access::Public, "*"),
         service("single", Access::Public, "*"),
+        service("told", Access::Token, "*"),
     ];
     services[0].hosts = vec!["chat.example".into()];
     services[4].max_sessions = Some(1);
-    let served = ["chat", "closed", "open", "single"];
+    services[5].refuse_with = RefuseWith::Close;
+    let served = ["chat", "closed", "open", "single", "told"];
     let node = |id: &str, role, identity: &Identity, services: &[&str]| Node {
         id: id.parse().unwrap(),
         role,

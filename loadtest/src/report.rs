@@ -1,6 +1,9 @@
 //! What every scenario ends in.
 
-use std::fmt::Write as _;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
 
 use serde::Serialize;
 
@@ -31,6 +34,9 @@ pub struct Row {
     pub ratio: Option<f64>,
     /// The ratio aimed at.
     pub goal: Option<f64>,
+    /// Measured on others in the same run. Empty, and then left out, when there are none.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub others: BTreeMap<&'static str, f64>,
 }
 
 /// Which way a figure is good.
@@ -52,6 +58,7 @@ impl Row {
             baseline: None,
             ratio: None,
             goal: None,
+            others: BTreeMap::new(),
         }
     }
 
@@ -75,6 +82,7 @@ impl Row {
             baseline: Some(baseline),
             ratio: ratio.is_finite().then_some(ratio),
             goal: Some(goal),
+            others: BTreeMap::new(),
         }
     }
 }
@@ -87,21 +95,26 @@ impl Report {
 
     /// As a table for people.
     pub fn to_table(&self) -> String {
-        let mut lines = vec![["", "unit", "wavry", "baseline", "ratio", "goal"].map(String::from)];
+        let others: BTreeSet<_> = self.results.iter().flat_map(|r| r.others.keys()).collect();
+        let mut heads = ["", "unit", "wavry", "baseline", "ratio", "goal"].to_vec();
+        heads.extend(others.iter().copied());
+        let mut lines = vec![heads.into_iter().map(String::from).collect::<Vec<_>>()];
         for row in &self.results {
             let figure = |value: Option<f64>| value.map(figure).unwrap_or_default();
             let ratio = |value: Option<f64>| value.map(|v| format!("{v:.2}")).unwrap_or_default();
-            lines.push([
+            let mut line = vec![
                 row.name.clone(),
                 row.unit.to_owned(),
                 figure(Some(row.wavry)),
                 figure(row.baseline),
                 ratio(row.ratio),
                 ratio(row.goal),
-            ]);
+            ];
+            line.extend(others.iter().map(|o| figure(row.others.get(*o).copied())));
+            lines.push(line);
         }
         // Columns that nothing stands in are left out.
-        let shown: Vec<usize> = (0..6)
+        let shown: Vec<usize> = (0..lines[0].len())
             .filter(|&column| lines[1..].iter().any(|line| !line[column].is_empty()))
             .collect();
         let width = |column: usize| lines.iter().map(|l| l[column].len()).max().unwrap_or(0);

@@ -2,6 +2,8 @@
 
 mod datagrams;
 mod echo;
+mod idle;
+pub(crate) mod servers;
 mod stall;
 mod transfer;
 
@@ -18,6 +20,13 @@ pub enum Scenario {
     Transfer(transfer::Args),
     /// Datagrams at a steady rate, every loss accounted for
     Datagrams(datagrams::Args),
+    /// Memory that idle sessions keep on every node
+    Idle(idle::Args),
+    /// The session layer beside bare quinn and other libraries, as servers
+    Servers(servers::Args),
+    /// One of the servers that `servers` compares
+    #[command(hide = true)]
+    Server(servers::ServerArgs),
 }
 
 /// What every scenario takes.
@@ -37,16 +46,24 @@ impl Scenario {
             Self::Stall(args) => args.common.json,
             Self::Transfer(args) => args.common.json,
             Self::Datagrams(args) => args.common.json,
+            Self::Idle(args) => args.common.json,
+            Self::Servers(args) => args.json,
+            Self::Server(_) => false,
         }
     }
 
-    pub(crate) async fn run(&self) -> Result<Report, Error> {
-        match self {
+    /// `None` for what ends in no report.
+    pub(crate) async fn run(&self) -> Result<Option<Report>, Error> {
+        let report = match self {
             Self::Echo(args) => echo::run(args).await,
             Self::Stall(args) => stall::run(args).await,
             Self::Transfer(args) => transfer::run(args).await,
             Self::Datagrams(args) => datagrams::run(args).await,
-        }
+            Self::Idle(args) => idle::run(args).await,
+            Self::Servers(args) => servers::run(args).await,
+            Self::Server(args) => return servers::serve(args).await.map(|()| None),
+        };
+        report.map(Some)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -51,14 +51,18 @@ struct Ready {
     ca_file: PathBuf,
     services: BTreeMap<String, String>,
     ops: BTreeMap<String, String>,
+    pids: BTreeMap<String, u32>,
 }
 
 /// A system to drive. One that was started here is told to stop when this is dropped.
 pub(crate) struct Target {
     url: Url,
+    ca: PathBuf,
     client: Client,
     /// Metrics by role (`gateway`, `relay-1`, …).
     pub(crate) ops: Vec<(String, Url)>,
+    /// Process ids by role, of a system that was started here.
+    pub(crate) processes: Vec<(String, u32)>,
     system: Option<System>,
 }
 
@@ -71,8 +75,8 @@ struct System {
 impl Target {
     /// The system that `args` name, or a new one.
     pub(crate) async fn open(args: &Args) -> Result<Self, Error> {
-        let (url, ca, ops, system) = match (&args.url, &args.ca) {
-            (Some(url), Some(ca)) => (url.clone(), ca.clone(), args.ops.clone(), None),
+        let (url, ca, ops, processes, system) = match (&args.url, &args.ca) {
+            (Some(url), Some(ca)) => (url.clone(), ca.clone(), args.ops.clone(), vec![], None),
             _ => {
                 progress("starting a system to drive");
                 let (system, ready) = System::start().await?;
@@ -88,28 +92,43 @@ impl Target {
                 let ops = ready.ops.iter();
                 let ops = ops.map(|(role, url)| Ok((role.clone(), parse(role, url)?)));
                 let ops = ops.collect::<Result<_, Error>>()?;
-                (url, ready.ca_file, ops, Some(system))
+                let processes = ready.pids.into_iter().collect();
+                (url, ready.ca_file, ops, processes, Some(system))
             }
         };
-        let tls = cert::client_config(&Trust::Authorities(ca))
-            .map_err(|error| Error::Argument(error.to_string()))?;
-        let local = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-        let client = Client::new(local, tls, Limits::default())
-            .map_err(|error| Error::Argument(format!("no UDP socket: {error}")))?;
+        let client = client(&ca, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))?;
         Ok(Self {
             url,
+            ca,
             client,
             ops,
+            processes,
             system,
         })
     }
 
+    /// Another client of the system, which sends from `local`.
+    pub(crate) fn client(&self, local: SocketAddr) -> Result<Client, Error> {
+        client(&self.ca, local)
+    }
+
     /// A new session, on a connection of its own.
     pub(crate) async fn connect(&self) -> Result<Session, Error> {
+        self.connecting(self.client.clone()).await?.await
+    }
+
+    /// A new session of `client`'s, to be made by whoever awaits what this gives.
+    pub(crate) async fn connecting(
+        &self,
+        client: Client,
+    ) -> Result<impl Future<Output = Result<Session, Error>> + Send + 'static, Error> {
         let host = self.url.host_str().unwrap_or_default();
         let port = self.url.port().unwrap_or(443);
-        let name = host.trim_start_matches('[').trim_end_matches(']');
-        let remote = tokio::net::lookup_host((name, port))
+        let name = host
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
+        let remote = tokio::net::lookup_host((name.as_str(), port))
             .await
             .ok()
             .and_then(|mut found| found.find(SocketAddr::is_ipv4))
@@ -124,12 +143,12 @@ impl Target {
             path,
             ..Request::default()
         };
-        let (session, _) = self
-            .client
-            .connect(remote, name, request)
-            .await
-            .map_err(Error::Connect)?;
-        Ok(session)
+        Ok(async move {
+            let connected = client.connect(remote, &name, request).await;
+            connected
+                .map(|(session, _)| session)
+                .map_err(Error::Connect)
+        })
     }
 
     /// Stops a system that was started here and waits until it is gone.
@@ -149,6 +168,14 @@ impl Target {
         }
         Ok(())
     }
+}
+
+/// A client that trusts the authorities in `ca`.
+fn client(ca: &Path, local: SocketAddr) -> Result<Client, Error> {
+    let tls = cert::client_config(&Trust::Authorities(ca.to_owned()))
+        .map_err(|error| Error::Argument(error.to_string()))?;
+    Client::new(local, tls, Limits::default())
+        .map_err(|error| Error::Argument(format!("no UDP socket: {error}")))
 }
 
 impl System {

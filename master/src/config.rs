@@ -10,7 +10,8 @@ use std::{
 use http::Uri;
 use serde::{Deserialize, Serialize};
 use wavry_proto::{
-    control::{Access, Service},
+    config::{Invalid, at_least_one, required},
+    control::{Access, RefuseWith, Service},
     id::ClusterName,
 };
 
@@ -60,6 +61,9 @@ pub struct RawService {
     /// Most sessions at once on one gateway.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_sessions: Option<u32>,
+    /// How clients are told that a session is refused: with its `status` (the default), or with a
+    /// session that is closed at once (`close`).
+    pub refuse_with: RefuseWith,
 }
 
 impl Default for Raw {
@@ -137,25 +141,6 @@ impl Default for Limits {
     }
 }
 
-/// Configuration that cannot be acted on. It never repeats a value.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{key}: {problem}")]
-pub struct Invalid {
-    /// The key, relative to the role's table, as in `services[0].hosts[1]`.
-    pub key: String,
-    /// What is wrong with it.
-    pub problem: String,
-}
-
-impl Invalid {
-    fn new(key: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self {
-            key: key.into(),
-            problem: problem.into(),
-        }
-    }
-}
-
 impl TryFrom<Raw> for Config {
     type Error = Invalid;
 
@@ -173,9 +158,7 @@ impl TryFrom<Raw> for Config {
                 "must be at least twice heartbeat_interval, or one late heartbeat is a silence",
             ));
         }
-        if raw.max_connections == 0 {
-            return Err(Invalid::new("max_connections", "must be at least 1"));
-        }
+        at_least_one("max_connections", raw.max_connections as u64)?;
         Ok(Self {
             listen: raw.listen,
             cluster,
@@ -199,10 +182,6 @@ impl TryFrom<Raw> for Config {
 
 /// Below this, heartbeats are a load and not a sign of life.
 const MIN_HEARTBEAT_INTERVAL: Duration = Duration::from_millis(50);
-
-fn required<T>(key: &str, value: Option<T>) -> Result<T, Invalid> {
-    value.ok_or_else(|| Invalid::new(key, "is needed"))
-}
 
 fn services(raw: Vec<RawService>) -> Result<Vec<Service>, Invalid> {
     let mut names = HashSet::new();
@@ -252,6 +231,7 @@ fn services(raw: Vec<RawService>) -> Result<Vec<Service>, Invalid> {
             access: raw.access,
             allowed_origins,
             max_sessions: raw.max_sessions,
+            refuse_with: raw.refuse_with,
         });
     }
     services.sort_by(|a, b| a.name.cmp(&b.name));

@@ -67,11 +67,12 @@ impl Issuer {
     }
 
     /// A token with which client `sub` can open sessions to `service`, within `ttl` from now. The exit
-    /// relay is handed `claims`.
+    /// relay is handed `claims`. A newer token with the same `sid` extends sessions opened with it.
     pub fn session_token(
         &self,
         service: &ServiceName,
         sub: String,
+        sid: Option<String>,
         claims: serde_json::Map<String, serde_json::Value>,
         ttl: Duration,
     ) -> Result<String, Error> {
@@ -79,6 +80,7 @@ impl Issuer {
         let claims = Session {
             jti,
             sub,
+            sid,
             claims,
             validity: validity(ttl),
         };

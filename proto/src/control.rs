@@ -41,6 +41,26 @@ pub enum Access {
     Token,
 }
 
+/// How a client is told that a service's session is refused, once the service is known and the
+/// page may connect to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RefuseWith {
+    /// With the HTTP status. A page's script cannot see it.
+    #[default]
+    Status,
+    /// With a session that is closed at once: code
+    /// [`close_code::refused`](crate::session::close_code::refused), and a word for a reason.
+    Close,
+}
+
+impl RefuseWith {
+    /// Whether it is what a service has that says nothing about it.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// A node as the roster lists it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -76,6 +96,10 @@ pub struct Service {
     /// Most sessions at once on one gateway; `None` for no limit of its own.
     #[serde(default)]
     pub max_sessions: Option<u32>,
+    /// How clients are told that a session is refused. Left out where it is the default, so that
+    /// nodes that do not know it read the roster.
+    #[serde(default, skip_serializing_if = "RefuseWith::is_default")]
+    pub refuse_with: RefuseWith,
 }
 
 /// The list of nodes, keys, addresses and services. Signed by the master.
@@ -285,6 +309,7 @@ mod tests {
             nodes in prop::collection::vec(node(), 0..4),
             service in name(),
             max_sessions: Option<u32>,
+            closes: bool,
         ) {
             let roster = Roster {
                 epoch: Epoch(epoch),
@@ -296,6 +321,7 @@ mod tests {
                     access: Access::Public,
                     allowed_origins: vec!["*".to_owned()],
                     max_sessions,
+                    refuse_with: if closes { RefuseWith::Close } else { RefuseWith::Status },
                 }],
                 ..Roster::empty(cluster.parse().unwrap())
             };
@@ -331,6 +357,17 @@ mod tests {
             possession_message("a", "b", b""),
             possession_message("a", "", b"b")
         );
+    }
+
+    #[test]
+    fn a_service_that_says_nothing_of_its_refusals_reads_as_it_always_did() {
+        let text = r#"{"name":"echo","hosts":[],"access":"token","allowed_origins":[],"max_sessions":null}"#;
+        let mut service: Service = serde_json::from_str(text).unwrap();
+        assert_eq!(service.refuse_with, RefuseWith::Status);
+        assert_eq!(serde_json::to_string(&service).unwrap(), text);
+        service.refuse_with = RefuseWith::Close;
+        let text = serde_json::to_string(&service).unwrap();
+        assert!(text.contains(r#""refuse_with":"close""#), "{text}");
     }
 
     #[test]

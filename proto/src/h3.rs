@@ -1,6 +1,7 @@
 //! HTTP/3 (RFC 9114): frames, settings, field sections. QPACK (RFC 9204) is spoken without a
 //! dynamic table: we grant none and use none, so no field section ever waits for another stream.
 
+pub mod content;
 pub mod frame;
 pub mod huffman;
 pub mod message;
@@ -59,6 +60,8 @@ pub mod code {
     pub const QPACK_DECOMPRESSION_FAILED: u64 = 0x200;
     /// The QPACK encoder stream is wrong.
     pub const QPACK_ENCODER_STREAM_ERROR: u64 = 0x201;
+    /// The QPACK decoder stream is wrong.
+    pub const QPACK_DECODER_STREAM_ERROR: u64 = 0x202;
     /// A datagram or capsule is wrong.
     pub const DATAGRAM_ERROR: u64 = 0x33;
 }

@@ -12,8 +12,9 @@
 //! * [`mesh`]: the frames that carry a session between two nodes.
 //! * [`control`]: messages between nodes and the master, and the roster.
 //! * [`token`]: the outside of a PASETO token: its grammar, its purpose, its claims.
-//! * [`duration`]: durations as people write them in configuration.
+//! * [`config`], [`duration`]: what is wrong with configuration, and durations as people write them.
 
+pub mod config;
 pub mod control;
 pub mod duration;
 pub mod h3;

@@ -104,6 +104,15 @@ pub mod close_code {
     pub const PROTOCOL: u32 = BASE | 0x06;
     /// The client's connection was lost; this is what the upstream is told.
     pub const CLIENT_LOST: u32 = BASE | 0x07;
+    /// Nobody read the session, and it held up others on its connection.
+    pub const UNREAD: u32 = BASE | 0x08;
+    /// The session was refused: this and the HTTP status that says why.
+    pub const REFUSED: u32 = BASE | 0x1000;
+
+    /// The code for a refusal with `status`, where a service has its refusals told by a close.
+    pub fn refused(status: u16) -> u32 {
+        REFUSED + u32::from(status)
+    }
 }
 
 /// Header field by which an exit relay says that it refuses a session itself and has asked no

@@ -203,6 +203,10 @@ pub struct Session {
     pub jti: String,
     /// Who the client is, in the service owner's words.
     pub sub: String,
+    /// Which of the client's sessions it is for, in the service owner's words. A newer token with
+    /// the same one extends the sessions that were opened with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sid: Option<String>,
     /// Further claims, handed to the exit relay as they are.
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     pub claims: serde_json::Map<String, serde_json::Value>,
@@ -343,7 +347,11 @@ mod tests {
     fn claims_keep_their_validity_beside_them() {
         let text = r#"{"jti":"1","sub":"ann","claims":{"a":1},"iat":1,"nbf":2,"exp":3}"#;
         let session: Session = serde_json::from_str(text).unwrap();
-        assert_eq!(session.validity.exp, 3);
+        assert_eq!((session.validity.exp, &session.sid), (3, &None));
+        assert_eq!(serde_json::to_string(&session).unwrap(), text);
+        let text = r#"{"jti":"1","sub":"ann","sid":"tab 1","iat":1,"nbf":2,"exp":3}"#;
+        let session: Session = serde_json::from_str(text).unwrap();
+        assert_eq!(session.sid.as_deref(), Some("tab 1"));
         assert_eq!(serde_json::to_string(&session).unwrap(), text);
     }
 

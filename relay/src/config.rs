@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 use serde::{Deserialize, Serialize};
 use url::Url;
 use wavry_credentials::cert::Trust;
-use wavry_proto::id::ServiceName;
+use wavry_proto::{
+    config::{Invalid, at_least_one, required},
+    id::ServiceName,
+};
 
 /// Configuration as it is written, in table `relay`. Every key may be left out; those without a
 /// default are missed by [`Config::try_from`].
@@ -153,25 +156,6 @@ impl std::fmt::Display for HostPort {
     }
 }
 
-/// Configuration that cannot be acted on. It never repeats a value.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{key}: {problem}")]
-pub struct Invalid {
-    /// The key, relative to the role's table, as in `upstreams.echo.url`.
-    pub key: String,
-    /// What is wrong with it.
-    pub problem: String,
-}
-
-impl Invalid {
-    fn new(key: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self {
-            key: key.into(),
-            problem: problem.into(),
-        }
-    }
-}
-
 impl TryFrom<Raw> for Config {
     type Error = Invalid;
 
@@ -191,9 +175,7 @@ impl TryFrom<Raw> for Config {
             let problem = "is needed where mesh_listen is not one address";
             return Err(Invalid::new("advertise", problem));
         }
-        if raw.max_sessions == 0 {
-            return Err(Invalid::new("max_sessions", "must be at least 1"));
-        }
+        at_least_one("max_sessions", raw.max_sessions as u64)?;
         if raw.idle_timeout.is_zero() {
             return Err(Invalid::new("idle_timeout", "must be longer than zero"));
         }
@@ -292,10 +274,6 @@ fn trust(key: &str, ca_file: Option<PathBuf>, hashes: &[String]) -> Result<Trust
             })
         }
     }
-}
-
-fn required<T>(key: &str, value: Option<T>) -> Result<T, Invalid> {
-    value.ok_or_else(|| Invalid::new(key, "is needed"))
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! The relay as exit: takes sessions from gateways and dials their upstreams.
 //!
-//! [`Relay::start`] binds the mesh port, joins the cluster and tells it the services it has
-//! upstreams for. [`Relay::run`] serves gateways: for each session it finds the upstream, dials it,
-//! hands its answer back, and carries the session until it is over. Told to leave, the relay says
+//! [`Relay::start`] reads secrets, binds the mesh port, joins the cluster and tells it the services it
+//! has upstreams for. [`Relay::run`] serves gateways: for each session it finds the upstream, dials
+//! it, hands its answer back, and carries the session until it is over. Told to leave, the relay says
 //! so to the master, asks its sessions to finish, and closes those that have not at the deadline.
 
 pub mod config;
@@ -31,7 +31,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, info, info_span};
 use wavry_credentials::{
     identity,
-    membership::{self, Membership},
+    membership::{self, Candidate, Membership},
 };
 use wavry_proto::{
     control::{Role, Roster},
@@ -40,6 +40,7 @@ use wavry_proto::{
 };
 use wavry_transport::{
     mesh,
+    mirror::Ledger,
     session::{Closed, Session as _},
 };
 
@@ -50,10 +51,10 @@ pub use crate::{
 };
 use crate::{
     metrics as names,
-    upstream::{Dialled, Upstream},
+    upstream::{Dialled, Upstream, webtransport},
 };
 
-/// How often the master may learn a new number of sessions.
+/// How often the master may learn a new number of sessions, and what was carried is counted.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// For how long the gateways are waited for that were told to go away.
@@ -73,6 +74,8 @@ struct Exit {
     upstreams: BTreeMap<ServiceName, Upstream>,
     roster: watch::Receiver<Arc<Roster>>,
     permits: Semaphore,
+    /// What goes through mirrored sessions.
+    ledger: Ledger,
     requests: AtomicU64,
     /// The relay takes no new sessions, and live ones are asked to finish.
     draining: CancellationToken,
@@ -81,8 +84,8 @@ struct Exit {
 }
 
 impl Relay {
-    /// Binds the mesh port and joins the cluster, for which it waits as long as the master cannot
-    /// be reached.
+    /// Reads secrets, binds the mesh port and joins the cluster, for which it waits as long as the
+    /// master cannot be reached.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let bind = |source| StartError::Bind {
             address: config.mesh_listen,
@@ -96,17 +99,17 @@ impl Relay {
                 Ok((service.clone(), dialable))
             })
             .collect::<Result<BTreeMap<_, _>, StartError>>()?;
-        let socket = mesh::bind(config.mesh_listen).map_err(bind)?;
-
-        let membership = Membership::join(membership::Config {
+        let candidate = Candidate::new(membership::Config {
             master: config.master,
             ca_file: config.ca_file,
             state_dir: config.state_dir,
             services: upstreams.keys().cloned().collect(),
             identity_key: None,
             registration_token: None,
-        })
-        .await?;
+        })?;
+        let socket = mesh::bind(config.mesh_listen).map_err(bind)?;
+
+        let membership = candidate.join().await?;
         let roster = membership.roster();
         let identity::MeshTls { server, client } =
             membership.identity().mesh_tls(roster.clone())?;
@@ -153,7 +156,10 @@ impl Relay {
                     Some(requested) => self.exit.take(requested, &sessions),
                     None => break Err(RunError::MeshLost),
                 },
-                _ = report.tick() => self.membership.report_sessions(sessions.len() as u64),
+                _ = report.tick() => {
+                    self.membership.report_sessions(sessions.len() as u64);
+                    webtransport::count(self.exit.ledger.take());
+                }
             }
         };
         self.drain(&sessions).await;
@@ -200,6 +206,7 @@ impl Exit {
             upstreams,
             roster,
             permits: Semaphore::new(max_sessions.min(Semaphore::MAX_PERMITS)),
+            ledger: Ledger::default(),
             requests: AtomicU64::new(0),
             draining: CancellationToken::new(),
             closing: CancellationToken::new(),
@@ -268,7 +275,7 @@ impl Exit {
             std::future::pending::<std::convert::Infallible>().await
         };
         let ended = tokio::select! {
-            ended = dialled.carry(&session) => ended,
+            ended = dialled.carry(&session, &self.ledger) => ended,
             never = leave => match never {},
         };
         // The reason that came with the code is the application's, and stays out of logs.

@@ -8,7 +8,7 @@ mod echo;
 mod stream;
 mod tcp;
 mod udp;
-mod webtransport;
+pub(crate) mod webtransport;
 
 use std::{
     net::SocketAddr,
@@ -22,7 +22,10 @@ use wavry_proto::{
     mesh::Open,
     session::{Close, Response, close_code},
 };
-use wavry_transport::session::{Closed, Session};
+use wavry_transport::{
+    mirror::Ledger,
+    session::{Closed, Session},
+};
 
 use crate::{
     config::{self, HostPort},
@@ -166,10 +169,10 @@ impl Dialled {
         }
     }
 
-    /// Carries the session until it is over.
-    pub(crate) async fn carry<S: Session>(&self, session: &Arc<S>) -> Ended {
+    /// Carries the session until it is over. What is mirrored is in `ledger` meanwhile.
+    pub(crate) async fn carry<S: Session>(&self, session: &Arc<S>, ledger: &Ledger) -> Ended {
         match self {
-            Self::WebTransport(upstream) => upstream.carry(&**session).await,
+            Self::WebTransport(upstream) => upstream.carry(&**session, ledger).await,
             Self::Tcp(upstream) => upstream.carry(&**session).await,
             Self::Udp(upstream) => upstream.carry(&**session).await,
             Self::Echo(echo) => echo.carry(session).await,

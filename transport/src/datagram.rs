@@ -7,8 +7,8 @@
 use std::{
     collections::VecDeque,
     future::Future,
-    pin::pin,
-    sync::{Mutex, MutexGuard, PoisonError},
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::Poll,
     time::Duration,
 };
@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::FutureExt;
 use metrics::Counter;
-use tokio::{sync::Notify, time::Instant};
+use tokio::{sync::Notify, time::Sleep};
 
 use crate::{
     metrics::{DATAGRAMS, DATAGRAMS_DROPPED, reason},
@@ -41,9 +41,11 @@ pub const QUEUE_BYTES: usize = 1200 * 1024;
 /// How long quinn's own drops may stay uncounted.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// The counters of one link. Looked up once per connection or session, not per datagram.
+/// The counters of one link. Looked up once per endpoint; clones share them.
 #[derive(Clone)]
-pub struct Meter {
+pub struct Meter(Arc<Counters>);
+
+struct Counters {
     sent: Counter,
     received: Counter,
     send_buffer_full: Counter,
@@ -60,7 +62,7 @@ impl Meter {
     pub fn new(link: &'static str) -> Self {
         let passed = |direction: &'static str| metrics::counter!(DATAGRAMS, "link" => link, "direction" => direction);
         let dropped = |reason: &'static str| metrics::counter!(DATAGRAMS_DROPPED, "link" => link, "reason" => reason);
-        Self {
+        Self(Arc::new(Counters {
             sent: passed("sent"),
             received: passed("received"),
             send_buffer_full: dropped(reason::SEND_BUFFER_FULL),
@@ -70,7 +72,7 @@ impl Meter {
             unknown_session: dropped(reason::UNKNOWN_SESSION),
             malformed: dropped(reason::MALFORMED),
             session_closed: dropped(reason::SESSION_CLOSED),
-        }
+        }))
     }
 
     /// Sends `encoded`, of which the first `header` bytes are not payload, now or not at all, and
@@ -86,11 +88,11 @@ impl Meter {
         // under one lock: no other sender can take the room between a check and the sending.
         match connection.send_datagram_wait(encoded).now_or_never() {
             Some(Ok(())) => {
-                self.sent.increment(1);
+                self.0.sent.increment(1);
                 Ok(())
             }
             None => {
-                self.send_buffer_full.increment(1);
+                self.0.send_buffer_full.increment(1);
                 Err(DatagramError::Full)
             }
             Some(Err(quinn::SendDatagramError::ConnectionLost(error))) => {
@@ -109,18 +111,18 @@ impl Meter {
 
     /// Counts a datagram that is over a limit before it came to [`send`](Self::send).
     pub fn too_large(&self, len: usize, max: usize) -> DatagramError {
-        self.too_large.increment(1);
+        self.0.too_large.increment(1);
         DatagramError::TooLarge { len, max }
     }
 
     /// Counts a datagram for a session that is not there.
     pub fn unknown_session(&self) {
-        self.unknown_session.increment(1);
+        self.0.unknown_session.increment(1);
     }
 
     /// Counts a datagram whose header does not decode.
     pub fn malformed(&self) {
-        self.malformed.increment(1);
+        self.0.malformed.increment(1);
     }
 }
 
@@ -132,9 +134,10 @@ pub struct Receiver {
     read: u64,
     /// Datagrams counted as dropped by quinn.
     dropped: u64,
-    /// When to look for drops; `None` while nothing was read since the last look, because quinn
-    /// drops only what a later read finds missing.
-    settle_at: Option<Instant>,
+    /// Rings when it is time to look for drops; `None` while nothing was read since the last look,
+    /// because quinn drops only what a later read finds missing. It runs on through many reads: a
+    /// timer costs as much as a datagram does.
+    look: Option<Pin<Box<Sleep>>>,
 }
 
 impl Receiver {
@@ -145,12 +148,13 @@ impl Receiver {
             meter,
             read: 0,
             dropped: 0,
-            settle_at: None,
+            look: None,
         }
     }
 
-    /// The next datagram. Cancel-safe.
+    /// The next datagram. Gives way to other tasks when many are there at once. Cancel-safe.
     pub async fn recv(&mut self) -> Result<Bytes, quinn::ConnectionError> {
+        tokio::task::coop::consume_budget().await;
         let taken = loop {
             if let Some(taken) = self.taken_or_due().await {
                 break taken;
@@ -160,7 +164,7 @@ impl Receiver {
             match self.connection.read_datagram().now_or_never() {
                 Some(taken) => break taken,
                 None => {
-                    self.settle_at = None;
+                    self.look = None;
                     self.settle(arrived);
                 }
             }
@@ -168,10 +172,9 @@ impl Receiver {
         match taken {
             Ok(_) => {
                 self.read += 1;
-                self.meter.received.increment(1);
-                if self.settle_at.is_none() {
-                    self.settle_at = Some(Instant::now() + SETTLE);
-                }
+                self.meter.0.received.increment(1);
+                self.look
+                    .get_or_insert_with(|| Box::pin(tokio::time::sleep(SETTLE)));
             }
             Err(_) => self.settle(self.connection.stats().frame_rx.datagram),
         }
@@ -179,18 +182,15 @@ impl Receiver {
     }
 
     /// What is read next, or `None` when it is time to look for drops.
-    async fn taken_or_due(&self) -> Option<Result<Bytes, quinn::ConnectionError>> {
-        let due = async {
-            match self.settle_at {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
-        let mut due = pin!(due);
-        let mut reading = pin!(self.connection.read_datagram());
-        std::future::poll_fn(|cx| match reading.as_mut().poll(cx) {
-            Poll::Ready(taken) => Poll::Ready(Some(taken)),
-            Poll::Pending => due.as_mut().poll(cx).map(|()| None),
+    async fn taken_or_due(&mut self) -> Option<Result<Bytes, quinn::ConnectionError>> {
+        let Self {
+            connection, look, ..
+        } = self;
+        let mut reading = pin!(connection.read_datagram());
+        std::future::poll_fn(|cx| match (reading.as_mut().poll(cx), &mut *look) {
+            (Poll::Ready(taken), _) => Poll::Ready(Some(taken)),
+            (Poll::Pending, Some(look)) => look.as_mut().poll(cx).map(|()| None),
+            (Poll::Pending, None) => Poll::Pending,
         })
         .await
     }
@@ -199,6 +199,7 @@ impl Receiver {
         let missing = arrived.saturating_sub(self.read);
         if missing > self.dropped {
             self.meter
+                .0
                 .receive_buffer_full
                 .increment(missing - self.dropped);
             self.dropped = missing;
@@ -246,7 +247,7 @@ impl Queue {
         let mut waiting = self.lock();
         if waiting.closed {
             drop(waiting);
-            self.meter.session_closed.increment(1);
+            self.meter.0.session_closed.increment(1);
             return;
         }
         let mut dropped = 0;
@@ -263,7 +264,7 @@ impl Queue {
         drop(waiting);
         self.arrived.notify_one();
         if dropped > 0 {
-            self.meter.receive_queue_full.increment(dropped);
+            self.meter.0.receive_queue_full.increment(dropped);
         }
     }
 
@@ -296,7 +297,7 @@ impl Drop for Queue {
     fn drop(&mut self) {
         let left = self.lock().datagrams.len();
         if left > 0 {
-            self.meter.session_closed.increment(left as u64);
+            self.meter.0.session_closed.increment(left as u64);
         }
     }
 }
@@ -337,7 +338,7 @@ mod tests {
 
     #[tokio::test]
     async fn closing_wakes_a_waiting_reader() {
-        let queue = std::sync::Arc::new(Queue::new(Meter::new(link::MESH)));
+        let queue = Arc::new(Queue::new(Meter::new(link::MESH)));
         let reader = tokio::spawn({
             let queue = queue.clone();
             async move { queue.pop().await }

@@ -9,6 +9,20 @@ pub const DATAGRAMS: &str = "wavry_transport_datagrams_total";
 /// end, minus what was received and dropped at the other, is what the wire lost.
 pub const DATAGRAMS_DROPPED: &str = "wavry_transport_datagrams_dropped_total";
 
+/// Handshakes that are under way on this node's WebTransport servers.
+pub const HANDSHAKES: &str = "wavry_transport_handshakes";
+/// Connections refused before their handshake, by `reason` (see [`connection_refusal`]).
+pub const CONNECTIONS_REFUSED: &str = "wavry_transport_connections_refused_total";
+/// Clients that were asked to prove their address first.
+pub const RETRIES: &str = "wavry_transport_retries_total";
+/// Handshakes of clients that came to no connection, by `reason` (see [`handshake_failure`]).
+pub const HANDSHAKES_FAILED: &str = "wavry_transport_handshakes_failed_total";
+/// Packets that came to another shard of a server than their connection's, as those of a client do
+/// whose address has changed, and were handed over.
+pub const PACKETS_HANDED_OVER: &str = "wavry_transport_packets_handed_over_total";
+/// Packets dropped before QUIC saw them, by `reason` (see [`packet_drop`]).
+pub const PACKETS_DROPPED: &str = "wavry_transport_packets_dropped_total";
+
 /// Mesh connections that are up, by `side` (`client`: dialled here; `server`).
 pub const MESH_CONNECTIONS: &str = "wavry_transport_mesh_connections";
 /// Mesh handshakes, by `side` and `outcome` (`done`, `failed`, `unknown_key`).
@@ -24,6 +38,14 @@ pub const REQUESTS: &str = "wavry_transport_requests_total";
 /// WebTransport streams that a peer opened and that were refused, by `reason` (see [`refusal`]).
 pub const STREAMS_REFUSED: &str = "wavry_transport_streams_refused_total";
 
+/// WebTransport connections that are up, by `side` (`client`, `server`).
+pub const CONNECTIONS: &str = "wavry_transport_connections";
+/// WebTransport sessions that are there, asked for and not answered ones included, by `side`.
+pub const SESSIONS: &str = "wavry_transport_sessions";
+/// WebTransport sessions that were ended because nobody read them while they held up others on their
+/// connection.
+pub const SESSIONS_UNREAD: &str = "wavry_transport_sessions_unread_total";
+
 /// Values of the label `outcome` of [`REQUESTS`].
 pub mod outcome {
     /// Became a session.
@@ -36,10 +58,44 @@ pub mod outcome {
     pub const TOO_MANY: &str = "too_many";
     /// Came after GOAWAY.
     pub const DRAINING: &str = "draining";
-    /// Not a request for a session, or its header block was too long.
+    /// Asked for no session, and was answered.
+    pub const PLAIN: &str = "plain";
+    /// Asked for no session, and had more content than is taken: 413.
+    pub const CONTENT_TOO_LONG: &str = "content_too_long";
+    /// Asked for no session, and the answer was not ready in time: 503.
+    pub const OVERLOADED: &str = "overloaded";
+    /// A kind of request that no server here answers, or its header block was too long.
     pub const OTHER: &str = "other";
     /// Malformed, cut off or too slow.
     pub const MALFORMED: &str = "malformed";
+}
+
+/// Values of the label `reason` of [`CONNECTIONS_REFUSED`].
+pub mod connection_refusal {
+    /// The server takes no more.
+    pub const DRAINING: &str = "draining";
+    /// The server has as many connections as it may.
+    pub const TOO_MANY: &str = "too_many";
+    /// The client's address has as many connections as it may.
+    pub const TOO_MANY_FROM_ADDRESS: &str = "too_many_from_address";
+    /// The server's handshakes come too fast.
+    pub const RATE: &str = "rate";
+    /// The address's handshakes come too fast.
+    pub const ADDRESS_RATE: &str = "address_rate";
+}
+
+/// Values of the label `reason` of [`PACKETS_DROPPED`].
+pub mod packet_drop {
+    /// Too many wait to be taken over by the shard they belong to.
+    pub const HAND_OVER_FULL: &str = "hand_over_full";
+}
+
+/// Values of the label `reason` of [`HANDSHAKES_FAILED`].
+pub mod handshake_failure {
+    /// Not done in time.
+    pub const TIMEOUT: &str = "timeout";
+    /// TLS or QUIC failed.
+    pub const FAILED: &str = "failed";
 }
 
 /// Values of the label `reason` of [`STREAMS_REFUSED`].
@@ -50,6 +106,8 @@ pub mod refusal {
     pub const UNKNOWN_SESSION: &str = "unknown_session";
     /// Its session is over.
     pub const SESSION_GONE: &str = "session_gone";
+    /// Its session was not granted another one, and is ended for it.
+    pub const FLOW_CONTROL: &str = "flow_control";
 }
 
 /// Values of the label `link`.
@@ -91,6 +149,36 @@ pub fn describe() {
         "Datagrams dropped at this node"
     );
     describe_gauge!(
+        HANDSHAKES,
+        Unit::Count,
+        "Handshakes under way on this node's WebTransport servers"
+    );
+    describe_counter!(
+        CONNECTIONS_REFUSED,
+        Unit::Count,
+        "Connections refused before their handshake"
+    );
+    describe_counter!(
+        RETRIES,
+        Unit::Count,
+        "Clients asked to prove their address first"
+    );
+    describe_counter!(
+        HANDSHAKES_FAILED,
+        Unit::Count,
+        "Handshakes of clients that came to no connection"
+    );
+    describe_counter!(
+        PACKETS_HANDED_OVER,
+        Unit::Count,
+        "Packets handed over to the shard of their connection"
+    );
+    describe_counter!(
+        PACKETS_DROPPED,
+        Unit::Count,
+        "Packets dropped before QUIC saw them"
+    );
+    describe_gauge!(
         MESH_CONNECTIONS,
         Unit::Count,
         "Mesh connections that are up"
@@ -111,6 +199,21 @@ pub fn describe() {
         REQUESTS,
         Unit::Count,
         "Requests to this node's WebTransport servers"
+    );
+    describe_gauge!(
+        CONNECTIONS,
+        Unit::Count,
+        "WebTransport connections that are up"
+    );
+    describe_gauge!(
+        SESSIONS,
+        Unit::Count,
+        "WebTransport sessions that are there"
+    );
+    describe_counter!(
+        SESSIONS_UNREAD,
+        Unit::Count,
+        "WebTransport sessions ended because nobody read them"
     );
     describe_counter!(
         STREAMS_REFUSED,

@@ -1,15 +1,16 @@
 //! Joins two sessions so that each sees what the other's peer does.
 
+mod traffic;
+
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use tokio::{task::JoinSet, time::Instant};
 
+use self::traffic::Counts;
+pub use self::traffic::{Carried, Ledger, Moved, Traffic};
 use crate::session::{
     Close, Closed, ReadError, RecvStream, SendStream, Session, WriteError, close_code,
 };
@@ -25,51 +26,40 @@ pub struct Options {
     pub a_lost: Close,
 }
 
-/// How a mirrored pair ended, and what went through it.
+/// How a mirrored pair ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {
-    /// What each side said last.
+    /// What `a` said last.
     pub a: Closed,
-    /// What each side said last.
+    /// What `b` said last.
     pub b: Closed,
-    /// Stream bytes and datagrams from `a` to `b`.
-    pub a_to_b: Carried,
-    /// Stream bytes and datagrams from `b` to `a`.
-    pub b_to_a: Carried,
-}
-
-/// What went through one direction of a mirror.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Carried {
-    /// Streams, of both kinds.
-    pub streams: u64,
-    /// Stream bytes.
-    pub bytes: u64,
-    /// Datagrams handed on.
-    pub datagrams: u64,
-    /// Datagrams dropped here.
-    pub datagrams_dropped: u64,
 }
 
 /// Mirrors `a` and `b` until one of them is over, then ends the other the same way.
 ///
 /// Streams, of both kinds and opened by either side, end as they end on the other side: with FIN,
 /// or with RESET_STREAM and STOP_SENDING of the same code. A chunk is read only after the one
-/// before was written. Nothing of this goes on when the returned future is over or dropped.
-pub async fn mirror<A: Session, B: Session>(a: &A, b: &B, options: &Options) -> Ended {
-    let (a_to_b, b_to_a) = (Arc::<Counts>::default(), Arc::<Counts>::default());
+/// before was written. What goes through is counted in `traffic`. Nothing of this goes on when the
+/// returned future is over or dropped.
+pub async fn mirror<A: Session, B: Session>(
+    a: &A,
+    b: &B,
+    options: &Options,
+    traffic: &Traffic,
+) -> Ended {
+    let Traffic { a_to_b, b_to_a, .. } = traffic;
     let pumps = Mutex::new(JoinSet::new());
     let carrying = async {
         tokio::join!(
-            carry(a, b, &a_to_b, &b_to_a, &pumps),
-            carry(b, a, &b_to_a, &a_to_b, &pumps),
+            carry(a, b, a_to_b, b_to_a, &pumps),
+            carry(b, a, b_to_a, a_to_b, &pumps),
         )
     };
     tokio::select! {
         biased;
         closed = a.closed() => b.close(answer(closed, &options.a_lost)),
         closed = b.closed() => a.close(answer(closed, &options.b_lost)),
-        () = idle(options.idle_timeout, &a_to_b, &b_to_a) => {
+        () = idle(options.idle_timeout, traffic) => {
             let close = Close::new(close_code::IDLE, "idle");
             a.close(close.clone());
             b.close(close);
@@ -81,8 +71,6 @@ pub async fn mirror<A: Session, B: Session>(a: &A, b: &B, options: &Options) -> 
     Ended {
         a: a.closed().await,
         b: b.closed().await,
-        a_to_b: a_to_b.carried(),
-        b_to_a: b_to_a.carried(),
     }
 }
 
@@ -94,39 +82,16 @@ fn answer(closed: Closed, lost: &Close) -> Close {
     }
 }
 
-#[derive(Default)]
-struct Counts {
-    streams: AtomicU64,
-    bytes: AtomicU64,
-    datagrams: AtomicU64,
-    datagrams_dropped: AtomicU64,
-}
-
-impl Counts {
-    fn add(counter: &AtomicU64, n: u64) {
-        counter.fetch_add(n, Ordering::Relaxed);
-    }
-
-    fn carried(&self) -> Carried {
-        Carried {
-            streams: self.streams.load(Ordering::Relaxed),
-            bytes: self.bytes.load(Ordering::Relaxed),
-            datagrams: self.datagrams.load(Ordering::Relaxed),
-            datagrams_dropped: self.datagrams_dropped.load(Ordering::Relaxed),
-        }
-    }
-}
-
 /// Looks so often in an idle timeout whether anything moved: a session is idle after the timeout
 /// and at most an eighth.
 const LOOKS: u32 = 8;
 
-async fn idle(timeout: Duration, a_to_b: &Counts, b_to_a: &Counts) {
-    let mut before = (a_to_b.carried(), b_to_a.carried());
+async fn idle(timeout: Duration, traffic: &Traffic) {
+    let mut before = traffic.moved();
     let mut since = Instant::now();
     loop {
         tokio::time::sleep(timeout / LOOKS).await;
-        let now = (a_to_b.carried(), b_to_a.carried());
+        let now = traffic.moved();
         if now != before {
             before = now;
             since = Instant::now();

@@ -7,6 +7,9 @@ use std::{
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+pub(crate) mod shards;
+pub use shards::MAX_SHARDS;
+
 /// Asked of the kernel for each direction. At 1 Gbit/s it holds 33 ms: time for a busy process to
 /// come back to its socket before the kernel drops packets.
 pub const BUFFER: usize = 4 * 1024 * 1024;
@@ -14,6 +17,29 @@ pub const BUFFER: usize = 4 * 1024 * 1024;
 /// Binds a UDP socket, not blocking, with [`BUFFER`] bytes each way or what the kernel grants
 /// (`net.core.rmem_max`, `net.core.wmem_max`).
 pub fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
+    Ok(open(address, false)?.into())
+}
+
+/// Binds `count` such sockets to one port, among which the kernel shares out what comes: one for
+/// each shard of a server, see [`Server::sharded`](crate::webtransport::Server::sharded). At least
+/// one, at most [`MAX_SHARDS`]. A port that is taken is an error, also if it is taken by sockets
+/// that would share it.
+pub fn bind_shards(address: SocketAddr, count: usize) -> io::Result<Vec<UdpSocket>> {
+    let first = open(address, false)?;
+    let mut sockets = Vec::new();
+    if count > 1 {
+        // Only now, as it would have shared the port with strangers.
+        first.set_reuse_port(true)?;
+        let bound = first.local_addr()?.as_socket().unwrap_or(address);
+        for _ in 1..count.min(MAX_SHARDS) {
+            sockets.push(open(bound, true)?.into());
+        }
+    }
+    sockets.insert(0, first.into());
+    Ok(sockets)
+}
+
+fn open(address: SocketAddr, share: bool) -> io::Result<Socket> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::DGRAM,
@@ -24,12 +50,15 @@ pub fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
         .set_recv_buffer_size(BUFFER)
         .and(socket.set_send_buffer_size(BUFFER));
     socket.set_nonblocking(true)?;
+    if share {
+        socket.set_reuse_port(true)?;
+    }
     socket.bind(&address.into())?;
     let socket_address = socket.local_addr()?.as_socket();
     // Linux reports twice the size that counts for data (socket(7)).
-    let share = if cfg!(target_os = "linux") { 2 } else { 1 };
-    let receive_bytes = socket.recv_buffer_size()? / share;
-    let send_bytes = socket.send_buffer_size()? / share;
+    let half = if cfg!(target_os = "linux") { 2 } else { 1 };
+    let receive_bytes = socket.recv_buffer_size()? / half;
+    let send_bytes = socket.send_buffer_size()? / half;
     if asked.is_err() || receive_bytes < BUFFER || send_bytes < BUFFER {
         tracing::warn!(
             address = ?socket_address,
@@ -41,7 +70,7 @@ pub fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
     } else {
         tracing::debug!(address = ?socket_address, receive_bytes, send_bytes, "socket bound");
     }
-    Ok(socket.into())
+    Ok(socket)
 }
 
 #[cfg(test)]
@@ -54,5 +83,41 @@ mod tests {
         let address = socket.local_addr().unwrap();
         assert_ne!(address.port(), 0);
         assert_eq!(bind(address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn shards_have_one_port_which_no_stranger_shares() {
+        let sockets = bind_shards("127.0.0.1:0".parse().unwrap(), 4).unwrap();
+        let address = sockets[0].local_addr().unwrap();
+        assert_ne!(address.port(), 0);
+        assert_eq!(sockets.len(), 4);
+        for socket in &sockets {
+            assert_eq!(socket.local_addr().unwrap(), address);
+        }
+        for stranger in [1, 4] {
+            let taken = bind_shards(address, stranger).unwrap_err();
+            assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+        }
+    }
+
+    #[test]
+    fn shards_share_what_comes() {
+        let sockets = bind_shards("127.0.0.1:0".parse().unwrap(), 4).unwrap();
+        let address = sockets[0].local_addr().unwrap();
+        for _ in 0..200 {
+            let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+            client.send_to(b"x", address).unwrap();
+        }
+        let mut total = 0;
+        for socket in &sockets {
+            let mut received = 0;
+            while socket.recv(&mut [0; 8]).is_ok() {
+                received += 1;
+            }
+            // One that got nothing has a chance of 1 in 10²⁴.
+            assert_ne!(received, 0);
+            total += received;
+        }
+        assert_eq!(total, 200);
     }
 }

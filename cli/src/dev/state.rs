@@ -131,7 +131,7 @@ impl State {
         let subject = "developer".to_owned();
         Ok(self
             .issuer
-            .session_token(service, subject, nothing, SESSION_TTL)?)
+            .session_token(service, subject, None, nothing, SESSION_TTL)?)
     }
 
     /// Makes a node's identity unless it has one, and a registration token, which it uses if it has

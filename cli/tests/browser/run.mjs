@@ -2,15 +2,19 @@
 //
 //   node run.mjs chromium|firefox demo READY_FILE      the demo page of `wavry dev`
 //   node run.mjs chromium|firefox session SPEC_FILE    one session to {"url", "certificate_hashes"}
+//   node run.mjs chromium|firefox tokens SPEC_FILE     what {"urls", "certificate_hashes"} end with
+//   node run.mjs chromium|firefox interop SPEC         every feature of ../interop/page.mjs
 //
 // Every check is by name in `checks`; one that does not hold ends the run with exit code 1 and a
 // word on standard error. WAVRY_PEERS is the directory that scripts/test.sh installs puppeteer in.
 
+import { X509Certificate, createHash } from "node:crypto";
 import { createRequire } from "node:module";
 import { createServer } from "node:http";
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { interop as features } from "../interop/page.mjs";
 
 const [browserName, mode, file] = process.argv.slice(2);
 const puppeteer = createRequire(join(process.env.WAVRY_PEERS, "package.json"))("puppeteer-core");
@@ -72,13 +76,28 @@ async function step(name, promise) {
   }
 }
 
-async function launch(profile) {
+/** What has a browser ask an origin over HTTP/3 at once, and trust the certificate there. */
+function overHttp3({ base, certificate }) {
+  const { host, hostname, port } = new URL(base);
+  const spki = new X509Certificate(readFileSync(certificate)).publicKey.export({ type: "spki", format: "der" });
+  const pin = createHash("sha256").update(spki).digest("base64");
+  return {
+    flags: [`--origin-to-force-quic-on=${host}`, `--ignore-certificate-errors-spki-list=${pin}`],
+    preferences: {
+      "network.http.http3.alt-svc-mapping-for-testing": `${hostname};h3=:${port}`,
+      "network.http.http3.force-use-alt-svc-mapping-for-testing": true,
+      "network.http.http3.disable_when_third_party_roots_found": false,
+    },
+  };
+}
+
+async function launch(profile, { flags = [], preferences = {} } = {}) {
   const executablePath = (EXECUTABLES[browserName] ?? fail(`no browser ${browserName}`)).find(existsSync);
   if (!executablePath) fail(`${browserName} is not installed: run ./scripts/test.sh`);
   const common = { executablePath, headless: true, timeout: 60_000 };
   return browserName === "chromium"
-    ? puppeteer.launch({ ...common, browser: "chrome", userDataDir: profile, args: CHROMIUM_FLAGS })
-    : puppeteer.launch({ ...common, browser: "firefox", extraPrefsFirefox: FIREFOX_PREFERENCES });
+    ? puppeteer.launch({ ...common, browser: "chrome", userDataDir: profile, args: [...CHROMIUM_FLAGS, ...flags] })
+    : puppeteer.launch({ ...common, browser: "firefox", extraPrefsFirefox: { ...FIREFOX_PREFERENCES, ...preferences }, acceptInsecureCerts: flags.length > 0 });
 }
 
 /** A page of another origin, on loopback and so a secure context. */
@@ -285,13 +304,78 @@ async function session(browser, spec) {
   check("console_errors", errors, []);
 }
 
+/** What sessions that are opened one after the other are closed with; the first stays open. */
+async function tokens(browser, { urls, certificate_hashes }) {
+  const page = await foreignPage(browser);
+  checks.closed = await step("tokens", page.evaluate(async (urls, hashes) => {
+    const value = (hex) => Uint8Array.from(hex.match(/../g), (pair) => parseInt(pair, 16));
+    const open = (url) => new WebTransport(url, {
+      serverCertificateHashes: hashes.map((hash) => ({ algorithm: "sha-256", value: value(hash) })),
+    });
+    const live = open(urls[0]);
+    await live.ready;
+    const seen = [];
+    for (const url of urls.slice(1)) {
+      const told = open(url);
+      await told.ready;
+      const { closeCode, reason } = await told.closed;
+      seen.push([closeCode, reason]);
+    }
+    const stream = await live.createBidirectionalStream();
+    const writer = stream.writable.getWriter();
+    await writer.write(new Uint8Array([7]));
+    const back = await stream.readable.getReader().read();
+    live.close();
+    return [...seen, back.value[0]];
+  }, urls, certificate_hashes));
+}
+
+/** What a page sees of every feature; nothing else is printed. */
+async function interop(browser, spec) {
+  const page = await foreignPage(browser);
+  report = await page.evaluate(features, spec);
+  report.get = await get(browser, page, spec);
+}
+
+/** The status of a GET while a session lives. Only HTTP/3 is served there. */
+async function get(browser, page, { base, hashes }) {
+  await page.evaluate(async (url, hashes) => {
+    const value = (hex) => Uint8Array.from(hex.match(/../g), (pair) => parseInt(pair, 16));
+    window.transport = new WebTransport(url, {
+      serverCertificateHashes: hashes.map((hash) => ({ algorithm: "sha-256", value: value(hash) })),
+    });
+    await window.transport.ready;
+  }, `${base}/echo/get`, hashes);
+  const url = `${base}/nothing-here`;
+  const answered = new Promise((resolve) => {
+    page.on("response", (response) => {
+      if (response.url() === url) resolve(response.status());
+    });
+    page.on("requestfailed", (request) => {
+      if (request.url() === url) resolve(request.failure()?.errorText ?? "failed");
+    });
+  });
+  await page.evaluate((url) => fetch(url, { mode: "no-cors" }).then(() => {}, () => {}), url);
+  const status = await step("get", answered);
+  const beside = await page.evaluate(async () => {
+    const stream = await window.transport.createBidirectionalStream();
+    const writer = stream.writable.getWriter();
+    await writer.write(new Uint8Array([1]));
+    const { value } = await stream.readable.getReader().read();
+    window.transport.close();
+    return value[0] === 1 ? "echo" : "another byte";
+  });
+  return [status, beside];
+}
+
 const profile = mkdtempSync(join(tmpdir(), "wavry-browser-"));
-const modes = { demo, session };
+const modes = { demo, session, tokens, interop };
 let browser;
 let problem;
+let report;
 try {
-  const input = JSON.parse(readFileSync(file, "utf8"));
-  browser = await launch(profile);
+  const input = JSON.parse(mode === "interop" ? file : readFileSync(file, "utf8"));
+  browser = await launch(profile, mode === "interop" ? overHttp3(input) : {});
   await (modes[mode] ?? fail(`no mode ${mode}`))(browser, input);
 } catch (error) {
   problem = error;
@@ -299,7 +383,7 @@ try {
   await browser?.close().catch(() => {});
   rmSync(profile, { recursive: true, force: true, maxRetries: 3 });
 }
-console.log(JSON.stringify({ browser: browserName, checks }));
+console.log(JSON.stringify(report ?? { browser: browserName, checks }));
 if (problem) {
   console.error(`${browserName}: ${problem.message}`);
   process.exitCode = 1;

@@ -11,10 +11,8 @@ mod service;
 
 use std::process::Command;
 
-use bytes::Bytes;
 use serde_json::{Value, json};
-use support::{cluster::Cluster, output, stderr};
-use wavry_transport::session::{Closed, RecvStream as _, SendStream as _, Session as _};
+use support::{cluster::Cluster, output, peer::peers, stderr};
 
 fn positive(report: &Value, key: &str) {
     let value = report[key].as_f64();
@@ -24,7 +22,7 @@ fn positive(report: &Value, key: &str) {
 #[test]
 fn an_aioquic_service_answers_through_three_processes() {
     let mut cluster = Cluster::new();
-    let service = service::Aioquic::start(&cluster);
+    let service = service::aioquic(&cluster);
     cluster.add("aioquic", &service.url(), true);
     let cluster = cluster.start();
 
@@ -46,37 +44,9 @@ fn an_aioquic_service_answers_through_three_processes() {
         positive(&report, key);
     }
 
-    let refused = cluster.try_probe("aioquic/status/418", &[]);
+    let refused = cluster.try_probe("aioquic/run/status/418", &[]);
     assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
     assert!(stderr(&refused).contains("418"), "{}", stderr(&refused));
-}
-
-#[tokio::test]
-async fn the_code_and_reason_an_aioquic_service_closes_with_reach_the_client() {
-    let mut cluster = Cluster::new();
-    let service = service::Aioquic::start(&cluster);
-    cluster.add("aioquic", &service.url(), true);
-    let cluster = cluster.start();
-
-    let session = cluster.native().open("/aioquic").await;
-    let mut send = session.open_uni().await.unwrap();
-    send.write(Bytes::from_static(b"there and back"))
-        .await
-        .unwrap();
-    send.finish().unwrap();
-    let mut recv = session.accept_uni().await.unwrap();
-    let mut answer = Vec::new();
-    while let Some(chunk) = recv.read().await.unwrap() {
-        answer.extend_from_slice(&chunk);
-    }
-    assert_eq!(answer, b"there and back");
-
-    let (mut send, _recv) = session.open_bi().await.unwrap();
-    send.write(Bytes::from_static(b"close")).await.unwrap();
-    let Closed::Peer(close) = session.closed().await else {
-        panic!("not closed by the service");
-    };
-    assert_eq!((close.code, close.reason.as_str()), (61, "asked to"));
 }
 
 #[test]
@@ -142,7 +112,7 @@ fn a_service_that_needs_a_token_is_reached_with_one_alone() {
 #[test]
 fn a_browser_reaches_services_of_every_kind() {
     let mut cluster = Cluster::new();
-    let aioquic = service::Aioquic::start(&cluster);
+    let aioquic = service::aioquic(&cluster);
     let (tcp, udp) = (service::Socat::tcp(), service::Socat::udp());
     cluster.add("aioquic", &aioquic.url(), true);
     cluster.add("tcp", &tcp.url(), false);
@@ -177,7 +147,7 @@ fn visit(cluster: &Cluster, service: &str) -> Value {
     ))
     .args(["chromium", "session"])
     .arg(&spec)
-    .env("WAVRY_PEERS", service::peers());
+    .env("WAVRY_PEERS", peers());
     let seen = output(node);
     let text = String::from_utf8_lossy(&seen.stdout);
     assert!(seen.status.success(), "{}\nsaw {text}", stderr(&seen));

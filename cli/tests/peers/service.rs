@@ -4,71 +4,22 @@ use std::{
     io::{BufRead as _, BufReader},
     net::{SocketAddr, UdpSocket},
     os::unix::process::CommandExt as _,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::Arc,
 };
 
 use quinn::crypto::rustls::QuicServerConfig;
-use serde_json::Value;
 use wavry_credentials::cert;
 
-use crate::support::cluster::Cluster;
+use crate::support::{
+    cluster::Cluster,
+    peer::{Aioquic, Process},
+};
 
-/// Where scripts/test.sh put Python's packages and the browsers' driver.
-pub(crate) fn peers() -> PathBuf {
-    let peers = std::env::var_os("WAVRY_PEERS");
-    peers
-        .expect("WAVRY_PEERS is not set: run ./scripts/test.sh, which installs browsers and peers")
-        .into()
-}
-
-/// A process in a group of its own. Dropped, it is killed with whatever it started.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let group = format!("-{}", self.0.id());
-        let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
-        let _ = self.0.wait();
-    }
-}
-
-/// A WebTransport echo by aioquic, in Python.
-pub(crate) struct Aioquic {
-    _process: Process,
-    port: u64,
-}
-
-impl Aioquic {
-    /// Starts it with the cluster's certificate for services.
-    pub(crate) fn start(cluster: &Cluster) -> Self {
-        let at = |name: &str| cluster.directory().join(name);
-        let mut child = Command::new(peers().join("venv/bin/python"))
-            .arg(concat!(
-                env!("CARGO_MANIFEST_DIR"),
-                "/tests/peers/aioquic_echo.py"
-            ))
-            .args([at("service.crt"), at("service.key")])
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("Python starts");
-        let stdout = child.stdout.take().expect("piped");
-        let process = Process(child);
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line).unwrap();
-        let ready: Value = serde_json::from_str(&line).expect("one JSON object");
-        Self {
-            _process: process,
-            port: ready["port"].as_u64().expect("a port"),
-        }
-    }
-
-    pub(crate) fn url(&self) -> String {
-        format!("https://localhost:{}/", self.port)
-    }
+/// The interop service on aioquic, with the cluster's certificate for services.
+pub(crate) fn aioquic(cluster: &Cluster) -> Aioquic {
+    let at = |name: &str| cluster.directory().join(name);
+    Aioquic::start(&at("service.crt"), &at("service.key"), drop)
 }
 
 /// An echo by socat.
@@ -102,7 +53,7 @@ impl Socat {
             .spawn()
             .expect("socat is installed");
         let mut log = BufReader::new(child.stderr.take().expect("piped")).lines();
-        let process = Process(child);
+        let process = Process::of(child);
         // N listening on AF=2 127.0.0.1:58467
         let address = loop {
             let line = log.next().expect("socat listens").unwrap();

@@ -61,6 +61,11 @@ impl Cluster {
         self.service(name, upstream, "token");
     }
 
+    /// The service that was added last tells by a close that it refuses a session.
+    pub(crate) fn tell_refusals_by_a_close(&mut self) {
+        writeln!(self.services, "refuse_with = \"close\"").unwrap();
+    }
+
     fn service(&mut self, name: &str, upstream: &str, access: &str) {
         writeln!(
             self.services,
@@ -150,7 +155,8 @@ impl Cluster {
         command
     }
 
-    fn gateway(&self) -> SocketAddr {
+    /// Where its gateway is.
+    pub(crate) fn gateway(&self) -> SocketAddr {
         self.processes[0].address()
     }
 
@@ -171,6 +177,15 @@ impl Cluster {
         let file = self.directory().join("session.token");
         wavry_credentials::source::write_private(&file, &made.stdout).unwrap();
         file
+    }
+
+    /// A token for session `session` with `service`, good for `ttl`.
+    pub(crate) fn token(&self, service: &str, session: &str, ttl: &str) -> String {
+        let arguments = ["token", "session", service, "--subject", "tester"];
+        let mut making = self.signing(&arguments);
+        making.args(["--session", session, "--ttl", ttl]);
+        let made = run(&mut making);
+        String::from_utf8(made.stdout).unwrap().trim().to_owned()
     }
 
     /// Probes a service.

@@ -8,6 +8,8 @@
 
 pub(crate) mod client;
 pub(crate) mod cluster;
+pub(crate) mod peer;
+pub(crate) mod plain;
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},

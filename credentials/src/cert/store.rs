@@ -18,7 +18,7 @@ use rustls::{
 };
 use tokio::task::JoinHandle;
 
-use super::{Error, Facts, read_certificates};
+use super::{Error, Facts, hash, read_certificates};
 use crate::{key::tls_from_pem, metrics as names, source};
 
 /// How often watched files are looked at.
@@ -77,6 +77,18 @@ impl Store {
         current.entries.iter().map(|entry| entry.expires).min()
     }
 
+    /// The certificates in use that clients may trust by their hash, as pages do with
+    /// `serverCertificateHashes`.
+    pub fn pinnable(&self) -> Vec<Pinnable> {
+        let current = self.current.load();
+        let pinnable = current.entries.iter().filter(|entry| entry.may_be_pinned);
+        let pinnable = pinnable.map(|entry| Pinnable {
+            hash: hash(&entry.key.cert[0]),
+            expires: entry.expires,
+        });
+        pinnable.collect()
+    }
+
     fn watch_every(&self, interval: Duration, chain: &Path, key: &Path) -> JoinHandle<()> {
         let current = Arc::downgrade(&self.current);
         let mut files = Files {
@@ -112,12 +124,22 @@ impl fmt::Debug for Store {
     }
 }
 
+/// A certificate that clients may trust by its hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pinnable {
+    /// SHA-256 of it.
+    pub hash: [u8; 32],
+    /// When it expires.
+    pub expires: SystemTime,
+}
+
 /// One loaded chain with its key.
 struct Entry {
     chain: PathBuf,
     stamps: Option<Stamps>,
     names: Vec<String>,
     expires: SystemTime,
+    may_be_pinned: bool,
     key: Arc<CertifiedKey>,
 }
 
@@ -134,6 +156,7 @@ impl Entry {
         Ok(Self {
             chain: chain.to_owned(),
             stamps,
+            may_be_pinned: facts.may_be_pinned(),
             names: facts.dns_names,
             expires: facts.not_after,
             key: Arc::new(certified),
@@ -328,7 +351,7 @@ mod tests {
     }
 
     fn hash_of(key: &CertifiedKey) -> [u8; 32] {
-        super::super::hash(&key.cert[0])
+        hash(&key.cert[0])
     }
 
     fn found(store: &Store, name: Option<&str>) -> [u8; 32] {
@@ -378,7 +401,7 @@ mod tests {
             ("127.0.0.1", &first),
         ] {
             let seen = shake_hands(store.server_config(), client(), name).await;
-            let hash = super::super::hash(&seen.unwrap());
+            let hash = hash(&seen.unwrap());
             assert_eq!(hash, file_hash(chain).unwrap(), "{name}");
         }
     }
@@ -410,6 +433,28 @@ mod tests {
         assert!(refusal(&chain, &key).contains("expired"));
 
         assert_eq!(found(&store, None), before);
+    }
+
+    #[test]
+    fn what_may_be_trusted_by_its_hash_is_told_and_a_long_lived_certificate_is_not() {
+        let world = World::new();
+        let store = Store::new();
+        assert!(store.pinnable().is_empty());
+        let (chain, key) = world.issue("short", &["short.example"]);
+        store.load(&chain, &key).unwrap();
+        let long = KeyPair::generate().unwrap();
+        let now = OffsetDateTime::now_utc();
+        let mut params = CertificateParams::new(["long.example".to_owned()]).unwrap();
+        (params.not_before, params.not_after) = (now, now + time::Duration::days(90));
+        let certificate = params.self_signed(&long).unwrap();
+        let (long_chain, long_key) = world.files("long");
+        source::write_public(&long_chain, certificate.pem().as_bytes()).unwrap();
+        source::write_private(&long_key, long.serialize_pem().as_bytes()).unwrap();
+        store.load(&long_chain, &long_key).unwrap();
+        let told = store.pinnable();
+        let hashes: Vec<_> = told.iter().map(|pinnable| pinnable.hash).collect();
+        assert_eq!(hashes, [file_hash(&chain).unwrap()]);
+        assert!(told[0].expires > SystemTime::now());
     }
 
     #[test]

@@ -17,10 +17,6 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::{Error, Facts, hash, read_certificates};
 
-/// Longest validity of a certificate that is trusted by its hash (W3C WebTransport, "custom
-/// certificate requirements": two weeks).
-const MAX_VALIDITY: Duration = Duration::from_secs(14 * 24 * 60 * 60);
-
 /// Whom a client trusts.
 #[derive(Debug, Clone)]
 pub enum Trust {
@@ -103,8 +99,7 @@ impl ServerCertVerifier for Pinned {
         if now > facts.not_after {
             return Err(CertificateError::Expired.into());
         }
-        let validity = facts.not_after.duration_since(facts.not_before);
-        if !facts.is_p256 || !validity.is_ok_and(|validity| validity <= MAX_VALIDITY) {
+        if !facts.may_be_pinned() {
             return Err(CertificateError::InvalidPurpose.into());
         }
         Ok(ServerCertVerified::assertion())

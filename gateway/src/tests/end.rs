@@ -83,3 +83,35 @@ async fn bytes_pass_both_ways_to_their_end() {
     assert_eq!(soon(recv.read()).await.unwrap().unwrap(), "answer");
     assert_eq!(soon(recv.read()).await.unwrap(), None);
 }
+
+#[tokio::test]
+async fn a_drain_passes_either_way() {
+    let world = World::new();
+    let (client, exit) = world.live(to("/open")).await;
+    exit.drain();
+    soon(client.draining()).await;
+    client.drain();
+    soon(exit.draining()).await;
+}
+
+#[tokio::test]
+async fn a_client_is_asked_to_finish_before_its_token_expires_and_the_upstream_is_not() {
+    let world = World::with(|raw| raw.expiry_notice = Duration::from_secs(3600));
+    let token = world.token("closed", 3);
+    let (client, exit) = world.live(to(&format!("/closed?token={token}"))).await;
+    soon(client.draining()).await;
+    tokio::select! {
+        closed = soon(exit.closed()) => {
+            assert!(matches!(closed, Closed::Peer(close) if close.code == close_code::TOKEN_EXPIRED));
+        }
+        () = exit.draining() => panic!("the upstream was asked to finish"),
+    }
+    let world = World::with(|raw| raw.expiry_notice = Duration::ZERO);
+    let token = world.token("closed", 3);
+    let (client, _exit) = world.live(to(&format!("/closed?token={token}"))).await;
+    tokio::select! {
+        biased;
+        () = client.draining() => panic!("asked to finish without a notice"),
+        code = code_of(&client) => assert_eq!(code, close_code::TOKEN_EXPIRED),
+    }
+}

@@ -1,3 +1,5 @@
+use wavry_proto::session::{Close, close_code};
+
 use super::*;
 
 #[tokio::test]
@@ -109,6 +111,96 @@ async fn one_session_too_many_for_a_service_is_429_until_another_ends() {
     let _other = world.live(to("/open")).await;
     only.close(Default::default());
     until_taken(&world, "/single").await;
+}
+
+#[tokio::test]
+async fn one_session_too_many_of_a_subject_is_429_and_another_subject_has_its_own() {
+    let world = World::with(|raw| raw.sessions_per_subject = Some(1));
+    let path = |subject: &str| {
+        let key = &world.signing_key;
+        let token = world.token_of(key, "closed", (subject, None), -60, 60);
+        format!("/closed?token={token}")
+    };
+    let (only, _exit) = world.live(to(&path("ana"))).await;
+    assert_eq!(world.status(to(&path("ana"))).await, 429);
+    let _other = world.live(to(&path("bob"))).await;
+    only.close(Default::default());
+    until_taken(&world, &path("ana")).await;
+}
+
+/// What a session is closed with that was accepted only to say so.
+async fn told(world: &World, request: Request) -> Close {
+    let (session, response) = world.ask(request).await.unwrap();
+    assert_eq!(response, Response::ok());
+    match soon(session.closed()).await {
+        Closed::Peer(close) => close,
+        other => panic!("not closed by the gateway: {other}"),
+    }
+}
+
+#[tokio::test]
+async fn a_service_may_have_its_refusals_told_by_a_close() {
+    let world = World::with(|raw| raw.sessions_per_ip = 2);
+    let close = |status, word| Close::new(close_code::refused(status), word);
+    assert_eq!(close(401, "").code, 0x5756_1191);
+    for (what, token, expected) in [
+        ("none", None, close(401, "token_missing")),
+        (
+            "expired",
+            Some(world.token("told", -1)),
+            close(401, "token_expired"),
+        ),
+        (
+            "for another service",
+            Some(world.token("open", 60)),
+            close(401, "token_invalid"),
+        ),
+        (
+            "two",
+            Some("a&token=b".to_owned()),
+            close(400, "token_unreadable"),
+        ),
+    ] {
+        let token = token.map(|token| format!("?token={token}"));
+        let request = to(&format!("/told{}", token.unwrap_or_default()));
+        assert_eq!(told(&world, request).await, expected, "{what}");
+    }
+    let good = format!("/told?token={}", world.token("told", 60));
+    let refuse = async {
+        let requested = soon(world.exit.accept()).await.unwrap();
+        requested.reject(Response::status(418)).await;
+    };
+    let (upstream, ()) = tokio::join!(told(&world, to(&good)), refuse);
+    assert_eq!(upstream, close(418, "upstream"));
+    let (_one, _exit) = world.live(to(&good)).await;
+    let (_two, _exit) = world.live(to(&good)).await;
+    assert_eq!(told(&world, to(&good)).await, close(429, "ip_limit"));
+}
+
+#[tokio::test]
+async fn what_is_refused_before_the_service_may_say_how_is_refused_with_a_status() {
+    let world = World::with(|_| {});
+    assert_eq!(world.status(to("/told/../told")).await, 400);
+    let mut request = to("/closed");
+    request.origin = Some("https://evil.example".into());
+    assert_eq!(world.status(request).await, 403);
+}
+
+#[tokio::test]
+async fn an_upstreams_redirect_is_502_and_says_nothing_of_where() {
+    let world = World::new();
+    for status in [101, 301, 307, 399, 600] {
+        let mut redirect = Response::status(status);
+        redirect
+            .headers
+            .push(header("location", "https://10.0.0.1/"));
+        let refuse = async {
+            let requested = soon(world.exit.accept()).await.unwrap();
+            requested.reject(redirect).await;
+        };
+        let (refused, ()) = tokio::join!(world.refusal(to("/open")), refuse);
+        assert_eq!(refused, Response::status(502), "{status}");
+    }
 }
 
 /// Asks until there is a session: the end of the one before takes its way.

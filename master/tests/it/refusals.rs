@@ -108,6 +108,7 @@ async fn a_registration_token_that_does_not_hold_is_refused_by_its_reason() {
     let session = world.issuer().session_token(
         &service("echo"),
         "somebody".into(),
+        None,
         serde_json::Map::new(),
         Duration::from_secs(60),
     );

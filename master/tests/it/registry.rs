@@ -57,6 +57,7 @@ fn named(name: &str) -> Service {
         access: Access::Public,
         allowed_origins: vec!["*".to_owned()],
         max_sessions: Some(7),
+        refuse_with: Default::default(),
     }
 }
 

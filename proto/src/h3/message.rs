@@ -132,6 +132,8 @@ impl Response {
             return Err(Malformed(":status is not three digits"));
         }
         match status.parse() {
+            // RFC 9114, section 4.5.
+            Ok(101) => Err(Malformed(":status 101 does not exist in HTTP/3")),
             Ok(status @ 100..) => Ok(Self { status, headers }),
             _ => Err(Malformed(":status is below 100")),
         }
@@ -159,6 +161,7 @@ fn split(
 ) -> Result<Vec<Header>, Malformed> {
     let mut headers = Vec::with_capacity(fields.len());
     let mut regular = false;
+    let mut length = None;
     for Field { name, value } in fields {
         if name.starts_with(b":") {
             if regular {
@@ -169,6 +172,12 @@ fn split(
         }
         regular = true;
         check_header(&name, &value)?;
+        if name == b"content-length" {
+            let this = content_length(&value)?;
+            if *length.get_or_insert(this) != this {
+                return Err(Malformed("content-length twice"));
+            }
+        }
         if let (Ok(name), Ok(value)) = (String::from_utf8(name), String::from_utf8(value)) {
             headers.push(Header { name, value });
         }
@@ -188,6 +197,16 @@ fn fill(slot: &mut Option<String>, value: Vec<u8>) -> Result<(), Malformed> {
     }
     *slot = String::from_utf8(value).ok();
     Ok(())
+}
+
+/// RFC 9110, section 8.6.
+fn content_length(value: &[u8]) -> Result<u64, Malformed> {
+    let digits = std::str::from_utf8(value)
+        .ok()
+        .filter(|value| value.bytes().all(|b| b.is_ascii_digit()));
+    digits
+        .and_then(|digits| digits.parse().ok())
+        .ok_or(Malformed("content-length is not a number"))
 }
 
 fn single<'a>(headers: &'a [Header], name: &str) -> Result<Option<&'a str>, Malformed> {
@@ -294,6 +313,11 @@ mod tests {
             ("upgrade", with("upgrade", "websocket")),
             ("te", with("te", "gzip")),
             ("other host", with("host", "b.example")),
+            ("length", with("content-length", "-1")),
+            (
+                "lengths",
+                [&with("content-length", "1")[..], &[("content-length", "2")]].concat(),
+            ),
             (
                 "pseudo-header after a header",
                 [&[("a", "b")], &CONNECT[..]].concat(),
@@ -331,6 +355,7 @@ mod tests {
             &[(":status", "20")],
             &[(":status", "2000")],
             &[(":status", "099")],
+            &[(":status", "101")],
             &[(":status", "+20")],
             &[(":status", "200"), (":status", "200")],
             &[(":status", "200"), (":path", "/")],

@@ -4,6 +4,8 @@ use bytes::{Buf, BufMut};
 
 use super::{huffman, table::STATIC};
 
+pub mod stream;
+
 /// A field line: name and value as octets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Field {
@@ -41,12 +43,13 @@ const LINE_COST: usize = 32;
 /// Decodes a field section of at most `max_size` bytes, counted as in RFC 9114, section 4.2.2.
 pub fn decode(mut section: &[u8], max_size: usize) -> Result<Vec<Field>, Error> {
     let buf = &mut section;
-    // Required Insert Count must be 0, as nothing was ever inserted. The base then means nothing.
+    // Required Insert Count must be 0, as nothing was ever inserted. The base then means nothing, but
+    // may not be negative (section 4.5.1.2).
     let (_, required) = integer(buf, 8)?;
-    if required != 0 {
+    let (negative, _) = integer(buf, 7)?;
+    if required != 0 || negative != 0 {
         return Err(Error::Decompression);
     }
-    integer(buf, 7)?;
 
     let mut fields = Vec::new();
     let mut size = 0;
@@ -224,6 +227,7 @@ mod tests {
             &[0, 0, 0b0001_0000],    // indexed, post-base
             &[0, 0, 0b0000_0000, 0], // name reference, post-base
             &[0, 0, 0xff, 36],       // static index 99
+            &[0, 0x80],              // negative base
             &[0],
             &[],
         ] {

@@ -3,7 +3,10 @@
 use bytes::{Buf, BufMut};
 
 use super::code;
-use crate::varint;
+use crate::{
+    varint,
+    webtransport::flow::{Initial, MAX_STREAMS},
+};
 
 /// Setting identifiers.
 pub mod id {
@@ -27,9 +30,15 @@ pub mod id {
     pub const WT_MAX_SESSIONS_DRAFT13: u64 = 0x14e9_cd29;
     /// WebTransport as of draft-ietf-webtrans-http3-15.
     pub const WT_ENABLED: u64 = 0x2c7c_f000;
+    /// Stream payload that each session may send at first (draft-ietf-webtrans-http3-13 and later).
+    pub const WT_INITIAL_MAX_DATA: u64 = 0x2b61;
+    /// Unidirectional streams that each session may open at first.
+    pub const WT_INITIAL_MAX_STREAMS_UNI: u64 = 0x2b64;
+    /// Bidirectional streams that each session may open at first.
+    pub const WT_INITIAL_MAX_STREAMS_BIDI: u64 = 0x2b65;
 }
 
-/// Most settings kept of one frame. Those that mean something are ten; the rest is grease.
+/// Most settings kept of one frame. Those that mean something are thirteen; the rest is grease.
 const MAX_SETTINGS: usize = 64;
 
 /// The settings of one side: identifiers and values, in the order of the wire.
@@ -67,6 +76,13 @@ impl Invalid {
     }
 }
 
+impl FromIterator<(u64, u64)> for Settings {
+    /// Settings with these identifiers and values, in this order.
+    fn from_iter<T: IntoIterator<Item = (u64, u64)>>(settings: T) -> Self {
+        Self(settings.into_iter().collect())
+    }
+}
+
 impl Settings {
     /// What this side announces: WebTransport in every draft that peers of today ask for, no QPACK
     /// dynamic table, `max_sessions` at once and field sections up to `max_field_section` bytes.
@@ -83,6 +99,26 @@ impl Settings {
             (id::WT_MAX_SESSIONS_DRAFT13, max_sessions),
             (id::WT_ENABLED, 1),
         ])
+    }
+
+    /// These, and that each session may use this much at first.
+    pub fn with_initial_flow(mut self, initial: Initial) -> Self {
+        self.0.extend([
+            (id::WT_INITIAL_MAX_DATA, initial.data),
+            (id::WT_INITIAL_MAX_STREAMS_UNI, initial.uni),
+            (id::WT_INITIAL_MAX_STREAMS_BIDI, initial.bidi),
+        ]);
+        self
+    }
+
+    /// What each session may use at first, which is nothing unless it was said.
+    pub fn initial_flow(&self) -> Initial {
+        let value = |id| self.get(id).unwrap_or(0);
+        Initial {
+            data: value(id::WT_INITIAL_MAX_DATA),
+            bidi: value(id::WT_INITIAL_MAX_STREAMS_BIDI),
+            uni: value(id::WT_INITIAL_MAX_STREAMS_UNI),
+        }
     }
 
     /// The value of a setting; `None` when it was not sent.
@@ -118,7 +154,14 @@ impl Settings {
             match (id, value) {
                 // RFC 9114, section 7.2.4.1.
                 (0x00 | 0x02..=0x05, _) => return Err(Invalid::Reserved(id)),
-                (id::ENABLE_CONNECT_PROTOCOL | id::H3_DATAGRAM, 2..) => {
+                // WT_ENABLED: draft-ietf-webtrans-http3, section 3.1.
+                (id::ENABLE_CONNECT_PROTOCOL | id::H3_DATAGRAM | id::WT_ENABLED, 2..) => {
+                    return Err(Invalid::Value(id, value));
+                }
+                // There cannot be more streams (draft-ietf-webtrans-http3, section 5.6.2).
+                (id::WT_INITIAL_MAX_STREAMS_UNI | id::WT_INITIAL_MAX_STREAMS_BIDI, value)
+                    if value > MAX_STREAMS =>
+                {
                     return Err(Invalid::Value(id, value));
                 }
                 _ if settings.get(id).is_some() => return Err(Invalid::Duplicate(id)),
@@ -147,6 +190,21 @@ mod tests {
     }
 
     #[test]
+    fn what_sessions_may_use_at_first_survives_its_encoding() {
+        let initial = Initial {
+            data: 1 << 18,
+            bidi: 16,
+            uni: 17,
+        };
+        let mut buf = Vec::new();
+        Settings::webtransport(16, 16384)
+            .with_initial_flow(initial)
+            .encode(&mut buf);
+        assert_eq!(Settings::decode(&buf).unwrap().initial_flow(), initial);
+        assert!(!Settings::default().initial_flow().declares());
+    }
+
+    #[test]
     fn reserved_repeated_truncated_and_impossible_settings_are_refused() {
         assert_eq!(Settings::decode(&[0x02, 0]), Err(Invalid::Reserved(2)));
         assert_eq!(
@@ -154,7 +212,17 @@ mod tests {
             Err(Invalid::Duplicate(0x33))
         );
         assert_eq!(Settings::decode(&[0x33]), Err(Invalid::Truncated));
-        assert_eq!(Settings::decode(&[0x33, 2]), Err(Invalid::Value(0x33, 2)));
+        for (id, value) in [
+            (id::H3_DATAGRAM, 2),
+            (id::ENABLE_CONNECT_PROTOCOL, 2),
+            (id::WT_ENABLED, 2),
+            (id::WT_INITIAL_MAX_STREAMS_UNI, (1 << 60) + 1),
+            (id::WT_INITIAL_MAX_STREAMS_BIDI, (1 << 60) + 1),
+        ] {
+            let mut buf = Vec::new();
+            Settings(vec![(id, value)]).encode(&mut buf);
+            assert_eq!(Settings::decode(&buf), Err(Invalid::Value(id, value)));
+        }
         let many: Vec<u8> = (0..65u8).flat_map(|n| [0x40, 0x40 + n, 0]).collect();
         assert_eq!(Settings::decode(&many), Err(Invalid::TooMany));
     }

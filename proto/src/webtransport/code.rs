@@ -10,8 +10,14 @@ const LAST: u64 = 0x52e5_ac98_3162;
 
 /// A stream arrived before its session and could not wait.
 pub const BUFFERED_STREAM_REJECTED: u64 = 0x3994_bd84;
-/// The stream's session is over.
+/// The stream's session is over, or its CONNECT stream is no longer read.
 pub const SESSION_GONE: u64 = 0x170d_7b68;
+/// The session's peer broke a rule of flow control.
+pub const FLOW_CONTROL_ERROR: u64 = 0x045d_4487;
+/// The server chose a subprotocol that was not offered.
+pub const ALPN_ERROR: u64 = 0x0817_b3dd;
+/// The connection has not what WebTransport needs: a setting or a transport parameter.
+pub const REQUIREMENTS_NOT_MET: u64 = 0x212c_0d48;
 
 /// The HTTP/3 code that carries an application code.
 pub const fn to_h3(code: u32) -> u64 {

@@ -1,15 +1,15 @@
 //! A session's request and its answer, as HTTP messages (draft-ietf-webtrans-http3, section 3).
 
-use super::subprotocol;
+use super::{agreement::Draft, subprotocol};
 use crate::{
     h3::message::{self, Malformed},
     session::{Header, Request, Response},
 };
 
 /// `:protocol` of every draft that today's browsers and libraries speak.
-const PROTOCOL: &str = "webtransport";
+pub(super) const PROTOCOL: &str = "webtransport";
 /// `:protocol` since draft-ietf-webtrans-http3-15.
-const PROTOCOL_H3: &str = "webtransport-h3";
+pub(super) const PROTOCOL_H3: &str = "webtransport-h3";
 
 const AVAILABLE_PROTOCOLS: &str = "wt-available-protocols";
 const SELECTED_PROTOCOL: &str = "wt-protocol";
@@ -71,14 +71,21 @@ impl Asked {
     }
 }
 
-/// The request as an HTTP message, as today's servers expect it.
+/// The request as an HTTP message, as servers of drafts up to 14 expect it.
 pub fn head(request: &Request) -> message::Request {
+    head_in(Draft::Draft02, request)
+}
+
+/// The request as an HTTP message of this draft.
+pub fn head_in(draft: Draft, request: &Request) -> message::Request {
     let header = |name: &str, value: String| Header {
         name: name.to_owned(),
         value,
     };
     let mut headers = Vec::with_capacity(request.headers.len() + 3);
-    headers.push(header(DRAFT02_REQUEST, "1".to_owned()));
+    if draft < Draft::Draft15 {
+        headers.push(header(DRAFT02_REQUEST, "1".to_owned()));
+    }
     headers.extend(request.origin.clone().map(|value| header("origin", value)));
     let offered = subprotocol::format_list(&request.subprotocols);
     headers.extend(offered.map(|value| header(AVAILABLE_PROTOCOLS, value)));
@@ -97,7 +104,7 @@ pub fn head(request: &Request) -> message::Request {
         scheme: Some("https".to_owned()),
         authority: request.authority.clone(),
         path: Some(request.path.clone()),
-        protocol: Some(PROTOCOL.to_owned()),
+        protocol: Some(draft.protocol().to_owned()),
         headers,
     }
 }
@@ -127,16 +134,48 @@ pub fn response_head(response: &Response, draft02: bool) -> message::Response {
     }
 }
 
-/// The answer to a request that offered `subprotocols`. A subprotocol that was not offered counts
-/// as none.
+/// The answer to a request that offered `subprotocols`. One that was not offered counts as none.
 pub fn response(head: message::Response, subprotocols: &[String]) -> Response {
+    let mut response = answer(head);
+    response
+        .subprotocol
+        .take_if(|selected| !subprotocols.contains(selected));
+    response
+}
+
+/// The server chose a subprotocol that was not offered, which since draft-15 ends the session with
+/// WT_ALPN_ERROR (draft-ietf-webtrans-http3, section 3.3).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the server chose a subprotocol that was not offered")]
+pub struct NotOffered;
+
+/// The answer in this draft to a request that offered `subprotocols`.
+pub fn response_in(
+    draft: Draft,
+    head: message::Response,
+    subprotocols: &[String],
+) -> Result<Response, NotOffered> {
+    if draft < Draft::Draft15 {
+        return Ok(response(head, subprotocols));
+    }
+    let mut response = answer(head);
+    match &response.subprotocol {
+        Some(selected) if !subprotocols.contains(selected) => {
+            if response.is_ok() {
+                return Err(NotOffered);
+            }
+            response.subprotocol = None;
+        }
+        _ => {}
+    }
+    Ok(response)
+}
+
+fn answer(head: message::Response) -> Response {
     let mut response = Response::status(head.status);
     for header in head.headers {
         match header.name.as_str() {
-            SELECTED_PROTOCOL => {
-                response.subprotocol = subprotocol::parse_item(&header.value)
-                    .filter(|selected| subprotocols.contains(selected));
-            }
+            SELECTED_PROTOCOL => response.subprotocol = subprotocol::parse_item(&header.value),
             DRAFT02_RESPONSE => {}
             _ => response.headers.push(header),
         }
@@ -200,6 +239,28 @@ mod tests {
         let head = response_head(&answer, true);
         assert_eq!(response(head.clone(), &["v1".into(), "v2".into()]), answer);
         assert_eq!(response(head, &["v1".into()]), Response::ok());
+    }
+
+    #[test]
+    fn a_subprotocol_that_was_not_offered_ends_a_session_of_the_newest_draft() {
+        let mut answer = Response::ok();
+        answer.subprotocol = Some("v2".into());
+        let head = response_head(&answer, false);
+        let offered = ["v1".to_owned(), "v2".to_owned()];
+        let read = |draft, offered| response_in(draft, head.clone(), offered);
+        assert_eq!(read(Draft::Draft15, &offered[..]), Ok(answer.clone()));
+        assert_eq!(read(Draft::Draft15, &offered[..1]), Err(NotOffered));
+        assert_eq!(read(Draft::Draft13, &offered[..1]), Ok(Response::ok()));
+    }
+
+    #[test]
+    fn a_request_of_the_newest_draft_says_so_and_nothing_of_draft_02() {
+        let asked = head_in(Draft::Draft15, &example());
+        assert_eq!(asked.protocol.as_deref(), Some("webtransport-h3"));
+        let Asked::Session { request, draft02 } = Asked::new(asked).unwrap() else {
+            panic!("not taken for a session");
+        };
+        assert_eq!((request, draft02), (example(), false));
     }
 
     proptest! {

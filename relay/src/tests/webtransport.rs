@@ -134,6 +134,20 @@ async fn its_close_is_the_clients_and_the_clients_is_its() {
 }
 
 #[tokio::test]
+async fn a_drain_goes_either_way_and_so_does_the_upstreams_goaway() {
+    let site = site("");
+    let take = || async { site.requested().await.accept(Response::ok()).await.unwrap() };
+    let (session, upstream) = tokio::join!(site.world.session("web"), take());
+    let (other, _kept) = tokio::join!(site.world.session("web"), take());
+    upstream.drain();
+    soon(session.draining()).await;
+    session.drain();
+    soon(upstream.draining()).await;
+    site.server.drain();
+    soon(other.draining()).await;
+}
+
+#[tokio::test]
 async fn bytes_go_both_ways() {
     let site = site("");
     let taken = async { site.requested().await.accept(Response::ok()).await.unwrap() };

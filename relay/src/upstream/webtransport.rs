@@ -15,7 +15,7 @@ use wavry_proto::{
     session::{Close, Header, Request, Response, close_code},
 };
 use wavry_transport::{
-    mirror::{self, mirror},
+    mirror::{self, Ledger, Moved, mirror},
     session::{self, Closed},
     webtransport::{Client, ConnectError, Limits, Session},
 };
@@ -179,15 +179,15 @@ fn header_text(text: &str) -> String {
 }
 
 impl Dialled {
-    pub(super) async fn carry<S: session::Session>(&self, from: &S) -> Ended {
+    pub(super) async fn carry<S: session::Session>(&self, from: &S, ledger: &Ledger) -> Ended {
         let options = mirror::Options {
             idle_timeout: self.idle_timeout,
             a_lost: Close::new(close_code::CLIENT_LOST, "client lost"),
             b_lost: Close::new(close_code::UPSTREAM_LOST, "upstream lost"),
         };
-        let ended = Box::pin(mirror(from, &self.session, &options)).await;
-        count("from_client", &ended.a_to_b);
-        count("to_client", &ended.b_to_a);
+        let traffic = ledger.add();
+        let ended = Box::pin(mirror(from, &self.session, &options, &traffic)).await;
+        count(traffic.take());
         let reason = match (&ended.a, &ended.b) {
             (Closed::Peer(_), _) => "client_closed",
             (_, Closed::Peer(_)) => "upstream_closed",
@@ -202,17 +202,20 @@ impl Dialled {
     }
 }
 
-fn count(direction: &'static str, carried: &mirror::Carried) {
-    for (name, count) in [
-        (names::STREAMS, carried.streams),
-        (names::BYTES, carried.bytes),
-        (names::DATAGRAMS, carried.datagrams),
-    ] {
-        counter!(name, "upstream" => "webtransport", "direction" => direction).increment(count);
+/// Counts what went between gateways and WebTransport upstreams.
+pub(crate) fn count(moved: Moved) {
+    for (direction, carried) in [("from_client", moved.a_to_b), ("to_client", moved.b_to_a)] {
+        for (name, count) in [
+            (names::STREAMS, carried.streams),
+            (names::BYTES, carried.bytes),
+            (names::DATAGRAMS, carried.datagrams),
+        ] {
+            counter!(name, "upstream" => "webtransport", "direction" => direction).increment(count);
+        }
+        counter!(
+            names::DATAGRAMS_DROPPED,
+            "upstream" => "webtransport", "direction" => direction, "reason" => "mirror",
+        )
+        .increment(carried.datagrams_dropped);
     }
-    counter!(
-        names::DATAGRAMS_DROPPED,
-        "upstream" => "webtransport", "direction" => direction, "reason" => "mirror",
-    )
-    .increment(carried.datagrams_dropped);
 }

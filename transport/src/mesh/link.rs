@@ -359,7 +359,6 @@ impl Link {
                 },
                 None => self.meter.malformed(),
             }
-            tokio::task::coop::consume_budget().await;
         }
     }
 

@@ -13,7 +13,7 @@ use wavry_proto::{
         frame::{Message, MessageDecoder},
         message, qpack,
     },
-    webtransport::request,
+    webtransport::{code as wt_code, request},
 };
 
 use super::{
@@ -107,11 +107,10 @@ impl Client {
             let (_, drain) = watch::channel(false);
             let limits = self.limits.clone();
             let connection = Connection::start(quic, Side::Client, limits, None, drain);
-            let opened = open(&connection, request).await;
-            if opened.is_err() {
-                connection.quic.close(varint(code::NO_ERROR), b"");
-            }
-            opened
+            open(&connection, request).await.map_err(|failed| {
+                connection.quic.close(varint(failed.h3_code), b"");
+                failed.error
+            })
         };
         self.by(deadline, open).await
     }
@@ -123,8 +122,11 @@ impl Client {
         request: Request,
     ) -> Result<(Session, Response), ConnectError> {
         let deadline = Instant::now() + self.limits.header_timeout;
-        self.by(deadline, open(&session.shared().connection, request))
-            .await
+        let open = async {
+            let opened = open(&session.shared().connection, request).await;
+            opened.map_err(|failed| failed.error)
+        };
+        self.by(deadline, open).await
     }
 
     /// Closes every connection at once, and waits within a bound until the peers know. A session's
@@ -145,89 +147,137 @@ impl Client {
     }
 }
 
-async fn open(
-    connection: &Arc<Connection>,
-    asked: Request,
-) -> Result<(Session, Response), ConnectError> {
+/// Why there is no session, and the code that tells the server.
+struct Failed {
+    error: ConnectError,
+    h3_code: u64,
+}
+
+impl From<ConnectError> for Failed {
+    fn from(error: ConnectError) -> Self {
+        let h3_code = match error {
+            ConnectError::NotSupported => wt_code::REQUIREMENTS_NOT_MET,
+            _ => code::NO_ERROR,
+        };
+        Self { error, h3_code }
+    }
+}
+
+impl Failed {
+    fn new(h3_code: u64, why: impl ToString) -> Self {
+        let error = ConnectError::Connection(why.to_string());
+        Self { error, h3_code }
+    }
+}
+
+async fn open(connection: &Arc<Connection>, asked: Request) -> Result<(Session, Response), Failed> {
     let lost = || match connection.quic.close_reason() {
         Some(error) => error.into(),
         None => ConnectError::Connection("connection lost".to_owned()),
     };
+    let refused = |refused| {
+        ConnectError::Connection(match refused {
+            Refused::TooMany | Refused::OnlyOne => {
+                "the server takes no more sessions on this connection".to_owned()
+            }
+            Refused::Draining => "the server is draining".to_owned(),
+            Refused::Lost(closed) => closed.to_string(),
+        })
+    };
     // The draft (section 3.1) wants the server's settings before a session is asked for.
-    let settings = connection.settings().await.ok_or_else(lost)?;
-    if !settings.supports_webtransport() {
-        return Err(ConnectError::NotSupported);
-    }
-    let (send, recv) = connection.quic.open_bi().await?;
+    let agreement = connection.agreement().await.ok_or_else(lost)?;
+    let agreement = agreement.map_err(|_| ConnectError::NotSupported)?;
+    connection.has_room(&agreement).map_err(refused)?;
+    let (send, recv) = connection
+        .quic
+        .open_bi()
+        .await
+        .map_err(ConnectError::from)?;
     let id = quinn::VarInt::from(send.id()).into_inner();
-    let shared = connection.add(id).map_err(|refused| match refused {
-        Refused::TooMany => ConnectError::Connection("too many sessions".to_owned()),
-        Refused::Draining => ConnectError::Connection("the server is draining".to_owned()),
-        Refused::Lost(closed) => ConnectError::Connection(closed.to_string()),
-    })?;
+    let shared = connection.add(id, &agreement).map_err(refused)?;
     let connect = ConnectStream {
         send,
         recv,
-        decoder: MessageDecoder::new(connection.limits.max_header_block),
+        decoder: MessageDecoder::responses(connection.limits.max_header_block),
     };
     let mut opening = Opening::new(shared.clone(), connect);
     let connect = opening.connect().ok_or_else(lost)?;
     let _ = connect.send.set_priority(1);
-    let head = encode_headers(&request::head(&asked).to_fields());
-    connect
-        .send
-        .write_all(&head)
-        .await
-        .map_err(|error| ConnectError::Connection(error.to_string()))?;
-    let head = loop {
-        let head = read_head(connect, connection).await?;
-        // RFC 9114, section 4.1: interim answers come before the final one.
-        if head.status >= 200 {
-            break head;
+    let head = encode_headers(&request::head_in(agreement.draft(), &asked).to_fields());
+    let written = connect.send.write_all(&head).await;
+    written.map_err(|error| Failed::new(code::NO_ERROR, error))?;
+    let answered = read_answer(connect, connection).await.and_then(|head| {
+        request::response_in(agreement.draft(), head, &asked.subprotocols)
+            .map_err(|error| Failed::new(wt_code::ALPN_ERROR, error))
+    });
+    let response = match answered {
+        Ok(response) => response,
+        Err(failed) => {
+            opening.give_up(failed.h3_code);
+            return Err(failed);
         }
     };
-    let response = request::response(head, &asked.subprotocols);
     if !response.is_ok() {
-        return Err(ConnectError::Rejected(response));
+        return Err(ConnectError::Rejected(response).into());
     }
     let connect = opening.take().ok_or_else(lost)?;
     Ok((Session::new(shared, connect), response))
 }
 
+/// The final answer.
+async fn read_answer(
+    connect: &mut ConnectStream,
+    connection: &Connection,
+) -> Result<message::Response, Failed> {
+    loop {
+        let head = read_head(connect, connection).await?;
+        // RFC 9114, section 4.1: interim answers come before the final one.
+        if head.status >= 200 {
+            return Ok(head);
+        }
+        connect.decoder.interim();
+    }
+}
+
 async fn read_head(
     ConnectStream { recv, decoder, .. }: &mut ConnectStream,
     connection: &Connection,
-) -> Result<message::Response, ConnectError> {
+) -> Result<message::Response, Failed> {
+    let violation = |h3_code, error: &dyn std::fmt::Display| {
+        connection.violation(h3_code, error);
+        Failed::new(h3_code, error)
+    };
     let section = loop {
         match decoder.next() {
             Ok(Some(Message::Headers(section))) => break section,
             Ok(Some(Message::HeadersTooLong)) => {
-                return Err(ConnectError::Connection(
-                    "the answer is too long".to_owned(),
+                return Err(Failed::new(
+                    code::REQUEST_CANCELLED,
+                    "the answer is too long",
                 ));
             }
-            // Content of an interim answer, which has none.
+            // Content never comes before a head.
             Ok(Some(Message::Data(_))) => continue,
             Ok(None) => {}
-            Err(error) => {
-                connection.violation(error.code(), &error);
-                return Err(ConnectError::Connection(error.to_string()));
-            }
+            Err(error) => return Err(violation(error.code(), &error)),
         }
         match recv.read_chunk(4096, true).await {
             Ok(Some(chunk)) => decoder.push(&chunk.bytes),
             Ok(None) => {
-                return Err(ConnectError::Connection("no answer came".to_owned()));
+                if let Err(error) = decoder.finish() {
+                    return Err(violation(error.code(), &error));
+                }
+                return Err(Failed::new(code::MESSAGE_ERROR, "no answer came"));
             }
-            Err(error) => return Err(ConnectError::Connection(error.to_string())),
+            Err(error) => return Err(Failed::new(code::NO_ERROR, error)),
         }
     };
-    let fields = qpack::decode(&section, connection.limits.max_header_block).map_err(|error| {
-        if error == qpack::Error::Decompression {
-            connection.violation(code::QPACK_DECOMPRESSION_FAILED, &error);
+    let fields = match qpack::decode(&section, connection.limits.max_header_block) {
+        Ok(fields) => fields,
+        Err(error @ qpack::Error::Decompression) => {
+            return Err(violation(code::QPACK_DECOMPRESSION_FAILED, &error));
         }
-        ConnectError::Connection(error.to_string())
-    })?;
-    message::Response::from_fields(fields)
-        .map_err(|error| ConnectError::Connection(error.to_string()))
+        Err(error) => return Err(Failed::new(code::REQUEST_CANCELLED, error)),
+    };
+    message::Response::from_fields(fields).map_err(|error| Failed::new(code::MESSAGE_ERROR, error))
 }

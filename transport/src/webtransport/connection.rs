@@ -3,39 +3,46 @@
 use std::{
     collections::{HashMap, VecDeque},
     fmt::Display,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicUsize},
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
-use quinn::VarInt;
 use tokio::{
-    sync::{Notify, Semaphore, mpsc, watch},
-    time::{Instant, sleep_until, timeout, timeout_at},
+    sync::{Notify, Semaphore, watch},
+    time::{Instant, timeout, timeout_at},
 };
 use tracing::Instrument;
 use wavry_proto::{
-    h3::{
-        self, code,
-        frame::{self, Control, ControlDecoder},
-        settings::Settings,
-    },
+    h3::code,
     varint as quic_varint,
-    webtransport::{code as wt_code, stream as wt_stream},
+    webtransport::{
+        agreement::{Agreement, Sessions, Unmet},
+        flow::Kind,
+        session, stream as wt_stream,
+    },
 };
 
+use self::{
+    control::{Critical, Expected},
+    sharing::Grant,
+};
 use super::{
-    Limits,
-    quic::{CONTROL_STREAMS, Side},
-    server::{self, Requested},
-    shared::{Incoming, Shared},
-    stream::{first_chunk, read_varint, refuse, varint},
+    Limits, credit, milestone::Milestone, quic::Side, server::Intake, shared::Shared,
+    stream::varint,
 };
 use crate::{
     datagram::{Meter, Receiver},
-    metrics::{STREAMS_REFUSED, link, refusal},
+    metrics::{CONNECTIONS, SESSIONS, link},
     session::Closed,
 };
+
+mod control;
+mod incoming;
+mod sharing;
+
+pub(super) use sharing::SHARE;
 
 /// Streams of one connection that may wait for their session's request. Packets are reordered by
 /// milliseconds, in which no peer opens more.
@@ -50,32 +57,33 @@ pub(super) const LINGER: Duration = Duration::from_secs(2);
 /// How long a connection is kept after a request was refused, as the client may ask again, for
 /// example with a token.
 pub(super) const AGAIN: Duration = Duration::from_secs(10);
-/// Streams of each kind that a peer may have open at first. QUIC allocates for all that it grants,
-/// and most sessions never need more; whoever does is granted twice as many, up to
-/// [`Limits::streams`].
-pub(super) const FIRST_STREAMS: u64 = 16;
-
 /// A connection. The tasks that serve it end with it.
 pub(super) struct Connection {
     pub(super) quic: quinn::Connection,
     pub(super) limits: Limits,
     pub(super) meter: Meter,
     side: Side,
-    /// The peer's settings, once they came.
-    settings: watch::Sender<Option<Settings>>,
+    /// What was agreed with the peer, once its settings came.
+    agreed: OnceLock<Result<Agreement, Unmet>>,
+    critical: Critical,
     table: Mutex<Table>,
+    /// Streams that the peer opened and that are not over: bidirectional, unidirectional.
+    open_streams: [AtomicUsize; 2],
     /// A session was added to the table.
     added: Notify,
+    /// The peer's settings came, or there is another time to close the connection.
+    changed: Notify,
     /// Places for streams that wait for their session.
     waiting: Semaphore,
-    /// When to close the connection for want of sessions; `None` while there are some.
-    close_at: watch::Sender<Option<Instant>>,
 }
 
-#[derive(Default)]
 struct Table {
     sessions: HashMap<u64, Arc<Shared>>,
     gone: VecDeque<u64>,
+    /// Streams that were refused before their session was there, for its credit.
+    refused: VecDeque<(u64, Kind)>,
+    /// Requests that ask for no session and are being answered.
+    answering: usize,
     datagrams: VecDeque<(u64, Bytes)>,
     /// Set once the connection is lost: no session is added any more.
     lost: Option<Closed>,
@@ -83,72 +91,143 @@ struct Table {
     next_request: u64,
     /// Requests from this id on are not taken, as GOAWAY said.
     goaway: Option<u64>,
+    /// The peer sent GOAWAY.
+    peer_drains: bool,
+    bidi: Grant,
+    uni: Grant,
+    /// The receive window, in bytes.
+    window: u64,
+    /// When to close the connection, once it is [unused](Self::unused).
+    close_at: Option<Instant>,
+}
+
+impl Table {
+    /// Whether there is nothing to keep the connection for.
+    fn unused(&self) -> bool {
+        self.sessions.is_empty() && self.answering == 0
+    }
+}
+
+/// A request that is being answered. The connection is kept meanwhile.
+pub(super) struct Answering(Arc<Connection>);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        let mut table = self.0.lock();
+        table.answering -= 1;
+        if table.unused() {
+            let linger = if table.goaway.is_some() {
+                LINGER
+            } else {
+                AGAIN
+            };
+            table.close_at = Some(Instant::now() + linger);
+            self.0.changed.notify_waiters();
+        }
+    }
 }
 
 /// Why a session was not added to a connection.
 pub(super) enum Refused {
-    /// As many sessions as are allowed are there.
+    /// As many sessions as this side allows are there.
     TooMany,
+    /// As many sessions as the draft allows are there.
+    OnlyOne,
     /// GOAWAY was sent, or received, before.
     Draining,
     Lost(Closed),
 }
 
 impl Connection {
-    /// Serves `quic` until it is closed. `requests` takes what clients ask for, `drain` turns true
+    /// Serves `quic` until it is closed. `intake` takes what clients ask for, `drain` turns true
     /// when no more of it is wanted; both are for servers.
     pub(super) fn start(
         quic: quinn::Connection,
         side: Side,
         limits: Limits,
-        requests: Option<mpsc::Sender<Requested>>,
+        intake: Option<Arc<Intake>>,
         drain: watch::Receiver<bool>,
     ) -> Arc<Self> {
-        let close_at = Instant::now() + limits.header_timeout;
+        let (critical, expected) = Critical::new();
+        let table = Table {
+            sessions: HashMap::new(),
+            gone: VecDeque::new(),
+            refused: VecDeque::new(),
+            answering: 0,
+            datagrams: VecDeque::new(),
+            lost: None,
+            next_request: 0,
+            goaway: None,
+            peer_drains: false,
+            bidi: Grant::new(limits.streams, side.requests(&limits)),
+            uni: Grant::uni(limits.streams),
+            window: SHARE,
+            close_at: Some(Instant::now() + limits.header_timeout),
+        };
         let this = Arc::new(Self {
             meter: Meter::new(link::WEBTRANSPORT),
             quic,
             limits,
             side,
-            settings: watch::Sender::new(None),
-            table: Mutex::default(),
+            agreed: OnceLock::new(),
+            critical,
+            table: Mutex::new(table),
+            open_streams: Default::default(),
             added: Notify::new(),
             waiting: Semaphore::new(WAITING_STREAMS),
-            close_at: watch::Sender::new(Some(close_at)),
+            changed: Notify::new(),
         });
         let span = tracing::debug_span!(
             "connection",
             id = this.quic.stable_id(),
             remote = %this.quic.remote_address()
         );
-        tokio::spawn(this.clone().serve(requests, drain).instrument(span));
+        let serve = this.clone().serve(expected, intake, drain);
+        tokio::spawn(serve.instrument(span));
         this
     }
 
-    /// The peer's settings; waits for them. `None` when the connection is lost first.
-    pub(super) async fn settings(&self) -> Option<Settings> {
-        let mut settings = self.settings.subscribe();
-        tokio::select! {
-            settings = settings.wait_for(Option::is_some) => settings.ok()?.clone(),
-            _ = self.quic.closed() => None,
+    /// What was agreed with the peer; waits for its settings. `None` when the connection is lost
+    /// first.
+    pub(super) async fn agreement(&self) -> Option<Result<Agreement, Unmet>> {
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if let Some(agreed) = self.agreed.get() {
+                return Some(*agreed);
+            }
+            tokio::select! {
+                () = changed => {}
+                _ = self.quic.closed() => return None,
+            }
         }
     }
 
+    /// The same, within a deadline.
+    pub(super) async fn agreement_by(&self, deadline: Instant) -> Option<Result<Agreement, Unmet>> {
+        timeout_at(deadline, self.agreement()).await.ok().flatten()
+    }
+
     /// Adds the session whose CONNECT stream is `id`.
-    pub(super) fn add(self: &Arc<Self>, id: u64) -> Result<Arc<Shared>, Refused> {
+    pub(super) fn add(
+        self: &Arc<Self>,
+        id: u64,
+        agreement: &Agreement,
+    ) -> Result<Arc<Shared>, Refused> {
         let mut table = self.lock();
-        if let Some(closed) = &table.lost {
-            return Err(Refused::Lost(closed.clone()));
-        }
+        self.room(&table, agreement)?;
         if table.goaway.is_some_and(|limit| id >= limit) {
             return Err(Refused::Draining);
         }
-        if table.sessions.len() >= self.limits.sessions_per_connection {
-            return Err(Refused::TooMany);
+        let flow = agreement.flow(credit::initial(&self.limits), credit::windows(&self.limits));
+        let state = session::Session::new(agreement.capsules(), flow);
+        let shared = Arc::new(Shared::new(self.clone(), id, state));
+        if table.peer_drains {
+            shared.milestones.reach(Milestone::Draining);
         }
-        let shared = Arc::new(Shared::new(self.clone(), id));
         table.sessions.insert(id, shared.clone());
-        self.close_at.send_replace(None);
+        self.gauge(SESSIONS).increment(1.0);
+        table.close_at = None;
         let waiting = std::mem::take(&mut table.datagrams);
         for (session, payload) in waiting {
             if session == id {
@@ -157,9 +236,43 @@ impl Connection {
                 table.datagrams.push_back((session, payload));
             }
         }
+        table.refused.retain(|(session, kind)| {
+            if *session == id {
+                shared.missed(*kind);
+            }
+            *session != id
+        });
         drop(table);
+        // The peer may be waiting for what was granted to the others.
+        self.grant(Kind::Bidi);
+        self.grant(Kind::Uni);
         self.added.notify_waiters();
         Ok(shared)
+    }
+
+    /// Whether this client may ask for another session.
+    pub(super) fn has_room(&self, agreement: &Agreement) -> Result<(), Refused> {
+        let table = self.lock();
+        if table.goaway.is_some() {
+            return Err(Refused::Draining);
+        }
+        self.room(&table, agreement)
+    }
+
+    fn room(&self, table: &Table, agreement: &Agreement) -> Result<(), Refused> {
+        if let Some(closed) = &table.lost {
+            return Err(Refused::Lost(closed.clone()));
+        }
+        let sessions = table.sessions.len();
+        let limit = self.limits.sessions_per_connection;
+        match (self.side, agreement.sessions(limit)) {
+            (Side::Client, _) if sessions >= agreement.client_sessions(limit) => {
+                Err(Refused::TooMany)
+            }
+            (Side::Server, Sessions::UpTo(limit)) if sessions >= limit => Err(Refused::TooMany),
+            (Side::Server, Sessions::One) if sessions > 0 => Err(Refused::OnlyOne),
+            _ => Ok(()),
+        }
     }
 
     /// Takes a session that is over off the table. If it was the last, the connection is closed
@@ -169,13 +282,35 @@ impl Connection {
         if table.sessions.remove(&shared.id).is_none() {
             return;
         }
+        self.gauge(SESSIONS).decrement(1.0);
         if table.gone.len() == REMEMBERED {
             table.gone.pop_front();
         }
         table.gone.push_back(shared.id);
-        if table.sessions.is_empty() {
-            self.close_at.send_replace(Some(Instant::now() + linger));
+        if table.unused() {
+            table.close_at = Some(Instant::now() + linger);
+            self.changed.notify_waiters();
         }
+        drop(table);
+        self.share();
+    }
+
+    /// How many streams of a kind the peer has open.
+    pub(super) fn open_streams(&self, kind: Kind) -> &AtomicUsize {
+        &self.open_streams[usize::from(kind == Kind::Uni)]
+    }
+
+    /// Begins to answer a request on stream `id` that asks for no session. `None` when GOAWAY was
+    /// sent before it came.
+    pub(super) fn answer(self: &Arc<Self>, id: u64) -> Option<Answering> {
+        let mut table = self.lock();
+        if table.goaway.is_some_and(|limit| id >= limit) {
+            return None;
+        }
+        table.answering += 1;
+        table.close_at = None;
+        self.changed.notify_waiters();
+        Some(Answering(self.clone()))
     }
 
     /// Closes the connection because the peer broke a rule.
@@ -184,24 +319,36 @@ impl Connection {
         self.quic.close(varint(h3_code), b"");
     }
 
+    fn gauge(&self, name: &'static str) -> metrics::Gauge {
+        let side = match self.side {
+            Side::Client => "client",
+            Side::Server => "server",
+        };
+        metrics::gauge!(name, "side" => side)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn serve(
         self: Arc<Self>,
-        requests: Option<mpsc::Sender<Requested>>,
+        expected: Expected,
+        intake: Option<Arc<Intake>>,
         drain: watch::Receiver<bool>,
     ) {
+        self.gauge(CONNECTIONS).increment(1.0);
         let error = tokio::select! {
             error = self.quic.closed() => error,
             error = async {
                 tokio::join!(
                     self.run_control(drain),
+                    self.read_critical(expected),
                     self.accept_uni(),
-                    self.accept_bi(requests),
+                    self.accept_bi(intake),
                     self.read_datagrams(),
                     self.close_when_unused(),
+                    self.keep_fair(),
                 );
                 self.quic.closed().await
             } => error,
@@ -212,51 +359,14 @@ impl Connection {
             for _ in table.datagrams.drain(..) {
                 self.meter.unknown_session();
             }
+            self.gauge(SESSIONS).decrement(table.sessions.len() as f64);
             table.sessions.drain().map(|(_, shared)| shared).collect()
         };
+        self.gauge(CONNECTIONS).decrement(1.0);
         for lost in futures_util::future::join_all(sessions.iter().map(|s| s.lost(&error))).await {
             tracing::debug!(reason = %lost, "session over");
         }
         tracing::debug!(%error, "connection closed");
-    }
-
-    /// Opens the streams that HTTP/3 needs, and keeps them open.
-    async fn run_control(&self, mut drain: watch::Receiver<bool>) {
-        let Ok(mut control) = self.quic.open_uni().await else {
-            return;
-        };
-        let mut hello = BytesMut::new();
-        quic_varint::put(&mut hello, h3::stream::CONTROL);
-        let mut settings = Vec::new();
-        Settings::webtransport(
-            self.limits.sessions_per_connection as u64,
-            self.limits.max_header_block as u64,
-        )
-        .encode(&mut settings);
-        frame::put(&mut hello, frame::kind::SETTINGS, &settings);
-        // They carry the words that decide about the rest.
-        let _ = control.set_priority(1);
-        if control.write_all(&hello).await.is_err() {
-            return;
-        }
-        let mut qpack = Vec::new();
-        for kind in [h3::stream::QPACK_ENCODER, h3::stream::QPACK_DECODER] {
-            let Ok(mut stream) = self.quic.open_uni().await else {
-                return;
-            };
-            if stream.write_all(&[kind as u8]).await.is_err() {
-                return;
-            }
-            qpack.push(stream);
-        }
-        if self.side == Side::Server && drain.wait_for(|drain| *drain).await.is_ok() {
-            let mut goaway = BytesMut::new();
-            frame::put(&mut goaway, frame::kind::GOAWAY, &self.refuse_requests());
-            if control.write_all(&goaway).await.is_err() {
-                return;
-            }
-        }
-        self.quic.closed().await;
     }
 
     /// Takes no more requests. Gives the payload of the GOAWAY that says so.
@@ -264,9 +374,9 @@ impl Connection {
         let mut table = self.lock();
         let limit = table.next_request;
         table.goaway = Some(limit);
-        if table.sessions.is_empty() {
-            let close_at = Instant::now() + LINGER;
-            self.close_at.send_replace(Some(close_at));
+        if table.unused() {
+            table.close_at = Some(Instant::now() + LINGER);
+            self.changed.notify_waiters();
         }
         let mut payload = BytesMut::new();
         quic_varint::put(&mut payload, limit);
@@ -274,25 +384,22 @@ impl Connection {
     }
 
     async fn close_when_unused(&self) {
-        let mut close_at = self.close_at.subscribe();
         loop {
-            let at = *close_at.borrow_and_update();
-            let due = async {
-                match at {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            let at = {
+                let table = self.lock();
+                // Under the lock, so that no session is added in between.
+                if table.close_at.is_some_and(|at| at <= Instant::now()) {
+                    self.quic.close(varint(code::NO_ERROR), b"");
+                    return;
                 }
+                table.close_at
             };
-            tokio::select! {
-                () = due => {
-                    // Under the lock, so that no session is added in between.
-                    let table = self.lock();
-                    if table.sessions.is_empty() && *self.close_at.borrow() == at {
-                        self.quic.close(varint(code::NO_ERROR), b"");
-                        return;
-                    }
-                }
-                _ = close_at.changed() => {}
+            match at {
+                // Whether or not it is a new one: it is looked at again.
+                Some(at) => drop(timeout_at(at, changed).await),
+                None => changed.await,
             }
         }
     }
@@ -310,6 +417,11 @@ impl Connection {
                 shared.datagrams.push(payload);
             } else if table.gone.contains(&id) {
                 self.meter.unknown_session();
+            } else if self.side == Side::Server && !table.bidi.reaches(id / 4) {
+                drop(table);
+                self.meter.malformed();
+                // RFC 9297, section 2.1.
+                self.violation(code::ID_ERROR, &"datagram of a stream that was not granted");
             } else {
                 if table.datagrams.len() == WAITING_DATAGRAMS {
                     table.datagrams.pop_front();
@@ -319,270 +431,6 @@ impl Connection {
             }
         }
     }
-
-    /// Every stream has a task of its own, so that one whose header does not come keeps no other
-    /// waiting. Tasks are as many as the streams granted ([`Limits::streams`]).
-    async fn accept_uni(self: &Arc<Self>) {
-        let mut grant = Grant::new(self.limits.streams, CONTROL_STREAMS);
-        while let Ok(recv) = self.quic.accept_uni().await {
-            tokio::spawn(self.clone().uni(recv).in_current_span());
-            if let Some(count) = grant.more() {
-                self.quic.set_max_concurrent_uni_streams(count);
-            }
-        }
-    }
-
-    async fn accept_bi(self: &Arc<Self>, requests: Option<mpsc::Sender<Requested>>) {
-        let mut grant = Grant::new(self.limits.streams, self.request_streams());
-        while let Ok((send, recv)) = self.quic.accept_bi().await {
-            tokio::spawn(
-                self.clone()
-                    .bi(send, recv, requests.clone())
-                    .in_current_span(),
-            );
-            if let Some(count) = grant.more() {
-                self.quic.set_max_concurrent_bi_streams(count);
-            }
-        }
-    }
-
-    /// Streams on which the peer may make requests.
-    fn request_streams(&self) -> u64 {
-        self.side.requests(&self.limits)
-    }
-
-    async fn uni(self: Arc<Self>, mut recv: quinn::RecvStream) {
-        let Ok(Some(mut rest)) = first_chunk(&mut recv).await else {
-            return;
-        };
-        let deadline = Instant::now() + self.limits.header_timeout;
-        let mut held = BytesMut::new();
-        let kind = timeout_at(deadline, read_varint(&mut recv, &mut held, &mut rest));
-        match kind.await {
-            Ok(Ok(Some(h3::stream::CONTROL))) => self.peer_control(recv, rest).await,
-            Ok(Ok(Some(h3::stream::QPACK_ENCODER | h3::stream::QPACK_DECODER))) => {
-                self.peer_qpack(recv).await;
-            }
-            Ok(Ok(Some(h3::stream::PUSH))) => {
-                // Only a server may push, and we grant no push ids.
-                let code = match self.side {
-                    Side::Server => code::STREAM_CREATION_ERROR,
-                    Side::Client => code::ID_ERROR,
-                };
-                self.violation(code, &"push stream");
-            }
-            Ok(Ok(Some(wt_stream::UNI))) => self.deliver(None, recv, rest, deadline).await,
-            // RFC 9114, section 6.2: unknown types are not an error.
-            Ok(Ok(Some(_))) => refuse(None, Some(recv), code::STREAM_CREATION_ERROR),
-            Ok(Ok(None) | Err(_)) => {}
-            Err(_) => self.too_late(None, recv),
-        }
-    }
-
-    async fn bi(
-        self: Arc<Self>,
-        send: quinn::SendStream,
-        mut recv: quinn::RecvStream,
-        requests: Option<mpsc::Sender<Requested>>,
-    ) {
-        let mut rest = match first_chunk(&mut recv).await {
-            Ok(Some(first)) => first,
-            Ok(None) => return refuse(Some(send), None, code::REQUEST_INCOMPLETE),
-            Err(_) => return refuse(Some(send), None, code::REQUEST_CANCELLED),
-        };
-        let deadline = Instant::now() + self.limits.header_timeout;
-        let mut held = BytesMut::new();
-        let kind = timeout_at(deadline, read_varint(&mut recv, &mut held, &mut rest));
-        match (kind.await, requests) {
-            (Ok(Ok(Some(wt_stream::BI))), _) => {
-                self.deliver(Some(send), recv, rest, deadline).await;
-            }
-            (Ok(Ok(Some(kind))), Some(requests)) => {
-                let id = VarInt::from(send.id()).into_inner();
-                {
-                    let mut table = self.lock();
-                    table.next_request = table.next_request.max(id + 4);
-                }
-                server::serve_request(self, send, recv, (kind, rest), deadline, requests).await;
-            }
-            (Ok(Ok(Some(_))), None) => {
-                self.violation(code::STREAM_CREATION_ERROR, &"request from a server");
-            }
-            (Ok(Ok(None)), _) => refuse(Some(send), None, code::REQUEST_INCOMPLETE),
-            (Ok(Err(_)), _) => refuse(Some(send), None, code::REQUEST_CANCELLED),
-            (Err(_), _) => self.too_late(Some(send), recv),
-        }
-    }
-
-    fn too_late(&self, send: Option<quinn::SendStream>, recv: quinn::RecvStream) {
-        count_refused(refusal::HEADER_TIMEOUT);
-        refuse(send, Some(recv), code::REQUEST_INCOMPLETE);
-    }
-
-    /// Hands a WebTransport stream to its session, once the session id was read.
-    async fn deliver(
-        &self,
-        send: Option<quinn::SendStream>,
-        mut recv: quinn::RecvStream,
-        mut rest: Bytes,
-        deadline: Instant,
-    ) {
-        let mut held = BytesMut::new();
-        let id = timeout_at(deadline, read_varint(&mut recv, &mut held, &mut rest));
-        let id = match id.await {
-            Ok(Ok(Some(id))) => id,
-            Ok(Ok(None) | Err(_)) => return refuse(send, Some(recv), code::REQUEST_INCOMPLETE),
-            Err(_) => return self.too_late(send, recv),
-        };
-        if !wt_stream::is_session_id(id) {
-            return self.violation(code::ID_ERROR, &"stream of an impossible session");
-        }
-        let incoming = Incoming {
-            send,
-            recv,
-            first: rest,
-        };
-        let Ok(shared) = self.session(id, deadline).await else {
-            count_refused(refusal::UNKNOWN_SESSION);
-            return incoming.refuse(wt_code::BUFFERED_STREAM_REJECTED);
-        };
-        let Some(shared) = shared else {
-            count_refused(refusal::SESSION_GONE);
-            return incoming.refuse(wt_code::SESSION_GONE);
-        };
-        let backlog = match incoming.send {
-            Some(_) => &shared.bi,
-            None => &shared.uni,
-        };
-        if let Err(Incoming { send, recv, .. }) = backlog.push(incoming) {
-            count_refused(refusal::SESSION_GONE);
-            shared.part(send, Some(recv));
-        }
-    }
-
-    /// The session `id`, or `None` when it is over; waits for it within bounds.
-    async fn session(&self, id: u64, deadline: Instant) -> Result<Option<Arc<Shared>>, Unknown> {
-        let find = || {
-            let table = self.lock();
-            match table.sessions.get(&id) {
-                Some(shared) => Some(Some(shared.clone())),
-                None => table.gone.contains(&id).then_some(None),
-            }
-        };
-        if let Some(found) = find() {
-            return Ok(found);
-        }
-        let _place = self.waiting.try_acquire().map_err(|_| Unknown)?;
-        loop {
-            let added = self.added.notified();
-            tokio::pin!(added);
-            added.as_mut().enable();
-            if let Some(found) = find() {
-                return Ok(found);
-            }
-            timeout_at(deadline, added).await.map_err(|_| Unknown)?;
-        }
-    }
-
-    /// Reads the peer's control stream, which lasts as long as the connection.
-    async fn peer_control(&self, mut recv: quinn::RecvStream, first: Bytes) {
-        let mut decoder = ControlDecoder::default();
-        let mut chunk = first;
-        loop {
-            decoder.push(&chunk);
-            loop {
-                match decoder.next() {
-                    Ok(None) => break,
-                    Ok(Some(Control::Settings(settings))) => {
-                        if self.settings.send_replace(Some(settings)).is_some() {
-                            let what = "second control stream";
-                            return self.violation(code::STREAM_CREATION_ERROR, &what);
-                        }
-                    }
-                    Ok(Some(Control::GoAway(id))) => self.peer_drains(id),
-                    Err(error) => return self.violation(error.code(), &error),
-                }
-            }
-            match recv.read_chunk(4096, true).await {
-                Ok(Some(next)) => chunk = next.bytes,
-                Ok(None) | Err(quinn::ReadError::Reset(_)) => {
-                    let what = "control stream closed";
-                    return self.violation(code::CLOSED_CRITICAL_STREAM, &what);
-                }
-                Err(_) => return,
-            }
-        }
-    }
-
-    /// The server takes no requests from `id` on and wants the sessions to end (draft-ietf-
-    /// webtrans-http3, section 4.7). A client's GOAWAY is about pushes, of which there are none.
-    fn peer_drains(&self, id: u64) {
-        if self.side == Side::Server {
-            return;
-        }
-        let mut table = self.lock();
-        table.goaway = Some(id);
-        for shared in table.sessions.values() {
-            shared.draining.cancel();
-        }
-    }
-
-    /// Reads a QPACK stream, which lasts as long as the connection. Without a dynamic table nothing
-    /// on it means anything.
-    async fn peer_qpack(&self, mut recv: quinn::RecvStream) {
-        loop {
-            match recv.read_chunk(4096, true).await {
-                Ok(Some(_)) => {}
-                Ok(None) | Err(quinn::ReadError::Reset(_)) => {
-                    let what = "QPACK stream closed";
-                    return self.violation(code::CLOSED_CRITICAL_STREAM, &what);
-                }
-                Err(_) => return,
-            }
-        }
-    }
-
-    /// Waits for the settings of the peer until `deadline`.
-    pub(super) async fn settings_by(&self, deadline: Instant) -> Option<Settings> {
-        timeout_at(deadline, self.settings()).await.ok().flatten()
-    }
-}
-
-/// How many streams of one kind the peer is granted: more, the more it has opened.
-struct Grant {
-    granted: u64,
-    max: u64,
-    /// Granted on top: HTTP/3's own streams.
-    extra: u64,
-    opened: u64,
-}
-
-impl Grant {
-    fn new(max: u64, extra: u64) -> Self {
-        Self {
-            granted: FIRST_STREAMS.min(max),
-            max,
-            extra,
-            opened: 0,
-        }
-    }
-
-    /// Counts a stream. The new limit, when it is time to raise it.
-    fn more(&mut self) -> Option<VarInt> {
-        self.opened += 1;
-        if self.granted >= self.max || self.opened * 2 < self.granted + self.extra {
-            return None;
-        }
-        self.granted = (self.granted * 2).min(self.max);
-        VarInt::from_u64(self.granted + self.extra).ok()
-    }
-}
-
-/// No session with the id came in time, or too many streams wait already.
-struct Unknown;
-
-fn count_refused(reason: &'static str) {
-    metrics::counter!(STREAMS_REFUSED, "reason" => reason).increment(1);
 }
 
 /// Waits for `future`, but not for ever: until `limit` has passed.

@@ -4,13 +4,18 @@ use std::{sync::Arc, time::Duration};
 
 use quinn::{TransportConfig, VarInt};
 
-use super::{Limits, connection::FIRST_STREAMS};
+use super::Limits;
 use crate::datagram::{RECEIVE_BUFFER, SEND_BUFFER};
 
 /// Unread bytes that one stream may hold: 80 ms of 100 Mbit/s.
-const STREAM_WINDOW: u32 = 1024 * 1024;
-/// Unread bytes that all streams of a connection may hold, and unacknowledged ones that may be sent.
-const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+pub(super) const STREAM_WINDOW: u32 = 1024 * 1024;
+/// Unread bytes that all streams of a connection may hold while there is one session (see
+/// `connection::sharing`), and unacknowledged ones that may be sent.
+pub(super) const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+/// Streams of each kind that a peer may have open at first. QUIC allocates for all that it grants,
+/// and most sessions never need more; whoever does is granted twice as many, up to
+/// [`Limits::streams`] for each session.
+pub(super) const FIRST_STREAMS: u64 = 16;
 /// Streams that HTTP/3 itself opens: control, QPACK encoder and decoder (RFC 9114, section 6.2).
 pub(super) const CONTROL_STREAMS: u64 = 3;
 

@@ -9,7 +9,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use quinn::crypto::rustls::QuicServerConfig;
 use tokio::{
-    sync::{Mutex, mpsc, watch},
+    sync::{Mutex, Semaphore, mpsc, watch},
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -27,6 +27,9 @@ use wavry_proto::{
 use super::{
     Limits,
     connection::{AGAIN, Connection, Refused, within},
+    listener::{Listener, Permit},
+    milestone::Milestone,
+    plain::{self, answer},
     quic::{self, Side},
     session::{ConnectStream, Opening, Session},
     stream::{refuse, varint},
@@ -34,76 +37,105 @@ use super::{
 use crate::{
     metrics::{REQUESTS, outcome},
     session::{Close, Closed, Request, Response},
+    socket::shards,
 };
 
 /// Requests that wait for [`Server::accept`]. Whoever calls it only starts a task for each, so this
 /// is what arrives while that one is not scheduled: 5 ms at 50,000 requests a second.
 const REQUEST_QUEUE: usize = 256;
 
-/// Handshakes at once from which on a client must first prove its address (RFC 9000, section 8.1):
-/// a spoofer then costs one packet each and no state.
-const UNPROVEN_HANDSHAKES: usize = 128;
+/// First packets that wait on each shard for [`Listener::run`], which does nothing but look into
+/// memory for each: 20 ms at 50,000 a second. One more is refused.
+const INCOMING: usize = 1024;
+/// Bytes that may wait with them: a first flight is two packets, with early data a few more.
+const INCOMING_BYTES: u64 = 4 * 1024 * INCOMING as u64;
 
-/// Accepts WebTransport sessions on a UDP socket.
+/// Accepts WebTransport sessions on a UDP port.
 #[derive(Clone)]
 pub struct Server {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    endpoint: quinn::Endpoint,
+    /// One for each shard; at least one.
+    endpoints: Vec<quinn::Endpoint>,
     requests: Mutex<mpsc::Receiver<Requested>>,
+    plain: Arc<plain::Handler>,
     drain: watch::Sender<bool>,
     closed: CancellationToken,
 }
 
+impl Inner {
+    fn close(&self) {
+        self.closed.cancel();
+        for endpoint in &self.endpoints {
+            endpoint.close(varint(code::NO_ERROR), b"");
+        }
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.closed.cancel();
-        self.endpoint.close(varint(code::NO_ERROR), b"");
+        self.close();
     }
 }
 
 impl Server {
     /// Serves `socket`. `tls` says which certificates; ALPN `h3` is added here.
-    pub fn new(
-        socket: UdpSocket,
+    pub fn new(socket: UdpSocket, tls: rustls::ServerConfig, limits: Limits) -> io::Result<Self> {
+        Self::sharded(vec![socket], tls, limits)
+    }
+
+    /// Serves sockets that share a port ([`socket::bind_shards`](crate::socket::bind_shards)), each
+    /// with an endpoint of its own. Limits hold for all together.
+    pub fn sharded(
+        sockets: Vec<UdpSocket>,
         mut tls: rustls::ServerConfig,
         limits: Limits,
     ) -> io::Result<Self> {
         tls.alpn_protocols = vec![h3::ALPN.to_vec()];
+        let random = tls.crypto_provider().secure_random;
         let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
+        // Shared, and with it the key of Retry tokens: the answer to a Retry may reach any shard.
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-        config.transport_config(quic::transport(&limits, Side::Server));
-        let endpoint = quinn::Endpoint::new(
-            quinn::EndpointConfig::default(),
-            Some(config),
-            socket,
-            Arc::new(quinn::TokioRuntime),
-        )?;
+        config
+            .transport_config(quic::transport(&limits, Side::Server))
+            .max_incoming(INCOMING)
+            .incoming_buffer_size_total(INCOMING_BYTES);
+        let endpoints: Vec<_> = shards::endpoints(sockets, random)?
+            .into_iter()
+            .map(|(socket, endpoint)| {
+                quinn::Endpoint::new_with_abstract_socket(
+                    endpoint,
+                    Some(config.clone()),
+                    socket,
+                    Arc::new(quinn::TokioRuntime),
+                )
+            })
+            .collect::<io::Result<_>>()?;
         let (sender, receiver) = mpsc::channel(REQUEST_QUEUE);
+        let plain = Arc::new(plain::Handler::default());
         let (drain, draining) = watch::channel(false);
         let closed = CancellationToken::new();
-        tokio::spawn(accept(
-            endpoint.clone(),
-            limits,
-            sender,
-            draining,
-            closed.clone(),
-        ));
+        let listener = Listener::new(limits, sender, plain.clone(), draining, closed.clone());
+        let listener = Arc::new(listener);
+        for endpoint in &endpoints {
+            tokio::spawn(listener.clone().run(endpoint.clone()));
+        }
         Ok(Self {
             inner: Arc::new(Inner {
-                endpoint,
+                endpoints,
                 requests: Mutex::new(receiver),
+                plain,
                 drain,
                 closed,
             }),
         })
     }
 
-    /// The socket's address.
+    /// The sockets' address.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.inner.endpoint.local_addr()
+        self.inner.endpoints[0].local_addr()
     }
 
     /// The next session that a client asks for; `None` once the server is closed. Cancel-safe.
@@ -116,69 +148,37 @@ impl Server {
         }
     }
 
+    /// Answers with `handle` the requests that ask for no session; the first call decides. Before
+    /// it GET and HEAD get 404, the others 405. An answer that takes longer than
+    /// [`Limits::header_timeout`] is given up and is 503.
+    pub fn answer<F, Fut>(&self, handle: F)
+    where
+        F: Fn(plain::Request) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = plain::Response> + Send + 'static,
+    {
+        self.inner.plain.set(handle);
+    }
+
     /// Takes no new connections and no new sessions: clients are sent GOAWAY (RFC 9114, 5.2).
     pub fn drain(&self) {
         self.inner.drain.send_replace(true);
     }
 
-    /// Closes every connection at once and frees the socket once they are gone.
+    /// Closes every connection at once and frees the sockets once they are gone.
     pub async fn close(&self) {
-        self.inner.closed.cancel();
-        self.inner.endpoint.close(varint(code::NO_ERROR), b"");
-        self.inner.endpoint.wait_idle().await;
+        self.inner.close();
+        futures_util::future::join_all(self.inner.endpoints.iter().map(|e| e.wait_idle())).await;
     }
 }
 
-/// Accepts connections. Each has a task of its own, so that a slow one keeps no other waiting.
-async fn accept(
-    endpoint: quinn::Endpoint,
-    limits: Limits,
-    requests: mpsc::Sender<Requested>,
-    drain: watch::Receiver<bool>,
-    closed: CancellationToken,
-) {
-    let handshakes = Arc::new(());
-    loop {
-        let incoming = tokio::select! {
-            biased;
-            () = closed.cancelled() => return,
-            incoming = endpoint.accept() => incoming,
-        };
-        let Some(incoming) = incoming else { return };
-        if *drain.borrow() {
-            incoming.refuse();
-            continue;
-        }
-        if endpoint.open_connections() >= limits.connections {
-            tracing::warn!(limit = limits.connections, "connection refused: too many");
-            incoming.refuse();
-            continue;
-        }
-        if Arc::strong_count(&handshakes) > UNPROVEN_HANDSHAKES && incoming.may_retry() {
-            // Cannot fail, as it may.
-            let _ = incoming.retry();
-            continue;
-        }
-        let (limits, requests, drain) = (limits.clone(), requests.clone(), drain.clone());
-        let handshake = handshakes.clone();
-        let span = tracing::debug_span!("connection", remote = %incoming.remote_address());
-        let connect = async move {
-            let deadline = Instant::now() + limits.header_timeout;
-            let connecting = match incoming.accept() {
-                Ok(connecting) => timeout_at(deadline, connecting).await,
-                Err(error) => Ok(Err(error)),
-            };
-            drop(handshake);
-            match connecting {
-                Ok(Ok(quic)) => {
-                    Connection::start(quic, Side::Server, limits, Some(requests), drain);
-                }
-                Ok(Err(error)) => tracing::debug!(%error, "handshake failed"),
-                Err(_) => tracing::debug!("handshake took too long"),
-            }
-        };
-        tokio::spawn(connect.instrument(span));
-    }
+/// What becomes of the requests of one connection.
+pub(super) struct Intake {
+    pub(super) requests: mpsc::Sender<Requested>,
+    pub(super) plain: Arc<plain::Handler>,
+    /// Places for plain requests.
+    pub(super) plain_slots: Semaphore,
+    /// Held for as long as the connection is served.
+    pub(super) _permit: Permit,
 }
 
 /// A session that a client asks for and that was not answered yet. Dropped unanswered, it is 503.
@@ -272,8 +272,8 @@ impl Unanswered {
         shared.end(Closed::Here(Close::default()));
         let head = encode_response(response, self.draft02);
         let answer = async move {
-            answer(connect.send, connect.recv, head, &shared.connection).await;
-            shared.farewell.cancel();
+            answer(connect.send, Some(connect.recv), head, &shared.connection).await;
+            shared.milestones.reach(Milestone::Farewell);
             shared.connection.forget(&shared, AGAIN);
         };
         tokio::spawn(answer.in_current_span());
@@ -287,16 +287,21 @@ pub(super) async fn serve_request(
     mut recv: quinn::RecvStream,
     (kind, rest): (u64, Bytes),
     deadline: Instant,
-    requests: mpsc::Sender<Requested>,
+    intake: Arc<Intake>,
 ) {
     let mut decoder = MessageDecoder::new(connection.limits.max_header_block);
     let mut first = BytesMut::new();
     quic_varint::put(&mut first, kind);
     decoder.push(&first);
     decoder.push(&rest);
-    let asked = match timeout_at(deadline, read_request(&mut recv, &mut decoder, &connection)).await
+    let head = match timeout_at(deadline, read_request(&mut recv, &mut decoder, &connection)).await
     {
-        Ok(Ok(asked)) => asked,
+        Ok(Ok(head)) => head,
+        Ok(Err(Unreadable::TooLong)) => {
+            count(outcome::OTHER);
+            let head = encode_response(&Response::status(431), false);
+            return answer(send, Some(recv), head, &connection).await;
+        }
         Ok(Err(Unreadable::Stream(h3_code))) => {
             count(outcome::MALFORMED);
             return refuse(Some(send), Some(recv), h3_code);
@@ -310,26 +315,47 @@ pub(super) async fn serve_request(
             return refuse(Some(send), Some(recv), code::REQUEST_INCOMPLETE);
         }
     };
-    let (request, draft02) = match asked {
-        Asked::Session { request, draft02 } => (request, draft02),
-        Asked::Other(status) => {
+    if head.method != "CONNECT" {
+        return plain::serve(connection, send, recv, decoder, head, deadline, intake).await;
+    }
+    let (request, draft02) = match Asked::new(head) {
+        Ok(Asked::Session { request, draft02 }) => (request, draft02),
+        Ok(Asked::Other(status)) => {
             count(outcome::OTHER);
             let head = encode_response(&Response::status(status), false);
-            return answer(send, recv, head, &connection).await;
+            return answer(send, Some(recv), head, &connection).await;
+        }
+        Err(error) => {
+            tracing::debug!(%error, "request refused");
+            count(outcome::MALFORMED);
+            return refuse(Some(send), Some(recv), code::MESSAGE_ERROR);
         }
     };
-    // The draft (section 3.1) wants the client's settings before its requests are processed.
-    if connection.settings_by(deadline).await.is_none() {
-        count(outcome::MALFORMED);
-        return refuse(Some(send), Some(recv), code::REQUEST_REJECTED);
-    }
+    // The draft (section 3.1) wants the client's settings before its requests are processed, and
+    // those of a client that lacks what the draft demands taken for malformed.
+    let agreement = match connection.agreement_by(deadline).await {
+        Some(Ok(agreement)) => agreement,
+        Some(Err(unmet)) => {
+            tracing::debug!(%unmet, "request refused");
+            count(outcome::MALFORMED);
+            return refuse(Some(send), Some(recv), code::MESSAGE_ERROR);
+        }
+        None => {
+            count(outcome::MALFORMED);
+            return refuse(Some(send), Some(recv), code::REQUEST_REJECTED);
+        }
+    };
     let id = quinn::VarInt::from(send.id()).into_inner();
-    let shared = match connection.add(id) {
+    let shared = match connection.add(id, &agreement) {
         Ok(shared) => shared,
         Err(Refused::TooMany) => {
             count(outcome::TOO_MANY);
             let head = encode_response(&Response::status(429), draft02);
-            return answer(send, recv, head, &connection).await;
+            return answer(send, Some(recv), head, &connection).await;
+        }
+        Err(Refused::OnlyOne) => {
+            count(outcome::TOO_MANY);
+            return refuse(Some(send), Some(recv), code::REQUEST_REJECTED);
         }
         Err(Refused::Draining) => {
             count(outcome::DRAINING);
@@ -353,11 +379,13 @@ pub(super) async fn serve_request(
         }),
     };
     // A request that is not taken in time is dropped here, and so answered with 503.
-    let _ = timeout_at(deadline, requests.send(requested)).await;
+    let _ = timeout_at(deadline, intake.requests.send(requested)).await;
 }
 
 /// Why there is no request.
 enum Unreadable {
+    /// Its head is longer than allowed.
+    TooLong,
     /// The stream is refused with this code.
     Stream(u64),
     /// The connection is closed with this code.
@@ -368,11 +396,11 @@ async fn read_request(
     recv: &mut quinn::RecvStream,
     decoder: &mut MessageDecoder,
     connection: &Connection,
-) -> Result<Asked, Unreadable> {
+) -> Result<message::Request, Unreadable> {
     let section = loop {
         match decoder.next() {
             Ok(Some(Message::Headers(section))) => break section,
-            Ok(Some(Message::HeadersTooLong)) => return Ok(Asked::Other(431)),
+            Ok(Some(Message::HeadersTooLong)) => return Err(Unreadable::TooLong),
             // Content never comes before a field section.
             Ok(Some(Message::Data(_))) => continue,
             Ok(None) => {}
@@ -380,13 +408,18 @@ async fn read_request(
         }
         match recv.read_chunk(4096, true).await {
             Ok(Some(chunk)) => decoder.push(&chunk.bytes),
-            Ok(None) => return Err(Unreadable::Stream(code::REQUEST_INCOMPLETE)),
+            Ok(None) => {
+                return Err(match decoder.finish() {
+                    Ok(()) => Unreadable::Stream(code::REQUEST_INCOMPLETE),
+                    Err(error) => Unreadable::Connection(error.code(), error.to_string()),
+                });
+            }
             Err(_) => return Err(Unreadable::Stream(code::REQUEST_CANCELLED)),
         }
     };
     let fields = match qpack::decode(&section, connection.limits.max_header_block) {
         Ok(fields) => fields,
-        Err(qpack::Error::TooLong) => return Ok(Asked::Other(431)),
+        Err(qpack::Error::TooLong) => return Err(Unreadable::TooLong),
         Err(error @ qpack::Error::Decompression) => {
             let what = error.to_string();
             return Err(Unreadable::Connection(
@@ -395,11 +428,10 @@ async fn read_request(
             ));
         }
     };
-    let malformed = |error: message::Malformed| {
+    message::Request::from_fields(fields).map_err(|error| {
         tracing::debug!(%error, "request refused");
         Unreadable::Stream(code::MESSAGE_ERROR)
-    };
-    Asked::new(message::Request::from_fields(fields).map_err(malformed)?).map_err(malformed)
+    })
 }
 
 fn encode_response(response: &Response, draft02: bool) -> Bytes {
@@ -419,23 +451,6 @@ pub(super) fn encode_headers(fields: &[qpack::Field]) -> Bytes {
     head.freeze()
 }
 
-/// Sends an answer that is all there will be on the stream.
-async fn answer(
-    mut send: quinn::SendStream,
-    mut recv: quinn::RecvStream,
-    head: Bytes,
-    connection: &Connection,
-) {
-    // RFC 9114, section 4.1.1: the rest of the request is not needed for the answer.
-    let _ = recv.stop(varint(code::NO_ERROR));
-    let written = within(connection.limits.header_timeout, send.write_all(&head));
-    if let Some(Ok(())) = written.await {
-        let _ = send.finish();
-    } else {
-        refuse(Some(send), None, code::REQUEST_CANCELLED);
-    }
-}
-
-fn count(outcome: &'static str) {
+pub(super) fn count(outcome: &'static str) {
     metrics::counter!(REQUESTS, "outcome" => outcome).increment(1);
 }

@@ -1,6 +1,9 @@
 //! A session and the stream that holds it open.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::time::{sleep, timeout};
@@ -11,13 +14,17 @@ use wavry_proto::{
         frame::{self, Message, MessageDecoder},
     },
     webtransport::{
-        capsule::{self, Capsule},
+        code as wt_code,
+        flow::Kind,
+        session::{Error, Event},
         stream as wt_stream,
     },
 };
 
 use super::{
-    connection::{AGAIN, LINGER},
+    connection::{AGAIN, LINGER, SHARE},
+    credit,
+    milestone::Milestone,
     shared::{Incoming, Shared},
     stream::{RecvStream, SendStream, refuse, varint},
 };
@@ -40,7 +47,15 @@ pub struct Session {
 }
 
 impl Session {
-    pub(super) fn new(shared: Arc<Shared>, connect: ConnectStream) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, mut connect: ConnectStream) -> Self {
+        connect.decoder.tunnel();
+        // Now that it is wanted, it may hold its share of the connection's window.
+        let share = match shared.limited {
+            true => credit::initial(&shared.connection.limits).data,
+            false => SHARE,
+        };
+        shared.window.fetch_add(share, Ordering::Relaxed);
+        shared.connection.share();
         let span = tracing::debug_span!("session", id = shared.id);
         tokio::spawn(connect.run(shared.clone()).instrument(span));
         Self { shared }
@@ -65,9 +80,9 @@ impl Session {
         signal: u64,
         stream: quinn::SendStream,
     ) -> Result<SendStream, Closed> {
-        let mut stream = SendStream::new(stream, self.shared.clone());
+        let mut stream = SendStream::opened(stream, self.shared.clone());
         let header = wt_stream::header(signal, self.shared.id);
-        match session::SendStream::write(&mut stream, header).await {
+        match stream.write_header(header).await {
             Ok(()) => Ok(stream),
             Err(session::WriteError::Session(closed)) => Err(closed),
             // The peer stopped a stream whose header it has not seen. Whoever writes next learns it.
@@ -75,23 +90,26 @@ impl Session {
         }
     }
 
-    /// Runs `open` unless the session is over first.
+    /// Opens a stream of this kind with `open`, once the session may and unless it is over first.
     async fn opened<T>(
         &self,
+        kind: Kind,
         open: impl Future<Output = Result<T, quinn::ConnectionError>>,
     ) -> Result<T, Closed> {
+        let permitted = async {
+            let permit = self.shared.permit(kind).await;
+            let opened = open.await?;
+            permit.used();
+            Ok(opened)
+        };
         tokio::select! {
             biased;
             closed = self.shared.over() => Err(closed),
-            opened = open => match opened {
+            opened = permitted => match opened {
                 Ok(opened) => Ok(opened),
                 Err(error) => Err(self.shared.lost(&error).await),
             },
         }
-    }
-
-    fn recv_stream(&self, recv: quinn::RecvStream, first: Bytes) -> RecvStream {
-        RecvStream::new(recv, first, self.shared.clone())
     }
 }
 
@@ -106,13 +124,15 @@ impl session::Session for Session {
     type Recv = RecvStream;
 
     async fn open_bi(&self) -> Result<(SendStream, RecvStream), Closed> {
-        let (send, recv) = self.opened(self.shared.connection.quic.open_bi()).await?;
-        let recv = self.recv_stream(recv, Bytes::new());
+        let open = self.shared.connection.quic.open_bi();
+        let (send, recv) = self.opened(Kind::Bidi, open).await?;
+        let recv = RecvStream::opened(recv, self.shared.clone());
         Ok((self.send_stream(wt_stream::BI, send).await?, recv))
     }
 
     async fn open_uni(&self) -> Result<SendStream, Closed> {
-        let send = self.opened(self.shared.connection.quic.open_uni()).await?;
+        let open = self.shared.connection.quic.open_uni();
+        let send = self.opened(Kind::Uni, open).await?;
         self.send_stream(wt_stream::UNI, send).await
     }
 
@@ -123,9 +143,12 @@ impl session::Session for Session {
                     send: Some(send),
                     recv,
                     first,
+                    place,
                 }) => {
-                    let send = SendStream::new(send, self.shared.clone());
-                    return Ok((send, self.recv_stream(recv, first)));
+                    let (shared, place) = (&self.shared, Arc::new(place));
+                    let send = SendStream::accepted(send, shared.clone(), place.clone());
+                    let recv = RecvStream::accepted(recv, first, shared.clone(), place);
+                    return Ok((send, recv));
                 }
                 Some(_) => {}
                 None => return Err(self.shared.over().await),
@@ -135,7 +158,13 @@ impl session::Session for Session {
 
     async fn accept_uni(&self) -> Result<RecvStream, Closed> {
         match self.shared.uni.pop().await {
-            Some(Incoming { recv, first, .. }) => Ok(self.recv_stream(recv, first)),
+            Some(Incoming {
+                recv, first, place, ..
+            }) => {
+                let place = Arc::new(place);
+                let shared = self.shared.clone();
+                Ok(RecvStream::accepted(recv, first, shared, place))
+            }
             None => Err(self.shared.over().await),
         }
     }
@@ -164,11 +193,11 @@ impl session::Session for Session {
     }
 
     fn drain(&self) {
-        self.shared.drain_wanted.notify_one();
+        self.shared.update(|state| state.drain());
     }
 
     async fn draining(&self) {
-        self.shared.draining.cancelled().await;
+        self.shared.milestones.wait(Milestone::Draining).await;
     }
 
     fn close(&self, close: Close) {
@@ -181,7 +210,7 @@ impl session::Session for Session {
     async fn closed(&self) -> Closed {
         let closed = self.shared.over().await;
         if matches!(closed, Closed::Here(_)) {
-            self.shared.farewell.cancelled().await;
+            self.shared.milestones.wait(Milestone::Farewell).await;
         }
         closed
     }
@@ -198,6 +227,8 @@ pub(super) struct ConnectStream {
 pub(super) struct Opening {
     pub(super) shared: Arc<Shared>,
     connect: Option<ConnectStream>,
+    /// The code with which it is given up.
+    h3_code: u64,
 }
 
 impl Opening {
@@ -205,7 +236,13 @@ impl Opening {
         Self {
             shared,
             connect: Some(connect),
+            h3_code: code::REQUEST_CANCELLED,
         }
+    }
+
+    /// Gives it up with this code.
+    pub(super) fn give_up(mut self, h3_code: u64) {
+        self.h3_code = h3_code;
     }
 
     /// The CONNECT stream; `None` once it was taken.
@@ -224,12 +261,8 @@ impl Drop for Opening {
         if let Some(connect) = self.connect.take() {
             self.shared.end(Closed::Here(Close::default()));
             self.shared.release();
-            self.shared.farewell.cancel();
-            refuse(
-                Some(connect.send),
-                Some(connect.recv),
-                code::REQUEST_CANCELLED,
-            );
+            self.shared.milestones.reach(Milestone::Farewell);
+            refuse(Some(connect.send), Some(connect.recv), self.h3_code);
             self.shared.connection.forget(&self.shared, AGAIN);
         }
     }
@@ -242,8 +275,8 @@ enum Last {
     Peer(Close),
     /// The peer reset the stream.
     Reset(u64),
-    /// The peer broke a rule that costs it the stream.
-    Malformed(String),
+    /// The peer broke a rule that costs it the session.
+    Broken(Error),
     /// The peer broke a rule that costs it the connection.
     Violation(frame::Error),
     Lost(quinn::ConnectionError),
@@ -252,17 +285,16 @@ enum Last {
 impl ConnectStream {
     async fn run(mut self, shared: Arc<Shared>) {
         match self.live(&shared).await {
-            Last::Here => {
-                let closed = shared.closed_now();
-                if let Some(Closed::Here(close)) = closed {
-                    self.say_goodbye(&close, &shared).await;
+            Last::Here => match (shared.closed_now(), shared.broken.get()) {
+                (_, Some(h3_code)) => refuse(Some(self.send), Some(self.recv), *h3_code),
+                (Some(Closed::Here(close)), None) => {
+                    Box::pin(self.say_goodbye(close, &shared)).await
                 }
-            }
+                _ => {}
+            },
             Last::Peer(close) => {
                 shared.end(Closed::Peer(close));
-                // Fails only when the peer does not want it any more.
-                let _ = self.send.finish();
-                self.expect_end().await;
+                Box::pin(self.answer_close()).await;
             }
             Last::Reset(h3_code) => {
                 shared.end(Closed::Lost(format!(
@@ -270,10 +302,9 @@ impl ConnectStream {
                 )));
                 refuse(Some(self.send), None, code::REQUEST_CANCELLED);
             }
-            Last::Malformed(what) => {
-                tracing::debug!(what, "session broke the protocol");
-                shared.end(Closed::Lost(what));
-                refuse(Some(self.send), Some(self.recv), code::MESSAGE_ERROR);
+            Last::Broken(error) => {
+                shared.fail(&error);
+                refuse(Some(self.send), Some(self.recv), error.code());
             }
             Last::Violation(error) => {
                 shared.end(Closed::Lost(error.to_string()));
@@ -287,7 +318,7 @@ impl ConnectStream {
             tracing::debug!(reason = %closed, "session over");
         }
         shared.release();
-        shared.farewell.cancel();
+        shared.milestones.reach(Milestone::Farewell);
         let linger = match shared.closed_now() {
             // The peer has read why, but Chromium tells its page a little later, and not at all if
             // the connection is closed until then.
@@ -299,27 +330,25 @@ impl ConnectStream {
 
     /// Carries capsules both ways until the session is over.
     async fn live(&mut self, shared: &Shared) -> Last {
-        let mut capsules = capsule::Decoder::default();
         let mut unsent = BytesMut::new();
-        let mut drained = false;
         loop {
             // Frames that came together with the request or its answer are waiting already.
-            match self.read_capsules(&mut capsules, shared) {
+            match self.read_capsules(shared) {
                 Ok(None) => {}
                 Ok(Some(close)) => return Last::Peer(close),
                 Err(last) => return last,
             }
+            if unsent.is_empty() {
+                put_due(&mut unsent, shared);
+            }
             tokio::select! {
                 biased;
                 _ = shared.over() => {
-                    // A drain that is half written would swallow the close that follows.
+                    // A capsule that is half written would swallow the close that follows.
                     let _ = timeout(CLOSE_WAIT, self.send.write_all(&unsent)).await;
                     return Last::Here;
                 }
-                () = shared.drain_wanted.notified(), if !drained => {
-                    drained = true;
-                    put_capsule(&mut unsent, &Capsule::Drain);
-                }
+                () = shared.say.notified(), if unsent.is_empty() => {}
                 written = self.send.write(&unsent), if !unsent.is_empty() => match written {
                     Ok(len) => unsent.advance(len),
                     Err(quinn::WriteError::ConnectionLost(error)) => return Last::Lost(error),
@@ -328,11 +357,7 @@ impl ConnectStream {
                 },
                 read = self.recv.read_chunk(4096, true) => match read {
                     Ok(Some(chunk)) => self.decoder.push(&chunk.bytes),
-                    // No capsule: the same as code 0 without a reason.
-                    Ok(None) if self.decoder.at_boundary() && capsules.at_boundary() => {
-                        return Last::Peer(Close::default());
-                    }
-                    Ok(None) => return Last::Malformed("the session ended within a capsule".into()),
+                    Ok(None) => return self.finished(shared),
                     Err(quinn::ReadError::Reset(code)) => return Last::Reset(code.into_inner()),
                     Err(quinn::ReadError::ConnectionLost(error)) => return Last::Lost(error),
                     Err(_) => return Last::Peer(Close::default()),
@@ -341,45 +366,59 @@ impl ConnectStream {
         }
     }
 
+    /// The peer ended its side, without a close until then: the same as code 0 without a reason.
+    fn finished(&self, shared: &Shared) -> Last {
+        if let Err(error) = self.decoder.finish() {
+            return Last::Violation(error);
+        }
+        match shared.update(|state| state.finish()) {
+            Ok(close) => Last::Peer(close.unwrap_or_default()),
+            Err(error) => Last::Broken(error),
+        }
+    }
+
     /// Reads what the decoder holds. Gives the peer's last word if it is there.
-    fn read_capsules(
-        &mut self,
-        capsules: &mut capsule::Decoder,
-        shared: &Shared,
-    ) -> Result<Option<Close>, Last> {
+    fn read_capsules(&mut self, shared: &Shared) -> Result<Option<Close>, Last> {
+        let mut last_word = None;
         while let Some(message) = self.decoder.next().map_err(Last::Violation)? {
-            match message {
-                Message::Data(content) => capsules.push(&content),
-                // Trailers mean nothing here.
-                Message::Headers(_) | Message::HeadersTooLong => continue,
-            }
+            // A tunnel has no other frames that mean anything.
+            let Message::Data(content) = message else {
+                continue;
+            };
+            shared.update(|state| state.receive(&content));
             loop {
-                match capsules.next() {
-                    Ok(None) => break,
-                    Ok(Some(Capsule::Drain)) => shared.draining.cancel(),
-                    Ok(Some(Capsule::Close(close))) => return Ok(Some(close)),
-                    Err(malformed) => return Err(Last::Malformed(malformed.to_string())),
+                match shared.update(|state| state.poll()).map_err(Last::Broken)? {
+                    None => break,
+                    Some(Event::Drain) => shared.milestones.reach(Milestone::Draining),
+                    Some(Event::Closed(close)) => last_word = Some(close),
+                    Some(Event::Datagram(payload)) => shared.datagrams.push(payload),
+                    Some(Event::Data | Event::Streams(_)) => shared.more.notify_waiters(),
                 }
             }
         }
-        Ok(None)
+        if last_word.is_some() && !self.decoder.at_boundary() {
+            return Err(Last::Broken(Error::AfterClose));
+        }
+        Ok(last_word)
     }
 
-    /// Waits for the end of the peer's side, as nothing may follow its last word.
-    async fn expect_end(&mut self) {
-        let end = timeout(ANSWER_WAIT, self.recv.read_chunk(4096, true)).await;
-        let h3_code = match end {
-            Ok(Ok(Some(_))) => code::MESSAGE_ERROR,
-            _ => code::NO_ERROR,
-        };
+    /// Ends this side after the peer's last word, which nothing may follow.
+    async fn answer_close(mut self) {
+        let more = timeout(ANSWER_WAIT, self.recv.read_chunk(4096, true)).await;
+        if let Ok(Ok(Some(_))) = more {
+            return refuse(Some(self.send), Some(self.recv), Error::AfterClose.code());
+        }
+        // Fails only when the peer does not want it any more.
+        let _ = self.send.finish();
         // Fails when the stream has ended, as it should.
-        let _ = self.recv.stop(varint(h3_code));
+        let _ = self.recv.stop(varint(wt_code::SESSION_GONE));
     }
 
     /// Sends WT_CLOSE_SESSION and gives the peer the chance to read it.
-    async fn say_goodbye(&mut self, close: &Close, shared: &Shared) {
+    async fn say_goodbye(&mut self, close: Close, shared: &Shared) {
         let mut last = BytesMut::new();
-        put_capsule(&mut last, &Capsule::Close(close.clone()));
+        shared.update(|state| state.close(close));
+        put_due(&mut last, shared);
         let delivered = timeout(CLOSE_WAIT, async {
             self.send.write_all(&last).await.ok()?;
             self.send.finish().ok()?;
@@ -399,13 +438,14 @@ impl ConnectStream {
                 async { while let Ok(Some(_)) = self.recv.read_chunk(4096, true).await {} };
             let _ = timeout(ANSWER_WAIT, answered).await;
         }
-        let _ = self.recv.stop(varint(code::NO_ERROR));
+        let _ = self.recv.stop(varint(wt_code::SESSION_GONE));
     }
 }
 
-/// Appends a capsule in a DATA frame of its own.
-fn put_capsule(buf: &mut BytesMut, capsule: &Capsule) {
-    let mut encoded = Vec::new();
-    capsule.encode(&mut encoded);
-    frame::put(buf, frame::kind::DATA, &encoded);
+/// Appends the capsules that are due, in a DATA frame.
+fn put_due(buf: &mut BytesMut, shared: &Shared) {
+    let mut capsules = Vec::new();
+    if shared.update(|state| state.transmit(&mut capsules)) {
+        frame::put(buf, frame::kind::DATA, &capsules);
+    }
 }

@@ -1,16 +1,21 @@
 //! What the handles of one session share.
 
 use std::{
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
 use bytes::Bytes;
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
-use wavry_proto::webtransport::code;
+use wavry_proto::webtransport::{code, flow::Kind, session};
 
-use super::{backlog::Backlog, connection::Connection, stream};
+use super::{
+    backlog::Backlog,
+    connection::Connection,
+    credit::{Place, Reading},
+    milestone::{Milestone, Milestones},
+    stream,
+};
 use crate::{
     datagram::Queue,
     session::{Close, Closed},
@@ -25,9 +30,17 @@ pub(super) struct Incoming {
     pub(super) send: Option<quinn::SendStream>,
     pub(super) recv: quinn::RecvStream,
     pub(super) first: Bytes,
+    pub(super) place: Place,
 }
 
 impl Incoming {
+    pub(super) fn kind(&self) -> Kind {
+        match self.send {
+            Some(_) => Kind::Bidi,
+            None => Kind::Uni,
+        }
+    }
+
     pub(super) fn refuse(self, h3_code: u64) {
         stream::refuse(self.send, Some(self.recv), h3_code);
     }
@@ -41,13 +54,19 @@ pub(super) struct Shared {
     pub(super) bi: Backlog<Incoming>,
     pub(super) uni: Backlog<Incoming>,
     pub(super) datagrams: Queue,
-    /// The peer asked to finish and close.
-    pub(super) draining: CancellationToken,
-    /// This side wants WT_DRAIN_SESSION sent.
-    pub(super) drain_wanted: Notify,
-    /// The peer has had its chance to read the last word, and nothing more is sent.
-    pub(super) farewell: CancellationToken,
-    over: CancellationToken,
+    pub(super) milestones: Milestones,
+    pub(super) state: Mutex<session::Session>,
+    /// Whether there is flow control.
+    pub(super) limited: bool,
+    /// There is something to say on the CONNECT stream.
+    pub(super) say: Notify,
+    /// There is more credit, or another stream may be opened.
+    pub(super) more: Notify,
+    pub(super) reading: Reading,
+    /// What the session may hold of its connection's window, in bytes.
+    pub(super) window: AtomicU64,
+    /// The code to reset the CONNECT stream with, as the peer broke a rule.
+    pub(super) broken: OnceLock<u64>,
     closed: OnceLock<Closed>,
     /// Streams to be reset once the peer has had the last word. `None` from then on. As many at most
     /// as the connection's streams ([`super::Limits::streams`], and what the peer grants).
@@ -57,18 +76,22 @@ pub(super) struct Shared {
 type Halves = (Option<quinn::SendStream>, Option<quinn::RecvStream>);
 
 impl Shared {
-    pub(super) fn new(connection: Arc<Connection>, id: u64) -> Self {
+    pub(super) fn new(connection: Arc<Connection>, id: u64, state: session::Session) -> Self {
         let datagrams = Queue::new(connection.meter.clone());
         Self {
+            limited: state.has_flow_control(),
+            state: Mutex::new(state),
+            say: Notify::new(),
+            more: Notify::new(),
+            reading: Reading::default(),
+            window: AtomicU64::new(0),
+            broken: OnceLock::new(),
             connection,
             id,
             bi: Backlog::default(),
             uni: Backlog::default(),
             datagrams,
-            draining: CancellationToken::new(),
-            drain_wanted: Notify::new(),
-            farewell: CancellationToken::new(),
-            over: CancellationToken::new(),
+            milestones: Milestones::default(),
             closed: OnceLock::new(),
             parting: Mutex::new(Some(Vec::new())),
         }
@@ -84,7 +107,7 @@ impl Shared {
         if !last_word {
             self.release();
         }
-        self.over.cancel();
+        self.milestones.reach(Milestone::Over);
         self.datagrams.close();
         for incoming in self.bi.close().into_iter().chain(self.uni.close()) {
             self.part(incoming.send, Some(incoming.recv));
@@ -127,8 +150,8 @@ impl Shared {
 
     /// Resolves when the session is over. Cancel-safe.
     pub(super) async fn over(&self) -> Closed {
-        self.over.cancelled().await;
-        // It is set before the token is cancelled.
+        self.milestones.wait(Milestone::Over).await;
+        // It is set before the milestone is reached.
         self.closed_now().unwrap_or(Closed::Here(Close::default()))
     }
 

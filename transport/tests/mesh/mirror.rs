@@ -1,12 +1,12 @@
 //! Two mesh sessions joined by a mirror: left – middle – right.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 use wavry_transport::{
     mesh,
-    mirror::{Carried, Ended, Options, mirror},
+    mirror::{Carried, Ended, Moved, Options, Traffic, mirror},
     session::{Close, Closed, ReadError, RecvStream, SendStream, Session, WriteError, close_code},
 };
 
@@ -19,6 +19,7 @@ struct Joined {
     left: mesh::Session,
     right: mesh::Session,
     mirror: JoinHandle<Ended>,
+    traffic: Arc<Traffic>,
     endpoints: [mesh::Endpoint; 3],
 }
 
@@ -36,11 +37,14 @@ async fn joined(idle_timeout: Duration) -> Joined {
         a_lost: Close::new(1001, "left lost"),
         b_lost: Close::new(1002, "right lost"),
     };
-    let mirror = tokio::spawn(async move { mirror(&a, &b, &options).await });
+    let traffic = Arc::<Traffic>::default();
+    let counted = traffic.clone();
+    let mirror = tokio::spawn(async move { mirror(&a, &b, &options, &counted).await });
     Joined {
         left,
         right,
         mirror,
+        traffic,
         endpoints,
     }
 }
@@ -71,20 +75,26 @@ async fn streams_and_datagrams_cross_a_mirror_both_ways() {
         one.send_datagram(Bytes::from_static(b"datagram")).unwrap();
         assert_eq!(other.recv_datagram().await.unwrap(), "datagram");
     }
+    // While both still live: whoever asks sees what has passed so far, and takes it once.
+    let once = Carried {
+        streams: 2,
+        bytes: 17,
+        datagrams: 1,
+        datagrams_dropped: 0,
+    };
+    let moved = Moved {
+        a_to_b: once,
+        b_to_a: once,
+    };
+    assert_eq!(joined.traffic.take(), moved);
+    assert_eq!(joined.traffic.take(), Moved::default());
     let close = Close::new(9, "enough");
     joined.left.close(close.clone());
     assert_eq!(joined.right.closed().await, Closed::Peer(close.clone()));
     let ended = joined.mirror.await.unwrap();
     assert_eq!(ended.a, Closed::Peer(close.clone()));
     assert_eq!(ended.b, Closed::Here(close));
-    let expected = Carried {
-        streams: 2,
-        bytes: 17,
-        datagrams: 1,
-        datagrams_dropped: 0,
-    };
-    assert_eq!(ended.a_to_b, expected);
-    assert_eq!(ended.b_to_a, expected);
+    assert_eq!(joined.traffic.moved(), moved);
 }
 
 #[tokio::test]

@@ -3,8 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod abuse;
+mod agreement;
+mod edge;
+mod flow;
 mod interop;
 mod limits;
+mod plain;
 mod raw;
 mod session;
 mod support;

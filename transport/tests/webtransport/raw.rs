@@ -3,26 +3,33 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use quinn::crypto::rustls::QuicClientConfig;
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use wavry_proto::{
     h3::{
         frame::{self, Message, MessageDecoder, kind},
         message, qpack,
-        settings::Settings,
+        settings::{Settings, id},
         stream,
     },
     session::Request,
     varint,
-    webtransport::request::head,
+    webtransport::{flow::Initial, request::head},
 };
 
 use crate::support::{Identity, Service, loopback, request, soon};
+
+/// What a raw client lets each session send, without which it may have only one.
+const GRANTED: Initial = Initial {
+    data: 1 << 30,
+    bidi: 1000,
+    uni: 1000,
+};
 
 pub(crate) struct Raw {
     pub(crate) quic: quinn::Connection,
     /// The control stream, once it was opened.
     control: Option<quinn::SendStream>,
-    _endpoint: quinn::Endpoint,
+    pub(crate) endpoint: quinn::Endpoint,
 }
 
 pub(crate) fn endpoint() -> quinn::Endpoint {
@@ -35,13 +42,23 @@ pub(crate) fn client_config(identity: &Identity, alpn: &[&[u8]]) -> quinn::Clien
     quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()))
 }
 
+/// A server that serves nothing by itself.
+pub(crate) fn server(identity: &Identity) -> quinn::Endpoint {
+    let mut tls = identity.server_tls();
+    tls.alpn_protocols = vec![b"h3".to_vec()];
+    let crypto = QuicServerConfig::try_from(tls).unwrap();
+    let config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    quinn::Endpoint::server(config, loopback()).unwrap()
+}
+
 impl Raw {
     /// A connection on which nothing was said yet.
     pub(crate) async fn silent(service: &Service) -> Self {
         Self::silent_with(service, quinn::TransportConfig::default()).await
     }
 
-    async fn silent_with(service: &Service, transport: quinn::TransportConfig) -> Self {
+    /// The same with other limits of QUIC.
+    pub(crate) async fn silent_with(service: &Service, transport: quinn::TransportConfig) -> Self {
         let endpoint = endpoint();
         let mut config = client_config(&service.identity, &[b"h3"]);
         config.transport_config(Arc::new(transport));
@@ -49,7 +66,7 @@ impl Raw {
         Self {
             quic: soon(connecting.unwrap()).await.unwrap(),
             control: None,
-            _endpoint: endpoint,
+            endpoint,
         }
     }
 
@@ -61,11 +78,23 @@ impl Raw {
     /// The same with other limits of QUIC.
     pub(crate) async fn connect_with(service: &Service, transport: quinn::TransportConfig) -> Self {
         let mut raw = Self::silent_with(service, transport).await;
-        let mut settings = Vec::new();
-        Settings::webtransport(1, 16384).encode(&mut settings);
-        let frames = frames(&[(kind::SETTINGS, &settings)]);
-        raw.control = Some(raw.uni(stream::CONTROL, &frames).await);
+        raw.say_settings().await;
         raw
+    }
+
+    /// Sends settings of every draft, the newest included, that allow several sessions.
+    pub(crate) async fn say_settings(&mut self) {
+        let mut payload = Vec::new();
+        Settings::webtransport(1, 16384)
+            .with_initial_flow(GRANTED)
+            .encode(&mut payload);
+        let frames = frames(&[(kind::SETTINGS, &payload)]);
+        self.say(&frames).await;
+    }
+
+    /// Opens the control stream with these bytes.
+    pub(crate) async fn say(&mut self, bytes: &[u8]) {
+        self.control = Some(self.uni(stream::CONTROL, bytes).await);
     }
 
     /// Opens a unidirectional stream of a type.
@@ -115,10 +144,43 @@ impl Raw {
             .unwrap();
     }
 
+    /// The server's unidirectional stream of a type.
+    pub(crate) async fn server_stream(&self, kind: u64) -> quinn::RecvStream {
+        loop {
+            let mut recv = soon(self.quic.accept_uni()).await.unwrap();
+            let mut first = [0];
+            soon(recv.read_exact(&mut first)).await.unwrap();
+            if u64::from(first[0]) == kind {
+                return recv;
+            }
+        }
+    }
+
+    /// Resets the control stream.
+    pub(crate) fn reset_control(&mut self) {
+        self.control.take().unwrap().reset(0u32.into()).unwrap();
+    }
+
     /// Ends the control stream.
     pub(crate) fn end_control(&mut self) {
         self.control.take().unwrap().finish().unwrap();
     }
+}
+
+/// Settings of a client that speaks draft-07.
+pub(crate) const SETTINGS: [(u64, u64); 2] = [
+    (id::H3_DATAGRAM, 1),
+    (id::WEBTRANSPORT_MAX_SESSIONS_DRAFT07, 16),
+];
+
+/// A SETTINGS frame.
+pub(crate) fn settings(list: &[(u64, u64)]) -> Bytes {
+    let mut payload = Vec::new();
+    for (id, value) in list {
+        varint::put(&mut payload, *id);
+        varint::put(&mut payload, *value);
+    }
+    frames(&[(kind::SETTINGS, &payload)])
 }
 
 /// The response at the head of a stream.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use wavry_proto::h3::frame::kind;
 use wavry_transport::{
     session::{
         Closed, DatagramError, Header, ReadError, RecvStream as _, Request, Response,
@@ -11,7 +12,10 @@ use wavry_transport::{
     webtransport::{ConnectError, Limits},
 };
 
-use crate::support::{Service, close, echo, read_all, request, soon, write_all};
+use crate::{
+    raw::{Raw, frames},
+    support::{Service, close, echo, read_all, request, soon, write_all},
+};
 
 #[tokio::test]
 async fn bidirectional_streams_carry_bytes_both_ways_whoever_opens_them() {
@@ -394,4 +398,20 @@ async fn many_streams_at_once_are_byte_exact() {
         soon(server).await.unwrap(),
         Closed::Peer(close(9, "all done"))
     );
+}
+
+#[tokio::test]
+async fn a_goaway_of_a_client_drains_its_sessions_and_those_it_still_asks_for() {
+    let service = Service::start(Limits::default());
+    let mut raw = Raw::connect(&service).await;
+    let asked = raw.ask("/").await;
+    let requested = soon(service.requested()).await;
+    let session = requested.accept(Response::ok()).await.unwrap();
+    raw.control(&frames(&[(kind::GOAWAY, b"\0")])).await;
+    soon(session.draining()).await;
+    let _again = raw.ask("/").await;
+    let requested = soon(service.requested()).await;
+    let another = requested.accept(Response::ok()).await.unwrap();
+    soon(another.draining()).await;
+    drop(asked);
 }

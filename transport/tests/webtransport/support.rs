@@ -71,9 +71,13 @@ pub(crate) struct Service {
 
 impl Service {
     pub(crate) fn start(limits: Limits) -> Self {
+        Self::sharded(limits, 1)
+    }
+
+    pub(crate) fn sharded(limits: Limits, shards: usize) -> Self {
         let identity = Identity::new();
-        let socket = socket::bind(loopback()).unwrap();
-        let server = Server::new(socket, identity.server_tls(), limits).unwrap();
+        let sockets = socket::bind_shards(loopback(), shards).unwrap();
+        let server = Server::sharded(sockets, identity.server_tls(), limits).unwrap();
         Self { server, identity }
     }
 
