@@ -98,8 +98,10 @@ async fn act<S: Session>(session: &S, asked: &Asked, seen: &Seen) -> Result<(), 
             recv.stop(code.parse().unwrap_or_default());
         },
         ["close", code, reason] => {
+            // Held until then: a stream that is stopped ahead of the close can cost Chromium the code.
             let _stream = session.accept_uni().await?;
             session.close(Close::new(code.parse().unwrap_or_default(), reason));
+            session.closed().await;
         }
         // Some stacks tell only whoever waits for a stream.
         ["closed"] => drop(session.accept_uni().await?),
