@@ -81,30 +81,21 @@ class Service(Protocol):
                 await self.echo(session, drain=asked == ["drain"])
 
     async def echo(self, session, drain):
-        async def back(stream, answer):
-            while chunk := await stream.read():
-                if isinstance(chunk, int):
-                    return
-                answer.write(chunk)
-            answer.write(b"", end=True)
-
         async def bi():
             while stream := await session.bi.get():
                 if drain:
                     session.drain()
-                streams.create_task(back(stream, stream))
+                stream.echo_to(stream)
 
         async def uni():
             while stream := await session.uni.get():
-                streams.create_task(back(stream, await session.open(uni=True)))
+                stream.echo_to(await session.open(uni=True))
 
         async def datagrams():
             while True:
                 session.send_datagram(await session.datagrams.get())
 
-        async with asyncio.TaskGroup() as streams:
-            for kind in (bi, uni, datagrams):
-                streams.create_task(kind())
+        await asyncio.gather(bi(), uni(), datagrams())
 
 
 def note(path, saw):

@@ -85,7 +85,9 @@ impl Cluster {
         let directory = self.directory().to_owned();
         let at = |name: &str| directory.join(name);
         let key = at("signing.key");
-        run(wavry(&["key", "generate", "--out"]).arg(&key));
+        for key in [&key, &at("audit.key")] {
+            run(wavry(&["key", "generate", "--out"]).arg(key));
+        }
         run(self
             .signing(&["provision", "gateway", "edge", "--out"])
             .arg(at("edge")));
@@ -110,6 +112,7 @@ impl Cluster {
         let mut master = role("master", &at("master.toml"), &text);
         master
             .env("WAVRY_MASTER_KEY_FILE", &key)
+            .env("WAVRY_AUDIT_KEY_FILE", at("audit.key"))
             .env("WAVRY_TLS_KEY_FILE", at("master.key"));
         let master = RoleProcess::start(master, &at("master.ready"));
 
@@ -148,6 +151,7 @@ impl Cluster {
             "WAVRY_MASTER_KEY_FILE",
             self.directory().join("signing.key"),
         );
+        command.env("WAVRY_AUDIT_KEY_FILE", self.directory().join("audit.key"));
         command
     }
 
