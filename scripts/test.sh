@@ -64,6 +64,18 @@ install_packages() {
   quietly as_root apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends "${wanted[@]}"
 }
 
+# A Python that is newer than Debian 12's.
+newer_python() {
+  local candidate
+  for candidate in python3.14 python3.13 python3.12 "${HOME:-/root}"/.pyenv/versions/3.1[2-9]*/bin/python; do
+    if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  return 1
+}
+
 # Installs again only what a changed list asks for.
 install_peers() {
   mkdir -p "$peers"
@@ -79,6 +91,18 @@ install_peers() {
     python3 -m venv "$peers/venv"
     quietly "$peers/venv/bin/pip" install --quiet --disable-pip-version-check -r scripts/peers/requirements.txt
     cp scripts/peers/requirements.txt "$peers/"
+  fi
+  if ! cmp -s scripts/peers/pywebtransport.txt "$peers/pywebtransport.txt"; then
+    local python
+    if python="$(newer_python)"; then
+      echo "installing pywebtransport"
+      rm -rf "$peers/pywebtransport"
+      "$python" -m venv "$peers/pywebtransport"
+      quietly "$peers/pywebtransport/bin/python" -m pip install --quiet --disable-pip-version-check -r scripts/peers/pywebtransport.txt
+      cp scripts/peers/pywebtransport.txt "$peers/"
+    else
+      echo "pywebtransport is left out: it wants Python 3.12"
+    fi
   fi
   export WAVRY_PEERS="$peers"
 }
@@ -127,7 +151,7 @@ install_packages
 heading "tools"
 install_tools
 if [ -z "$fast" ]; then
-  heading "peers: puppeteer, Deno, aioquic"
+  heading "peers: puppeteer, Deno, aioquic, pywebtransport"
   install_peers
 fi
 

@@ -19,6 +19,7 @@ use figment::{
     value::{Dict, Map, Value},
 };
 use serde::{Serialize, de::DeserializeOwned};
+use wavry_credentials::redact::Place;
 use wavry_proto::config::Invalid;
 
 use crate::{log, ops};
@@ -292,13 +293,12 @@ fn parse_file(file: &Path) -> Result<toml_edit::Document<String>, Error> {
         source,
     })?;
     toml_edit::Document::parse(text.clone()).map_err(|error| {
-        let start = error.span().map_or(0, |span| span.start).min(text.len());
-        let before = text.get(..start).unwrap_or_default();
-        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        let start = error.span().map_or(0, |span| span.start);
+        let Place { line, column } = Place::of(&text, start);
         Error::Syntax {
             file: file.to_owned(),
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
+            line,
+            column,
             message: error.message().lines().collect::<Vec<_>>().join("; "),
         }
     })

@@ -214,6 +214,7 @@ async fn start(
     let master = Spec {
         secrets: vec![
             ("WAVRY_MASTER_KEY_FILE", state.path("master/master.key")),
+            ("WAVRY_AUDIT_KEY_FILE", state.path("master/audit.key")),
             ("WAVRY_TLS_KEY_FILE", state.path("tls/master.key")),
         ],
         ..master
@@ -330,7 +331,7 @@ impl Cluster {
         if service.public {
             return Ok(url);
         }
-        let token = self.state.session_token(&service.name.parse()?);
+        let token = self.state.session_token(&service.name.parse()?)?;
         Ok(format!("{url}?token={token}"))
     }
 

@@ -1,5 +1,6 @@
 //! The `wavry` binary: every role, and the tools around them.
 
+mod audit;
 mod config;
 mod demo;
 mod dev;
@@ -13,7 +14,7 @@ mod roles;
 mod sample;
 mod shutdown;
 
-use std::{io::Write as _, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -54,6 +55,9 @@ enum Command {
     /// Make keys
     #[command(subcommand)]
     Key(Key),
+    /// Read and check audit logs
+    #[command(subcommand, after_long_help = AUDIT_HELP)]
+    Audit(audit::Command),
     /// Serve the sample WebTransport service
     #[command(hide = true)]
     Sample(sample::Args),
@@ -68,7 +72,7 @@ enum Token {
 
 #[derive(Debug, Subcommand)]
 enum Key {
-    /// Write a new master key (PASERK k4.secret), readable by its owner alone
+    /// Write a new master or audit key (PASERK k4.secret), readable by its owner alone
     #[command(after_long_help = KEY_HELP)]
     Generate(provision::KeyArgs),
 }
@@ -85,7 +89,8 @@ that dies is started again. Ctrl-C drains.
 Services: echo (public), sample (needs a token; the ready file and the page have one).";
 
 const MASTER_HELP: &str = "\
-  WAVRY_MASTER_KEY_FILE=master.key WAVRY_TLS_KEY_FILE=tls.key wavry master --config master.toml
+  export WAVRY_MASTER_KEY_FILE=master.key WAVRY_AUDIT_KEY_FILE=audit.key WAVRY_TLS_KEY_FILE=tls.key
+  wavry master --config master.toml
 
   [master]
   listen = \"0.0.0.0:8443\"
@@ -97,7 +102,7 @@ const MASTER_HELP: &str = "\
   access = \"token\"
   allowed_origins = [\"https://app.example\"]
 
-Secrets: master_key, tls_key. Each is read from the file that WAVRY_<NAME>_FILE names, or from
+Secrets: master_key, audit_key, tls_key. Each is read from the file that WAVRY_<NAME>_FILE names, or from
 /run/secrets/wavry_<name>. Any key can be set by variable: WAVRY_MASTER__LISTEN, WAVRY_OPS__LISTEN.";
 
 const GATEWAY_HELP: &str = "\
@@ -145,28 +150,51 @@ it is done. Progress goes to standard error. Exit code 1: something that was che
 
 const PROVISION_HELP: &str = "\
 Signs with the master key: the file that WAVRY_MASTER_KEY_FILE names, or /run/secrets/wavry_master_key.
+Writes to an audit log that is sealed with the audit key: WAVRY_AUDIT_KEY_FILE, or
+/run/secrets/wavry_audit_key.
 
-  WAVRY_MASTER_KEY_FILE=master.key wavry provision relay edge-1 --services chat,game --out edge-1
+  export WAVRY_MASTER_KEY_FILE=master.key WAVRY_AUDIT_KEY_FILE=audit.key
+  wavry provision relay edge-1 --services chat,game --out edge-1
 
 Copy both files to the node, name them there in WAVRY_IDENTITY_KEY_FILE and
 WAVRY_REGISTRATION_TOKEN_FILE, and start `wavry relay`. The token can be used once.";
 
 const TOKEN_HELP: &str = "\
 Signs with the master key: the file that WAVRY_MASTER_KEY_FILE names, or /run/secrets/wavry_master_key.
+Writes to an audit log that is sealed with the audit key: WAVRY_AUDIT_KEY_FILE, or
+/run/secrets/wavry_audit_key.
 
-  WAVRY_MASTER_KEY_FILE=master.key wavry token session chat --subject alice --ttl 15m
+  export WAVRY_MASTER_KEY_FILE=master.key WAVRY_AUDIT_KEY_FILE=audit.key
+  wavry token session chat --subject alice --ttl 15m
 
 The client sends it as `Authorization: Bearer TOKEN`, or, from a browser, as `?token=TOKEN`.";
 
+const AUDIT_HELP: &str = "\
+  wavry audit tail --database /var/lib/wavry/master.sqlite --follow
+  wavry audit query --database /var/lib/wavry/master.sqlite --action deny --since 2026-11-22T10:00:00Z
+  wavry audit verify --file /etc/wavry/secrets/provision.jsonl --public-key k4.public.…
+
+Each line is a JSON object with the hash of the line before it; the newest is sealed with the audit
+key. `verify` finds lines that were edited, removed, moved or cut off, and says where.";
+
 const KEY_HELP: &str = "\
   wavry key generate --out master.key
+  wavry key generate --out audit.key
 
-Name the file in WAVRY_MASTER_KEY_FILE, or put it at /run/secrets/wavry_master_key, and start
-`wavry master`. Whoever holds this key can admit nodes and clients.";
+Name the files in WAVRY_MASTER_KEY_FILE and WAVRY_AUDIT_KEY_FILE, or put them at
+/run/secrets/wavry_master_key and /run/secrets/wavry_audit_key, and start `wavry master`. Whoever
+holds the master key can admit nodes and clients; whoever holds the audit key can forge the log.";
 
 fn main() -> ExitCode {
+    log::report_panics();
+    if let Err(error) = wavry_credentials::process::harden() {
+        return failed(&error.into());
+    }
     wavry_credentials::cert::install_crypto_provider();
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return misused(&error),
+    };
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&anyhow::Error::new(error).context("runtime")),
@@ -192,6 +220,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Provision(args) => provision::node(&args)?,
         Command::Token(Token::Session(args)) => provision::session(&args)?,
         Command::Key(Key::Generate(args)) => provision::key(&args)?,
+        Command::Audit(command) => return audit::run(&command).await,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -207,7 +236,16 @@ fn probe_exit(result: anyhow::Result<()>) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// Arguments that are none, or a call for help. What was given may be a URL with a token in it.
+fn misused(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        error.exit();
+    }
+    log::complain(error.render().to_string().trim_end());
+    ExitCode::from(2)
+}
+
 fn failed(error: &anyhow::Error) -> ExitCode {
-    let _ = writeln!(std::io::stderr(), "wavry: {error:#}");
+    log::complain(&format!("wavry: {error:#}"));
     ExitCode::FAILURE
 }

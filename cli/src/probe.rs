@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, anyhow, bail};
 use serde::Serialize;
 use url::Url;
-use wavry_credentials::{cert, source};
+use wavry_credentials::{bearer, cert, source};
 use wavry_transport::{
     session::{Close, Header, Request, Response, Session as _},
     webtransport::{Client, ConnectError, Limits, Session},
@@ -232,12 +232,11 @@ fn request(args: &Args) -> anyhow::Result<Request> {
     request.headers = args.header.clone();
     request.subprotocols = args.subprotocol.clone();
     if let Some(file) = &args.token_file {
-        let token = source::read_file(file)?;
-        let token = std::str::from_utf8(token.expose())
-            .map_err(|_| anyhow!("{} is not a token", file.display()))?;
+        let token = bearer::Token::read(&source::read_file(file)?)
+            .with_context(|| file.display().to_string())?;
         request.headers.push(Header {
             name: "authorization".to_owned(),
-            value: format!("Bearer {}", token.trim()),
+            value: token.authorization(),
         });
     }
     Ok(request)

@@ -8,8 +8,8 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use wavry_credentials::{identity::Identity, source, token::SigningKey};
-use wavry_master::provision::{registration_token, session_token};
+use wavry_credentials::{audit, identity::Identity, process, source, token::SigningKey};
+use wavry_master::provision::{self, Issuer};
 use wavry_proto::{
     control::Role,
     id::{ClusterName, NodeId, ServiceName},
@@ -43,6 +43,8 @@ pub(crate) struct NodeArgs {
     /// How long the registration token can be used
     #[arg(long, default_value = "1h", value_parser = parse_duration)]
     ttl: Duration,
+    #[command(flatten)]
+    record: Record,
 }
 
 /// `wavry token session`.
@@ -62,7 +64,20 @@ pub(crate) struct SessionArgs {
     /// Cluster the token is for
     #[arg(long, default_value = DEFAULT_CLUSTER)]
     cluster: ClusterName,
+    #[command(flatten)]
+    record: Record,
 }
+
+/// Where what is issued is put on record.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Record {
+    /// Audit log for what is issued; provision.jsonl beside the master key if not given
+    #[arg(long, value_name = "FILE", env = "WAVRY_AUDIT_LOG")]
+    audit_log: Option<PathBuf>,
+}
+
+/// Name of the audit log beside the master key.
+const DEFAULT_LOG: &str = "provision.jsonl";
 
 /// `wavry key generate`.
 #[derive(Debug, clap::Args)]
@@ -86,18 +101,12 @@ pub(crate) fn node(args: &NodeArgs) -> anyhow::Result<()> {
         NodeRole::Relay => Role::Relay,
         NodeRole::Gateway => Role::Gateway,
     };
-    let key = master_key()?;
-    let token = registration_token(
-        &key,
-        &args.cluster,
-        args.name.clone(),
-        role,
-        args.services.clone(),
-        args.ttl,
-    );
+    let issuer = args.record.issuer(&args.cluster)?;
+    let (name, services) = (args.name.clone(), args.services.clone());
+    let token = issuer.registration_token(name, role, services, args.ttl)?;
     fs::create_dir_all(&args.out).with_context(|| format!("{}", args.out.display()))?;
     let identity = Identity::generate();
-    source::write_private(&identity_file, identity.to_pem().expose())?;
+    source::write_secret(&identity_file, &identity.to_pem())?;
     source::write_private(&token_file, token.as_bytes())?;
     say(&format!(
         "{}\n{}",
@@ -108,30 +117,39 @@ pub(crate) fn node(args: &NodeArgs) -> anyhow::Result<()> {
 
 /// Prints a session token, signed with the secret `master_key`.
 pub(crate) fn session(args: &SessionArgs) -> anyhow::Result<()> {
-    let key = master_key()?;
-    let token = session_token(
-        &key,
-        &args.cluster,
+    let issuer = args.record.issuer(&args.cluster)?;
+    let token = issuer.session_token(
         &args.service,
         args.subject.clone(),
         args.session.clone(),
         serde_json::Map::new(),
         args.ttl,
-    );
+    )?;
     say(&token)
 }
 
 /// Makes a master key.
 pub(crate) fn key(args: &KeyArgs) -> anyhow::Result<()> {
     refuse_to_overwrite(&args.out)?;
-    source::write_private(&args.out, SigningKey::generate().to_paserk().expose())?;
+    source::write_secret(&args.out, &SigningKey::generate().to_paserk())?;
     say(&args.out.display().to_string())
 }
 
-/// Reads the secret `master_key`.
-pub(crate) fn master_key() -> anyhow::Result<SigningKey> {
-    let text = source::read("master_key")?;
-    SigningKey::from_paserk(&text).context("secret master_key")
+impl Record {
+    /// Signs with the secret `master_key`, and puts tokens on record with the secret `audit_key`.
+    fn issuer(&self, cluster: &ClusterName) -> anyhow::Result<Issuer> {
+        let key_file = source::locate("master_key")?;
+        let key = SigningKey::from_paserk(&source::read_file(&key_file)?);
+        let key = key.context("secret master_key")?;
+        let audit_key = audit::Key::from_paserk(&source::read("audit_key")?, cluster.clone());
+        let audit_key = audit_key.context("secret audit_key")?;
+        let file = match &self.audit_log {
+            Some(file) => file.clone(),
+            None => key_file.with_file_name(DEFAULT_LOG),
+        };
+        let log = audit::file::Log::new(file, provision::LOG, audit_key);
+        Ok(Issuer::new(key, cluster.clone(), log, process::user()))
+    }
 }
 
 /// Parses a duration flag.

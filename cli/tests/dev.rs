@@ -30,6 +30,14 @@ fn everything_comes_up_answers_and_drains_on_a_signal() {
     }
     let pids: Vec<u32> = ROLES.iter().map(|role| dev.pid_of(role)).collect();
     assert!(pids.iter().all(|pid| is_alive(*pid)));
+    for pid in &pids {
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let core = limits
+            .lines()
+            .find(|line| line.starts_with("Max core file size"));
+        let core: Vec<&str> = core.unwrap().split_whitespace().skip(4).take(2).collect();
+        assert_eq!(core, ["0", "0"]);
+    }
     for role in ["gateway", "master", "relay-a", "relay-b"] {
         assert!(dev.metrics(role).contains("wavry_build_info"), "{role}");
         let url = dev.ready["ops"][role].as_str().unwrap();
@@ -158,6 +166,10 @@ fn a_probe_that_is_refused_says_with_which_status_and_never_shows_the_token() {
         let log = std::fs::read_to_string(dev.state.join(format!("log/{role}.log"))).unwrap();
         assert!(!log.contains("canary-token"), "{role} logs a token");
         assert!(!log.contains("v4.public."), "{role} logs a token");
+        assert!(
+            !log.contains("[redacted]"),
+            "{role} would have logged a secret"
+        );
     }
 }
 

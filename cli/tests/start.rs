@@ -110,6 +110,15 @@ fn a_missing_key_stops_the_start_and_the_error_names_variable_and_path() {
     assert!(said.contains("WAVRY_MASTER_KEY_FILE"), "{said}");
     assert!(said.contains("/run/secrets/wavry_master_key"), "{said}");
 
+    let key = directory.path().join("some.key").display().to_string();
+    assert!(
+        output(wavry(&["key", "generate", "--out", &key]))
+            .status
+            .success()
+    );
+    let said = refused("master", &file, &[("WAVRY_MASTER_KEY_FILE", &key)]);
+    assert!(said.contains("WAVRY_AUDIT_KEY_FILE"), "{said}");
+
     let missing = directory.path().join("no.key").display().to_string();
     let said = refused("master", &file, &[("WAVRY_MASTER_KEY_FILE", &missing)]);
     assert!(said.contains(&missing), "{said}");
@@ -174,6 +183,10 @@ fn keys_and_tokens_are_made_for_their_owner_alone_and_never_overwritten() {
     assert!(!again.status.success());
     assert!(stderr(&again).contains(&key), "{}", stderr(&again));
 
+    let audit_key = directory.path().join("audit.key").display().to_string();
+    let made = output(wavry(&["key", "generate", "--out", &audit_key]));
+    assert!(made.status.success(), "{}", stderr(&made));
+
     let out = directory.path().join("edge-1").display().to_string();
     let provision = || {
         let mut command = wavry(&[
@@ -186,6 +199,7 @@ fn keys_and_tokens_are_made_for_their_owner_alone_and_never_overwritten() {
             &out,
         ]);
         command.env("WAVRY_MASTER_KEY_FILE", &key);
+        command.env("WAVRY_AUDIT_KEY_FILE", &audit_key);
         output(command)
     };
     let made = provision();
@@ -215,9 +229,25 @@ fn keys_and_tokens_are_made_for_their_owner_alone_and_never_overwritten() {
         "15m",
     ]);
     command.env("WAVRY_MASTER_KEY_FILE", &key);
+    command.env("WAVRY_AUDIT_KEY_FILE", &audit_key);
     let token = output(command);
     assert!(token.status.success(), "{}", stderr(&token));
     assert!(token.stdout.starts_with(b"v4.public."));
+}
+
+#[test]
+fn arguments_that_are_none_are_told_without_what_looks_like_a_secret() {
+    for arguments in [
+        &["probe", "nonsense?token=s3cretcanary"][..],
+        &["probe", "https://h/", "https://ann:s3cretcanary@h/"],
+        &["s3cret", "v4.public.s3cretcanarys3cretcanary"],
+    ] {
+        let said = output(wavry(arguments));
+        assert_eq!(said.status.code(), Some(2));
+        let text = stderr(&said);
+        assert!(text.starts_with("error: "), "{text}");
+        assert!(!text.contains("s3cretcanary"), "{text}");
+    }
 }
 
 #[test]
@@ -232,6 +262,7 @@ fn every_subcommand_explains_itself() {
         (&["provision", "--help"], "identity.key"),
         (&["token", "session", "--help"], "--subject"),
         (&["key", "generate", "--help"], "k4.secret"),
+        (&["audit", "verify", "--help"], "--public-key"),
         (&["sample", "--help"], "tls_key"),
     ] {
         let said = output(wavry(arguments));

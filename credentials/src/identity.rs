@@ -4,27 +4,15 @@ mod mesh;
 
 use std::sync::Arc;
 
-use base64::{Engine, engine::general_purpose::STANDARD};
-use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey, pkcs8::DecodePrivateKey};
-use rustls_pki_types::{PrivatePkcs8KeyDer, pem::PemObject};
+use ed25519_dalek::{Signature, VerifyingKey};
 use tokio::sync::watch;
 use wavry_proto::{control::Roster, id::PublicKey};
-use zeroize::{Zeroize, Zeroizing};
 
-use crate::secret::Secret;
-
-/// DER of a PKCS#8 Ed25519 key up to the 32 bytes of the key (RFC 8410, section 7). Version 1,
-/// without the public half, which OpenSSL does not read.
-const PKCS8_PREFIX: [u8; 16] = [
-    0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
-];
-const PEM_START: &str = "-----BEGIN PRIVATE KEY-----\n";
-const PEM_END: &str = "\n-----END PRIVATE KEY-----\n";
+use crate::{key::Ed25519, secret::Secret};
 
 /// A node's Ed25519 key pair.
 pub struct Identity {
-    /// Zeroes itself when dropped; boxed so that moving an identity leaves no copy behind.
-    key: Box<SigningKey>,
+    key: Arc<Ed25519>,
 }
 
 /// Why an identity cannot be used.
@@ -41,46 +29,29 @@ pub enum Error {
 impl Identity {
     /// A new one from the operating system's random source.
     pub fn generate() -> Self {
-        Self::from_seed(Secret::random().expose())
+        Self::of(Ed25519::generate())
     }
 
     /// Reads PKCS#8 PEM.
     pub fn from_pem(pem: &Secret<Vec<u8>>) -> Result<Self, Error> {
-        let mut der =
-            PrivatePkcs8KeyDer::from_pem_slice(pem.expose()).map_err(|_| Error::Malformed)?;
-        let key = SigningKey::from_pkcs8_der(der.secret_pkcs8_der());
-        der.zeroize();
-        let key = key.map_err(|_| Error::Malformed)?;
-        // A file of zeros is nobody's key, and the PASETO library panics on one.
-        if key.as_bytes() == &[0; 32] {
-            return Err(Error::Malformed);
-        }
-        Ok(Self { key: Box::new(key) })
+        Ed25519::from_pem(pem)
+            .map(Self::of)
+            .map_err(|_| Error::Malformed)
     }
 
     /// As PKCS#8 PEM.
     pub fn to_pem(&self) -> Secret<Vec<u8>> {
-        let der = self.to_der();
-        // Exactly the room that is needed, so that no growth leaves a copy behind.
-        let mut pem = vec![0; PEM_START.len() + 64 + PEM_END.len()];
-        let (start, rest) = pem.split_at_mut(PEM_START.len());
-        let (body, end) = rest.split_at_mut(64);
-        start.copy_from_slice(PEM_START.as_bytes());
-        end.copy_from_slice(PEM_END.as_bytes());
-        STANDARD
-            .encode_slice(*der, body)
-            .expect("48 bytes are 64 characters");
-        Secret::new(pem)
+        self.key.to_pem()
     }
 
     /// The public half.
     pub fn public_key(&self) -> PublicKey {
-        PublicKey(self.key.verifying_key().to_bytes())
+        PublicKey(self.key.public())
     }
 
     /// An Ed25519 signature (RFC 8032).
     pub fn sign(&self, message: &[u8]) -> [u8; 64] {
-        self.key.sign(message).to_bytes()
+        self.key.sign(message)
     }
 
     /// TLS for the mesh: this identity's raw public key, and a peer's key accepted if and only if
@@ -92,22 +63,13 @@ impl Identity {
         mesh::tls(self, roster)
     }
 
-    pub(crate) fn from_seed(seed: &[u8; 32]) -> Self {
-        Self {
-            key: Box::new(SigningKey::from_bytes(seed)),
-        }
+    /// The key itself, for what else it signs.
+    pub(crate) fn key(&self) -> &Arc<Ed25519> {
+        &self.key
     }
 
-    /// The seed and the public half after it, as PASERK has it.
-    pub(crate) fn keypair_bytes(&self) -> Zeroizing<[u8; 64]> {
-        Zeroizing::new(self.key.to_keypair_bytes())
-    }
-
-    fn to_der(&self) -> Zeroizing<[u8; 48]> {
-        let mut der = Zeroizing::new([0; 48]);
-        der[..16].copy_from_slice(&PKCS8_PREFIX);
-        der[16..].copy_from_slice(self.key.as_bytes());
-        der
+    fn of(key: Ed25519) -> Self {
+        Self { key: Arc::new(key) }
     }
 }
 
@@ -144,7 +106,9 @@ mod tests {
     #[test]
     fn the_key_of_a_known_pem_is_read_and_written_the_same() {
         let identity = Identity::from_pem(&Secret::new(PEM.as_bytes().to_vec())).unwrap();
-        assert_eq!(hex::encode(identity.key.as_bytes()), SEED);
+        let seed = hex::decode(SEED).unwrap().try_into().unwrap();
+        let same = Ed25519::from_seed(Secret::<[u8; 32]>::new(seed));
+        assert_eq!(identity.sign(b"hello"), same.sign(b"hello"));
         assert_eq!(identity.public_key().to_string(), PUBLIC);
         assert!(identity.to_pem().matches(PEM.as_bytes()));
     }
@@ -162,12 +126,12 @@ mod tests {
     fn what_is_not_an_ed25519_key_is_refused() {
         let p256 = rcgen::KeyPair::generate().unwrap().serialize_pem();
         let public = PEM.replace("PRIVATE", "PUBLIC");
-        let zeros = Identity::from_seed(&[0; 32]).to_pem();
-        let zeros = std::str::from_utf8(zeros.expose()).unwrap();
-        for text in ["", "nonsense", &PEM[..60], &p256, &public, zeros] {
+        for text in ["", "nonsense", &PEM[..60], &p256, &public] {
             let pem = Secret::new(text.as_bytes().to_vec());
             assert!(matches!(Identity::from_pem(&pem), Err(Error::Malformed)));
         }
+        let zeros = Ed25519::from_seed(Secret::new([0; 32])).to_pem();
+        assert!(matches!(Identity::from_pem(&zeros), Err(Error::Malformed)));
     }
 
     #[test]

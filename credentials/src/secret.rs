@@ -1,74 +1,131 @@
 //! The type every secret lives in.
 
-use rustls::crypto::aws_lc_rs;
+mod pages;
+
+use std::{fs::File, io, io::Write as _, marker::PhantomData};
+
 use subtle::ConstantTimeEq;
 use zeroize::Zeroize;
 
-/// A secret. It has no `Debug`, `Display`, `Serialize`, `Clone`, `PartialEq` or `Deref`; its bytes
-/// stay in one heap allocation and are zeroed when it is dropped.
-pub struct Secret<T: Zeroize> {
-    value: Box<T>,
+use crate::random;
+use pages::Pages;
+
+/// A secret. It has no `Debug`, `Display`, `Serialize`, `Clone`, `PartialEq` or `Deref`.
+///
+/// Its bytes lie in pages of their own: never moved, left out of core dumps, locked in memory
+/// where the system permits it (the log says once when it does not), and zeroed when it is dropped.
+/// `T` is the form in which it was taken in: `Vec<u8>`, `String` or `[u8; N]`.
+pub struct Secret<T: Form> {
+    pages: Pages,
+    form: PhantomData<fn() -> T>,
 }
 
-impl<T: Zeroize> Secret<T> {
-    /// Takes a value in. The caller zeroes whatever copies it made on the way.
-    pub fn new(value: T) -> Self {
-        Self {
-            value: Box::new(value),
-        }
-    }
-
-    /// The one way out.
-    pub fn expose(&self) -> &T {
-        &self.value
-    }
+/// What can be taken in as a secret.
+pub trait Form: Zeroize + sealed::Sealed {
+    /// What [`Secret::expose`] shows.
+    type View: ?Sized;
+    #[doc(hidden)]
+    fn bytes(&self) -> &[u8];
+    #[doc(hidden)]
+    fn view(bytes: &[u8]) -> &Self::View;
 }
 
-impl<T: Zeroize + AsRef<[u8]>> Secret<T> {
+impl<T: Form> Secret<T> {
+    /// Takes a value in, and zeroes where it was. Copies that the caller made on the way, as by
+    /// letting it grow, are the caller's to zero.
+    pub fn new(mut value: T) -> Self {
+        let secret = Self::of(Pages::holding(value.bytes()));
+        value.zeroize();
+        secret
+    }
+
+    /// The one way out. Only [`crate::key`] and [`crate::bearer`] may take it: `clippy.toml` bans
+    /// it, and `tests/secret.rs` knows who lifts the ban.
+    pub fn expose(&self) -> &T::View {
+        T::view(self.pages.bytes())
+    }
+
     /// Whether the bytes are these. Takes as long wherever they differ; only their length shows.
     pub fn matches(&self, bytes: &[u8]) -> bool {
-        (*self.value).as_ref().ct_eq(bytes).into()
+        self.pages.bytes().ct_eq(bytes).into()
+    }
+
+    /// Writes the bytes to a file.
+    pub(crate) fn write_to(&self, file: &mut File) -> io::Result<()> {
+        file.write_all(self.pages.bytes())
+    }
+
+    fn of(pages: Pages) -> Self {
+        Self {
+            pages,
+            form: PhantomData,
+        }
+    }
+}
+
+impl Secret<Vec<u8>> {
+    /// Takes in what `fill` writes into the room it is given; it says how many bytes these are.
+    /// Nothing of it is ever anywhere else.
+    pub(crate) fn filled<E>(
+        room: usize,
+        fill: impl FnOnce(&mut [u8]) -> Result<usize, E>,
+    ) -> Result<Self, E> {
+        let mut pages = Pages::zeroed(room);
+        let length = fill(pages.bytes_mut())?;
+        pages.truncate(length);
+        Ok(Self::of(pages))
     }
 }
 
 impl<const N: usize> Secret<[u8; N]> {
     /// Random bytes from the cryptographic generator that TLS uses.
     pub fn random() -> Self {
-        let mut secret = Self::new([0; N]);
-        aws_lc_rs::default_provider()
-            .secure_random
-            .fill(&mut *secret.value)
-            .expect("the operating system's random source answers");
-        secret
+        let mut pages = Pages::zeroed(N);
+        random::fill(pages.bytes_mut());
+        Self::of(pages)
     }
 }
 
-impl<T: Zeroize> Drop for Secret<T> {
-    fn drop(&mut self) {
-        self.value.zeroize();
+impl Form for Vec<u8> {
+    type View = [u8];
+    fn bytes(&self) -> &[u8] {
+        self
     }
+    fn view(bytes: &[u8]) -> &[u8] {
+        bytes
+    }
+}
+
+impl Form for String {
+    type View = str;
+    fn bytes(&self) -> &[u8] {
+        self.as_bytes()
+    }
+    fn view(bytes: &[u8]) -> &str {
+        std::str::from_utf8(bytes).expect("the bytes were a String's")
+    }
+}
+
+impl<const N: usize> Form for [u8; N] {
+    type View = [u8; N];
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+    fn view(bytes: &[u8]) -> &[u8; N] {
+        bytes.try_into().expect("the bytes were an array's")
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for Vec<u8> {}
+    impl Sealed for String {}
+    impl<const N: usize> Sealed for [u8; N] {}
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    };
-
-    #[test]
-    fn a_dropped_secret_is_zeroed() {
-        struct Witness(Arc<AtomicBool>);
-        impl Zeroize for Witness {
-            fn zeroize(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
-        let zeroed = Arc::new(AtomicBool::new(false));
-        drop(Secret::new(Witness(zeroed.clone())));
-        assert!(zeroed.load(Ordering::Relaxed));
-    }
 
     #[test]
     fn a_secret_matches_its_own_bytes_only() {
@@ -85,9 +142,29 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_of_any_form_and_length_is_kept() {
+        assert!(Secret::new("text".to_owned()).matches(b"text"));
+        assert!(Secret::new([7; 32]).matches(&[7; 32]));
+        for length in [0, 1, 4095, 4096, 4097, 100_000] {
+            let bytes: Vec<u8> = (0..length).map(|i| i as u8).collect();
+            assert!(Secret::new(bytes.clone()).matches(&bytes), "{length}");
+        }
+    }
+
+    #[test]
+    fn what_is_filled_in_is_cut_to_what_was_filled() {
+        let secret = Secret::filled(100, |room| {
+            room[..6].copy_from_slice(b"s3cret");
+            Ok::<_, ()>(6)
+        });
+        assert!(secret.is_ok_and(|secret| secret.matches(b"s3cret")));
+        assert!(Secret::filled(1, |_| Err(())).is_err());
+    }
+
+    #[test]
     fn random_secrets_differ() {
         let (one, other) = (Secret::<[u8; 32]>::random(), Secret::<[u8; 32]>::random());
-        assert!(!one.matches(other.expose()));
+        assert!(!one.matches(other.pages.bytes()));
         assert!(!one.matches(&[0; 32]));
     }
 }

@@ -13,9 +13,11 @@ use std::{
 };
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
-use zeroize::Zeroize;
 
-use crate::secret::Secret;
+use crate::{
+    random,
+    secret::{Form, Secret},
+};
 
 /// Largest secret, in bytes.
 pub const MAX_LEN: u64 = 64 * 1024;
@@ -98,22 +100,14 @@ pub fn read_file(path: &Path) -> Result<Secret<Vec<u8>>, Error> {
             metadata.len()
         )));
     }
-    // One byte more than expected, and never a second allocation that would leave a copy behind.
-    let mut bytes = vec![0; metadata.len() as usize + 1];
-    let read = read_up_to(&mut file, &mut bytes);
-    match read {
-        Ok(length) if length < bytes.len() => {
-            bytes.truncate(length);
-            Ok(Secret::new(bytes))
+    // One byte more than expected shows that there are no more.
+    Secret::filled(metadata.len() as usize + 1, |room| {
+        match read_up_to(&mut file, room) {
+            Ok(length) if length < room.len() => Ok(length),
+            Ok(_) => Err(problem("grew while it was read: try again".into())),
+            Err(error) => Err(problem(format!("cannot be read: {error}"))),
         }
-        outcome => {
-            bytes.zeroize();
-            Err(problem(match outcome {
-                Ok(_) => "grew while it was read: try again".into(),
-                Err(error) => format!("cannot be read: {error}"),
-            }))
-        }
-    }
+    })
 }
 
 /// Reads a file that is no secret, at most 1 MiB.
@@ -133,14 +127,19 @@ pub fn read_public(path: &Path) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
+/// Writes a secret to a file as [`write_private`] does.
+pub fn write_secret<T: Form>(path: &Path, secret: &Secret<T>) -> Result<(), Error> {
+    write(path, |file| secret.write_to(file), 0o600)
+}
+
 /// Writes a file that only its owner can read: to a new file beside it, synced, then renamed over.
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    write(path, bytes, 0o600)
+    write(path, |file| file.write_all(bytes), 0o600)
 }
 
 /// Writes a file that everyone may read, in the same way.
 pub fn write_public(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    write(path, bytes, 0o644)
+    write(path, |file| file.write_all(bytes), 0o644)
 }
 
 fn locate_among(
@@ -232,7 +231,11 @@ fn directory_of(path: &Path) -> &Path {
     }
 }
 
-fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
+fn write(
+    path: &Path,
+    content: impl FnOnce(&mut File) -> io::Result<()>,
+    mode: u32,
+) -> Result<(), Error> {
     let problem = |problem: String| Error::File {
         path: path.to_owned(),
         problem,
@@ -242,13 +245,10 @@ fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
         .ok_or_else(|| problem("is not the name of a file".into()))?;
     let mut temporary_name = OsString::from(".");
     temporary_name.push(name);
-    temporary_name.push(format!(
-        ".{}",
-        hex::encode(Secret::<[u8; 8]>::random().expose())
-    ));
+    temporary_name.push(format!(".{}", hex::encode(random::bytes::<8>())));
     let directory = directory_of(path);
     let temporary = directory.join(temporary_name);
-    let written = write_new(&temporary, bytes, mode)
+    let written = write_new(&temporary, content, mode)
         .and_then(|()| fs::rename(&temporary, path))
         // The rename itself is only durable once its directory is.
         .and_then(|()| File::open(directory)?.sync_all());
@@ -259,13 +259,17 @@ fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
     })
 }
 
-fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+fn write_new(
+    path: &Path,
+    content: impl FnOnce(&mut File) -> io::Result<()>,
+    mode: u32,
+) -> io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(mode)
         .open(path)?;
-    file.write_all(bytes)?;
+    content(&mut file)?;
     file.sync_all()
 }
 

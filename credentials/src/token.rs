@@ -6,10 +6,9 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use pasetors::{
     Public,
-    keys::{AsymmetricPublicKey, AsymmetricSecretKey},
+    keys::AsymmetricPublicKey,
     paserk::{FormatAsPaserk, Id},
     token::UntrustedToken,
     version4::{PublicToken, V4},
@@ -18,13 +17,12 @@ use wavry_proto::{
     id::{ClusterName, PublicKey},
     token::{self, Claims, KeyId, NotValid},
 };
-use zeroize::Zeroizing;
 
-use crate::{identity::Identity, secret::Secret};
-
-const SECRET_HEADER: &str = "k4.secret.";
-/// Characters of base64url for the 64 bytes of a PASERK `k4.secret`.
-const SECRET_TEXT_LEN: usize = 86;
+use crate::{
+    identity::Identity,
+    key::{Ed25519, MacKey},
+    secret::Secret,
+};
 
 /// Where a token is good: its cluster, audience and channel binding (empty for none).
 #[derive(Debug, Clone, Copy)]
@@ -45,8 +43,7 @@ impl Scope<'_> {
 
 /// An Ed25519 key that signs tokens.
 pub struct SigningKey {
-    /// Zeroes itself when dropped.
-    secret: AsymmetricSecretKey<V4>,
+    key: Arc<Ed25519>,
     public: AsymmetricPublicKey<V4>,
     footer: String,
 }
@@ -54,40 +51,18 @@ pub struct SigningKey {
 impl SigningKey {
     /// A new one.
     pub fn generate() -> Self {
-        (&Identity::generate()).into()
+        Self::of(Arc::new(Ed25519::generate()))
     }
 
     /// Reads PASERK `k4.secret`; white space around it is ignored.
     pub fn from_paserk(text: &Secret<Vec<u8>>) -> Result<Self, MalformedKey> {
-        let malformed = || MalformedKey("k4.secret");
-        let text = text.expose().trim_ascii();
-        let text = text
-            .strip_prefix(SECRET_HEADER.as_bytes())
-            .filter(|text| text.len() == SECRET_TEXT_LEN)
-            .ok_or_else(malformed)?;
-        // Whole groups of three bytes, as the decoder wants it.
-        let mut bytes = Zeroizing::new([0; 66]);
-        let length = URL_SAFE_NO_PAD
-            .decode_slice(text, &mut bytes[..])
-            .map_err(|_| malformed())?;
-        let bytes = &bytes[..length];
-        // pasetors panics on a seed of zeros.
-        if bytes.iter().take(32).all(|byte| *byte == 0) {
-            return Err(malformed());
-        }
-        Self::from_bytes(bytes).ok_or_else(malformed)
+        let key = Ed25519::from_paserk(text).map_err(|_| MalformedKey("k4.secret"))?;
+        Ok(Self::of(Arc::new(key)))
     }
 
     /// As PASERK `k4.secret`.
     pub fn to_paserk(&self) -> Secret<Vec<u8>> {
-        // Exactly the room that is needed, so that no growth leaves a copy behind.
-        let mut text = vec![0; SECRET_HEADER.len() + SECRET_TEXT_LEN];
-        let (header, body) = text.split_at_mut(SECRET_HEADER.len());
-        header.copy_from_slice(SECRET_HEADER.as_bytes());
-        URL_SAFE_NO_PAD
-            .encode_slice(self.secret.as_bytes(), body)
-            .expect("64 bytes are 86 characters");
-        Secret::new(text)
+        self.key.to_paserk()
     }
 
     /// The public half as PASERK `k4.public`.
@@ -103,32 +78,35 @@ impl SigningKey {
     /// Signs `claims`. Claims whose token is longer than [`Claims::MAX_LEN`] verify nowhere.
     pub fn sign<C: Claims>(&self, claims: &C, scope: Scope<'_>) -> String {
         let payload = serde_json::to_vec(claims).expect("claims are plain data with text keys");
-        PublicToken::sign(
-            &self.secret,
-            &payload,
-            Some(self.footer.as_bytes()),
-            Some(&scope.assertion::<C>()),
-        )
-        .expect("the key was checked when it was read, and a JSON text is not empty")
+        let assertion = scope.assertion::<C>();
+        self.key
+            .paseto(&payload, self.footer.as_bytes(), &assertion)
     }
 
-    /// From the seed and the public half after it; `None` unless they belong together.
-    fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let secret = AsymmetricSecretKey::from(bytes).ok()?;
-        let public = AsymmetricPublicKey::try_from(&secret).ok()?;
+    /// The set that holds this key's public half alone.
+    pub fn key_set(&self) -> KeySet {
+        KeySet::index([self.public.clone()])
+    }
+
+    /// A key to hide identifiers with; see [`Ed25519::mac_key`].
+    pub(crate) fn mac_key(&self, purpose: &str) -> MacKey {
+        self.key.mac_key(purpose)
+    }
+
+    fn of(key: Arc<Ed25519>) -> Self {
+        let public = AsymmetricPublicKey::from(&key.public()).expect("a public key has 32 bytes");
         let footer = token::footer(&key_id(&public));
-        Some(Self {
-            secret,
+        Self {
+            key,
             public,
             footer,
-        })
+        }
     }
 }
 
 impl From<&Identity> for SigningKey {
     fn from(identity: &Identity) -> Self {
-        Self::from_bytes(&identity.keypair_bytes()[..])
-            .expect("an identity's halves belong together")
+        Self::of(identity.key().clone())
     }
 }
 
@@ -259,6 +237,8 @@ impl From<NotValid> for Rejected {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source;
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
     use proptest::prelude::*;
     use serde::Deserialize;
     use wavry_proto::{
@@ -296,13 +276,8 @@ mod tests {
 
     /// Signs a payload that our own types would not produce.
     fn sign_text(key: &SigningKey, payload: &str, assertion: &[u8]) -> String {
-        PublicToken::sign(
-            &key.secret,
-            payload.as_bytes(),
-            Some(key.footer.as_bytes()),
-            Some(assertion),
-        )
-        .unwrap()
+        key.key
+            .paseto(payload.as_bytes(), key.footer.as_bytes(), assertion)
     }
 
     #[test]
@@ -510,19 +485,23 @@ mod tests {
     #[test]
     fn a_signing_key_survives_paserk_and_white_space() {
         let key = SigningKey::generate();
-        let text = key.to_paserk();
-        let mut padded = b"  ".to_vec();
-        padded.extend_from_slice(text.expose());
-        padded.push(b'\n');
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("key");
+        source::write_secret(&file, &key.to_paserk()).unwrap();
+        let text = std::fs::read_to_string(&file).unwrap();
+        let padded = format!("  {text}\n").into_bytes();
         let read = SigningKey::from_paserk(&Secret::new(padded)).unwrap();
-        assert!(read.to_paserk().matches(text.expose()));
+        assert!(read.to_paserk().matches(text.as_bytes()));
         assert_eq!(read.public_paserk(), key.public_paserk());
     }
 
     #[test]
     fn texts_that_are_not_keys_are_refused() {
         let key = SigningKey::generate();
-        let text = String::from_utf8(key.to_paserk().expose().clone()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("key");
+        source::write_secret(&file, &key.to_paserk()).unwrap();
+        let text = std::fs::read_to_string(&file).unwrap();
         let mut halves_apart = text.clone().into_bytes();
         halves_apart[12] ^= 1;
         let zeros = format!("k4.secret.{}", URL_SAFE_NO_PAD.encode([0; 64]));
@@ -568,23 +547,25 @@ mod tests {
         let vectors: Vectors =
             serde_json::from_str(include_str!("../tests/paseto-v4-public.json")).unwrap();
         for vector in vectors.tokens {
-            let key = SigningKey::from_bytes(&hex::decode(vector.key).unwrap()).unwrap();
+            let seed = hex::decode(&vector.key[..64]).unwrap().try_into().unwrap();
+            let key = Ed25519::from_seed(Secret::<[u8; 32]>::new(seed));
+            assert_eq!(hex::encode(key.public()), vector.key[64..]);
+            let key = SigningKey::of(Arc::new(key));
             let (footer, assertion) = (vector.footer.as_bytes(), vector.implicit_assertion);
-            let token = PublicToken::sign(
-                &key.secret,
-                vector.payload.as_bytes(),
-                Some(footer),
-                Some(assertion.as_bytes()),
-            );
-            assert_eq!(token.unwrap(), vector.token, "{}", vector.name);
+            let payload = vector.payload.as_bytes();
+            let token = key.key.paseto(payload, footer, assertion.as_bytes());
+            assert_eq!(token, vector.token, "{}", vector.name);
             let untrusted = UntrustedToken::try_from(vector.token.as_str()).unwrap();
             PublicToken::verify(&key.public, &untrusted, None, Some(assertion.as_bytes())).unwrap();
         }
         for vector in vectors.secrets {
-            let text = Secret::new(vector.paserk.into_bytes());
+            let text = Secret::new(vector.paserk.clone().into_bytes());
             let key = SigningKey::from_paserk(&text).unwrap();
-            assert_eq!(hex::encode(key.secret.as_bytes()), vector.key);
-            assert!(key.to_paserk().matches(text.expose()));
+            let seed = hex::decode(&vector.key[..64]).unwrap().try_into().unwrap();
+            let same = Ed25519::from_seed(Secret::<[u8; 32]>::new(seed));
+            assert_eq!(key.key.sign(b"hello"), same.sign(b"hello"));
+            assert_eq!(hex::encode(key.key.public()), vector.key[64..]);
+            assert!(key.to_paserk().matches(vector.paserk.as_bytes()));
         }
         for vector in vectors.publics {
             let key = AsymmetricPublicKey::try_from(vector.paserk.as_str()).unwrap();

@@ -132,8 +132,6 @@ pub(crate) fn verify(
         audience: service.name.as_str(),
         binding: &[],
     };
-    core.keys
-        .of(roster)
-        .verify(token.expose(), scope, now)
-        .map_err(Refusal::Token)
+    let keys = core.keys.of(roster);
+    token.verify(&keys, scope, now).map_err(Refusal::Token)
 }

@@ -21,7 +21,9 @@ use axum::{
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
 use wavry_credentials::{
+    audit::{self, Action, Event},
     identity,
+    redact::Place,
     token::{KeySet, Scope},
 };
 use wavry_proto::{
@@ -33,6 +35,7 @@ use wavry_proto::{
 };
 
 use crate::{
+    audited::{Asked, Strangers, Word, is_denial},
     channel::Channel,
     metrics as names,
     problem::Refusal,
@@ -42,6 +45,8 @@ use crate::{
 
 /// Longest body accepted, in bytes: a registration token and some hundred names and addresses.
 pub(crate) const MAX_BODY: usize = 64 * 1024;
+/// The header of an answer that has the request's id, as the audit log does.
+const REQUEST_ID: &str = "x-request-id";
 /// Mesh addresses a node may have.
 const MAX_ADDRESSES: usize = 16;
 
@@ -57,6 +62,8 @@ pub(crate) struct Api {
     /// Keys that sign registration tokens, and the roster.
     pub(crate) keys: Vec<PublishedKey>,
     pub(crate) key_set: KeySet,
+    pub(crate) audit_key: Arc<audit::Key>,
+    pub(crate) strangers: Strangers,
     pub(crate) heartbeat_interval: Duration,
     pub(crate) request_timeout: Duration,
     pub(crate) poll_timeout: Duration,
@@ -78,8 +85,15 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .with_state(api)
 }
 
-/// Gives every request a deadline, and counts it.
-async fn observe(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+/// Gives every request an id and a deadline, counts it, and puts it on record if it is denied.
+async fn observe(
+    State(api): State<Arc<Api>>,
+    Extension(channel): Extension<Arc<Channel>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let asked = Arc::new(Asked::new());
+    request.extensions_mut().insert(asked.clone());
     let route = match request.uri().path() {
         path @ (CHALLENGE | REGISTER | HEARTBEAT | ROSTER | KEYS) => {
             // One of the constants, so that the label's values are few.
@@ -90,13 +104,38 @@ async fn observe(State(api): State<Arc<Api>>, request: Request, next: Next) -> R
         }
         _ => "other",
     };
-    let response = match tokio::time::timeout(api.request_timeout, next.run(request)).await {
+    let mut response = match tokio::time::timeout(api.request_timeout, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Refusal::Timeout.into_response(),
     };
+    if is_denial(response.status()) {
+        let outcome = response
+            .extensions()
+            .get::<Word>()
+            .map_or("", |word| word.0);
+        let event = asked.event(Action::Deny, route, channel.peer);
+        if let Err(refusal) = record_denial(&api, event, outcome).await {
+            response = refusal.into_response();
+        }
+    }
+    let id = HeaderValue::try_from(&asked.id).expect("hexadecimal is a header value");
+    response.headers_mut().insert(REQUEST_ID, id);
     let status = response.status().as_str().to_owned();
     metrics::counter!(names::REQUESTS, "route" => route, "status" => status).increment(1);
     response
+}
+
+/// Writes a denial, unless strangers had too many written of late.
+async fn record_denial(api: &Api, mut event: Event, outcome: &str) -> Result<(), Refusal> {
+    event.outcome = outcome.to_owned();
+    if event.subject.is_empty() {
+        let Some(unwritten) = api.strangers.admit(Instant::now()) else {
+            metrics::counter!(names::AUDIT_UNWRITTEN, "reason" => "strangers").increment(1);
+            return Ok(());
+        };
+        event.unwritten = unwritten;
+    }
+    api.registry.audit(event).await
 }
 
 async fn challenge(Extension(channel): Extension<Arc<Channel>>) -> Json<Challenge> {
@@ -108,9 +147,10 @@ async fn challenge(Extension(channel): Extension<Arc<Channel>>) -> Json<Challeng
 async fn register(
     State(api): State<Arc<Api>>,
     Extension(channel): Extension<Arc<Channel>>,
+    Extension(asked): Extension<Arc<Asked>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Refusal> {
-    let outcome = try_register(&api, &channel, body).await;
+    let outcome = try_register(&api, &channel, &asked, body).await;
     let label = outcome
         .as_ref()
         .map_or_else(Refusal::word, |_| "registered");
@@ -129,6 +169,7 @@ async fn register(
 async fn try_register(
     api: &Api,
     channel: &Channel,
+    asked: &Asked,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Registered, Refusal> {
     let request: Register = parse(body)?;
@@ -141,6 +182,8 @@ async fn try_register(
         binding: &[],
     };
     let token: Registration = api.key_set.verify(&request.token, scope, now)?;
+    let _ = asked.who.set(token.sub.clone());
+    let _ = asked.secret.set(api.audit_key.identifier(&token.jti));
     if !nonce_is_good {
         return Err(Refusal::Nonce);
     }
@@ -169,6 +212,7 @@ async fn try_register(
             services: request.services,
             draining: false,
         },
+        event: asked.event(Action::Register, REGISTER, channel.peer),
     };
     api.registry.register(admission, now).await?;
     Ok(Registered {
@@ -181,10 +225,11 @@ async fn try_register(
 async fn heartbeat(
     State(api): State<Arc<Api>>,
     Extension(channel): Extension<Arc<Channel>>,
+    Extension(asked): Extension<Arc<Asked>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Heard>, Refusal> {
-    let node = authenticate(&api, &channel, &headers)?;
+    let node = authenticate(&api, &channel, &asked, &headers)?;
     let request: Heartbeat = parse(body)?;
     let epoch = api.registry.published().borrow().roster.epoch;
     if request.epoch > epoch {
@@ -214,10 +259,11 @@ struct After {
 async fn roster(
     State(api): State<Arc<Api>>,
     Extension(channel): Extension<Arc<Channel>>,
+    Extension(asked): Extension<Arc<Asked>>,
     query: Result<Query<After>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    authenticate(&api, &channel, &headers)?;
+    authenticate(&api, &channel, &asked, &headers)?;
     let Query(After { after }) =
         query.map_err(|_| Refusal::Malformed("after is not an epoch".to_owned()))?;
     let mut published = api.registry.published();
@@ -258,7 +304,12 @@ fn entity_tag(epoch: Epoch) -> HeaderValue {
     HeaderValue::try_from(format!("\"{epoch}\"")).expect("digits in quotes are a header value")
 }
 
-fn authenticate(api: &Api, channel: &Channel, headers: &HeaderMap) -> Result<NodeId, Refusal> {
+fn authenticate(
+    api: &Api,
+    channel: &Channel,
+    asked: &Asked,
+    headers: &HeaderMap,
+) -> Result<NodeId, Refusal> {
     let token = headers
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
@@ -266,11 +317,14 @@ fn authenticate(api: &Api, channel: &Channel, headers: &HeaderMap) -> Result<Nod
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, token)| token.trim())
         .ok_or(Refusal::TokenMissing)?;
-    api.registry
-        .authenticate(token, &channel.exporter, unix_time())
+    let node = api
+        .registry
+        .authenticate(token, &channel.exporter, unix_time())?;
+    let _ = asked.who.set(node.clone());
+    Ok(node)
 }
 
-/// Reads JSON. What serde says of a body may repeat it, so only the place is told.
+/// Reads JSON.
 fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Refusal> {
     let body = body.map_err(|rejection| match rejection {
         BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
@@ -279,11 +333,8 @@ fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, 
         _ => Refusal::Malformed("the body ended early".to_owned()),
     })?;
     serde_json::from_slice(&body).map_err(|error| {
-        Refusal::Malformed(format!(
-            "the body is not what this path takes: line {}, column {}",
-            error.line(),
-            error.column()
-        ))
+        let place = Place::from(&error);
+        Refusal::Malformed(format!("the body is not what this path takes: {place}"))
     })
 }
 

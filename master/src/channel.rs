@@ -7,9 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use wavry_credentials::random;
 use wavry_proto::control::EXPORTER_LEN;
-
-use crate::random;
 
 /// One TLS connection. Nonces live and die with it, so none is of use on another.
 #[derive(Debug)]

@@ -26,6 +26,9 @@ pub struct Raw {
     pub cluster: String,
     /// SQLite file; made when there is none.
     pub database: Option<PathBuf>,
+    /// File of JSON lines that the audit log is copied to; none unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit_file: Option<PathBuf>,
     /// PEM file with the certificate chain; its key is secret `tls_key`.
     pub certificate: Option<PathBuf>,
     /// How often a node tells that it is there, and how often silence is looked for.
@@ -69,6 +72,7 @@ impl Default for Raw {
             listen: SocketAddr::from(([127, 0, 0, 1], 8443)),
             cluster: "wavry".to_owned(),
             database: None,
+            audit_file: None,
             certificate: None,
             heartbeat_interval: Duration::from_secs(2),
             suspect_after: Duration::from_secs(10),
@@ -88,6 +92,8 @@ pub struct Config {
     pub cluster: ClusterName,
     /// SQLite file.
     pub database: PathBuf,
+    /// File of JSON lines that the audit log is copied to.
+    pub audit_file: Option<PathBuf>,
     /// PEM file with the certificate chain; its key is secret `tls_key`.
     pub certificate: PathBuf,
     /// How often a node tells that it is there, and how often silence is looked for.
@@ -102,6 +108,8 @@ pub struct Config {
     pub services: Vec<Service>,
     /// File of the secret `master_key`; `None` for where the credentials' source finds it.
     pub master_key: Option<PathBuf>,
+    /// File of the secret `audit_key`; `None` for where the credentials' source finds it.
+    pub audit_key: Option<PathBuf>,
     /// File of the secret `tls_key`; `None` for where the credentials' source finds it.
     pub tls_key: Option<PathBuf>,
 }
@@ -155,6 +163,7 @@ impl TryFrom<Raw> for Config {
             listen: raw.listen,
             cluster,
             database: required("database", raw.database)?,
+            audit_file: raw.audit_file,
             certificate: required("certificate", raw.certificate)?,
             heartbeat_interval: raw.heartbeat_interval,
             suspect_after: raw.suspect_after,
@@ -165,6 +174,7 @@ impl TryFrom<Raw> for Config {
             },
             services: services(raw.services)?,
             master_key: None,
+            audit_key: None,
             tls_key: None,
         })
     }

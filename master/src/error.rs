@@ -16,6 +16,17 @@ pub enum StartError {
     /// The secret `master_key` is not a key.
     #[error("secret master_key is not a PASERK k4.secret key")]
     MasterKey,
+    /// The secret `audit_key` is not a key.
+    #[error("secret audit_key is not a PASERK k4.secret key")]
+    AuditKey,
+    /// The audit log is not what was written. `wavry audit verify` names the first line that is bad.
+    #[error("the audit log in {path} does not hold; see `wavry audit verify`", path = .file.display())]
+    Audit {
+        /// The database.
+        file: PathBuf,
+        /// What is wrong with it.
+        source: store::audit::ReadError,
+    },
     /// The certificate cannot be served.
     #[error(transparent)]
     Certificate(#[from] cert::Error),

@@ -6,12 +6,14 @@
 //! signed when it changes and served from memory.
 //!
 //! * [`config`]: what the master is told.
-//! * [`store`]: what it remembers.
+//! * [`store`]: what it remembers, the audit log too.
 //! * [`presence`]: which nodes are heard of.
 //! * [`problem`]: every way it says no.
 //! * [`provision`]: the tokens its key signs.
 
 mod api;
+mod audit_file;
+mod audited;
 mod channel;
 pub mod config;
 mod error;
@@ -19,7 +21,6 @@ mod metrics;
 pub mod presence;
 pub mod problem;
 pub mod provision;
-mod random;
 mod registry;
 mod server;
 pub mod store;
@@ -31,7 +32,7 @@ use tokio::{net::TcpListener, task::JoinHandle, time::MissedTickBehavior};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use wavry_credentials::{
-    cert,
+    audit, cert,
     secret::Secret,
     source,
     token::{KeySet, SigningKey},
@@ -42,6 +43,7 @@ pub use config::Config;
 pub use error::StartError;
 pub use metrics::describe as describe_metrics;
 
+use audited::Strangers;
 use registry::Registry;
 
 /// A master that is bound and ready to serve.
@@ -55,6 +57,7 @@ pub struct Master {
     heartbeat_interval: Duration,
     drain_timeout: Duration,
     leaving: CancellationToken,
+    audit_file: Option<PathBuf>,
     certificate_watch: Abort,
 }
 
@@ -64,6 +67,10 @@ impl Master {
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let master_key = read_secret("master_key", config.master_key.as_ref())?;
         let key = SigningKey::from_paserk(&master_key).map_err(|_| StartError::MasterKey)?;
+        let audit_key = read_secret("audit_key", config.audit_key.as_ref())?;
+        let audit_key = audit::Key::from_paserk(&audit_key, config.cluster.clone())
+            .map_err(|_| StartError::AuditKey)?;
+        let audit_key = Arc::new(audit_key);
         let tls_key = match config.tls_key {
             Some(file) => file,
             None => source::locate("tls_key")?,
@@ -83,9 +90,16 @@ impl Master {
             kid: key.key_id().to_string(),
             paserk: paserk.clone(),
         }];
-        let store = store::Store::open(&config.database)
+        let store = store::Store::open(&config.database, audit_key.clone())
             .await
             .map_err(unusable)?;
+        store.check_audit().await.map_err(|source| match source {
+            store::audit::ReadError::Store(source) => unusable(source),
+            source => StartError::Audit {
+                file: config.database.clone(),
+                source,
+            },
+        })?;
         let snapshot = store
             .configure(&config.services, &[paserk])
             .await
@@ -107,6 +121,8 @@ impl Master {
             registry: registry.clone(),
             keys,
             key_set,
+            audit_key,
+            strangers: Strangers::default(),
             heartbeat_interval: config.heartbeat_interval,
             request_timeout: config.limits.request_timeout,
             poll_timeout: config.limits.poll_timeout,
@@ -122,6 +138,7 @@ impl Master {
             heartbeat_interval: config.heartbeat_interval,
             drain_timeout: config.drain_timeout,
             leaving,
+            audit_file: config.audit_file,
             certificate_watch: Abort(certificates.watch(&config.certificate, &tls_key)),
         })
     }
@@ -137,6 +154,9 @@ impl Master {
         let leaving = self.leaving;
         let registry = self.registry.clone();
         let _certificate_watch = self.certificate_watch;
+        let _audit_file = self
+            .audit_file
+            .map(|file| Abort(tokio::spawn(self.registry.copy_audit_to(file))));
         let silence_watch = async move {
             let mut tick = tokio::time::interval(self.heartbeat_interval);
             tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

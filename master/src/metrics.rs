@@ -9,6 +9,11 @@ pub(crate) const HANDSHAKES_FAILED: &str = "wavry_master_handshakes_failed_total
 pub(crate) const ROSTER_EPOCH: &str = "wavry_master_roster_epoch";
 pub(crate) const NODES: &str = "wavry_master_nodes";
 
+pub(crate) const AUDIT_LINES: &str = "wavry_master_audit_lines_total";
+pub(crate) const AUDIT_UNWRITTEN: &str = "wavry_master_audit_unwritten_total";
+
+pub(crate) const AUDIT_FILE_FAILURES: &str = "wavry_master_audit_file_failures_total";
+
 /// Describes each metric with its unit, those of the credentials too.
 pub fn describe() {
     wavry_credentials::metrics::describe();
@@ -21,6 +26,21 @@ pub fn describe() {
         REGISTRATIONS,
         Unit::Count,
         "Registrations tried, by outcome: registered, or the word of the problem"
+    );
+    describe_counter!(
+        AUDIT_LINES,
+        Unit::Count,
+        "Lines written to the audit log, by outcome: written, failed"
+    );
+    describe_counter!(
+        AUDIT_UNWRITTEN,
+        Unit::Count,
+        "Denials that were not written to the audit log, by reason: strangers"
+    );
+    describe_counter!(
+        AUDIT_FILE_FAILURES,
+        Unit::Count,
+        "Attempts to copy the audit log to its file that failed"
     );
     describe_gauge!(CONNECTIONS, Unit::Count, "Open TLS connections");
     describe_counter!(

@@ -4,10 +4,13 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use wavry_credentials::token::Rejected;
+use wavry_credentials::{redact, token::Rejected};
 use wavry_proto::{control::Problem, id::ServiceName};
 
-use crate::store::{self, HeartbeatError, RegisterError};
+use crate::{
+    audited::Word,
+    store::{self, HeartbeatError, RegisterError},
+};
 
 /// Why a request was refused. No variant holds what the request held, but for names that were
 /// checked.
@@ -61,6 +64,9 @@ pub enum Refusal {
     /// The master is leaving.
     #[error("the master is shutting down")]
     Leaving,
+    /// The request cannot be put on record, so it is not served.
+    #[error("the audit log cannot be written; try again")]
+    NotAudited(#[source] store::Error),
     /// It is not the request's fault.
     #[error("the master failed; its log says why")]
     Internal(#[source] store::Error),
@@ -107,6 +113,7 @@ impl Refusal {
             Self::Address(_) => (S::BAD_REQUEST, "address-not-usable", "Address not usable"),
             Self::KeyInUse => (S::CONFLICT, "key-in-use", "Key in use"),
             Self::UnknownNode => (S::UNAUTHORIZED, "node-unknown", "Node unknown"),
+            Self::NotAudited(_) => (S::SERVICE_UNAVAILABLE, "not-audited", "Not on record"),
             Self::Leaving => (S::SERVICE_UNAVAILABLE, "leaving", "Shutting down"),
             Self::Internal(_) => (S::INTERNAL_SERVER_ERROR, "internal", "Internal error"),
         }
@@ -123,7 +130,17 @@ impl From<RegisterError> for Refusal {
         match error {
             RegisterError::TokenUsed => Self::TokenUsed,
             RegisterError::KeyInUse => Self::KeyInUse,
-            RegisterError::Store(error) => Self::Internal(error),
+            RegisterError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// Of a write that is audited.
+impl From<store::Error> for Refusal {
+    fn from(error: store::Error) -> Self {
+        match error.is_of_the_moment() {
+            true => Self::NotAudited(error),
+            false => Self::Internal(error),
         }
     }
 }
@@ -142,7 +159,7 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let (status, word, title) = self.kind();
         match &self {
-            Self::Internal(error) => {
+            Self::Internal(error) | Self::NotAudited(error) => {
                 tracing::error!(error = error as &dyn std::error::Error, "request failed")
             }
             _ => tracing::debug!(problem = word, "request refused"),
@@ -151,14 +168,18 @@ impl IntoResponse for Refusal {
             r#type: format!("{}{word}", Problem::URN),
             title: title.to_owned(),
             status: status.as_u16(),
-            detail: self.to_string(),
+            detail: redact::text(&self.to_string()).into_owned(),
         };
         let mut response = (status, axum::Json(problem)).into_response();
+        response.extensions_mut().insert(Word(word));
         let headers = response.headers_mut();
         headers.insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
         );
+        if matches!(self, Self::NotAudited(_)) {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(
                 header::WWW_AUTHENTICATE,

@@ -1,13 +1,20 @@
 //! The registry at work: the store, who is heard of, and the signed roster that is served.
 
 use std::{
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
-use tokio::sync::watch;
-use wavry_credentials::token::{KeySet, Rejected, Scope, SigningKey};
+use tokio::{
+    sync::{Notify, watch},
+    time::timeout,
+};
+use wavry_credentials::{
+    audit::Event,
+    token::{KeySet, Rejected, Scope, SigningKey},
+};
 use wavry_proto::{
     control::{Role, Roster},
     id::{ClusterName, NodeId},
@@ -15,11 +22,14 @@ use wavry_proto::{
 };
 
 use crate::{
-    metrics as names,
+    audit_file, metrics as names,
     presence::Presence,
     problem::Refusal,
-    store::{Admission, Announcement, Snapshot, Store},
+    store::{self, Admission, Announcement, RegisterError, Snapshot, Store},
 };
+
+/// How long an answer waits for its line in the audit log.
+const AUDIT_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Store, presence and roster. Cheap to clone.
 #[derive(Clone)]
@@ -36,6 +46,8 @@ struct Shared {
     /// Held while the store is written, so that presence and store change in the same order.
     writing: tokio::sync::Mutex<()>,
     published: watch::Sender<Arc<Published>>,
+    /// Told after each line of the audit log.
+    audited: Arc<Notify>,
 }
 
 /// A roster as it is served.
@@ -56,7 +68,7 @@ impl Registry {
         key: SigningKey,
         cluster: ClusterName,
         suspect_after: Duration,
-    ) -> Result<Self, crate::store::Error> {
+    ) -> Result<Self, store::Error> {
         let presence = Presence::new(store.nodes().await?, Instant::now());
         let first = Arc::new(Published::sign(snapshot, &key, &cluster));
         first.report();
@@ -69,6 +81,7 @@ impl Registry {
                 presence: Mutex::new(presence),
                 writing: tokio::sync::Mutex::new(()),
                 published: watch::Sender::new(first),
+                audited: Arc::default(),
             }),
         })
     }
@@ -115,8 +128,20 @@ impl Registry {
     /// Registers a node. Once begun it ends, whether or not the caller waits for it.
     pub(crate) async fn register(&self, admission: Admission, now: u64) -> Result<(), Refusal> {
         self.detached(move |shared| async move {
-            let _writing = shared.writing.lock().await;
-            let changed = shared.store.register(&admission, now).await?;
+            let written = timeout(AUDIT_DEADLINE, async {
+                let writing = shared.writing.lock().await;
+                let changed = shared.store.register(&admission, now).await?;
+                Ok::<_, RegisterError>((writing, changed))
+            });
+            // Out of time, the transaction is undone: neither node nor audit line is there.
+            let written = written.await;
+            match &written {
+                Ok(Ok(_)) => count_line("written"),
+                Err(_) | Ok(Err(RegisterError::Store(_))) => count_line("failed"),
+                Ok(Err(RegisterError::TokenUsed | RegisterError::KeyInUse)) => {}
+            }
+            let (_writing, changed) = written.unwrap_or(Err(store::Error::TooSlow.into()))?;
+            shared.audited.notify_one();
             shared
                 .presence()
                 .wrote(&admission.node, admission.announcement, Instant::now());
@@ -124,6 +149,26 @@ impl Registry {
             Ok(())
         })
         .await
+    }
+
+    /// Writes a line of the audit log; once this returned, it is durable.
+    pub(crate) async fn audit(&self, event: Event) -> Result<(), Refusal> {
+        self.detached(move |shared| async move {
+            let written = timeout(AUDIT_DEADLINE, async {
+                let _writing = shared.writing.lock().await;
+                shared.store.audit(&event).await
+            });
+            let written = written.await.unwrap_or(Err(store::Error::TooSlow));
+            count_line(if written.is_ok() { "written" } else { "failed" });
+            shared.audited.notify_one();
+            Ok(written?)
+        })
+        .await
+    }
+
+    /// Copies the audit log to a file, as long as it is polled.
+    pub(crate) fn copy_audit_to(&self, file: PathBuf) -> impl Future<Output = ()> + use<> {
+        audit_file::follow(self.shared.store.clone(), file, self.shared.audited.clone())
     }
 
     /// Takes a heartbeat. One that says nothing new costs no write.
@@ -243,6 +288,10 @@ impl Published {
             metrics::gauge!(names::NODES, "role" => role.as_str()).set(count as f64);
         }
     }
+}
+
+fn count_line(outcome: &'static str) {
+    metrics::counter!(names::AUDIT_LINES, "outcome" => outcome).increment(1);
 }
 
 /// Seconds since the Unix epoch.

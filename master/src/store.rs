@@ -1,21 +1,25 @@
 //! What the master remembers, in SQLite. Every change of what the roster shows grows the epoch in
 //! the same transaction; a change that the roster does not show leaves it.
 
-use std::{collections::HashMap, net::SocketAddr, path::Path, time::Duration};
+pub mod audit;
+
+use std::{collections::HashMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use sqlx::{
     Row, Sqlite, SqlitePool, Transaction,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
+use wavry_credentials::audit::{Action, Event, Key};
 use wavry_proto::{
     control::{Node, Role, Service},
     id::{Epoch, NodeId, PublicKey, ServiceName},
 };
 
 /// The registry: nodes, services, used tokens, the epoch.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Store {
     pool: SqlitePool,
+    audit: Arc<Key>,
 }
 
 /// Why the registry could not be read or written. Holds no request's content.
@@ -30,7 +34,33 @@ pub enum Error {
     /// A row that no version of Wavry wrote.
     #[error("database row in {0} cannot be read")]
     Row(&'static str),
+    /// It took longer than an answer may wait for its audit line.
+    #[error("database did not write in time")]
+    TooSlow,
 }
+
+impl Error {
+    /// Whether the database cannot be written now and may be later: it is locked, full, read-only or
+    /// out of reach.
+    pub fn is_of_the_moment(&self) -> bool {
+        match self {
+            Self::TooSlow => true,
+            Self::Database(sqlx::Error::PoolTimedOut | sqlx::Error::Io(_)) => true,
+            Self::Database(sqlx::Error::Database(error)) => {
+                // Extended codes have the primary one in their last byte.
+                let code = error.code().and_then(|code| code.parse::<u32>().ok());
+                code.is_some_and(|code| UNWRITABLE.contains(&(code & 0xff)))
+            }
+            Self::Database(_) | Self::Schema(_) | Self::Row(_) => false,
+        }
+    }
+}
+
+/// SQLITE_BUSY, _LOCKED, _READONLY, _IOERR, _FULL, _CANTOPEN.
+const UNWRITABLE: [u32; 6] = [5, 6, 8, 10, 13, 14];
+/// How long a write waits for another process to let go of the database: less than the deadline of an
+/// audited answer, so that the next one finds the connection free.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Why a node was not registered.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +120,8 @@ pub struct Admission {
     pub key: PublicKey,
     /// What it announces.
     pub announcement: Announcement,
+    /// What the audit log tells of it.
+    pub event: Event,
 }
 
 /// What a node says of itself.
@@ -109,14 +141,15 @@ const USED_TOKEN_MARGIN: u64 = 3600;
 
 impl Store {
     /// Opens the database file, making it when there is none, and brings its schema up to date.
-    pub async fn open(file: &Path) -> Result<Self, Error> {
+    /// `audit` seals its audit log.
+    pub async fn open(file: &Path, audit: Arc<Key>) -> Result<Self, Error> {
         let options = SqliteConnectOptions::new()
             .filename(file)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             // A used token must stay used through a power cut.
             .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(Duration::from_secs(5))
+            .busy_timeout(BUSY_TIMEOUT)
             .foreign_keys(true);
         let pool = SqlitePoolOptions::new()
             // SQLite writes one transaction at a time; a queue in order beats polling its lock.
@@ -125,16 +158,25 @@ impl Store {
             .connect_with(options)
             .await?;
         sqlx::migrate!().run(&pool).await?;
-        Ok(Self { pool })
+        Ok(Self { pool, audit })
     }
 
-    /// Makes services and token keys those given; others go.
+    /// Makes services and token keys those given; others go. That a key takes another's place is
+    /// audited.
     pub async fn configure(
         &self,
         services: &[Service],
         token_keys: &[String],
     ) -> Result<Snapshot, Error> {
         let mut change = self.change().await?;
+        let before = &change.before.token_keys;
+        let new_keys = token_keys.iter().filter(|key| !before.contains(key));
+        // The first key takes no other's place.
+        for key in new_keys.filter(|_| !before.is_empty()) {
+            let mut event = Event::now(Action::Rotate, key, "master_key");
+            event.actor = "master".to_owned();
+            audit::append(&mut change.transaction, &self.audit, &event).await?;
+        }
         sqlx::query("DELETE FROM service")
             .execute(&mut *change.transaction)
             .await?;
@@ -176,7 +218,8 @@ impl Store {
     }
 
     /// Registers a node, or registers it anew, and marks the token as used: both or neither.
-    /// `now` is in seconds since the Unix epoch. Gives the snapshot when the roster changed.
+    /// So is the line in the audit log. `now` is in seconds since the Unix epoch. Gives the snapshot
+    /// when the roster changed.
     pub async fn register(
         &self,
         admission: &Admission,
@@ -216,6 +259,7 @@ impl Store {
 
         write_node(transaction, admission).await?;
         write_announcement(transaction, &admission.node, &admission.announcement).await?;
+        audit::append(transaction, &self.audit, &admission.event).await?;
         Ok(change.commit().await?)
     }
 

@@ -10,12 +10,15 @@ use std::{
 use anyhow::{Context as _, bail};
 use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, value};
 use wavry_credentials::{
+    audit,
     cert::{self, DevelopmentAuthority},
     identity::Identity,
+    process,
+    secret::Secret,
     source,
     token::SigningKey,
 };
-use wavry_master::provision::{registration_token, session_token};
+use wavry_master::provision::{self, Issuer};
 use wavry_proto::{
     control::Role,
     id::{ClusterName, NodeId, ServiceName},
@@ -32,7 +35,7 @@ const SESSION_TTL: Duration = Duration::from_secs(24 * 3600);
 pub(crate) struct State {
     directory: PathBuf,
     cluster: ClusterName,
-    key: SigningKey,
+    issuer: Issuer,
     authority: DevelopmentAuthority,
     subjects: Vec<String>,
     _lock: File,
@@ -67,9 +70,16 @@ impl State {
         if !subjects.iter().any(|subject| subject == host) {
             subjects.push(host.to_owned());
         }
+        let cluster: ClusterName = DEFAULT_CLUSTER.parse()?;
+        let key = signing_key(&directory.join("master/master.key"))?;
+        let key = SigningKey::from_paserk(&key)?;
+        let audit_key = signing_key(&directory.join("master/audit.key"))?;
+        let audit_key = audit::Key::from_paserk(&audit_key, cluster.clone())?;
+        let log = directory.join("log/provision.jsonl");
+        let log = audit::file::Log::new(log, provision::LOG, audit_key);
         let state = Self {
-            cluster: DEFAULT_CLUSTER.parse()?,
-            key: master_key(&directory.join("master/master.key"))?,
+            issuer: Issuer::new(key, cluster.clone(), log, process::user()),
+            cluster,
             directory,
             authority,
             subjects,
@@ -116,18 +126,12 @@ impl State {
     }
 
     /// A fresh token for `service`.
-    pub(crate) fn session_token(&self, service: &ServiceName) -> String {
+    pub(crate) fn session_token(&self, service: &ServiceName) -> anyhow::Result<String> {
         let nothing = serde_json::Map::new();
         let subject = "developer".to_owned();
-        session_token(
-            &self.key,
-            &self.cluster,
-            service,
-            subject,
-            None,
-            nothing,
-            SESSION_TTL,
-        )
+        Ok(self
+            .issuer
+            .session_token(service, subject, None, nothing, SESSION_TTL)?)
     }
 
     /// Makes a node's identity unless it has one, and a registration token, which it uses if it has
@@ -140,17 +144,12 @@ impl State {
     ) -> anyhow::Result<()> {
         let identity = self.path(name).join("identity.key");
         if !identity.exists() {
-            source::write_private(&identity, Identity::generate().to_pem().expose())?;
+            source::write_secret(&identity, &Identity::generate().to_pem())?;
         }
         let node: NodeId = name.parse()?;
-        let token = registration_token(
-            &self.key,
-            &self.cluster,
-            node,
-            role,
-            services,
-            REGISTRATION_TTL,
-        );
+        let token = self
+            .issuer
+            .registration_token(node, role, services, REGISTRATION_TTL)?;
         source::write_private(
             &self.path(name).join("registration.token"),
             token.as_bytes(),
@@ -253,12 +252,12 @@ fn lock(directory: &Path) -> anyhow::Result<File> {
     }
 }
 
-fn master_key(file: &Path) -> anyhow::Result<SigningKey> {
+/// The text of a key, which is made if it is not there.
+fn signing_key(file: &Path) -> anyhow::Result<Secret<Vec<u8>>> {
     if !file.exists() {
-        source::write_private(file, SigningKey::generate().to_paserk().expose())?;
+        source::write_secret(file, &SigningKey::generate().to_paserk())?;
     }
-    let text = source::read_file(file)?;
-    SigningKey::from_paserk(&text).with_context(|| format!("{}", file.display()))
+    Ok(source::read_file(file)?)
 }
 
 fn path_value(path: &Path) -> Item {

@@ -13,7 +13,8 @@ mod support;
 use std::process::Command;
 
 use serde_json::Value;
-use support::{Dev, output, peer::peers, stderr};
+use support::{Dev, cluster::Cluster, output, peer::peers, stderr};
+use wavry_proto::session::close_code;
 
 fn refused(metrics: &str, reason: &str) -> u64 {
     let series = format!("wavry_gateway_sessions_refused_total{{reason=\"{reason}\"}} ");
@@ -52,6 +53,66 @@ fn visit(browser: &str) {
         let count = refused(&after, reason) - refused(&before, reason);
         assert_eq!(count, 1, "refused for {reason}:\n{after}");
     }
+}
+
+/// A page cannot see a status. It sees the code and the reason of a close, and with a session of its
+/// own it lets another live longer.
+fn told(browser: &str) {
+    let mut cluster = Cluster::new();
+    cluster.add_with_token("closed", "echo:");
+    cluster.tell_refusals_by_a_close();
+    let cluster = cluster.start();
+    let url = |token: &str| cluster.url(&format!("closed?token={token}"));
+    let refresh = |token: &str| {
+        cluster.url(&format!(
+            ".well-known/wavry/session/refresh?service=closed&token={token}"
+        ))
+    };
+    let (first, newer) = (
+        cluster.token("closed", "tab", "1h"),
+        cluster.token("closed", "tab", "2h"),
+    );
+    let spec = serde_json::json!({
+        "urls": [
+            url(&first),
+            cluster.url("closed"),
+            url("v4.public.x"),
+            refresh(&newer),
+            refresh(&first),
+        ],
+        "certificate_hashes": [cluster.certificate_hash()],
+    });
+    let file = cluster.directory().join("spec.json");
+    std::fs::write(&file, spec.to_string()).unwrap();
+    let mut node = Command::new("node");
+    node.arg(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/browser/run.mjs"
+    ))
+    .args([browser, "tokens"])
+    .arg(&file)
+    .env("WAVRY_PEERS", peers());
+    let seen = output(node);
+    assert!(seen.status.success(), "{}", stderr(&seen));
+    let seen: Value = serde_json::from_slice(&seen.stdout).expect("one JSON object");
+    let expected = serde_json::json!([
+        [close_code::refused(401), "token_missing"],
+        [close_code::refused(401), "token_invalid"],
+        [0, "extended"],
+        [close_code::refused(409), "not_newer"],
+        7,
+    ]);
+    assert_eq!(seen["checks"]["closed"], expected);
+}
+
+#[test]
+fn chromium_tells_a_page_of_a_refusal_and_of_its_sessions_new_token() {
+    told("chromium");
+}
+
+#[test]
+fn firefox_tells_a_page_of_a_refusal_and_of_its_sessions_new_token() {
+    told("firefox");
 }
 
 #[test]

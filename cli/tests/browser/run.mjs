@@ -2,6 +2,7 @@
 //
 //   node run.mjs chromium|firefox demo READY_FILE      the demo page of `wavry dev`
 //   node run.mjs chromium|firefox session SPEC_FILE    one session to {"url", "certificate_hashes"}
+//   node run.mjs chromium|firefox tokens SPEC_FILE     what {"urls", "certificate_hashes"} end with
 //   node run.mjs chromium|firefox interop SPEC         every feature of ../interop/page.mjs
 //
 // Every check is by name in `checks`; one that does not hold ends the run with exit code 1 and a
@@ -303,6 +304,32 @@ async function session(browser, spec) {
   check("console_errors", errors, []);
 }
 
+/** What sessions that are opened one after the other are closed with; the first stays open. */
+async function tokens(browser, { urls, certificate_hashes }) {
+  const page = await foreignPage(browser);
+  checks.closed = await step("tokens", page.evaluate(async (urls, hashes) => {
+    const value = (hex) => Uint8Array.from(hex.match(/../g), (pair) => parseInt(pair, 16));
+    const open = (url) => new WebTransport(url, {
+      serverCertificateHashes: hashes.map((hash) => ({ algorithm: "sha-256", value: value(hash) })),
+    });
+    const live = open(urls[0]);
+    await live.ready;
+    const seen = [];
+    for (const url of urls.slice(1)) {
+      const told = open(url);
+      await told.ready;
+      const { closeCode, reason } = await told.closed;
+      seen.push([closeCode, reason]);
+    }
+    const stream = await live.createBidirectionalStream();
+    const writer = stream.writable.getWriter();
+    await writer.write(new Uint8Array([7]));
+    const back = await stream.readable.getReader().read();
+    live.close();
+    return [...seen, back.value[0]];
+  }, urls, certificate_hashes));
+}
+
 /** What a page sees of every feature; nothing else is printed. */
 async function interop(browser, spec) {
   const page = await foreignPage(browser);
@@ -342,7 +369,7 @@ async function get(browser, page, { base, hashes }) {
 }
 
 const profile = mkdtempSync(join(tmpdir(), "wavry-browser-"));
-const modes = { demo, session, interop };
+const modes = { demo, session, tokens, interop };
 let browser;
 let problem;
 let report;

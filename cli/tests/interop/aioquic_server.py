@@ -50,21 +50,21 @@ class Service(Protocol):
     async def act(self, session, path, asked):
         match asked:
             case ["open", "bi"]:
-                stream = session.open()
+                stream = await session.open()
                 stream.write(SERVICE, end=True)
                 note(path, await stream.to_end())
-                session.say(b"seen")
+                await session.say(b"seen")
             case ["open", "uni"]:
-                session.say(SERVICE)
+                await session.say(SERVICE)
             case ["hear", "uni"]:
                 stream = await session.uni.get()
                 note(path, await stream.to_end())
-                session.say(b"seen")
+                await session.say(b"seen")
             case ["observe", half]:
                 stream = await session.bi.get()
                 stream.write(await stream.read())
                 note(path, await (stream.to_end() if half == "reset" else stream.stopped))
-                session.say(b"seen")
+                await session.say(b"seen")
             case ["reset", code]:
                 (await session.bi.get()).reset(int(code))
             case ["stop", code]:
@@ -76,35 +76,26 @@ class Service(Protocol):
                 note(path, await session.closed)
             case ["drained"]:
                 note(path, await session.draining)
-                session.say(b"seen")
+                await session.say(b"seen")
             case _:
                 await self.echo(session, drain=asked == ["drain"])
 
     async def echo(self, session, drain):
-        async def back(stream, answer):
-            while chunk := await stream.read():
-                if isinstance(chunk, int):
-                    return
-                answer.write(chunk)
-            answer.write(b"", end=True)
-
         async def bi():
             while stream := await session.bi.get():
                 if drain:
                     session.drain()
-                streams.create_task(back(stream, stream))
+                stream.echo_to(stream)
 
         async def uni():
             while stream := await session.uni.get():
-                streams.create_task(back(stream, session.open(uni=True)))
+                stream.echo_to(await session.open(uni=True))
 
         async def datagrams():
             while True:
                 session.send_datagram(await session.datagrams.get())
 
-        async with asyncio.TaskGroup() as streams:
-            for kind in (bi, uni, datagrams):
-                streams.create_task(kind())
+        await asyncio.gather(bi(), uni(), datagrams())
 
 
 def note(path, saw):

@@ -51,6 +51,7 @@ class Stream:
     def __init__(self, protocol, number):
         self.protocol, self.number = protocol, number
         self.chunks = asyncio.Queue()
+        self.answer = None
         self.stopped = asyncio.get_running_loop().create_future()
 
     def write(self, data, end=False):
@@ -64,6 +65,20 @@ class Stream:
     def stop(self, code):
         self.protocol._quic.stop_stream(self.number, to_h3(code))
         self.protocol.transmit()
+
+    def echo_to(self, answer):
+        """Sends what comes on this stream on another, at once and until it ends."""
+        self.answer = answer
+        while not self.chunks.empty():
+            self.received(self.chunks.get_nowait())
+        self.protocol.transmit()
+
+    def received(self, chunk):
+        if self.answer is None:
+            self.chunks.put_nowait(chunk)
+        elif isinstance(chunk, bytes):
+            quic = self.protocol._quic
+            quic.send_stream_data(self.answer.number, chunk, end_stream=not chunk)
 
     async def read(self):
         """The next chunk; empty at the end; the code of a reset."""
@@ -98,7 +113,7 @@ class Session:
             self.streams[number] = Stream(self.protocol, number)
         return self.streams[number]
 
-    def open(self, uni=False):
+    async def open(self, uni=False):
         number = self.protocol.http.create_webtransport_stream(self.number, uni)
         if not uni:
             stream = H3Stream(number)
@@ -107,8 +122,8 @@ class Session:
             self.protocol.http._stream[number] = stream
         return self.stream(number)
 
-    def say(self, text):
-        self.open(uni=True).write(text, end=True)
+    async def say(self, text):
+        (await self.open(uni=True)).write(text, end=True)
 
     def send_datagram(self, data):
         self.protocol.http.send_datagram(self.number, data)
@@ -172,7 +187,7 @@ class Protocol(QuicConnectionProtocol):
             if session := self.sessions.get(event.stream_id):
                 session.end("lost")
             for stream in self.streams_of(event.stream_id):
-                stream.chunks.put_nowait(from_h3(event.error_code))
+                stream.received(from_h3(event.error_code))
         elif isinstance(event, StopSendingReceived):
             for stream in self.streams_of(event.stream_id):
                 if not stream.stopped.done():
@@ -204,9 +219,9 @@ class Protocol(QuicConnectionProtocol):
                 known = number in session.streams
                 stream = session.stream(number)
                 if event.data:
-                    stream.chunks.put_nowait(event.data)
+                    stream.received(event.data)
                 if event.stream_ended:
-                    stream.chunks.put_nowait(b"")
+                    stream.received(b"")
                 if not known:
                     uni = stream_is_unidirectional(number)
                     (session.uni if uni else session.bi).put_nowait(stream)

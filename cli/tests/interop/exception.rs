@@ -79,6 +79,13 @@ impl Exception {
 
 const REFUSALS: [&str; 4] = ["status/403", "status/404", "status/429", "status/431"];
 
+const WTRANSPORT_DRAINS: &str = "WT_DRAIN_SESSION is not known to it (`capsule/mod.rs` has \
+                                 WT_CLOSE_SESSION alone). One that comes is skipped, and the \
+                                 session goes on.";
+const WEB_TRANSPORT_QUINN_DRAINS: &str = "WT_DRAIN_SESSION is not known to it (`capsule.rs` of \
+                                          web-transport-proto). One that comes is skipped, and the \
+                                          session goes on.";
+
 /// The same of every status.
 fn refusals(client: &Value, evidence: &'static str) -> impl Iterator<Item = Exception> {
     REFUSALS
@@ -93,6 +100,7 @@ pub(crate) fn of(peer: Peer) -> Vec<Exception> {
         Peer::Firefox => firefox(),
         Peer::Deno => deno(),
         Peer::AioquicClient => vec![aioquic()],
+        Peer::Pywebtransport => pywebtransport(),
         Peer::WtransportClient => wtransport_client(),
         Peer::WebTransportQuinnClient => web_transport_quinn_client(),
         Peer::AioquicServer => vec![aioquic(), no_get()],
@@ -107,6 +115,20 @@ fn aioquic() -> Exception {
         "its SETTINGS speak of draft-02, which knows one session on a connection; the test adds the \
          setting of draft-07, which counts them.",
     )
+}
+
+fn pywebtransport() -> Vec<Exception> {
+    let refused = json!("wt_connection open failed actual=127.0.0.1 error_code=0x10b");
+    let mut all = vec![Exception::lacks(
+        "get",
+        json!(["no such call", "echo"]),
+        "it has no GET.",
+    )];
+    all.extend(refusals(
+        &refused,
+        "its error does not say with which status.",
+    ));
+    all
 }
 
 fn no_get() -> Exception {
@@ -225,14 +247,12 @@ fn wtransport_client() -> Vec<Exception> {
         Exception::lacks(
             "drain by client",
             json!("no such call"),
-            "WT_DRAIN_SESSION is not known to it (`capsule/mod.rs` has WT_CLOSE_SESSION alone). One \
-             that comes is skipped, and the session goes on.",
+            WTRANSPORT_DRAINS,
         ),
         Exception::lacks(
             "drain by service",
             json!(["no such call", "echo"]),
-            "WT_DRAIN_SESSION is not known to it (`capsule/mod.rs` has WT_CLOSE_SESSION alone). One \
-             that comes is skipped, and the session goes on.",
+            WTRANSPORT_DRAINS,
         ),
         Exception::lacks(
             "two sessions",
@@ -263,8 +283,7 @@ fn codes() -> [Exception; 4] {
 }
 
 fn web_transport_quinn_client() -> Vec<Exception> {
-    let drains = "WT_DRAIN_SESSION is not known to it (`capsule.rs` of web-transport-proto). One that \
-                  comes is skipped with a warning, and the session goes on.";
+    let drains = WEB_TRANSPORT_QUINN_DRAINS;
     vec![
         Exception::lacks("drain by client", json!("no such call"), drains),
         Exception::lacks("drain by service", json!(["no such call", "echo"]), drains),
@@ -291,8 +310,7 @@ fn one_session() -> Exception {
 }
 
 fn wtransport_server() -> Vec<Exception> {
-    let drains =
-        "WT_DRAIN_SESSION is not known to it (`capsule/mod.rs` has WT_CLOSE_SESSION alone).";
+    let drains = WTRANSPORT_DRAINS;
     let mut all = vec![
         Exception::lacks(
             "status/431",

@@ -7,6 +7,7 @@ use crate::{
     feature::Feature,
     process, script,
     stack::{self, Target},
+    support::peer::peers,
 };
 
 /// Whom our layer is run against.
@@ -16,6 +17,7 @@ pub(crate) enum Peer {
     Firefox,
     Deno,
     AioquicClient,
+    Pywebtransport,
     WtransportClient,
     WebTransportQuinnClient,
     AioquicServer,
@@ -25,11 +27,12 @@ pub(crate) enum Peer {
 
 impl Peer {
     /// The clients of our server, in the order of the columns.
-    pub(crate) const CLIENTS: [Self; 6] = [
+    pub(crate) const CLIENTS: [Self; 7] = [
         Self::Chromium,
         Self::Firefox,
         Self::Deno,
         Self::AioquicClient,
+        Self::Pywebtransport,
         Self::WtransportClient,
         Self::WebTransportQuinnClient,
     ];
@@ -46,6 +49,7 @@ impl Peer {
             Self::Firefox => "Firefox ESR",
             Self::Deno => "Deno",
             Self::AioquicClient | Self::AioquicServer => "aioquic",
+            Self::Pywebtransport => "pywebtransport",
             Self::WtransportClient | Self::WtransportServer => "wtransport",
             Self::WebTransportQuinnClient | Self::WebTransportQuinnServer => "web-transport-quinn",
         }
@@ -53,6 +57,16 @@ impl Peer {
 
     pub(crate) fn is_client(self) -> bool {
         Self::CLIENTS.contains(&self)
+    }
+
+    /// Whether it is there. Most are always: Deno comes for one architecture, and pywebtransport
+    /// wants a Python that Debian 12 lacks.
+    pub(crate) fn is_installed(self) -> bool {
+        match self {
+            Self::Deno => peers().join(process::DENO).exists(),
+            Self::Pywebtransport => peers().join("pywebtransport/bin/python").exists(),
+            _ => true,
+        }
     }
 
     /// Two of them at once are more than a small machine has time for.
@@ -77,6 +91,7 @@ impl Peer {
             Self::Firefox => process::version("/usr/bin/firefox-esr"),
             Self::Deno => process::version("deno"),
             Self::AioquicClient | Self::AioquicServer => process::version("aioquic"),
+            Self::Pywebtransport => process::version("pywebtransport"),
             Self::WtransportClient | Self::WtransportServer => process::locked("wtransport"),
             Self::WebTransportQuinnClient | Self::WebTransportQuinnServer => {
                 process::locked("web-transport-quinn")
@@ -87,7 +102,8 @@ impl Peer {
     /// Runs the script against `target`; what the client saw.
     pub(crate) async fn run(self, target: Target) -> Map<String, Value> {
         match self {
-            Self::AioquicClient => process::aioquic_client(&target).await,
+            Self::AioquicClient => process::aioquic(&target).await,
+            Self::Pywebtransport => process::pywebtransport(&target).await,
             Self::WtransportClient => script::run(&stack::wtransport::Dialler::new(target)).await,
             Self::WebTransportQuinnClient => {
                 script::run(&stack::web_transport_quinn::Dialler::new(target)).await

@@ -10,11 +10,23 @@ use crate::{
     support::peer::{Aioquic, Process, peers, python},
 };
 
+/// Where npm puts the program, below the peers.
+pub(crate) const DENO: &str = "node_modules/@deno/linux-x64-glibc/deno";
 const TESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests");
 
 /// Every feature on an aioquic client.
-pub(crate) async fn aioquic_client(target: &Target) -> Map<String, Value> {
-    let mut command = python("interop/aioquic_client.py");
+pub(crate) async fn aioquic(target: &Target) -> Map<String, Value> {
+    client(python("venv", "interop/aioquic_client.py"), target).await
+}
+
+/// Every feature on a pywebtransport client.
+pub(crate) async fn pywebtransport(target: &Target) -> Map<String, Value> {
+    let script = "interop/pywebtransport_client.py";
+    client(python("pywebtransport", script), target).await
+}
+
+/// A client in Python (script.py).
+async fn client(mut command: Command, target: &Target) -> Map<String, Value> {
     let (host, port) = (target.address.ip(), target.address.port());
     command.args([host.to_string(), port.to_string(), target.base.clone()]);
     command.arg(&target.ca_file);
@@ -40,7 +52,7 @@ pub(crate) async fn browser(name: &str, target: &Target, silent: &[&str]) -> Map
 
 /// Every feature on Deno.
 pub(crate) async fn deno(target: &Target, silent: &[&str]) -> Map<String, Value> {
-    let mut command = Command::new(peers().join("node_modules/.bin/deno"));
+    let mut command = Command::new(peers().join(DENO));
     command.args([
         "run",
         "--unstable-net",
@@ -57,15 +69,24 @@ pub(crate) async fn deno(target: &Target, silent: &[&str]) -> Map<String, Value>
 
 /// What a program says of its version.
 pub(crate) fn version(program: &str) -> String {
-    let program = match program {
-        "deno" => peers().join("node_modules/.bin/deno"),
-        "aioquic" => peers().join("venv/bin/python"),
-        installed => installed.into(),
+    let mut command = match program {
+        "aioquic" | "pywebtransport" => {
+            let place = if program == "aioquic" {
+                "venv"
+            } else {
+                program
+            };
+            let mut python = Command::new(peers().join(place).join("bin/python"));
+            python.args([
+                "-c",
+                &format!("import {program}; print({program}.__version__)"),
+            ]);
+            python
+        }
+        "deno" => Command::new(peers().join(DENO)),
+        installed => Command::new(installed),
     };
-    let mut command = Command::new(&program);
-    if program.ends_with("python") {
-        command.args(["-c", "import aioquic; print(aioquic.__version__)"]);
-    } else {
+    if command.get_args().next().is_none() {
         command.arg("--version");
     }
     let output = command.output().expect("it starts");

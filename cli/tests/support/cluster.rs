@@ -61,6 +61,11 @@ impl Cluster {
         self.service(name, upstream, "token");
     }
 
+    /// The service that was added last tells by a close that it refuses a session.
+    pub(crate) fn tell_refusals_by_a_close(&mut self) {
+        writeln!(self.services, "refuse_with = \"close\"").unwrap();
+    }
+
     fn service(&mut self, name: &str, upstream: &str, access: &str) {
         writeln!(
             self.services,
@@ -80,7 +85,9 @@ impl Cluster {
         let directory = self.directory().to_owned();
         let at = |name: &str| directory.join(name);
         let key = at("signing.key");
-        run(wavry(&["key", "generate", "--out"]).arg(&key));
+        for key in [&key, &at("audit.key")] {
+            run(wavry(&["key", "generate", "--out"]).arg(key));
+        }
         run(self
             .signing(&["provision", "gateway", "edge", "--out"])
             .arg(at("edge")));
@@ -105,6 +112,7 @@ impl Cluster {
         let mut master = role("master", &at("master.toml"), &text);
         master
             .env("WAVRY_MASTER_KEY_FILE", &key)
+            .env("WAVRY_AUDIT_KEY_FILE", at("audit.key"))
             .env("WAVRY_TLS_KEY_FILE", at("master.key"));
         let master = RoleProcess::start(master, &at("master.ready"));
 
@@ -143,6 +151,7 @@ impl Cluster {
             "WAVRY_MASTER_KEY_FILE",
             self.directory().join("signing.key"),
         );
+        command.env("WAVRY_AUDIT_KEY_FILE", self.directory().join("audit.key"));
         command
     }
 
@@ -168,6 +177,15 @@ impl Cluster {
         let file = self.directory().join("session.token");
         wavry_credentials::source::write_private(&file, &made.stdout).unwrap();
         file
+    }
+
+    /// A token for session `session` with `service`, good for `ttl`.
+    pub(crate) fn token(&self, service: &str, session: &str, ttl: &str) -> String {
+        let arguments = ["token", "session", service, "--subject", "tester"];
+        let mut making = self.signing(&arguments);
+        making.args(["--session", session, "--ttl", ttl]);
+        let made = run(&mut making);
+        String::from_utf8(made.stdout).unwrap().trim().to_owned()
     }
 
     /// Probes a service.

@@ -47,9 +47,9 @@ impl Drop for Process {
     }
 }
 
-/// A script of the tests, for the Python that has aioquic.
-pub(crate) fn python(script: &str) -> Command {
-    let mut command = Command::new(peers().join("venv/bin/python"));
+/// A script of the tests, for the Python in `place` among the peers.
+pub(crate) fn python(place: &str, script: &str) -> Command {
+    let mut command = Command::new(peers().join(place).join("bin/python"));
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     command.arg("-B").arg(tests.join(script));
     command
@@ -68,7 +68,7 @@ impl Aioquic {
         key: &Path,
         note: impl Fn(Value) + Send + 'static,
     ) -> Self {
-        let mut command = python("interop/aioquic_server.py");
+        let mut command = python("venv", "interop/aioquic_server.py");
         let (process, output) = Process::start(command.args([certificate, key]));
         let mut lines = output.lines().map_while(Result::ok);
         let mut line = move || -> Option<Value> {

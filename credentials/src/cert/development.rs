@@ -22,8 +22,9 @@ use time::OffsetDateTime;
 
 use super::{Error, Facts, read_certificates, store::certified_key};
 use crate::{
+    key::issuing_from_pem,
     secret::Secret,
-    source::{self, write_private, write_public},
+    source::{self, write_public, write_secret},
 };
 
 const NAME: &str = "Wavry development CA";
@@ -60,9 +61,7 @@ impl DevelopmentAuthority {
         // Proves that the two belong together.
         certified_key(&certificate_file, &key_file)?;
         let pem = source::read_file(&key_file)?;
-        let pem = std::str::from_utf8(pem.expose())
-            .map_err(|_| Error::malformed(&key_file, "is not PEM"))?;
-        let key = KeyPair::from_pem(pem)
+        let key = issuing_from_pem(&pem)
             .map_err(|_| Error::malformed(&key_file, "has no private key in PEM"))?;
         let issuer = Issuer::from_ca_cert_der(&certificate, key)
             .map_err(|_| Error::malformed(&certificate_file, "is not an authority"))?;
@@ -165,8 +164,7 @@ fn new_key(file: &Path) -> Result<KeyPair, Error> {
 }
 
 fn write_key(file: &Path, key: &KeyPair) -> Result<(), Error> {
-    let pem = Secret::new(key.serialize_pem());
-    Ok(write_private(file, pem.expose().as_bytes())?)
+    Ok(write_secret(file, &Secret::new(key.serialize_pem()))?)
 }
 
 /// rcgen's errors speak of what was asked for, never of keys.

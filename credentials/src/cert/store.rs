@@ -16,12 +16,10 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
 use tokio::task::JoinHandle;
-use zeroize::Zeroize;
 
 use super::{Error, Facts, hash, read_certificates};
-use crate::{metrics as names, source};
+use crate::{key::tls_from_pem, metrics as names, source};
 
 /// How often watched files are looked at.
 pub const POLL_INTERVAL: Duration = Duration::from_secs(2);
@@ -170,11 +168,7 @@ impl Entry {
 pub(super) fn certified_key(chain: &Path, key: &Path) -> Result<CertifiedKey, Error> {
     let certificates = read_certificates(chain)?;
     let pem = source::read_file(key)?;
-    let mut der = PrivateKeyDer::from_pem_slice(pem.expose())
-        .map_err(|_| Error::malformed(key, "has no private key in PEM"))?;
-    let signer = aws_lc_rs::sign::any_supported_type(&der);
-    der.zeroize();
-    let signer = signer.map_err(|_| Error::malformed(key, "is not a key that TLS can use"))?;
+    let signer = tls_from_pem(&pem).map_err(|problem| Error::malformed(key, problem))?;
     let certified = CertifiedKey::new(certificates, signer);
     certified.keys_match().map_err(|_| {
         Error::malformed(

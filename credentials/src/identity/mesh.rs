@@ -16,9 +16,7 @@ use rustls::{
     sign::CertifiedKey,
     version::TLS13,
 };
-use rustls_pki_types::{
-    CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime,
-};
+use rustls_pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use tokio::sync::watch;
 use wavry_proto::{
     control::Roster,
@@ -66,8 +64,7 @@ pub(super) fn tls(
 }
 
 fn certified_key(identity: &Identity) -> Result<CertifiedKey, Error> {
-    let der = identity.to_der();
-    let key = aws_lc_rs::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(&der[..]))?;
+    let key = identity.key().tls()?;
     let spki = identity.public_key().to_spki();
     Ok(CertifiedKey::new(
         vec![CertificateDer::from(spki.to_vec())],

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use wavry_proto::id::{ClusterName, NodeId, PublicKey};
 
 use super::{Error, pinned::Pinned};
-use crate::{source, token::KeySet};
+use crate::{redact::Place, source, token::KeySet};
 
 /// The content of `membership.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,10 +31,9 @@ impl Record {
         let bytes = source::read_public(file)?;
         let record = serde_json::from_slice(&bytes).map_err(|error| {
             Error::Invalid(format!(
-                "{}: not what a registration wrote (line {}, column {})",
+                "{}: not what a registration wrote ({})",
                 file.display(),
-                error.line(),
-                error.column()
+                Place::from(&error)
             ))
         })?;
         Ok(Some(record))

@@ -9,14 +9,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{Method, StatusCode};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 use wavry_proto::{
     control::{Challenge, Heard, Heartbeat, Register, Registered, Roster, possession_message},
     id::{Epoch, ServiceName},
-    token::{self, MAX_ROSTER_LEN, NodeRequest, Validity},
+    token::{MAX_ROSTER_LEN, NodeRequest, Validity},
 };
 
 use super::{
@@ -28,6 +27,7 @@ use super::{
     retry::Attempts,
 };
 use crate::{
+    bearer,
     identity::Identity,
     secret::Secret,
     token::{Scope, SigningKey},
@@ -157,16 +157,11 @@ pub(super) async fn register(
     services: &[ServiceName],
 ) -> Result<Record, Error> {
     let not_a_token = || Error::Invalid("secret registration_token is not a token".to_owned());
-    let token = std::str::from_utf8(token.expose())
-        .map_err(|_| not_a_token())?
-        .trim();
-    if token.len() > token::MAX_TOKEN_LEN {
-        return Err(not_a_token());
-    }
-    let id = token_id(token).ok_or_else(not_a_token)?;
+    let token = bearer::Token::read(token).map_err(|_| not_a_token())?;
+    let id = token.id().ok_or_else(not_a_token)?;
     let mut attempts = Attempts::at("register");
     loop {
-        match try_register(client, identity, token, &id, services).await {
+        match try_register(client, identity, &token, &id, services).await {
             Ok(registered) => {
                 tracing::info!(node = %registered.node_id, cluster = %registered.cluster, "registered");
                 return Ok(Record {
@@ -190,7 +185,7 @@ pub(super) async fn register(
 async fn try_register(
     client: &Client,
     identity: &Identity,
-    token: &str,
+    token: &bearer::Token,
     token_id: &str,
     services: &[ServiceName],
 ) -> Result<Registered, Failure> {
@@ -200,14 +195,15 @@ async fn try_register(
         .await?;
     let Challenge { nonce } = read(&answer.body)?;
     let message = possession_message(token_id, &nonce, &connection.exporter);
-    let request = Register {
-        token: token.to_owned(),
+    let mut request = Register {
+        token: String::new(),
         public_key: identity.public_key(),
         nonce,
         signature: hex::encode(identity.sign(&message)),
         addresses: Vec::new(),
         services: services.to_vec(),
     };
+    token.put_in(&mut request);
     let ask = Ask::post("/v1/nodes/register", json(&request)?);
     read(&connection.ask(ask).await?.body)
 }
@@ -318,19 +314,6 @@ async fn over_connection<T>(
     let answer = request(link, &mut connection).await?;
     *open = Some(connection);
     Ok(answer)
-}
-
-/// The `jti` of a token that this node was given, whose signature only the master can check.
-fn token_id(token: &str) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Payload {
-        jti: String,
-    }
-    let body = token.strip_prefix("v4.public.")?.split('.').next()?;
-    let body = URL_SAFE_NO_PAD.decode(body).ok()?;
-    let (payload, _signature) = body.split_last_chunk::<64>()?;
-    let payload: Payload = serde_json::from_slice(payload).ok()?;
-    Some(payload.jti)
 }
 
 fn report(roster: &Roster) {

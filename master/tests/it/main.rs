@@ -3,6 +3,7 @@
 // Everything here is a test, also what stands outside a test function.
 #![allow(clippy::unwrap_used)]
 
+mod audit;
 mod joining;
 mod refusals;
 mod registry;

@@ -105,15 +105,14 @@ async fn a_registration_token_that_does_not_hold_is_refused_by_its_reason() {
         )
     };
     let now = unix_time();
-    let session = wavry_master::provision::session_token(
-        &world.key,
-        &world.cluster,
+    let session = world.issuer().session_token(
         &service("echo"),
         "somebody".into(),
         None,
         serde_json::Map::new(),
         Duration::from_secs(60),
     );
+    let session = session.unwrap();
     let mut flipped = good.clone().into_bytes();
     let middle = flipped.len() / 2;
     flipped[middle] = if flipped[middle] == b'A' { b'B' } else { b'A' };

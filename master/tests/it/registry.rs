@@ -1,6 +1,10 @@
-use std::fs;
+use std::{fs, sync::Arc};
 
 use tempfile::TempDir;
+use wavry_credentials::{
+    audit::{self, Action, Event},
+    token::SigningKey,
+};
 use wavry_master::{
     Master, StartError,
     store::{Admission, Announcement, RegisterError, Store},
@@ -14,8 +18,15 @@ use crate::world::{World, node_id, service};
 
 async fn store() -> (TempDir, Store) {
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::open(&directory.path().join("db")).await.unwrap();
+    let store = Store::open(&directory.path().join("db"), audit_key())
+        .await
+        .unwrap();
     (directory, store)
+}
+
+fn audit_key() -> Arc<audit::Key> {
+    let key = SigningKey::generate().to_paserk();
+    Arc::new(audit::Key::from_paserk(&key, "test".parse().unwrap()).unwrap())
 }
 
 fn admission(jti: &str, key: u8) -> Admission {
@@ -27,6 +38,7 @@ fn admission(jti: &str, key: u8) -> Admission {
         granted: vec![service("echo")],
         key: PublicKey([key; 32]),
         announcement: announcement(),
+        event: Event::now(Action::Register, "exit", "/v1/nodes/register"),
     }
 }
 
@@ -148,11 +160,12 @@ async fn services_and_keys_are_those_of_the_configuration() {
 async fn the_registry_outlives_the_process() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("db");
-    let store = Store::open(&file).await.unwrap();
+    let key = audit_key();
+    let store = Store::open(&file, key.clone()).await.unwrap();
     store.register(&admission("1", 1), 0).await.unwrap();
     let before = store.snapshot().await.unwrap();
     store.close().await;
-    let store = Store::open(&file).await.unwrap();
+    let store = Store::open(&file, key).await.unwrap();
     assert_eq!(store.snapshot().await.unwrap(), before);
 }
 

@@ -110,6 +110,18 @@ impl Wire {
         (problem.status, word.to_owned())
     }
 
+    /// The id of a request without a token.
+    pub(crate) async fn request_id(&mut self, method: Method, path: &str) -> String {
+        let request = Request::builder().method(method).uri(path);
+        let request = request.header("host", "master");
+        self.sender.ready().await.unwrap();
+        let sent = self
+            .sender
+            .send_request(request.body(Full::default()).unwrap());
+        let id = sent.await.unwrap().headers()["x-request-id"].clone();
+        id.to_str().unwrap().to_owned()
+    }
+
     pub(crate) async fn nonce(&mut self) -> String {
         let (status, _, body) = self
             .send(Method::POST, "/v1/nodes/challenge", None, "")

@@ -6,6 +6,7 @@ use tempfile::TempDir;
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use wavry_credentials::{
+    audit,
     cert::{self, DevelopmentAuthority},
     identity::Identity,
     membership::{self, Membership},
@@ -39,7 +40,9 @@ impl World {
         authority.issue("master", &["127.0.0.1"]).unwrap();
         let key = SigningKey::generate();
         let file = directory.path().join("master_key");
-        source::write_private(&file, key.to_paserk().expose()).unwrap();
+        source::write_secret(&file, &key.to_paserk()).unwrap();
+        let audit_key = directory.path().join("audit_key");
+        source::write_secret(&audit_key, &SigningKey::generate().to_paserk()).unwrap();
         Self {
             directory,
             key,
@@ -68,6 +71,7 @@ impl World {
         };
         let mut config = Config::try_from(raw).unwrap();
         config.master_key = Some(self.path("master_key"));
+        config.audit_key = Some(self.path("audit_key"));
         config.tls_key = Some(self.path("master.key"));
         config
     }
@@ -92,14 +96,25 @@ impl World {
     }
 
     pub(crate) fn token(&self, node: &str, role: Role, services: &[&str]) -> String {
-        provision::registration_token(
-            &self.key,
-            &self.cluster,
-            node.parse().unwrap(),
-            role,
-            services.iter().map(|s| s.parse().unwrap()).collect(),
-            Duration::from_secs(60),
-        )
+        let services = services.iter().map(|s| s.parse().unwrap()).collect();
+        let ttl = Duration::from_secs(60);
+        self.issuer()
+            .registration_token(node.parse().unwrap(), role, services, ttl)
+            .unwrap()
+    }
+
+    /// Who has the keys, and puts tokens on record in `provision.jsonl`.
+    pub(crate) fn issuer(&self) -> provision::Issuer {
+        let key = source::read_file(&self.path("master_key")).unwrap();
+        let key = SigningKey::from_paserk(&key).unwrap();
+        let file = self.path("provision.jsonl");
+        let log = audit::file::Log::new(file, provision::LOG, self.audit_key());
+        provision::Issuer::new(key, self.cluster.clone(), log, "tester".to_owned())
+    }
+
+    pub(crate) fn audit_key(&self) -> audit::Key {
+        let key = source::read_file(&self.path("audit_key")).unwrap();
+        audit::Key::from_paserk(&key, self.cluster.clone()).unwrap()
     }
 
     /// What a node needs to join: a fresh identity, and a token for these services.
@@ -111,7 +126,7 @@ impl World {
         services: &[&str],
     ) -> membership::Config {
         let identity = self.path(&format!("{node}.identity"));
-        source::write_private(&identity, Identity::generate().to_pem().expose()).unwrap();
+        source::write_secret(&identity, &Identity::generate().to_pem()).unwrap();
         let token = self.path(&format!("{node}.token"));
         source::write_private(&token, self.token(node, role, services).as_bytes()).unwrap();
         membership::Config {

@@ -35,13 +35,15 @@ pub enum Asked {
 impl Asked {
     /// What the request asks for.
     pub fn new(head: message::Request) -> Result<Self, Malformed> {
-        match (head.method.as_str(), head.protocol.as_deref()) {
-            ("CONNECT", Some(PROTOCOL | PROTOCOL_H3)) => {}
-            // RFC 9220, section 3.
-            ("CONNECT", Some(_)) => return Ok(Self::Other(501)),
-            ("GET" | "HEAD", _) => return Ok(Self::Other(404)),
-            _ => return Ok(Self::Other(405)),
-        }
+        let read_subprotocols: fn(&str) -> Option<Vec<String>> =
+            match (head.method.as_str(), head.protocol.as_deref()) {
+                ("CONNECT", Some(PROTOCOL)) => subprotocol::parse_list,
+                ("CONNECT", Some(PROTOCOL_H3)) => subprotocol::parse_strings,
+                // RFC 9220, section 3.
+                ("CONNECT", Some(_)) => return Ok(Self::Other(501)),
+                ("GET" | "HEAD", _) => return Ok(Self::Other(404)),
+                _ => return Ok(Self::Other(405)),
+            };
         if head.scheme.as_deref() != Some("https") {
             return Err(Malformed("a session's :scheme is https"));
         }
@@ -66,7 +68,7 @@ impl Asked {
                 _ => request.headers.push(header),
             }
         }
-        request.subprotocols = subprotocol::parse_list(&offered).unwrap_or_default();
+        request.subprotocols = read_subprotocols(&offered).unwrap_or_default();
         Ok(Self::Session { request, draft02 })
     }
 }
@@ -136,7 +138,7 @@ pub fn response_head(response: &Response, draft02: bool) -> message::Response {
 
 /// The answer to a request that offered `subprotocols`. One that was not offered counts as none.
 pub fn response(head: message::Response, subprotocols: &[String]) -> Response {
-    let mut response = answer(head);
+    let mut response = answer(head, subprotocol::parse_item);
     response
         .subprotocol
         .take_if(|selected| !subprotocols.contains(selected));
@@ -158,7 +160,7 @@ pub fn response_in(
     if draft < Draft::Draft15 {
         return Ok(response(head, subprotocols));
     }
-    let mut response = answer(head);
+    let mut response = answer(head, subprotocol::parse_string);
     match &response.subprotocol {
         Some(selected) if !subprotocols.contains(selected) => {
             if response.is_ok() {
@@ -171,11 +173,11 @@ pub fn response_in(
     Ok(response)
 }
 
-fn answer(head: message::Response) -> Response {
+fn answer(head: message::Response, read: fn(&str) -> Option<String>) -> Response {
     let mut response = Response::status(head.status);
     for header in head.headers {
         match header.name.as_str() {
-            SELECTED_PROTOCOL => response.subprotocol = subprotocol::parse_item(&header.value),
+            SELECTED_PROTOCOL => response.subprotocol = read(&header.value),
             DRAFT02_RESPONSE => {}
             _ => response.headers.push(header),
         }

@@ -1,5 +1,6 @@
 //! Subprotocol negotiation (draft-ietf-webtrans-http3, section 3.3): `wt-available-protocols` is a
-//! list of strings and `wt-protocol` is one, as structured fields (RFC 9651).
+//! list of strings and `wt-protocol` is one, as structured fields (RFC 9651). Up to draft-12 they
+//! were tokens, which are read where the newest draft is not spoken.
 
 /// Most subprotocols read from one request; more are not offered by any application.
 const MAX_OFFERED: usize = 64;
@@ -8,13 +9,32 @@ const MAX_OFFERED: usize = 64;
 /// strings, and parameters are ignored. `None` when it is neither, in which case the field counts
 /// as absent (RFC 9651, section 4.2).
 pub fn parse_list(value: &str) -> Option<Vec<String>> {
+    list(value, true)
+}
+
+/// Reads `wt-available-protocols` of the newest draft: the same, without tokens.
+pub fn parse_strings(value: &str) -> Option<Vec<String>> {
+    list(value, false)
+}
+
+/// Reads `wt-protocol`, like [`parse_list`].
+pub fn parse_item(value: &str) -> Option<String> {
+    single(value, true)
+}
+
+/// Reads `wt-protocol` of the newest draft: no token.
+pub fn parse_string(value: &str) -> Option<String> {
+    single(value, false)
+}
+
+fn list(value: &str, tokens: bool) -> Option<Vec<String>> {
     let mut items = Vec::new();
     let mut rest = value.trim_matches(' ');
     while !rest.is_empty() {
         if items.len() == MAX_OFFERED {
             return None;
         }
-        let (item, after) = item(rest)?;
+        let (item, after) = item(rest, tokens)?;
         items.push(item);
         rest = blank(after);
         if rest.is_empty() {
@@ -29,9 +49,8 @@ pub fn parse_list(value: &str) -> Option<Vec<String>> {
     Some(items)
 }
 
-/// Reads `wt-protocol`.
-pub fn parse_item(value: &str) -> Option<String> {
-    let (item, rest) = item(value.trim_matches(' '))?;
+fn single(value: &str, tokens: bool) -> Option<String> {
+    let (item, rest) = item(value.trim_matches(' '), tokens)?;
     blank(rest).is_empty().then_some(item)
 }
 
@@ -66,8 +85,11 @@ fn blank(text: &str) -> &str {
     text.trim_start_matches([' ', '\t'])
 }
 
-/// A string or token with its parameters, and what follows.
-fn item(text: &str) -> Option<(String, &str)> {
+/// A string, or a token where that may be, with its parameters, and what follows.
+fn item(text: &str, tokens: bool) -> Option<(String, &str)> {
+    if !tokens && !text.starts_with('"') {
+        return None;
+    }
     let (item, mut rest) = bare(text)?;
     while let Some(after) = rest.strip_prefix(';') {
         let after = after.trim_start_matches(' ');
@@ -138,6 +160,18 @@ mod tests {
             );
         }
         assert_eq!(parse_item("\"a\";v=1"), Some("a".into()));
+    }
+
+    #[test]
+    fn the_newest_draft_has_no_tokens() {
+        for value in ["a", "\"a\", b"] {
+            assert!(parse_list(value).is_some());
+            assert_eq!(parse_strings(value), None, "{value}");
+        }
+        let both = "\"a\";q=token, \"b\"";
+        assert_eq!(parse_strings(both), parse_list(both));
+        assert_eq!(parse_string("a"), None);
+        assert_eq!(parse_string("\"a\""), Some("a".into()));
     }
 
     #[test]

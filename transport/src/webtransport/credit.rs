@@ -203,6 +203,9 @@ impl Shared {
 
     /// Ends the session because its peer broke a rule.
     pub(super) fn fail(&self, error: &session::Error) {
+        if self.closed_now().is_some() {
+            return;
+        }
         tracing::debug!(%error, "session broke the protocol");
         let _ = self.broken.set(error.code());
         self.end(Closed::Lost(error.to_string()));

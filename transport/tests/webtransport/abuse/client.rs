@@ -7,14 +7,19 @@ use wavry_proto::{
         settings::id,
         stream::{CONTROL, PUSH, QPACK_DECODER, QPACK_ENCODER},
     },
-    webtransport::code::BUFFERED_STREAM_REJECTED,
+    webtransport::code::{ALPN_ERROR, BUFFERED_STREAM_REJECTED, REQUIREMENTS_NOT_MET},
 };
 
 use super::{
     cases,
     script::{Expected::*, Start::*, Step::*, *},
-    server::run,
+    server::{NEWEST, run},
 };
+
+/// Settings of the newest draft but for one.
+fn without_setting(id: u64) -> Vec<(u64, u64)> {
+    NEWEST.into_iter().filter(|(i, _)| *i != id).collect()
+}
 
 fn status(status: &'static str) -> Vec<u8> {
     headers(&[(":status", status)])
@@ -36,6 +41,15 @@ cases! {
     a_server_enables_an_unknown_kind_of_webtransport, "draft, 3.1":
         Silent, [Uni(control(&[(id::H3_DATAGRAM, 1), (id::WT_ENABLED, 2)]))]
         => Connection(code::SETTINGS_ERROR);
+    a_server_takes_no_extended_connect, "draft, 3.1":
+        Silent, [Uni(control(&without_setting(id::ENABLE_CONNECT_PROTOCOL)))]
+        => Connection(REQUIREMENTS_NOT_MET);
+    a_server_takes_no_datagrams, "draft, 3.1":
+        Silent, [Uni(control(&without_setting(id::H3_DATAGRAM)))]
+        => Connection(REQUIREMENTS_NOT_MET);
+    a_subprotocol_that_was_not_offered, "draft, 3.3":
+        Silent, [Uni(control(&NEWEST)), Connect(headers(&[(":status", "200"), ("wt-protocol", "\"x\"")]))]
+        => Connection(ALPN_ERROR);
     a_server_sends_max_push_id, "RFC 9114, 7.2.7":
         Session, [Control(frame(MAX_PUSH_ID, &[1]))]
         => Connection(code::FRAME_UNEXPECTED);

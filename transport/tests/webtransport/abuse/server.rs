@@ -21,6 +21,13 @@ pub(super) const SETTINGS: [(u64, u64); 3] = [
     (id::WEBTRANSPORT_MAX_SESSIONS_DRAFT07, 1),
 ];
 
+/// Settings of a server that takes sessions of the newest draft.
+pub(super) const NEWEST: [(u64, u64); 3] = [
+    (id::ENABLE_CONNECT_PROTOCOL, 1),
+    (id::H3_DATAGRAM, 1),
+    (id::WT_ENABLED, 1),
+];
+
 /// The case is told from the server's side; its session is the one that the client asks for.
 pub(super) async fn run(start: Start, steps: Vec<Step>, expected: Expected) {
     let header_timeout = match start {
@@ -127,6 +134,10 @@ impl Case {
         let mut send = soon(self.quic.open_uni()).await.unwrap();
         send.write_all(&control(&SETTINGS)).await.unwrap();
         self.control = Some(send);
+        self.wait_for_request().await;
+    }
+
+    async fn wait_for_request(&mut self) {
         let (send, mut recv) = soon(self.quic.accept_bi()).await.unwrap();
         let mut first = vec![0];
         soon(recv.read_exact(&mut first)).await.unwrap();
@@ -174,6 +185,9 @@ impl Case {
                 control.write_all(&bytes).await.unwrap();
             }
             Step::Connect(bytes) => {
+                if self.connect.is_none() {
+                    self.wait_for_request().await;
+                }
                 self.last = Last::Connect;
                 let _ = self.last().send.write_all(&bytes).await;
             }

@@ -1,0 +1,283 @@
+//! `wavry audit`: reads the audit logs of masters and of those who issue tokens.
+
+use std::{
+    collections::VecDeque,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use wavry_credentials::{
+    audit::{Action, Event, Head, Key, Line, Verifier, file},
+    source,
+};
+use wavry_master::{
+    provision,
+    store::audit::{ReadError, Reader},
+};
+use wavry_proto::id::ClusterName;
+
+use crate::{log, provision::DEFAULT_CLUSTER, shutdown};
+
+/// What to do with a log.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Print the newest lines
+    Tail(Tail),
+    /// Print the lines that all of the given conditions hold for
+    Query(Query),
+    /// Check every line, and name the first that is bad; exit code 1 if one is
+    Verify(Verify),
+}
+
+/// Which log.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Log {
+    /// A master's database
+    #[arg(long, value_name = "FILE")]
+    database: Option<PathBuf>,
+    /// What `wavry provision` and `wavry token` wrote, or a master's audit_file
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+}
+
+/// `wavry audit tail`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Tail {
+    #[command(flatten)]
+    log: Log,
+    /// How many lines
+    #[arg(long, short = 'n', default_value_t = 10, value_name = "N")]
+    lines: usize,
+    /// Go on with lines as they are written
+    #[arg(long, short)]
+    follow: bool,
+}
+
+/// `wavry audit query`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Query {
+    #[command(flatten)]
+    log: Log,
+    /// What was done: issue, register, rotate, revoke, deny
+    #[arg(long)]
+    action: Option<Action>,
+    /// To whom or what
+    #[arg(long)]
+    subject: Option<String>,
+    /// By whom
+    #[arg(long)]
+    actor: Option<String>,
+    /// How it ended: done, or the word of the problem
+    #[arg(long)]
+    outcome: Option<String>,
+    /// About which secret, as its HMAC in another line
+    #[arg(long)]
+    secret: Option<String>,
+    /// Id of the request
+    #[arg(long)]
+    request: Option<String>,
+    /// At this time or later: 2026-11-22T10:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    since: Option<OffsetDateTime>,
+    /// Before this time
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    until: Option<OffsetDateTime>,
+}
+
+/// `wavry audit verify`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Verify {
+    #[command(flatten)]
+    log: Log,
+    /// Public half of the audit key (PASERK k4.public); the secret audit_key if not given
+    #[arg(long, value_name = "PASERK")]
+    public_key: Option<String>,
+    /// Cluster the log is of
+    #[arg(long, default_value = DEFAULT_CLUSTER)]
+    cluster: ClusterName,
+}
+
+/// How often a log is looked at for new lines.
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Runs a command; the exit code says whether what was checked holds.
+pub(crate) async fn run(command: &Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Tail(args) => tail(args).await?,
+        Command::Query(args) => {
+            let print = |text: &str, event: &Event| match args.matches(event) {
+                true => say(text),
+                false => Ok(()),
+            };
+            args.log.source().await?.each(0, print).await?;
+        }
+        Command::Verify(args) => return verify(args).await,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn tail(args: &Tail) -> anyhow::Result<()> {
+    let source = args.log.source().await?;
+    let mut newest = VecDeque::new();
+    let mut seen = source
+        .each(0, |text, _| {
+            newest.push_back(text.to_owned());
+            if newest.len() > args.lines {
+                newest.pop_front();
+            }
+            Ok(())
+        })
+        .await?;
+    for line in newest {
+        say(&line)?;
+    }
+    if !args.follow {
+        return Ok(());
+    }
+    let stop = shutdown::on_signal()?;
+    loop {
+        let pause = tokio::time::sleep(FOLLOW_INTERVAL);
+        if stop.run_until_cancelled(pause).await.is_none() {
+            return Ok(());
+        }
+        seen = source.each(seen, |text, _| say(text)).await?;
+    }
+}
+
+async fn verify(args: &Verify) -> anyhow::Result<ExitCode> {
+    let verifier = match &args.public_key {
+        Some(text) => Verifier::from_paserk(text, args.cluster.clone()).context("--public-key")?,
+        None => Key::from_paserk(&source::read("audit_key")?, args.cluster.clone())
+            .context("secret audit_key")?
+            .verifier(),
+    };
+    let shown = args.log.path().display();
+    let bad = match args.log.source().await? {
+        Source::Database(reader) => match reader.verify(&verifier, |_, _| ()).await {
+            Ok(head) => Ok(head),
+            Err(ReadError::Damaged(bad)) => Err(bad.to_string()),
+            Err(error) => return Err(error).context(shown.to_string()),
+        },
+        Source::File(path) => match read_file(&path, &verifier) {
+            Ok(head) => Ok(head),
+            Err(file::Error::Damaged { bad, .. }) => Err(bad.to_string()),
+            Err(error) => return Err(error.into()),
+        },
+    };
+    match bad {
+        Ok(head) => {
+            let hash: String = head.hash.iter().map(|byte| format!("{byte:02x}")).collect();
+            say(&format!("{shown}: {} lines hold, head {hash}", head.seq))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(bad) => {
+            log::complain(&format!("{shown}: {bad}"));
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// Reads a file that the issuing commands or a master wrote.
+fn read_file(path: &Path, verifier: &Verifier) -> Result<Head, file::Error> {
+    match file::read(path, provision::LOG, verifier, |_, _| ()) {
+        Err(file::Error::Foreign { .. }) => {
+            file::read(path, wavry_master::store::audit::LOG, verifier, |_, _| ())
+        }
+        read => read,
+    }
+}
+
+/// A log, open for reading.
+enum Source {
+    Database(Reader),
+    File(PathBuf),
+}
+
+impl Log {
+    fn path(&self) -> &Path {
+        let path = self.database.as_ref().or(self.file.as_ref());
+        path.expect("clap sees to it that one is given")
+    }
+
+    async fn source(&self) -> anyhow::Result<Source> {
+        match &self.database {
+            Some(database) => Reader::open(database)
+                .await
+                .map(Source::Database)
+                .with_context(|| database.display().to_string()),
+            None => Ok(Source::File(self.path().to_owned())),
+        }
+    }
+}
+
+impl Source {
+    /// Gives each line that can be read after the first `seen` ones to `show`; how many have been seen
+    /// then. Nothing is checked: that is what `verify` is for.
+    async fn each(
+        &self,
+        mut seen: u64,
+        mut show: impl FnMut(&str, &Event) -> anyhow::Result<()>,
+    ) -> anyhow::Result<u64> {
+        let mut one = |text: &str| match Line::read(text) {
+            Ok(line) => show(text, &line.event),
+            Err(why) => {
+                log::complain(&format!("a line {why}"));
+                Ok(())
+            }
+        };
+        match self {
+            Self::Database(reader) => loop {
+                let lines = reader.lines(seen).await?;
+                for (number, text) in &lines {
+                    one(text)?;
+                    seen = *number;
+                }
+                if lines.is_empty() {
+                    return Ok(seen);
+                }
+            },
+            Self::File(path) => {
+                let text =
+                    std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+                // Half a line at the end is still being written.
+                let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+                let skipped = usize::try_from(seen).unwrap_or(usize::MAX);
+                for line in whole.lines().skip(skipped) {
+                    one(line)?;
+                    seen += 1;
+                }
+                Ok(seen)
+            }
+        }
+    }
+}
+
+impl Query {
+    fn matches(&self, event: &Event) -> bool {
+        let is = |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|w| w == found);
+        let has =
+            |wanted: &Option<String>, found: &Option<String>| wanted.is_none() || wanted == found;
+        self.action.is_none_or(|action| action == event.action)
+            && is(&self.subject, &event.subject)
+            && is(&self.actor, &event.actor)
+            && is(&self.outcome, &event.outcome)
+            && has(&self.secret, &event.secret)
+            && has(&self.request, &event.request)
+            && self.since.is_none_or(|since| event.time >= since)
+            && self.until.is_none_or(|until| event.time < until)
+    }
+}
+
+fn parse_time(text: &str) -> Result<OffsetDateTime, String> {
+    OffsetDateTime::parse(text, &Rfc3339)
+        .map_err(|_| "expected a time such as 2026-11-22T10:00:00Z".to_owned())
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{text}").context("standard output")
+}

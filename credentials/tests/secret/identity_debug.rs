@@ -1,0 +1,6 @@
+use wavry_credentials::{identity::Identity, token::SigningKey};
+
+fn main() {
+    println!("{:?}", Identity::generate());
+    println!("{:?}", SigningKey::generate());
+}

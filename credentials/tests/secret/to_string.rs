@@ -1,0 +1,5 @@
+use wavry_credentials::secret::Secret;
+
+fn main() {
+    let _ = Secret::new(String::new()).to_string();
+}

@@ -1,0 +1,186 @@
+//! The audit log in the database. A line and its seal are written in one transaction, with whatever
+//! they tell of where that is in the database too: both are there, or neither.
+
+use std::path::Path;
+
+use sqlx::{
+    Sqlite, SqliteExecutor, SqlitePool, Transaction,
+    sqlite::{SqliteConnectOptions, SqlitePoolOptions},
+};
+use wavry_credentials::audit::{
+    Event, Head, Key, Line, Verifier,
+    verify::{Bad, Reading},
+};
+
+use super::{Error, Store};
+
+/// The log's name in its seals.
+pub const LOG: &str = "master";
+/// Lines read at once.
+const PAGE: i64 = 1000;
+
+/// Why an audit log cannot be read to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] Error),
+    /// The seal does not hold for this cluster and key.
+    #[error("the seal does not verify: it is of another cluster or key")]
+    Foreign,
+    /// The log is not what was written.
+    #[error(transparent)]
+    Damaged(#[from] Bad),
+}
+
+impl Store {
+    /// Writes an event in a transaction of its own.
+    pub async fn audit(&self, event: &Event) -> Result<(), Error> {
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        append(&mut transaction, &self.audit, event).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// The lines after number `after` with their numbers, in order, some thousand at most, and the seal.
+    pub(crate) async fn audit_lines(
+        &self,
+        after: u64,
+    ) -> Result<(Vec<(u64, String)>, Option<String>), Error> {
+        let mut transaction = self.pool.begin().await?;
+        let lines = lines_after(&mut *transaction, after).await?;
+        Ok((lines, seal(&mut transaction).await?))
+    }
+
+    /// Checks the end of the log: its newest line is what the seal says.
+    pub async fn check_audit(&self) -> Result<(), ReadError> {
+        let verifier = self.audit.verifier();
+        let mut transaction = self.pool.begin().await.map_err(Error::from)?;
+        let head = newest(&mut transaction).await?.unwrap_or_default();
+        let seal = seal(&mut transaction).await?;
+        let sealed = match &seal {
+            Some(seal) => verifier.open(LOG, seal).map_err(|_| ReadError::Foreign)?,
+            None => Head::default(),
+        };
+        let line = head.seq + 1;
+        match () {
+            () if head == sealed => Ok(()),
+            () if sealed.seq > head.seq => Err(Bad::Truncated {
+                line,
+                sealed: sealed.seq,
+            })?,
+            () => Err(Bad::Seal { line: head.seq })?,
+        }
+    }
+}
+
+/// Writes an event in a transaction that goes on to do what it tells.
+pub(super) async fn append(
+    transaction: &mut Transaction<'static, Sqlite>,
+    key: &Key,
+    event: &Event,
+) -> Result<(), Error> {
+    let head = newest(transaction).await?.unwrap_or_default();
+    let (head, line) = head.follow(event);
+    sqlx::query("INSERT INTO audit_line (seq, line) VALUES (?, ?)")
+        .bind(head.seq.cast_signed())
+        .bind(line)
+        .execute(&mut **transaction)
+        .await?;
+    sqlx::query(
+        "INSERT INTO audit_seal (one, seal) VALUES (1, ?)
+         ON CONFLICT (one) DO UPDATE SET seal = excluded.seal",
+    )
+    .bind(key.seal(LOG, &head))
+    .execute(&mut **transaction)
+    .await?;
+    Ok(())
+}
+
+async fn newest(transaction: &mut Transaction<'static, Sqlite>) -> Result<Option<Head>, Error> {
+    let line: Option<String> =
+        sqlx::query_scalar("SELECT line FROM audit_line ORDER BY seq DESC LIMIT 1")
+            .fetch_optional(&mut **transaction)
+            .await?;
+    let head = line.map(|line| Line::read(&line).map(|line| line.head));
+    head.transpose().map_err(|_| Error::Row("audit_line"))
+}
+
+async fn seal(transaction: &mut Transaction<'static, Sqlite>) -> Result<Option<String>, Error> {
+    Ok(sqlx::query_scalar("SELECT seal FROM audit_seal")
+        .fetch_optional(&mut **transaction)
+        .await?)
+}
+
+async fn lines_after(
+    database: impl SqliteExecutor<'_>,
+    after: u64,
+) -> Result<Vec<(u64, String)>, Error> {
+    let lines: Vec<(i64, String)> =
+        sqlx::query_as("SELECT seq, line FROM audit_line WHERE seq > ? ORDER BY seq LIMIT ?")
+            .bind(after.cast_signed())
+            .bind(PAGE)
+            .fetch_all(database)
+            .await?;
+    let lines = lines.into_iter();
+    Ok(lines
+        .map(|(seq, line)| (seq.cast_unsigned(), line))
+        .collect())
+}
+
+/// A master's audit log, to be read while the master runs or not.
+pub struct Reader {
+    pool: SqlitePool,
+}
+
+impl Reader {
+    /// Opens a master's database, which must be there.
+    pub async fn open(file: &Path) -> Result<Self, Error> {
+        let options = SqliteConnectOptions::new().filename(file).read_only(true);
+        let pool = SqlitePoolOptions::new()
+            .max_connections(1)
+            .connect_with(options)
+            .await?;
+        Ok(Self { pool })
+    }
+
+    /// The lines after number `after` with their numbers, in order, some thousand at most.
+    pub async fn lines(&self, after: u64) -> Result<Vec<(u64, String)>, Error> {
+        lines_after(&self.pool, after).await
+    }
+
+    /// Reads the log from its beginning, gives each line to `show`, and checks all of it: how far it
+    /// goes.
+    pub async fn verify(
+        &self,
+        verifier: &Verifier,
+        mut show: impl FnMut(&str, Line),
+    ) -> Result<Head, ReadError> {
+        let mut transaction = self.pool.begin().await.map_err(Error::from)?;
+        let seal = seal(&mut transaction).await?;
+        drop(transaction);
+        let sealed = match seal {
+            Some(seal) => vec![verifier.open(LOG, &seal).map_err(|_| ReadError::Foreign)?],
+            None => Vec::new(),
+        };
+        let mut reading = Reading::expecting(sealed);
+        let mut offset = 0;
+        loop {
+            // By place and not by number: a number that was changed must be read too.
+            let lines: Vec<String> =
+                sqlx::query_scalar("SELECT line FROM audit_line ORDER BY seq LIMIT ? OFFSET ?")
+                    .bind(PAGE)
+                    .bind(offset)
+                    .fetch_all(&self.pool)
+                    .await
+                    .map_err(Error::from)?;
+            for text in &lines {
+                let line = reading.line(text)?;
+                show(text, line);
+            }
+            if lines.is_empty() {
+                return Ok(reading.end()?);
+            }
+            offset += PAGE;
+        }
+    }
+}
