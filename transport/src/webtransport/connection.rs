@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     datagram::{Meter, Receiver},
-    metrics::{CONNECTIONS, SESSIONS, link},
+    metrics::{CONNECTIONS, SESSIONS},
     session::Closed,
 };
 
@@ -142,6 +142,7 @@ impl Connection {
         quic: quinn::Connection,
         side: Side,
         limits: Limits,
+        meter: Meter,
         intake: Option<Arc<Intake>>,
         drain: watch::Receiver<bool>,
     ) -> Arc<Self> {
@@ -155,13 +156,13 @@ impl Connection {
             next_request: 0,
             goaway: None,
             peer_drains: false,
-            bidi: Grant::new(limits.streams, side.requests(&limits)),
-            uni: Grant::uni(limits.streams),
+            bidi: Grant::bidi(side, &limits),
+            uni: Grant::uni(&limits),
             window: SHARE,
             close_at: Some(Instant::now() + limits.header_timeout),
         };
         let this = Arc::new(Self {
-            meter: Meter::new(link::WEBTRANSPORT),
+            meter,
             quic,
             limits,
             side,
@@ -329,6 +330,8 @@ impl Connection {
 
     async fn serve(self: Arc<Self>, intake: Option<Arc<Intake>>, drain: watch::Receiver<bool>) {
         self.gauge(CONNECTIONS).increment(1.0);
+        // Apart from the rest, which would be looked at with every datagram. Ends with the connection.
+        tokio::spawn(self.clone().read_datagrams().in_current_span());
         let error = tokio::select! {
             error = self.quic.closed() => error,
             error = async {
@@ -337,7 +340,6 @@ impl Connection {
                     self.read_critical(),
                     self.accept_uni(),
                     self.accept_bi(intake),
-                    self.read_datagrams(),
                     self.close_when_unused(),
                     self.keep_fair(),
                 );
@@ -395,7 +397,7 @@ impl Connection {
         }
     }
 
-    async fn read_datagrams(&self) {
+    async fn read_datagrams(self: Arc<Self>) {
         let mut receiver = Receiver::new(self.quic.clone(), self.meter.clone());
         while let Ok(datagram) = receiver.recv().await {
             let Some((id, payload)) = wt_stream::parse_datagram(datagram) else {
