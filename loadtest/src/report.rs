@@ -192,4 +192,20 @@ mod tests {
             "scenario datagrams\n      unit        wavry\nsent  datagrams  100000\nrate  1/s         19877\nrtt   ms         0.1235"
         );
     }
+
+    #[test]
+    fn others_have_columns_of_their_own() {
+        let mut row = Row::compared("rate", "1/s", Better::More, 3.0, 2.0, 0.5);
+        row.others = BTreeMap::from([("other", 1.0)]);
+        let report = Report {
+            scenario: "servers",
+            results: vec![row, Row::plain("lost", "%", 0.0)],
+            failures: Vec::new(),
+        };
+        assert_eq!(
+            report.to_table(),
+            "scenario servers\n      unit  wavry  baseline  ratio  goal  other\nrate  1/s       3         2   1.50  0.50      1\nlost  %         0"
+        );
+        assert!(report.to_json().contains(r#""others":{"other":1.0}"#));
+    }
 }

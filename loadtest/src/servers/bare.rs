@@ -36,11 +36,8 @@ pub(super) async fn serve(socket: UdpSocket, mut tls: rustls::ServerConfig) -> i
     )?;
     while let Some(incoming) = endpoint.accept().await {
         tokio::spawn(async move {
-            // Its first words go with the handshake's. A connection that fails is the client's to
-            // report.
-            if let Ok(connecting) = incoming.accept()
-                && let Ok((connection, _)) = connecting.into_0rtt()
-            {
+            // A connection that fails is the client's to report.
+            if let Ok(connection) = incoming.await {
                 let _ = session(connection).await;
             }
         });

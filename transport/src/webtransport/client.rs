@@ -25,6 +25,8 @@ use super::{
     stream::varint,
 };
 use crate::{
+    datagram::Meter,
+    metrics::link,
     session::{Request, Response},
     socket,
 };
@@ -38,6 +40,7 @@ pub struct Client {
     endpoint: quinn::Endpoint,
     config: quinn::ClientConfig,
     limits: Limits,
+    meter: Meter,
 }
 
 /// Why a client has no session.
@@ -85,6 +88,7 @@ impl Client {
             endpoint,
             config,
             limits,
+            meter: Meter::new(link::WEBTRANSPORT),
         })
     }
 
@@ -105,8 +109,8 @@ impl Client {
             let quic = connecting.await?;
             // Only servers are told to drain.
             let (_, drain) = watch::channel(false);
-            let limits = self.limits.clone();
-            let connection = Connection::start(quic, Side::Client, limits, None, drain);
+            let (limits, meter) = (self.limits.clone(), self.meter.clone());
+            let connection = Connection::start(quic, Side::Client, limits, meter, None, drain);
             open(&connection, request).await.map_err(|failed| {
                 connection.quic.close(varint(failed.h3_code), b"");
                 failed.error

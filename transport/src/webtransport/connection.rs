@@ -24,17 +24,14 @@ use wavry_proto::{
     },
 };
 
-use self::{
-    control::{Critical, Expected},
-    sharing::Grant,
-};
+use self::{control::Critical, sharing::Grant};
 use super::{
     Limits, credit, milestone::Milestone, quic::Side, server::Intake, shared::Shared,
     stream::varint,
 };
 use crate::{
     datagram::{Meter, Receiver},
-    metrics::{CONNECTIONS, SESSIONS, link},
+    metrics::{CONNECTIONS, SESSIONS},
     session::Closed,
 };
 
@@ -145,10 +142,10 @@ impl Connection {
         quic: quinn::Connection,
         side: Side,
         limits: Limits,
+        meter: Meter,
         intake: Option<Arc<Intake>>,
         drain: watch::Receiver<bool>,
     ) -> Arc<Self> {
-        let (critical, expected) = Critical::new();
         let table = Table {
             sessions: HashMap::new(),
             gone: VecDeque::new(),
@@ -159,18 +156,18 @@ impl Connection {
             next_request: 0,
             goaway: None,
             peer_drains: false,
-            bidi: Grant::new(limits.streams, side.requests(&limits)),
-            uni: Grant::uni(limits.streams),
+            bidi: Grant::bidi(side, &limits),
+            uni: Grant::uni(&limits),
             window: SHARE,
             close_at: Some(Instant::now() + limits.header_timeout),
         };
         let this = Arc::new(Self {
-            meter: Meter::new(link::WEBTRANSPORT),
+            meter,
             quic,
             limits,
             side,
             agreed: OnceLock::new(),
-            critical,
+            critical: Critical::default(),
             table: Mutex::new(table),
             open_streams: Default::default(),
             added: Notify::new(),
@@ -182,7 +179,7 @@ impl Connection {
             id = this.quic.stable_id(),
             remote = %this.quic.remote_address()
         );
-        let serve = this.clone().serve(expected, intake, drain);
+        let serve = this.clone().serve(intake, drain);
         tokio::spawn(serve.instrument(span));
         this
     }
@@ -331,22 +328,18 @@ impl Connection {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn serve(
-        self: Arc<Self>,
-        expected: Expected,
-        intake: Option<Arc<Intake>>,
-        drain: watch::Receiver<bool>,
-    ) {
+    async fn serve(self: Arc<Self>, intake: Option<Arc<Intake>>, drain: watch::Receiver<bool>) {
         self.gauge(CONNECTIONS).increment(1.0);
+        // Apart from the rest, which would be looked at with every datagram. Ends with the connection.
+        tokio::spawn(self.clone().read_datagrams().in_current_span());
         let error = tokio::select! {
             error = self.quic.closed() => error,
             error = async {
                 tokio::join!(
                     self.run_control(drain),
-                    self.read_critical(expected),
+                    self.read_critical(),
                     self.accept_uni(),
                     self.accept_bi(intake),
-                    self.read_datagrams(),
                     self.close_when_unused(),
                     self.keep_fair(),
                 );
@@ -404,7 +397,7 @@ impl Connection {
         }
     }
 
-    async fn read_datagrams(&self) {
+    async fn read_datagrams(self: Arc<Self>) {
         let mut receiver = Receiver::new(self.quic.clone(), self.meter.clone());
         while let Ok(datagram) = receiver.recv().await {
             let Some((id, payload)) = wt_stream::parse_datagram(datagram) else {

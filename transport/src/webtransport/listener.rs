@@ -17,9 +17,12 @@ use super::{
     quic::Side,
     server::{Intake, Requested},
 };
-use crate::metrics::{
-    CONNECTIONS_REFUSED, HANDSHAKES, HANDSHAKES_FAILED, RETRIES, connection_refusal,
-    handshake_failure,
+use crate::{
+    datagram::Meter,
+    metrics::{
+        CONNECTIONS_REFUSED, HANDSHAKES, HANDSHAKES_FAILED, RETRIES, connection_refusal,
+        handshake_failure, link,
+    },
 };
 
 /// What the shards of a server share.
@@ -30,6 +33,7 @@ pub(super) struct Listener {
     pub(super) drain: watch::Receiver<bool>,
     pub(super) closed: CancellationToken,
     admission: Arc<Mutex<Admission>>,
+    meter: Meter,
 }
 
 impl Listener {
@@ -48,6 +52,7 @@ impl Listener {
             drain,
             closed,
             admission: Arc::new(Mutex::new(admission)),
+            meter: Meter::new(link::WEBTRANSPORT),
         }
     }
 
@@ -100,6 +105,7 @@ impl Listener {
     ) -> impl Future<Output = ()> + use<> {
         let (limits, drain) = (self.limits.clone(), self.drain.clone());
         let (requests, plain) = (self.requests.clone(), self.plain.clone());
+        let meter = self.meter.clone();
         async move {
             let deadline = Instant::now() + limits.header_timeout;
             let connected = match incoming.accept() {
@@ -115,7 +121,8 @@ impl Listener {
                         plain_slots: Semaphore::new(plain::PER_CONNECTION),
                         _permit: permit,
                     };
-                    Connection::start(quic, Side::Server, limits, Some(Arc::new(intake)), drain);
+                    let intake = Some(Arc::new(intake));
+                    Connection::start(quic, Side::Server, limits, meter, intake, drain);
                     return;
                 }
                 Ok(Err(error)) => {

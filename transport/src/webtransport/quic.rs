@@ -12,10 +12,11 @@ pub(super) const STREAM_WINDOW: u32 = 1024 * 1024;
 /// Unread bytes that all streams of a connection may hold while there is one session (see
 /// `connection::sharing`), and unacknowledged ones that may be sent.
 pub(super) const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
-/// Streams of each kind that a peer may have open at first. QUIC allocates for all that it grants,
-/// and most sessions never need more; whoever does is granted twice as many, up to
-/// [`Limits::streams`] for each session.
-pub(super) const FIRST_STREAMS: u64 = 16;
+/// Streams of each kind that a peer may have open at first. QUIC keeps a slot for each that it
+/// grants, and most sessions never need more; whoever does is granted twice as many, up to
+/// [`Limits::streams`] for each session. With 16 requests and our own control stream that is under
+/// the 28 sending halves at which QUIC's table of them doubles.
+pub(super) const FIRST_STREAMS: u64 = 10;
 /// Streams that HTTP/3 itself opens: control, QPACK encoder and decoder (RFC 9114, section 6.2).
 pub(super) const CONTROL_STREAMS: u64 = 3;
 

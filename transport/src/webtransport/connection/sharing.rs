@@ -15,7 +15,8 @@ use wavry_proto::{session::close_code, webtransport::flow::Kind};
 
 use super::{
     super::{
-        quic::{CONNECTION_WINDOW, CONTROL_STREAMS, FIRST_STREAMS, STREAM_WINDOW},
+        Limits,
+        quic::{CONNECTION_WINDOW, CONTROL_STREAMS, FIRST_STREAMS, STREAM_WINDOW, Side},
         shared::Shared,
     },
     Connection,
@@ -42,15 +43,20 @@ pub(super) struct Grant {
 }
 
 impl Grant {
-    pub(super) fn uni(max: u64) -> Self {
-        Self::new(max, CONTROL_STREAMS)
+    pub(super) fn uni(limits: &Limits) -> Self {
+        Self {
+            granted: FIRST_STREAMS.min(limits.streams),
+            max: limits.streams,
+            extra: CONTROL_STREAMS,
+            seen: 0,
+        }
     }
 
-    pub(super) fn new(max: u64, extra: u64) -> Self {
+    pub(super) fn bidi(side: Side, limits: &Limits) -> Self {
         Self {
-            granted: FIRST_STREAMS.min(max),
-            max,
-            extra,
+            granted: FIRST_STREAMS.min(limits.streams),
+            max: limits.streams,
+            extra: side.requests(limits),
             seen: 0,
         }
     }
@@ -128,39 +134,45 @@ impl Connection {
     /// they had more streams unread than their share has room for, and the peer had more to send
     /// than the connection's window lets it (DATA_BLOCKED).
     pub(super) async fn keep_fair(&self) {
-        let patience = self.limits.header_timeout;
         loop {
             self.is_shared().await;
-            let mut suspects = HashMap::new();
-            let mut blocked_before = self.blocked();
-            loop {
-                sleep(patience / 8).await;
-                let sessions: Vec<_> = self.lock().sessions.values().cloned().collect();
-                if sessions.len() < 2 {
-                    break;
-                }
-                let blocked = self.blocked();
-                suspects.retain(|id, _| sessions.iter().any(|session| session.id == *id));
-                for session in sessions {
-                    let read = session.reading.bytes();
-                    if session.reading.unread() <= SHARE_STREAMS {
-                        suspects.remove(&session.id);
-                        continue;
-                    }
-                    let now = || Suspect {
-                        since: Instant::now(),
-                        read,
-                        blocked: blocked_before,
-                    };
-                    let suspect = suspects.entry(session.id).or_insert_with(now);
-                    if suspect.read != read {
-                        *suspect = now();
-                    } else if blocked > suspect.blocked && suspect.since.elapsed() >= patience {
-                        give_up(&session);
-                    }
-                }
-                blocked_before = blocked;
+            // Apart: most connections are never shared.
+            Box::pin(self.watch_shares()).await;
+        }
+    }
+
+    /// Looks at the sessions until there is but one.
+    async fn watch_shares(&self) {
+        let patience = self.limits.header_timeout;
+        let mut suspects = HashMap::new();
+        let mut blocked_before = self.blocked();
+        loop {
+            sleep(patience / 8).await;
+            let sessions: Vec<_> = self.lock().sessions.values().cloned().collect();
+            if sessions.len() < 2 {
+                return;
             }
+            let blocked = self.blocked();
+            suspects.retain(|id, _| sessions.iter().any(|session| session.id == *id));
+            for session in sessions {
+                let read = session.reading.bytes();
+                if session.reading.unread() <= SHARE_STREAMS {
+                    suspects.remove(&session.id);
+                    continue;
+                }
+                let now = || Suspect {
+                    since: Instant::now(),
+                    read,
+                    blocked: blocked_before,
+                };
+                let suspect = suspects.entry(session.id).or_insert_with(now);
+                if suspect.read != read {
+                    *suspect = now();
+                } else if blocked > suspect.blocked && suspect.since.elapsed() >= patience {
+                    give_up(&session);
+                }
+            }
+            blocked_before = blocked;
         }
     }
 
