@@ -12,4 +12,10 @@ for peer in node_modules/@deno venv/bin/python pywebtransport/bin/python; do
     exit 1
   fi
 done
-cargo test --quiet --locked -p wavry-cli --test interop
+log="$(mktemp)"
+trap 'rm -f "$log"' EXIT
+if ! cargo test --quiet --locked -p wavry-cli --test interop >"$log" 2>&1; then
+  cat "$log" >&2
+  exit 1
+fi
+echo "docs/INTEROP.md is what every peer did"

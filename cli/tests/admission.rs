@@ -233,7 +233,8 @@ async fn a_session_outlives_its_token_with_a_newer_one() {
     let mint = |session: &str, ttl: &str| {
         let mut made = wavry(&["token", "session", "sample", "--subject", "alice"]);
         made.args(["--session", session, "--ttl", ttl])
-            .env("WAVRY_MASTER_KEY_FILE", dev.state.join("master/master.key"));
+            .env("WAVRY_MASTER_KEY_FILE", dev.state.join("master/master.key"))
+            .env("WAVRY_AUDIT_KEY_FILE", dev.state.join("master/audit.key"));
         String::from_utf8(output(made).stdout)
             .unwrap()
             .trim()

@@ -39,7 +39,7 @@ fn failed(step: &'static str, error: rustix::io::Errno) -> Error {
     }
 }
 
-/// Who runs this process, as the audit log names him.
+/// Who runs this process, as the audit log names them.
 pub fn user() -> String {
     format!("uid {}", rustix::process::getuid().as_raw())
 }

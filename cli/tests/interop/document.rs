@@ -79,10 +79,10 @@ pub(crate) fn problems(features: &[Feature], columns: &[Column]) -> Vec<String> 
                 let lacks =
                     exception.as_ref().is_some_and(|exception| exception.lacks) && run == "mesh";
                 if shown[line] != expected && !lacks {
-                    let (peer, title) = (column.peer.title(), feature.title);
+                    let (peer, title) = (column.peer, feature.title);
                     let (Shown { client, service }, seen) = (&expected, &shown[line]);
                     all.push(format!(
-                        "{peer}, {title}, {run}: the client should see {client} and the service \
+                        "{peer:?}, {title}, {run}: the client should see {client} and the service \
                          {service}; they saw {} and {}",
                         seen.client, seen.service
                     ));

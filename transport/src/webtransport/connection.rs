@@ -24,10 +24,7 @@ use wavry_proto::{
     },
 };
 
-use self::{
-    control::{Critical, Expected},
-    sharing::Grant,
-};
+use self::{control::Critical, sharing::Grant};
 use super::{
     Limits, credit, milestone::Milestone, quic::Side, server::Intake, shared::Shared,
     stream::varint,
@@ -149,7 +146,6 @@ impl Connection {
         intake: Option<Arc<Intake>>,
         drain: watch::Receiver<bool>,
     ) -> Arc<Self> {
-        let (critical, expected) = Critical::new();
         let table = Table {
             sessions: HashMap::new(),
             gone: VecDeque::new(),
@@ -171,7 +167,7 @@ impl Connection {
             limits,
             side,
             agreed: OnceLock::new(),
-            critical,
+            critical: Critical::default(),
             table: Mutex::new(table),
             open_streams: Default::default(),
             added: Notify::new(),
@@ -183,7 +179,7 @@ impl Connection {
             id = this.quic.stable_id(),
             remote = %this.quic.remote_address()
         );
-        let serve = this.clone().serve(expected, intake, drain);
+        let serve = this.clone().serve(intake, drain);
         tokio::spawn(serve.instrument(span));
         this
     }
@@ -332,12 +328,7 @@ impl Connection {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn serve(
-        self: Arc<Self>,
-        expected: Expected,
-        intake: Option<Arc<Intake>>,
-        drain: watch::Receiver<bool>,
-    ) {
+    async fn serve(self: Arc<Self>, intake: Option<Arc<Intake>>, drain: watch::Receiver<bool>) {
         self.gauge(CONNECTIONS).increment(1.0);
         // Apart from the rest, which would be looked at with every datagram. Ends with the connection.
         tokio::spawn(self.clone().read_datagrams().in_current_span());
@@ -346,7 +337,7 @@ impl Connection {
             error = async {
                 tokio::join!(
                     self.run_control(drain),
-                    self.read_critical(expected),
+                    self.read_critical(),
                     self.accept_uni(),
                     self.accept_bi(intake),
                     self.close_when_unused(),

@@ -1,9 +1,14 @@
 //! The streams that last as long as their connection: control and QPACK, both ways.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    future::poll_fn,
+    pin::pin,
+    sync::{Mutex, MutexGuard, PoisonError},
+    task::Poll,
+};
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, watch};
 use wavry_proto::{
     h3::{
         self, code,
@@ -20,30 +25,37 @@ use super::{
     Connection, Side,
 };
 
-/// A stream of the peer's, and what was read of it past its type.
-type Arrived = (quinn::RecvStream, Bytes);
-
-/// Where the peer's streams are waited for.
-pub(super) struct Expected {
-    control: oneshot::Receiver<Arrived>,
-    encoder: oneshot::Receiver<Arrived>,
-    decoder: oneshot::Receiver<Arrived>,
+/// The peer's streams that last: one of each kind, and no second one.
+#[derive(Default)]
+pub(super) struct Critical {
+    arrived: Mutex<[Slot; 3]>,
+    changed: Notify,
 }
 
-/// Where those who accept streams bring them: one of each kind, and no second one.
-pub(super) struct Critical(Mutex<[Option<oneshot::Sender<Arrived>>; 3]>);
+#[derive(Default)]
+enum Slot {
+    #[default]
+    Expected,
+    /// And what was read of it past its type.
+    Arrived(quinn::RecvStream, Bytes),
+    Taken,
+}
+
+/// A stream that is being read.
+struct Reading {
+    recv: quinn::RecvStream,
+    reader: Reader,
+}
+
+enum Reader {
+    Control(ControlDecoder),
+    Encoder(qpack::stream::EncoderStream),
+    Decoder(qpack::stream::DecoderStream),
+}
 
 impl Critical {
-    pub(super) fn new() -> (Self, Expected) {
-        let (control, encoder, decoder) =
-            (oneshot::channel(), oneshot::channel(), oneshot::channel());
-        let senders = [control.0, encoder.0, decoder.0].map(Some);
-        let expected = Expected {
-            control: control.1,
-            encoder: encoder.1,
-            decoder: decoder.1,
-        };
-        (Self(Mutex::new(senders)), expected)
+    fn slots(&self) -> MutexGuard<'_, [Slot; 3]> {
+        self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -93,103 +105,95 @@ impl Connection {
 
     /// Takes a stream of this type that the peer opened.
     pub(super) fn peer_opened(&self, kind: u64, recv: quinn::RecvStream, first: Bytes) {
-        let sender = {
-            let mut senders = self
-                .critical
-                .0
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            match kind {
-                h3::stream::CONTROL => senders[0].take(),
-                h3::stream::QPACK_ENCODER => senders[1].take(),
-                _ => senders[2].take(),
-            }
+        let slot = match kind {
+            h3::stream::CONTROL => 0,
+            h3::stream::QPACK_ENCODER => 1,
+            _ => 2,
         };
-        match sender {
-            // Fails only when the connection is over.
-            Some(sender) => drop(sender.send((recv, first))),
-            None => self.violation(
-                code::STREAM_CREATION_ERROR,
-                &"a second stream of a kind of which there is one",
-            ),
+        let slot = &mut self.critical.slots()[slot];
+        if !matches!(slot, Slot::Expected) {
+            let what = "a second stream of a kind of which there is one";
+            return self.violation(code::STREAM_CREATION_ERROR, &what);
         }
+        *slot = Slot::Arrived(recv, first);
+        self.critical.changed.notify_one();
     }
 
-    /// Reads the peer's streams. One task for all three, as they are idle nearly always.
-    pub(super) async fn read_critical(&self, expected: Expected) {
-        let control = async {
-            if let Ok((recv, first)) = expected.control.await {
-                self.read_control(recv, first).await;
-            }
-        };
-        let encoder = async {
-            if let Ok((recv, first)) = expected.encoder.await {
-                let mut stream = qpack::stream::EncoderStream;
-                self.read_qpack(recv, first, |bytes| stream.push(bytes))
-                    .await;
-            }
-        };
-        let decoder = async {
-            if let Ok((recv, first)) = expected.decoder.await {
-                let mut stream = qpack::stream::DecoderStream::default();
-                self.read_qpack(recv, first, |bytes| stream.push(bytes))
-                    .await;
-            }
-        };
-        tokio::join!(control, encoder, decoder);
-    }
-
-    async fn read_control(&self, mut recv: quinn::RecvStream, first: Bytes) {
-        let mut decoder = match self.side {
-            Side::Server => ControlDecoder::default(),
-            Side::Client => ControlDecoder::of_server(),
-        };
-        let mut chunk = first;
+    /// Reads the peer's streams. One future for all three, without one for each, as they are idle
+    /// nearly always and every connection has them.
+    pub(super) async fn read_critical(&self) {
+        let mut streams: [Option<Reading>; 3] = [None, None, None];
         loop {
-            decoder.push(&chunk);
-            loop {
-                match decoder.next() {
-                    Ok(None) => break,
-                    Ok(Some(Control::Settings(settings))) => self.peer_settings(&settings),
-                    Ok(Some(Control::GoAway(id))) => self.peer_drains(id),
-                    Err(error) => return self.violation(error.code(), &error),
+            self.take_arrived(&mut streams);
+            let read = poll_fn(|cx| {
+                for (at, stream) in streams.iter_mut().enumerate() {
+                    let Some(stream) = stream else { continue };
+                    let read = pin!(stream.recv.read_chunk(4096, true));
+                    if let Poll::Ready(read) = read.poll(cx) {
+                        return Poll::Ready((at, read));
+                    }
                 }
-            }
-            match self.more(&mut recv).await {
-                Some(next) => chunk = next,
-                None => return,
+                Poll::Pending
+            });
+            let (at, read) = tokio::select! {
+                () = self.critical.changed.notified() => continue,
+                read = read => read,
+            };
+            let bytes = match read {
+                Ok(Some(chunk)) => chunk.bytes,
+                Ok(None) | Err(quinn::ReadError::Reset(_)) => {
+                    let what = "a stream that the connection needs was closed";
+                    return self.violation(code::CLOSED_CRITICAL_STREAM, &what);
+                }
+                Err(_) => return,
+            };
+            if let Some(stream) = &mut streams[at] {
+                self.read_part(&mut stream.reader, &bytes);
             }
         }
     }
 
-    /// Reads a QPACK stream. Without a dynamic table there is hardly anything that it may say.
-    async fn read_qpack(
-        &self,
-        mut recv: quinn::RecvStream,
-        first: Bytes,
-        mut read: impl FnMut(&[u8]) -> Result<(), qpack::stream::Error>,
-    ) {
-        let mut chunk = first;
+    fn take_arrived(&self, streams: &mut [Option<Reading>; 3]) {
+        for (at, stream) in streams.iter_mut().enumerate() {
+            let slot = &mut self.critical.slots()[at];
+            if !matches!(slot, Slot::Arrived(..)) {
+                continue;
+            }
+            if let Slot::Arrived(recv, first) = std::mem::replace(slot, Slot::Taken) {
+                let mut reader = match (at, self.side) {
+                    (0, Side::Server) => Reader::Control(ControlDecoder::default()),
+                    (0, Side::Client) => Reader::Control(ControlDecoder::of_server()),
+                    (1, _) => Reader::Encoder(qpack::stream::EncoderStream),
+                    _ => Reader::Decoder(qpack::stream::DecoderStream::default()),
+                };
+                self.read_part(&mut reader, &first);
+                *stream = Some(Reading { recv, reader });
+            }
+        }
+    }
+
+    /// Reads a part of a stream. Without a dynamic table there is hardly anything that may be said
+    /// on those of QPACK.
+    fn read_part(&self, reader: &mut Reader, bytes: &[u8]) {
+        let judged = match reader {
+            Reader::Encoder(stream) => stream.push(bytes),
+            Reader::Decoder(stream) => stream.push(bytes),
+            Reader::Control(decoder) => return self.read_control(decoder, bytes),
+        };
+        if let Err(error) = judged {
+            self.violation(error.code(), &error);
+        }
+    }
+
+    fn read_control(&self, decoder: &mut ControlDecoder, bytes: &[u8]) {
+        decoder.push(bytes);
         loop {
-            if let Err(error) = read(&chunk) {
-                return self.violation(error.code(), &error);
+            match decoder.next() {
+                Ok(None) => return,
+                Ok(Some(Control::Settings(settings))) => self.peer_settings(&settings),
+                Ok(Some(Control::GoAway(id))) => self.peer_drains(id),
+                Err(error) => return self.violation(error.code(), &error),
             }
-            match self.more(&mut recv).await {
-                Some(next) => chunk = next,
-                None => return,
-            }
-        }
-    }
-
-    async fn more(&self, recv: &mut quinn::RecvStream) -> Option<Bytes> {
-        match recv.read_chunk(4096, true).await {
-            Ok(Some(chunk)) => Some(chunk.bytes),
-            Ok(None) | Err(quinn::ReadError::Reset(_)) => {
-                let what = "a stream that the connection needs was closed";
-                self.violation(code::CLOSED_CRITICAL_STREAM, &what);
-                None
-            }
-            Err(_) => None,
         }
     }
 
