@@ -144,6 +144,8 @@ const LOADTEST_HELP: &str = "\
   wavry loadtest echo --baseline                 # beside bare QUIC, in the same run
   wavry loadtest transfer --streams 200          # 1 GiB, every byte checked
   wavry loadtest datagrams --rate 20000 --json   # every loss accounted for
+  wavry loadtest idle --sessions 5000            # memory of each node for one session
+  wavry loadtest servers                         # the session layer alone, beside bare QUIC
 
 Without --url, a scenario starts a cluster of its own (`wavry dev`) on free ports and stops it when
 it is done. Progress goes to standard error. Exit code 1: something that was checked does not hold.";
