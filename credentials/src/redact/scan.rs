@@ -118,6 +118,8 @@ impl Scan<'_> {
         next += usize::from(closing.is_some());
         next += count(&bytes[next..], is_space);
         let separator = match *bytes.get(next)? {
+            // `wavry_credentials::source` names a module.
+            b':' if bytes.get(next + 1) == Some(&b':') => return None,
             separator @ (b'=' | b':') => separator,
             // `{ name: "cookie", value: "…" }`
             b',' if closing.is_some() => {

@@ -123,6 +123,7 @@ fn ordinary_text_is_left_alone() {
         "secret master_key: not a PASERK k4.secret key",
         "secret registration_token: malformed",
         "token: expected a PASETO v4.public token",
+        "INFO wavry_credentials::membership::work: registered node=relay-1 cluster=wavry",
         "WWW-Authenticate: Bearer realm=\"wavry\"",
         "the request needs a bearer token",
         "Bearer authentication is needed; basic authentication is not",
