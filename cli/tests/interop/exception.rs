@@ -166,11 +166,6 @@ fn page(echo: &str) -> Vec<Exception> {
 fn chromium() -> Vec<Exception> {
     let mut all = page("echo");
     all.push(Exception::as_usual(
-        "close by service",
-        "the page of a busy Chromium now and then sees \"Connection lost.\" in place of the code, as it is \
-         told of the close after the connection's end. The script tries three times at most.",
-    ));
-    all.push(Exception::as_usual(
         "stop by service",
         "a page is told of every stop, but of its code in most tries only: network process and \
          renderer race. The script tries until the code comes, 30 times at most.",

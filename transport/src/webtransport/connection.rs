@@ -48,8 +48,9 @@ const WAITING_STREAMS: usize = 32;
 const WAITING_DATAGRAMS: usize = 32;
 /// Sessions remembered after their end, so that what still arrives for them is refused at once.
 const REMEMBERED: usize = 64;
-/// How long a connection is kept after its last session was ended by the peer, who may want to
-/// close it or to open another.
+/// How long a connection is kept after its last session has ended. The peer may want to close it or to
+/// open another; and Chromium tells its page why a session ended only some time after it has read it,
+/// half a second on a busy machine, and not at all if the connection is closed until then.
 pub(super) const LINGER: Duration = Duration::from_secs(2);
 /// How long a connection is kept after a request was refused, as the client may ask again, for
 /// example with a token.

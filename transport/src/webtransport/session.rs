@@ -38,8 +38,6 @@ const RESET_WAIT: Duration = Duration::from_secs(1);
 /// How long, after that, the peer may take to end its side of the CONNECT stream, which shows that
 /// it has read the last word.
 const ANSWER_WAIT: Duration = Duration::from_millis(500);
-/// How long the connection stays open once the peer has read the last word.
-const SETTLE: Duration = Duration::from_millis(500);
 
 /// A WebTransport session over HTTP/3. Dropping it closes it with code 0.
 pub struct Session {
@@ -319,13 +317,7 @@ impl ConnectStream {
         }
         shared.release();
         shared.milestones.reach(Milestone::Farewell);
-        let linger = match shared.closed_now() {
-            // The peer has read why, but Chromium tells its page a little later, and not at all if
-            // the connection is closed until then.
-            Some(Closed::Here(_)) => SETTLE,
-            _ => LINGER,
-        };
-        shared.connection.forget(&shared, linger);
+        shared.connection.forget(&shared, LINGER);
     }
 
     /// Carries capsules both ways until the session is over.
