@@ -3,7 +3,7 @@
 //! An [`Event`] becomes a [`Line`] of JSON that holds its number, the hash of the line before and its
 //! own; [`Head::follow`] makes it. The newest line is sealed by a [`Checkpoint`], signed by the audit
 //! key, which is kept beside the lines: it shows when their end is cut off. [`verify`] reads a log and
-//! names the first line that is bad. All that is pure; [`file`] keeps a log in a file, and the master
+//! names the first line that is bad. All that is pure; [`mod@file`] keeps a log in a file, and the master
 //! keeps one in its database.
 //!
 //! Values of secrets are never in it. A secret's identifier is there as its HMAC under the audit key
