@@ -63,7 +63,7 @@ pub(crate) async fn follow(store: Store, file: PathBuf, news: Arc<Notify>) {
 }
 
 async fn catch_up(store: &Store, file: &Path) -> Result<(), Error> {
-    let start = on_disk(file, last_number).await?;
+    let (start, mut length) = on_disk(file, its_end).await?;
     let mut seen = start;
     loop {
         let (lines, seal) = store.audit_lines(seen).await?;
@@ -75,9 +75,9 @@ async fn catch_up(store: &Store, file: &Path) -> Result<(), Error> {
             };
         };
         seen = *newest;
-        on_disk(file, move |file| {
+        length = on_disk(file, move |file| {
             let text: String = lines.iter().map(|(_, line)| format!("{line}\n")).collect();
-            append(file, text.as_bytes())
+            append(file, length, text.as_bytes())
         })
         .await?;
     }
@@ -94,11 +94,11 @@ async fn on_disk<T: Send + 'static>(
         .map_err(io::Error::other)?
 }
 
-/// Number of the last line in the file; 0 if there is none. Half a line at the end, which a crash left,
-/// is cut off.
-fn last_number(file: &Path) -> io::Result<u64> {
+/// Number of the last line in the file, and the file's length in bytes; zeros if there is none. Half a
+/// line at the end, which a crash left, is cut off.
+fn its_end(file: &Path) -> io::Result<(u64, u64)> {
     let mut file = match OpenOptions::new().read(true).write(true).open(file) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((0, 0)),
         opened => opened?,
     };
     let start = file.seek(SeekFrom::End(0))?.saturating_sub(TAIL);
@@ -107,19 +107,26 @@ fn last_number(file: &Path) -> io::Result<u64> {
     (&file).take(TAIL).read_to_end(&mut tail)?;
     let whole = tail.iter().rposition(|byte| *byte == b'\n');
     let whole = whole.map_or(0, |newline| newline + 1);
-    file.set_len(start + whole as u64)?;
+    let length = start + whole as u64;
+    file.set_len(length)?;
     let text = tail[..whole.saturating_sub(1)].rsplit(|byte| *byte == b'\n');
     match text.map(String::from_utf8_lossy).next() {
         Some(text) if !text.is_empty() => Line::read(&text)
-            .map(|line| line.head.seq)
+            .map(|line| (line.head.seq, length))
             .map_err(|_| io::Error::other("its last line is not one of an audit log")),
-        _ => Ok(0),
+        _ => Ok((0, 0)),
     }
 }
 
-fn append(file: &Path, text: &[u8]) -> io::Result<()> {
+/// Adds to a file of `length` bytes, and gives its new length. Another length is another file, moved
+/// there meanwhile, whose end is to be looked at first.
+fn append(file: &Path, length: u64, text: &[u8]) -> io::Result<u64> {
     let mut options = OpenOptions::new();
     let mut file = options.append(true).create(true).mode(0o600).open(file)?;
+    if file.metadata()?.len() != length {
+        return Err(io::Error::other("another file has come in its place"));
+    }
     file.write_all(text)?;
-    file.sync_data()
+    file.sync_data()?;
+    Ok(length + text.len() as u64)
 }

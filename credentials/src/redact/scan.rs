@@ -172,10 +172,31 @@ impl Scan<'_> {
         (&rest[name..end] == b"value" && rest.get(colon) == Some(&b':')).then_some(at + colon)
     }
 
-    /// The strings in the list or object at `at`, but for the names in it.
+    /// The strings in the list or object at `at`, but for the names in it. Where some quotation marks
+    /// were encoded in one way and some in another, it cannot be told which belong together: both
+    /// readings count.
     fn strings_inside(&self, at: usize) -> Found {
-        let bytes = self.bytes;
         let mut spans = Vec::new();
+        let next = self.strings_until_closed(at, |_| false, &mut spans);
+        if self.bytes[at..next].contains(&INNER_QUOTE) {
+            self.strings_until_closed(at, |end| self.closes_an_element(end), &mut spans);
+        }
+        Found {
+            spans,
+            next,
+            needs_quotes: false,
+        }
+    }
+
+    /// Adds the strings up to the bracket that closes the one at `at`, and gives where that is. An
+    /// [`INNER_QUOTE`] ends a string that a quotation mark began if `ends` says so.
+    fn strings_until_closed(
+        &self,
+        at: usize,
+        ends: impl Fn(usize) -> bool,
+        spans: &mut Vec<Range<usize>>,
+    ) -> usize {
+        let bytes = self.bytes;
         let mut depth = 0_usize;
         let mut next = at;
         while next < bytes.len() {
@@ -188,9 +209,11 @@ impl Scan<'_> {
                 break;
             }
             match self.quoted(next).filter(|_| is_quote(bytes[next])) {
-                Some(span) => {
-                    next = span.end + 1;
-                    let after = next + count(&bytes[next.min(bytes.len())..], is_space);
+                Some(mut span) => {
+                    let inner = |end: &usize| bytes[*end] == INNER_QUOTE && ends(*end);
+                    span.end = span.clone().find(inner).unwrap_or(span.end);
+                    next = (span.end + 1).min(bytes.len());
+                    let after = next + count(&bytes[next..], is_space);
                     if bytes.get(after) != Some(&b':') {
                         spans.push(span);
                     }
@@ -198,10 +221,19 @@ impl Scan<'_> {
                 None => next += 1,
             }
         }
-        Found {
-            spans,
-            next,
-            needs_quotes: false,
+        next
+    }
+
+    /// Whether behind the quotation mark at `end` a list or object goes on, or ends.
+    fn closes_an_element(&self, end: usize) -> bool {
+        let rest = &self.bytes[end + 1..];
+        let rest = &rest[count(rest, is_space)..];
+        match rest {
+            [b']' | b'}' | b':', ..] => true,
+            [b',', rest @ ..] => rest
+                .get(count(rest, is_space))
+                .is_some_and(|byte| is_quote(*byte)),
+            _ => false,
         }
     }
 

@@ -94,6 +94,10 @@ fn secrets_are_known_by_their_name() {
             r#"{"unseal_keys":["[redacted]","[redacted]"],"n":["c"]}"#,
         ),
         (
+            r#"{%22unseal_keys\":[%22a\",%22b\"]}"#,
+            r#"{%22unseal_keys\":[%22[redacted]\"[redacted]"#,
+        ),
+        (
             r#"{"credentials":{"user":"a","deep":[{"x":"b"}]},"n":1}"#,
             r#"{"credentials":{"user":"[redacted]","deep":[{"x":"[redacted]"}]},"n":1}"#,
         ),

@@ -300,12 +300,13 @@ async fn the_audit_file_follows_the_database_and_catches_up_after_it_could_not_b
     register(master.address, "one").await;
     register(master.address, "two").await;
     caught_up(2).await;
-    // A directory in its place cannot be written.
-    let kept = world.path("kept");
+    // A directory in its place cannot be written. It is a link, so that the file can come back in one
+    // step.
+    let (kept, directory) = (world.path("kept"), world.path("directory"));
+    std::fs::create_dir(&directory).unwrap();
     std::fs::rename(&file, &kept).unwrap();
-    std::fs::create_dir(&file).unwrap();
+    std::os::unix::fs::symlink(&directory, &file).unwrap();
     register(master.address, "three").await;
-    std::fs::remove_dir(&file).unwrap();
     std::fs::rename(&kept, &file).unwrap();
     caught_up(3).await;
     master.stop().await;
