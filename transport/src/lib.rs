@@ -8,6 +8,7 @@
 //!
 //! Identities and certificates reach this crate as rustls configurations; it never sees a key.
 
+mod chunk;
 pub mod datagram;
 pub mod mesh;
 pub mod metrics;

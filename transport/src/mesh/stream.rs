@@ -8,6 +8,7 @@ use quinn::VarInt;
 use wavry_proto::mesh::header::{SessionId, reset_code, split_reset_code};
 
 use crate::{
+    chunk,
     mesh::core::{Core, Stop},
     session::{self, Closed, ReadError, WriteError},
 };
@@ -262,10 +263,10 @@ impl RecvStream {
         }
         match (self.state, &mut self.inner) {
             (State::Reset(code), _) => Err(ReadError::Reset(code)),
-            (State::Open, Some(inner)) => match inner.read_chunk(usize::MAX, true).await {
+            (State::Open, Some(inner)) => match chunk::read(inner).await {
                 Ok(Some(chunk)) => {
-                    self.consumed(&chunk.bytes);
-                    Ok(Some(chunk.bytes))
+                    self.consumed(&chunk);
+                    Ok(Some(chunk))
                 }
                 Ok(None) => {
                     self.ended(State::Finished);

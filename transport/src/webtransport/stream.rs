@@ -13,7 +13,10 @@ use super::{
     credit::Place,
     shared::{REASON_WAIT, Shared},
 };
-use crate::session::{self, Closed, ReadError, WriteError};
+use crate::{
+    chunk,
+    session::{self, Closed, ReadError, WriteError},
+};
 
 /// Longest chunk read at once, in bytes: what a QUIC stack hands over is rarely over a packet, and a
 /// mirror's writes should not be delayed by one large read.
@@ -410,13 +413,13 @@ impl session::RecvStream for RecvStream {
         };
         let read = tokio::select! {
             biased;
-            read = self.session.reading.wait(stream.read_chunk(MAX_CHUNK, true)) => Ok(read),
+            read = self.session.reading.wait(chunk::read(stream)) => Ok(read),
             closed = self.session.over() => Err(closed),
         };
         match read {
             Ok(Ok(Some(chunk))) => {
-                self.session.read(chunk.bytes.len());
-                Ok(Some(chunk.bytes))
+                self.session.read(chunk.len());
+                Ok(Some(chunk))
             }
             Ok(Ok(None)) => {
                 self.end(true);
