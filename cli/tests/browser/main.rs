@@ -46,7 +46,7 @@ fn visit(browser: &str) {
     );
     println!("{text}");
     let seen: Value = serde_json::from_str(&text).expect("one JSON object");
-    assert_eq!(seen["checks"]["own_origin_still_served"], false, "{seen}");
+    assert_eq!(seen["checks"]["own_origin_refused"], false, "{seen}");
 
     // The page sees one generic error whatever the reason; the gateway knows.
     for reason in ["unknown_service", "token_missing", "origin"] {

@@ -241,7 +241,7 @@ async function demo(browser, ready) {
   check("missing_token_refused", await step("tokenless", refused(page, tokenless, hashes)), true);
   const foreign = await foreignPage(browser);
   check("foreign_origin_refused", await step("foreign", refused(foreign, echo, hashes)), true);
-  check("own_origin_still_served", await step("own", refused(page, echo, hashes)), false);
+  check("own_origin_refused", await step("own", refused(page, echo, hashes)), false);
 }
 
 async function session(browser, spec) {

@@ -21,7 +21,7 @@ use wavry_proto::h3::{
 
 use super::{
     connection::{Connection, within},
-    server::{Intake, count, encode_headers},
+    server::{Intake, Unreadable, count, encode_headers},
     stream::{refuse, varint},
 };
 use crate::{metrics::outcome, session::Header};
@@ -208,26 +208,15 @@ pub(super) async fn serve(
         let response = Response::status(503).encode(&method);
         return answer(send, Some(recv), response, &connection).await;
     };
-    let read = read(&mut recv, &mut decoder, &head, &connection);
-    let content = match timeout_at(deadline, read).await {
-        Ok(Ok(content)) => content,
-        Ok(Err(Unreadable::TooLong)) => {
+    let read = timeout_at(deadline, read(&mut recv, &mut decoder, &head, &connection)).await;
+    let content = match read.unwrap_or(Err(Unreadable::TOO_LATE)) {
+        Ok(content) => content,
+        Err(Unreadable::TooLong) => {
             count(outcome::CONTENT_TOO_LONG);
             let response = Response::status(413).encode(&method);
             return answer(send, Some(recv), response, &connection).await;
         }
-        Ok(Err(Unreadable::Stream(h3_code))) => {
-            count(outcome::MALFORMED);
-            return refuse(Some(send), Some(recv), h3_code);
-        }
-        Ok(Err(Unreadable::Connection(h3_code, what))) => {
-            count(outcome::MALFORMED);
-            return connection.violation(h3_code, &what);
-        }
-        Err(_) => {
-            count(outcome::MALFORMED);
-            return refuse(Some(send), Some(recv), code::REQUEST_INCOMPLETE);
-        }
+        Err(unreadable) => return unreadable.refuse(send, recv, &connection),
     };
     let request = Request {
         method: head.method,
@@ -242,15 +231,6 @@ pub(super) async fn serve(
     drop(slot);
     count(outcome);
     answer(send, None, response.encode(&method), &connection).await;
-}
-
-/// Why there is no content.
-enum Unreadable {
-    TooLong,
-    /// The stream is refused with this code.
-    Stream(u64),
-    /// The connection is closed with this code.
-    Connection(u64, String),
 }
 
 impl From<content::Error> for Unreadable {
@@ -275,20 +255,16 @@ async fn read(
     let limits = &connection.limits;
     let mut content = Content::new(&head.headers, limits.max_content, limits.max_header_block)?;
     loop {
-        match decoder.next() {
-            Ok(Some(message)) => {
-                content.push(message)?;
-                continue;
-            }
-            Ok(None) => {}
-            Err(error) => return Err(Unreadable::Connection(error.code(), error.to_string())),
+        if let Some(message) = decoder.next()? {
+            content.push(message)?;
+            continue;
         }
         match recv.read_chunk(4096, true).await {
             Ok(Some(chunk)) => decoder.push(&chunk.bytes),
-            Ok(None) => match decoder.finish() {
-                Ok(()) => break,
-                Err(error) => return Err(Unreadable::Connection(error.code(), error.to_string())),
-            },
+            Ok(None) => {
+                decoder.finish()?;
+                break;
+            }
             Err(_) => return Err(Unreadable::Stream(code::REQUEST_CANCELLED)),
         }
     }

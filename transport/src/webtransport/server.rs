@@ -294,26 +294,15 @@ pub(super) async fn serve_request(
     quic_varint::put(&mut first, kind);
     decoder.push(&first);
     decoder.push(&rest);
-    let head = match timeout_at(deadline, read_request(&mut recv, &mut decoder, &connection)).await
-    {
-        Ok(Ok(head)) => head,
-        Ok(Err(Unreadable::TooLong)) => {
+    let read = timeout_at(deadline, read_request(&mut recv, &mut decoder, &connection)).await;
+    let head = match read.unwrap_or(Err(Unreadable::TOO_LATE)) {
+        Ok(head) => head,
+        Err(Unreadable::TooLong) => {
             count(outcome::OTHER);
             let head = encode_response(&Response::status(431), false);
             return answer(send, Some(recv), head, &connection).await;
         }
-        Ok(Err(Unreadable::Stream(h3_code))) => {
-            count(outcome::MALFORMED);
-            return refuse(Some(send), Some(recv), h3_code);
-        }
-        Ok(Err(Unreadable::Connection(h3_code, what))) => {
-            count(outcome::MALFORMED);
-            return connection.violation(h3_code, &what);
-        }
-        Err(_) => {
-            count(outcome::MALFORMED);
-            return refuse(Some(send), Some(recv), code::REQUEST_INCOMPLETE);
-        }
+        Err(unreadable) => return unreadable.refuse(send, recv, &connection),
     };
     if head.method != "CONNECT" {
         return plain::serve(connection, send, recv, decoder, head, deadline, intake).await;
@@ -382,14 +371,40 @@ pub(super) async fn serve_request(
     let _ = timeout_at(deadline, intake.requests.send(requested)).await;
 }
 
-/// Why there is no request.
-enum Unreadable {
-    /// Its head is longer than allowed.
+/// Why there is no request, or no content of one.
+pub(super) enum Unreadable {
+    /// It is longer than allowed.
     TooLong,
     /// The stream is refused with this code.
     Stream(u64),
     /// The connection is closed with this code.
     Connection(u64, String),
+}
+
+impl Unreadable {
+    /// It did not come within its deadline.
+    pub(super) const TOO_LATE: Self = Self::Stream(code::REQUEST_INCOMPLETE);
+
+    /// Refuses what is not to be answered.
+    pub(super) fn refuse(
+        self,
+        send: quinn::SendStream,
+        recv: quinn::RecvStream,
+        connection: &Connection,
+    ) {
+        count(outcome::MALFORMED);
+        match self {
+            Self::TooLong => refuse(Some(send), Some(recv), code::EXCESSIVE_LOAD),
+            Self::Stream(h3_code) => refuse(Some(send), Some(recv), h3_code),
+            Self::Connection(h3_code, what) => connection.violation(h3_code, &what),
+        }
+    }
+}
+
+impl From<frame::Error> for Unreadable {
+    fn from(error: frame::Error) -> Self {
+        Self::Connection(error.code(), error.to_string())
+    }
 }
 
 async fn read_request(
@@ -404,15 +419,13 @@ async fn read_request(
             // Content never comes before a field section.
             Ok(Some(Message::Data(_))) => continue,
             Ok(None) => {}
-            Err(error) => return Err(Unreadable::Connection(error.code(), error.to_string())),
+            Err(error) => return Err(error.into()),
         }
         match recv.read_chunk(4096, true).await {
             Ok(Some(chunk)) => decoder.push(&chunk.bytes),
             Ok(None) => {
-                return Err(match decoder.finish() {
-                    Ok(()) => Unreadable::Stream(code::REQUEST_INCOMPLETE),
-                    Err(error) => Unreadable::Connection(error.code(), error.to_string()),
-                });
+                decoder.finish()?;
+                return Err(Unreadable::Stream(code::REQUEST_INCOMPLETE));
             }
             Err(_) => return Err(Unreadable::Stream(code::REQUEST_CANCELLED)),
         }

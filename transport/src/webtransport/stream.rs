@@ -18,8 +18,7 @@ use crate::{
     session::{self, Closed, ReadError, WriteError},
 };
 
-/// Longest chunk read at once, in bytes: what a QUIC stack hands over is rarely over a packet, and a
-/// mirror's writes should not be delayed by one large read.
+/// Longest chunk read at once, in bytes, where it is not [joined](chunk::read) with others.
 pub(super) const MAX_CHUNK: usize = 64 * 1024;
 
 /// How long after a stream was opened it is not reset yet, at least and at most: two round trips in

@@ -46,6 +46,26 @@ async fn unidirectional_streams_carry_bytes_whoever_opens_them() {
 }
 
 #[tokio::test]
+async fn what_arrived_in_several_packets_is_read_as_one_chunk() {
+    let service = Service::start(Limits::default());
+    let (client, server) = soon(service.pair()).await;
+    let mut send = soon(client.open_uni()).await.unwrap();
+    let sent: Vec<u8> = (0..20_000_u32).map(|n| (n % 251) as u8).collect();
+    write_all(&mut send, &sent).await;
+    // Acknowledged to its end, all of it is there.
+    assert_eq!(soon(send.stopped()).await, None);
+    let mut recv = soon(server.accept_uni()).await.unwrap();
+    let (mut got, mut chunks) = (Vec::new(), 0);
+    while let Some(chunk) = soon(recv.read()).await.unwrap() {
+        got.extend_from_slice(&chunk);
+        chunks += 1;
+    }
+    assert!(got == sent);
+    // The first is what came with the header.
+    assert!(chunks <= 2, "{chunks} chunks");
+}
+
+#[tokio::test]
 async fn a_stream_without_a_byte_is_seen_by_the_peer() {
     let service = Service::start(Limits::default());
     let (client, server) = soon(service.pair()).await;
