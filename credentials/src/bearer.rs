@@ -1,8 +1,10 @@
 //! Bearer tokens as their holders present them: secrets, until they expire. One of the two places
 //! that see a secret's bytes; [`crate::key`] is the other.
 
+mod json;
+
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use wavry_proto::{
     control::Register,
     token::{Claims, MAX_TOKEN_LEN},
@@ -12,6 +14,8 @@ use crate::{
     secret::Secret,
     token::{KeySet, Rejected, Scope},
 };
+
+pub use json::{Document, Json, MAX_DEPTH, Misread, Plaintext};
 
 /// A token that proves who its holder is.
 pub struct Token(Secret<String>);
@@ -36,6 +40,11 @@ impl Token {
             return Err(Malformed);
         }
         Ok(Self::new(text.to_owned()))
+    }
+
+    /// Whether its text is this. Takes as long wherever they differ.
+    pub fn matches(&self, text: &str) -> bool {
+        self.0.matches(text.as_bytes())
     }
 
     /// Verifies it; see [`KeySet::verify`].
@@ -73,6 +82,13 @@ impl Token {
         let (payload, _signature) = body.split_last_chunk::<64>()?;
         let payload: Payload = serde_json::from_slice(payload).ok()?;
         Some(payload.jti)
+    }
+}
+
+/// A member of an object that is taken in with it.
+impl<'de> Deserialize<'de> for Token {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Self::new)
     }
 }
 
