@@ -9,7 +9,10 @@ use std::{borrow::Cow, collections::BTreeMap, net::SocketAddr, time::Duration};
 use axum::http::StatusCode;
 use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
-use wavry_credentials::bearer::{Document, Json, Misread, Token};
+use wavry_credentials::{
+    audit::Action,
+    bearer::{Document, Json, Misread, Token},
+};
 
 use super::{barrier::Change, path::Canonical};
 
@@ -70,24 +73,50 @@ pub struct Planned {
     pub change: Change,
     /// What is said then.
     pub outcome: Result<Answer, Refusal>,
+    /// What the audit line of the call says beside what the call tells.
+    pub noted: Noted,
 }
 
 impl Planned {
     /// An answer that changes nothing.
     pub fn answer(answer: Answer) -> Self {
-        Self {
-            change: Change::default(),
-            outcome: Ok(answer),
-        }
+        Self::of(Change::default(), Ok(answer))
     }
 
     /// A change, and nothing to tell.
     pub fn done(change: Change) -> Self {
+        Self::of(change, Ok(Answer::Done))
+    }
+
+    /// A change, and what is said when it is durable.
+    pub fn of(change: Change, outcome: Result<Answer, Refusal>) -> Self {
         Self {
             change,
-            outcome: Ok(Answer::Done),
+            outcome,
+            noted: Noted::default(),
         }
     }
+
+    /// With this in the audit line.
+    pub fn noting(self, noted: Noted) -> Self {
+        Self { noted, ..self }
+    }
+}
+
+/// What the audit line of a call is to say. What is left out follows from the call: the action from
+/// the operation, the subject from the path, the actor from the token.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Noted {
+    /// What was done.
+    pub action: Option<Action>,
+    /// To what.
+    pub subject: Option<String>,
+    /// By whom, where the call's token does not tell: who logged in.
+    pub actor: Option<String>,
+    /// The identifier of the secret that it is about, such as a token's accessor. Its HMAC is written.
+    pub secret: Option<String>,
+    /// Which version of the subject.
+    pub version: Option<u64>,
 }
 
 /// What is said.
