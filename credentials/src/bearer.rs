@@ -3,14 +3,20 @@
 
 mod json;
 
+use std::fmt;
+
+use aws_lc_rs::hmac;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use wavry_proto::{
     control::Register,
     token::{Claims, MAX_TOKEN_LEN},
 };
 
+use zeroize::Zeroizing;
+
 use crate::{
+    random,
     secret::Secret,
     token::{KeySet, Rejected, Scope},
 };
@@ -40,6 +46,24 @@ impl Token {
             return Err(Malformed);
         }
         Ok(Self::new(text.to_owned()))
+    }
+
+    /// A new one that nobody can guess: `prefix` and 256 random bits as base64url.
+    pub fn random(prefix: &str) -> Self {
+        let bytes = Zeroizing::new(random::bytes::<32>());
+        // Exactly the room that is needed, so that no growth leaves a copy behind.
+        let mut text = vec![0; prefix.len() + 43];
+        text[..prefix.len()].copy_from_slice(prefix.as_bytes());
+        URL_SAFE_NO_PAD
+            .encode_slice(*bytes, &mut text[prefix.len()..])
+            .expect("32 bytes are 43 characters");
+        Self::new(String::from_utf8(text).expect("base64url is ASCII"))
+    }
+
+    /// Whether it is longer than `length` bytes.
+    #[expect(clippy::disallowed_methods, reason = "only its length is seen")]
+    pub fn is_longer_than(&self, length: usize) -> bool {
+        self.0.expose().len() > length
     }
 
     /// Whether its text is this. Takes as long wherever they differ.
@@ -92,6 +116,66 @@ impl<'de> Deserialize<'de> for Token {
     }
 }
 
+/// A key under which a store knows tokens that it does not hold.
+pub struct Fingerprints(hmac::Key);
+
+/// What a store knows a token by: its HMAC-SHA-256.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Fingerprint([u8; 32]);
+
+impl Fingerprints {
+    /// A new key, to be kept as a secret.
+    pub fn generate() -> Secret<Vec<u8>> {
+        Secret::new(random::bytes::<32>().to_vec())
+    }
+
+    /// From the key.
+    #[expect(clippy::disallowed_methods, reason = "a key is used here")]
+    pub fn new(key: &Secret<Vec<u8>>) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, key.expose()))
+    }
+
+    /// What a token is known by, for `purpose`: a token of one kind is not known as one of another.
+    #[expect(clippy::disallowed_methods, reason = "a token is looked up here")]
+    pub fn of(&self, purpose: &str, token: &Token) -> Fingerprint {
+        self.of_name(purpose, token.0.expose())
+    }
+
+    /// What a name that is no secret is known by.
+    pub fn of_name(&self, purpose: &str, name: &str) -> Fingerprint {
+        let mut context = hmac::Context::with_key(&self.0);
+        context.update(purpose.as_bytes());
+        // It is in no purpose, so that purpose and name cannot trade bytes.
+        context.update(&[0]);
+        context.update(name.as_bytes());
+        let tag = context.sign();
+        Fingerprint(tag.as_ref().try_into().expect("SHA-256 gives 32 bytes"))
+    }
+}
+
+/// As hexadecimal.
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl Serialize for Fingerprint {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Fingerprint {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(text, &mut bytes)
+            .map_err(|_| D::Error::custom("not a fingerprint"))?;
+        Ok(Self(bytes))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,6 +196,32 @@ mod tests {
         for file in [&b""[..], b" \n", b"\xff", &[b'a'; MAX_TOKEN_LEN + 1]] {
             assert!(read(file).is_err());
         }
+    }
+
+    #[test]
+    fn random_tokens_differ_and_begin_with_what_tells_their_kind() {
+        let (one, other) = (Token::random("hvs."), Token::random("hvs."));
+        assert!(!one.is_longer_than(47) && one.is_longer_than(46));
+        let text = one.authorization();
+        assert!(text.starts_with("Bearer hvs."));
+        assert_ne!(text, other.authorization());
+    }
+
+    #[test]
+    fn a_fingerprint_depends_on_key_purpose_and_token() {
+        let key = Fingerprints::generate();
+        let (one, same) = (Fingerprints::new(&key), Fingerprints::new(&key));
+        let other = Fingerprints::new(&Fingerprints::generate());
+        let token = Token::new("t".to_owned());
+        let print = one.of("token", &token);
+        assert_eq!(print, same.of("token", &token));
+        assert_eq!(print, one.of_name("token", "t"));
+        assert_ne!(print, other.of("token", &token));
+        assert_ne!(print, one.of("secret-id", &token));
+        assert_ne!(print, one.of("token", &Token::new("u".to_owned())));
+        let text = serde_json::to_string(&print).unwrap();
+        assert_eq!(text, format!("\"{print}\""));
+        assert_eq!(serde_json::from_str::<Fingerprint>(&text).unwrap(), print);
     }
 
     #[test]

@@ -82,7 +82,10 @@ impl Json {
     }
 
     /// Whether it is an object.
-    #[expect(clippy::disallowed_methods, reason = "only its first character is seen")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "only its first character is seen"
+    )]
     pub fn is_object(&self) -> bool {
         self.0.expose().trim_ascii_start().first() == Some(&b'{')
     }
@@ -114,6 +117,12 @@ impl Json {
         }
         let tree = Tree(self.read()?);
         Ok(names(&tree.0, depth, 0))
+    }
+
+    /// What `look` says of an object's members; `None` of another value. What it saw is zeroed then.
+    pub fn inspect<T>(&self, look: impl FnOnce(&Map<String, Value>) -> T) -> Option<T> {
+        let tree = Tree(self.read().ok()?);
+        tree.0.as_object().map(look)
     }
 
     /// This value with `patch` merged into it (RFC 7396).
@@ -470,7 +479,11 @@ mod tests {
                 r#"{"a":{"b":"d","c":null}}"#,
                 r#"{"a":{"b":"d"}}"#,
             ),
-            (r#"{"a":"foo"}"#, r#"{"b":{"c":null}}"#, r#"{"a":"foo","b":{}}"#),
+            (
+                r#"{"a":"foo"}"#,
+                r#"{"b":{"c":null}}"#,
+                r#"{"a":"foo","b":{}}"#,
+            ),
             (r#"{"a":[1]}"#, r#"[2]"#, r#"[2]"#),
         ] {
             let merged = json(original).unwrap().merged(&json(patch).unwrap());

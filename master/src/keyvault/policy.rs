@@ -11,6 +11,8 @@
 mod acl;
 mod pattern;
 mod read;
+pub(super) mod routes;
+mod store;
 
 use std::{collections::BTreeMap, fmt};
 
@@ -20,6 +22,7 @@ use serde_json::Value;
 pub use acl::{Acl, Request};
 pub use pattern::Identity;
 pub use read::Malformed;
+pub use store::{Fixed, Policies};
 
 use pattern::Template;
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 use wavry_credentials::bearer::Json;
 
 use super::{
-    Capabilities, Capability, Grant, Policy,
+    Capability, Grant, Policy,
     pattern::{Identity, Pattern},
 };
 use crate::keyvault::{call::Operation, path::Canonical};

@@ -241,8 +241,8 @@ mod tests {
         assert_eq!(
             order,
             [
-                "secret/a/*", "secret/+/b", "secret/+/a", "secret/+/+/foo/bar", "secret/+/*",
-                "secret/+/+/foo/*", "secret/*", "*",
+                "secret/a/*", "secret/+/b", "secret/+/a", "secret/+/+/foo/bar", "secret/*",
+                "secret/+/*", "secret/+/+/foo/*", "*",
             ]
         );
     }

@@ -15,7 +15,7 @@ use serde::{
 use serde_json::Value;
 
 use super::{Capability, Grant, MAX_RULES, MAX_TEXT, Policy, Rule, pattern::Template};
-use crate::keyvault::parameter::Seconds;
+use crate::keyvault::ttl::Ttl;
 
 /// Where a policy is wrong, and how. Nothing of its text is in it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -218,8 +218,8 @@ impl Hcl<'_> {
 
     fn seconds(&self, value: &Expression) -> Result<u64, Malformed> {
         let span = match value {
-            Expression::String(text) => Seconds::parse(text),
-            Expression::Number(number) => number.as_u64().map(Seconds),
+            Expression::String(text) => Ttl::parse(text).ok(),
+            Expression::Number(number) => number.as_u64().map(Ttl),
             _ => None,
         };
         let wrong = || self.wrong(value.span(), "expected a time span like 5m");
@@ -319,8 +319,8 @@ impl<'de> DeserializeSeed<'de> for GrantReader {
             denied_parameters: BTreeMap<String, Vec<Value>>,
             #[serde(default)]
             required_parameters: Vec<String>,
-            min_wrapping_ttl: Option<Seconds>,
-            max_wrapping_ttl: Option<Seconds>,
+            min_wrapping_ttl: Option<Ttl>,
+            max_wrapping_ttl: Option<Ttl>,
             #[expect(dead_code, reason = "taken and not used")]
             comment: Option<String>,
         }
