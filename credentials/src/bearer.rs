@@ -21,7 +21,7 @@ use crate::{
     token::{KeySet, Rejected, Scope},
 };
 
-pub use json::{Document, Json, MAX_DEPTH, Misread, Plaintext};
+pub use json::{Document, Json, MAX_DEPTH, Members, Misread, Plaintext};
 
 /// A token that proves who its holder is.
 pub struct Token(Secret<String>);

@@ -120,6 +120,12 @@ impl KeyVault {
     }
 }
 
+/// What names something, and cannot be guessed (RFC 9562, version 4).
+fn random_id() -> String {
+    let id = uuid::Builder::from_random_bytes(wavry_credentials::random::bytes());
+    id.into_uuid().to_string()
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;

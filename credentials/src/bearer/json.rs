@@ -256,6 +256,17 @@ impl Document {
         Self(parts)
     }
 
+    /// The members of an object without secrets, to stand beside others.
+    pub fn public_members(&self) -> Option<Members> {
+        match &self.0[..] {
+            [Part::Plain(text)] => {
+                let text = text.strip_prefix(b"{")?.strip_suffix(b"}")?;
+                Some(Members(text.to_vec()))
+            }
+            _ => None,
+        }
+    }
+
     /// In one piece, to be stored.
     #[expect(clippy::disallowed_methods, reason = "a secret is put together here")]
     pub fn into_secret(mut self) -> Secret<Vec<u8>> {
@@ -294,6 +305,24 @@ impl Document {
             [Part::Plain(text)] => Bytes::copy_from_slice(text),
             _ => Bytes::from_owner(Handed(self.into_secret())),
         }
+    }
+}
+
+/// Members of an object, without secrets.
+pub struct Members(Vec<u8>);
+
+impl Members {
+    /// An object of these members and of `more`. Where both name one, `more` counts.
+    pub fn with<'a>(self, more: impl IntoIterator<Item = (&'a str, Document)>) -> Document {
+        let mut more: Vec<_> = more.into_iter().collect();
+        let Ok(own) = serde_json::from_slice::<Map<String, Value>>(
+            &[b"{", &self.0[..], b"}"].concat(),
+        ) else {
+            return Document::object(more);
+        };
+        let own = own.iter().filter(|(name, _)| more.iter().all(|(more, _)| more != name));
+        let own: Vec<_> = own.map(|(name, value)| (name.as_str(), Document::of(value))).collect();
+        Document::object(own.into_iter().chain(more.drain(..)))
     }
 }
 

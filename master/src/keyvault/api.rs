@@ -1,7 +1,6 @@
 //! HTTP: a request becomes a [`Call`], an [`Answer`] becomes what clients read. Which dialect a
 //! request is in, its path tells ([`rest`]); both are answered by [`KeyVault::handle`].
 
-mod flood;
 mod openapi;
 mod request;
 mod rest;
@@ -23,10 +22,10 @@ use wavry_credentials::bearer::Document;
 
 use super::{
     KeyVault,
-    call::{Answer, Auth, Call, Refusal, Wrapped},
+    call::{Answer, Auth, Refusal, Wrapped},
+    random_id,
 };
 use crate::{channel::Channel, metrics as names};
-use flood::Flood;
 
 pub use openapi::document as openapi;
 pub(super) use rest::Plain;
@@ -41,31 +40,23 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The header of an answer that has the request's id, as the audit log does.
 const REQUEST_ID: &str = "x-request-id";
 
-struct Api {
-    vault: KeyVault,
-    logins: Flood,
-}
 
 /// All routes of both dialects. A request must carry its connection's [`Channel`] as an extension.
 pub(crate) fn router(vault: KeyVault) -> Router {
-    let api = Arc::new(Api {
-        vault,
-        logins: Flood::default(),
-    });
-    Router::new().fallback(answer).with_state(api)
+    Router::new().fallback(answer).with_state(vault)
 }
 
 async fn answer(
-    State(api): State<Arc<Api>>,
+    State(vault): State<KeyVault>,
     Extension(channel): Extension<Arc<Channel>>,
     request: Request,
 ) -> Response {
-    let id = uuid::Uuid::new_v4().to_string();
+    let id = random_id();
     let started = Instant::now();
     let is_head = request.method() == http::Method::HEAD;
     let outcome = match request.uri().path() {
         "/v1/openapi.json" | "/openapi.json" if !is_head => Ok(openapi_answer()),
-        _ => try_answer(&api, &channel, request, &id).await,
+        _ => try_answer(&vault, &channel, request, &id).await,
     };
     let (word, mut response) = match outcome {
         Ok(response) => ("done", response),
@@ -85,31 +76,19 @@ async fn answer(
 }
 
 async fn try_answer(
-    api: &Api,
+    vault: &KeyVault,
     channel: &Channel,
     request: Request,
     id: &str,
 ) -> Result<Response, Refusal> {
     let call = request::read(request, channel, id).await?;
-    if is_login(&call) {
-        api.logins
-            .admit(channel.peer, Instant::now())
-            .map_err(Refusal::TooMany)?;
-    }
     let is_sys = call.path.as_str().starts_with("sys/");
-    let answer = api.vault.handle(call).await?;
+    let answer = vault.handle(call).await?;
     Ok(match answer {
         Answer::Done => StatusCode::NO_CONTENT.into_response(),
         Answer::Bare(status, document) => body(status, document),
         answer => body(StatusCode::OK, envelope(answer, id, is_sys)),
     })
-}
-
-/// Whether anybody could send it, and it costs more than a look.
-fn is_login(call: &Call) -> bool {
-    let path = call.path.as_str();
-    let is_auth = path.starts_with("auth/") && !path.starts_with("auth/token/");
-    path == "auth" || is_auth && path.split('/').any(|segment| segment == "login")
 }
 
 /// An answer in the envelope of Vault's clients. Below `sys/`, members of `data` stand beside it too:

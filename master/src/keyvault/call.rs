@@ -14,7 +14,10 @@ use wavry_credentials::{
     bearer::{Document, Json, Misread, Token},
 };
 
-use super::{barrier::Change, path::Canonical};
+use super::{
+    barrier::{self, Change},
+    path::Canonical,
+};
 
 /// What is done to a path. Policies grant these; the words are Vault's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -135,6 +138,13 @@ pub enum Answer {
     Wrapped(Wrapped),
 }
 
+impl Answer {
+    /// Member `data` of Vault's envelope, of what holds no secret.
+    pub fn data(data: &impl serde::Serialize) -> Self {
+        Self::Data(Document::of(data))
+    }
+}
+
 /// A token for its holder, and what it is good for.
 pub struct Auth {
     /// It.
@@ -189,6 +199,12 @@ pub enum Refusal {
     /// The path does not take the operation.
     #[error("unsupported operation")]
     Unsupported,
+    /// The body is longer than [`super::api::MAX_BODY`].
+    #[error("the body is longer than 1 MiB")]
+    TooLarge,
+    /// The request did not arrive in time.
+    #[error("the request took too long")]
+    TooSlow,
     /// Too many of these.
     #[error("too many requests; try again in {} seconds", .0.as_secs())]
     TooMany(Duration),
@@ -225,6 +241,8 @@ impl Refusal {
             Self::Denied => (StatusCode::FORBIDDEN, "denied"),
             Self::Absent | Self::Gone(_) => (StatusCode::NOT_FOUND, "absent"),
             Self::Unsupported => (StatusCode::METHOD_NOT_ALLOWED, "unsupported"),
+            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
+            Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "too-slow"),
             Self::TooMany(_) => (StatusCode::TOO_MANY_REQUESTS, "too-many"),
             Self::Sealed => (StatusCode::SERVICE_UNAVAILABLE, "sealed"),
             Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
@@ -236,5 +254,23 @@ impl Refusal {
 impl From<Misread> for Refusal {
     fn from(error: Misread) -> Self {
         Self::invalid(format!("body: {error}"))
+    }
+}
+
+/// Of a store that cannot be read or written now, and of one that is not what was written.
+impl From<barrier::Error> for Refusal {
+    fn from(error: barrier::Error) -> Self {
+        use barrier::Error;
+        match error {
+            Error::Sealed | Error::Closed => Self::Sealed,
+            Error::Busy | Error::TooSlow | Error::Store(_) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "not on record, so not answered");
+                Self::Unavailable
+            }
+            _ => {
+                tracing::error!(error = &error as &dyn std::error::Error, "the KeyVault failed");
+                Self::Internal("internal error: the log says which entry")
+            }
+        }
     }
 }

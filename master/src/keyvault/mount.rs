@@ -10,6 +10,7 @@ use super::{
     barrier::{Barrier, Change, Revision},
     call::Refusal,
     path::Canonical,
+    random_id,
     ttl::Ttl,
 };
 
@@ -132,7 +133,7 @@ impl Mount {
     /// A new one.
     pub fn new(path: &str, kind: Kind) -> Self {
         Self {
-            id: uuid::Uuid::new_v4().to_string(),
+            id: random_id(),
             path: format!("{}/", path.trim_matches('/')),
             kind,
             description: String::new(),

@@ -19,7 +19,8 @@ use super::{
     api::envelope,
     barrier::{Change, CommitError, Error, Revision},
     call::{Answer, Call, Noted, Planned, Refusal, Wrapped},
-    token::Tokens,
+    random_id,
+    token::{self, Tokens},
     ttl::Ttl,
 };
 use crate::metrics as names;
@@ -88,7 +89,7 @@ async fn keep(
     let fingerprint = tokens.fingerprints().await?.of("wrap", &token);
     let now = tokens.now();
     let record = Record {
-        accessor: uuid::Uuid::new_v4().simple().to_string(),
+        accessor: random_id(),
         creation_path: creation_path.to_owned(),
         created: now,
         expires: now + ttl.as_secs(),
@@ -182,7 +183,7 @@ async fn find(tokens: &Tokens, call: &Call) -> Result<Result<Found, Planned>, Re
     let token = named.token.as_ref().or(call.token.as_ref());
     let token = token.ok_or_else(|| Refusal::invalid("no wrapping token"))?;
     let refused = Refusal::invalid("wrapping token is not valid or does not exist");
-    if token.is_longer_than(super::token::MAX_LEN) {
+    if token.is_longer_than(token::MAX_LEN) {
         return Err(refused);
     }
     let fingerprint = tokens.fingerprints().await?.of("wrap", token);

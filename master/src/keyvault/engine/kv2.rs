@@ -24,8 +24,8 @@ pub(super) async fn handle(at: At<'_>, call: &Call) -> Result<Planned, Refusal> 
     use Operation::{Create, Delete, List, Patch, Read, Update};
     let (room, path) = at.rest.split_once('/').unwrap_or((at.rest, ""));
     match (room, call.operation) {
-        (CONFIG, Read) if path.is_empty() => read_config(at).await,
-        (CONFIG, Create | Update) if path.is_empty() => write_config(at, call).await,
+        ("config", Read) if path.is_empty() => read_config(at).await,
+        ("config", Create | Update) if path.is_empty() => write_config(at, call).await,
         ("data", Read) => read(at, name(path)?, call).await,
         ("data", Create | Update) => write(at, name(path)?, call).await,
         ("data", Patch) => patch(at, name(path)?, call).await,
@@ -39,7 +39,7 @@ pub(super) async fn handle(at: At<'_>, call: &Call) -> Result<Planned, Refusal> 
         ("delete" | "undelete" | "destroy", Create | Update) => {
             change_versions(at, name(path)?, call, room).await
         }
-        (CONFIG | "data" | "subkeys" | "metadata" | "delete" | "undelete" | "destroy", _) => {
+        ("config" | "data" | "subkeys" | "metadata" | "delete" | "undelete" | "destroy", _) => {
             Err(Refusal::Unsupported)
         }
         _ => Err(Refusal::Absent),
