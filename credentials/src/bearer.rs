@@ -2,8 +2,9 @@
 //! that see a secret's bytes; [`crate::key`] is the other.
 
 mod json;
+pub mod jwt;
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use aws_lc_rs::hmac;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -58,6 +59,12 @@ impl Token {
             .encode_slice(*bytes, &mut text[prefix.len()..])
             .expect("32 bytes are 43 characters");
         Self::new(String::from_utf8(text).expect("base64url is ASCII"))
+    }
+
+    /// Another copy, for an answer to its holder.
+    #[expect(clippy::disallowed_methods, reason = "a token is copied here")]
+    pub fn copied(&self) -> Self {
+        Self::new(self.0.expose().to_owned())
     }
 
     /// Whether it is longer than `length` bytes.
@@ -150,6 +157,20 @@ impl Fingerprints {
         context.update(name.as_bytes());
         let tag = context.sign();
         Fingerprint(tag.as_ref().try_into().expect("SHA-256 gives 32 bytes"))
+    }
+}
+
+/// Not the hexadecimal of a fingerprint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a fingerprint")]
+pub struct NotAFingerprint;
+
+impl FromStr for Fingerprint {
+    type Err = NotAFingerprint;
+    fn from_str(text: &str) -> Result<Self, NotAFingerprint> {
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(text, &mut bytes).map_err(|_| NotAFingerprint)?;
+        Ok(Self(bytes))
     }
 }
 

@@ -11,16 +11,20 @@
 //! * [`seal`]: where the master key comes from.
 //! * [`store`]: what is kept, in SQLite or PostgreSQL.
 
+pub mod authorize;
 pub mod barrier;
 pub mod call;
+pub mod clock;
 mod engine;
 mod keyring;
+pub mod login;
 pub mod mount;
 pub mod path;
 pub mod policy;
 mod parameter;
 pub mod seal;
 pub mod store;
+pub mod token;
 pub mod ttl;
 
 use std::sync::Arc;

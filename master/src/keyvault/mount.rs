@@ -154,6 +154,13 @@ impl Mount {
         format!("{room}{}", self.path)
     }
 
+    /// The name that policies have for the units that log in there.
+    pub fn accessor(&self) -> String {
+        let id = self.id.get(..8).unwrap_or(&self.id);
+        let room = if self.kind.is_auth() { "auth_" } else { "" };
+        format!("{room}{}_{id}", self.kind.name())
+    }
+
     /// As `sys/mounts` and `sys/auth` show it.
     pub fn shown(&self) -> Value {
         let options = match self.kind {
@@ -164,7 +171,7 @@ impl Mount {
         json!({
             "type": self.kind.name(),
             "description": self.description,
-            "accessor": format!("{}_{}", self.kind.name(), &self.id[..8]),
+            "accessor": self.accessor(),
             "uuid": self.id,
             "options": options,
             "config": self.tuning(),

@@ -96,6 +96,28 @@ impl Terms {
         Ok(())
     }
 
+    /// Where tokens may be used from.
+    pub(super) fn networks(&self) -> &[IpNet] {
+        &self.bound_cidrs
+    }
+
+    pub(super) fn has_networks(&self) -> bool {
+        !self.bound_cidrs.is_empty()
+    }
+
+    /// Forgets one setting, by the name of its parameter.
+    pub(super) fn reset(&mut self, parameter: &str) {
+        match parameter {
+            "token_policies" => self.policies.clear(),
+            "token_bound_cidrs" => self.bound_cidrs.clear(),
+            "token_period" => self.period = 0,
+            "token_num_uses" => self.num_uses = 0,
+            "token_ttl" => self.ttl = 0,
+            "token_max_ttl" => self.max_ttl = 0,
+            _ => (),
+        }
+    }
+
     /// As a role's answer shows it.
     pub(super) fn show(&self, role: &mut Map<String, Value>) {
         let token_type = match self.token_type.as_str() {
