@@ -25,7 +25,7 @@ use crate::{
 pub use json::{Document, Json, MAX_DEPTH, Members, Misread, Plaintext};
 
 /// A token that proves who its holder is.
-pub struct Token(Secret<String>);
+pub struct Token(pub(crate) Secret<String>);
 
 /// A file that does not hold a token: not text, empty, or longer than any token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -1,6 +1,6 @@
 //! Names of the master's metrics.
 
-use metrics::{Unit, describe_counter, describe_gauge};
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
 pub(crate) const REQUESTS: &str = "wavry_master_requests_total";
 pub(crate) const REGISTRATIONS: &str = "wavry_master_registrations_total";
@@ -13,6 +13,13 @@ pub(crate) const AUDIT_LINES: &str = "wavry_master_audit_lines_total";
 pub(crate) const AUDIT_UNWRITTEN: &str = "wavry_master_audit_unwritten_total";
 
 pub(crate) const AUDIT_FILE_FAILURES: &str = "wavry_master_audit_file_failures_total";
+
+pub(crate) const KEYVAULT_REQUESTS: &str = "wavry_keyvault_requests_total";
+pub(crate) const KEYVAULT_REQUEST_SECONDS: &str = "wavry_keyvault_request_seconds";
+pub(crate) const KEYVAULT_CONNECTIONS: &str = "wavry_keyvault_connections";
+pub(crate) const KEYVAULT_HANDSHAKES_FAILED: &str = "wavry_keyvault_handshakes_failed_total";
+pub(crate) const KEYVAULT_UNSEALED: &str = "wavry_keyvault_unsealed";
+pub(crate) const KEYVAULT_UNWRAPS: &str = "wavry_keyvault_unwraps_total";
 
 /// Describes each metric with its unit, those of the credentials too.
 pub fn describe() {
@@ -50,4 +57,39 @@ pub fn describe() {
     );
     describe_gauge!(ROSTER_EPOCH, Unit::Count, "Epoch of the roster served");
     describe_gauge!(NODES, Unit::Count, "Registered nodes, by role");
+    describe_keyvault();
+}
+
+/// Describes the metrics of a KeyVault.
+pub fn describe_keyvault() {
+    describe_counter!(
+        KEYVAULT_REQUESTS,
+        Unit::Count,
+        "Requests answered by the KeyVault, by outcome: done, or the word of the refusal"
+    );
+    describe_histogram!(
+        KEYVAULT_REQUEST_SECONDS,
+        Unit::Seconds,
+        "From the head of a request to the KeyVault to its answer, audit line included"
+    );
+    describe_gauge!(
+        KEYVAULT_CONNECTIONS,
+        Unit::Count,
+        "Open TLS connections of a KeyVault that runs alone"
+    );
+    describe_counter!(
+        KEYVAULT_HANDSHAKES_FAILED,
+        Unit::Count,
+        "Connections to a KeyVault that runs alone that ended before a request could be read, by reason: timeout, tls"
+    );
+    describe_gauge!(
+        KEYVAULT_UNSEALED,
+        Unit::Count,
+        "1 while the KeyVault is unsealed, else 0"
+    );
+    describe_counter!(
+        KEYVAULT_UNWRAPS,
+        Unit::Count,
+        "Wrapping tokens brought, by outcome: done, used (an alarm: somebody else has what was in it), unknown"
+    );
 }

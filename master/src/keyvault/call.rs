@@ -86,6 +86,11 @@ impl Planned {
         Self::of(Change::default(), Ok(answer))
     }
 
+    /// A refusal that changes nothing.
+    pub fn refused(refusal: Refusal) -> Self {
+        Self::of(Change::default(), Err(refusal))
+    }
+
     /// A change, and nothing to tell.
     pub fn done(change: Change) -> Self {
         Self::of(change, Ok(Answer::Done))

@@ -1,7 +1,7 @@
 //! Secret engines: what answers below a mount. Each reads, and plans.
 
 mod kv1;
-mod kv2;
+pub(super) mod kv2;
 mod transit;
 
 use time::OffsetDateTime;
@@ -21,6 +21,8 @@ pub(super) struct At<'a> {
     /// The path below the mount.
     pub(super) rest: &'a str,
     pub(super) now: OffsetDateTime,
+    /// Asked in the two-endpoint dialect: a secret goes without its version.
+    pub(super) is_plain: bool,
 }
 
 impl At<'_> {

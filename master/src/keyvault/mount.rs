@@ -1,13 +1,11 @@
 //! What is mounted where. A mount has a random id, and everything it keeps lies under that id, so
 //! that what is mounted later at the same path never shows what was there before.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    barrier::{Barrier, Change, Revision},
+    barrier::{Barrier, Change, CommitError, Error, Revision},
     call::Refusal,
     path::Canonical,
     random_id,
@@ -65,9 +63,9 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The engine that a client asks for by `name`.
-    pub fn engine(name: &str, options: &BTreeMap<String, String>) -> Option<Self> {
-        match (name, options.get("version").map(String::as_str)) {
+    /// The engine that a client asks for by `name` and the option `version`.
+    pub fn engine(name: &str, version: Option<&str>) -> Option<Self> {
+        match (name, version) {
             ("kv", None | Some("1")) | ("generic", _) => Some(Self::Kv1),
             ("kv", Some("2")) | ("kv-v2", _) => Some(Self::Kv2),
             ("transit", _) => Some(Self::Transit),
@@ -324,6 +322,55 @@ impl Table {
         }
         Ok(())
     }
+}
+
+/// Entries destroyed in one change by [`sweep`].
+const SWEPT_AT_ONCE: usize = 256;
+
+/// Destroys what mounts kept that are no more.
+pub(super) async fn sweep(barrier: &Barrier) -> Result<(), Error> {
+    for room in ["logical/", "auth/"] {
+        // Before the table: whatever is there and not in the table was unmounted.
+        let kept = barrier.list(room, None, usize::MAX).await?;
+        let table = barrier.read_record::<Table>(TABLE).await?;
+        let Some((_, table)) = table else {
+            return Ok(());
+        };
+        for id in kept {
+            let is_mounted = table.mounts.iter().any(|m| id.strip_suffix('/') == Some(&m.id));
+            if !is_mounted {
+                destroy_below(barrier, format!("{room}{id}")).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Destroys all entries below a prefix.
+async fn destroy_below(barrier: &Barrier, prefix: String) -> Result<(), Error> {
+    let mut folders = vec![prefix];
+    while let Some(folder) = folders.pop() {
+        let names = barrier.list(&folder, None, SWEPT_AT_ONCE).await?;
+        if names.is_empty() {
+            continue;
+        }
+        let (below, entries): (Vec<_>, Vec<_>) =
+            names.into_iter().partition(|name| name.ends_with('/'));
+        let mut change = Change::default();
+        for name in entries {
+            change.delete(format!("{folder}{name}"));
+        }
+        match barrier.commit(change).await {
+            Ok(()) | Err(CommitError::Conflict) => (),
+            Err(CommitError::Failed(error)) => return Err(error),
+        }
+        let below = below.into_iter().map(|name| format!("{folder}{name}"));
+        let below: Vec<_> = below.collect();
+        // Again, for what did not fit; it is empty when all below it is.
+        folders.push(folder);
+        folders.extend(below);
+    }
+    Ok(())
 }
 
 /// What is left of `path` below `mount`, which ends in `/`.

@@ -137,7 +137,7 @@ pub(super) async fn unwrap(tokens: &Tokens, call: &Call) -> Result<Planned, Refu
     };
     let value = value_of(tokens, &found).await?;
     let (change, noted) = used(&found, Action::Read);
-    metrics::counter!(names::UNWRAPS, "outcome" => "done").increment(1);
+    metrics::counter!(names::KEYVAULT_UNWRAPS, "outcome" => "done").increment(1);
     let answer = Answer::Bare(http::StatusCode::OK, value.into());
     Ok(Planned::of(change, Ok(answer)).noting(noted))
 }
@@ -191,12 +191,12 @@ async fn find(tokens: &Tokens, call: &Call) -> Result<Result<Found, Planned>, Re
     let (revision, record) = match read.await? {
         Some((revision, record)) if record.expires > tokens.now() => (revision, record),
         _ => {
-            metrics::counter!(names::UNWRAPS, "outcome" => "unknown").increment(1);
+            metrics::counter!(names::KEYVAULT_UNWRAPS, "outcome" => "unknown").increment(1);
             return Err(refused);
         }
     };
     if record.used {
-        metrics::counter!(names::UNWRAPS, "outcome" => "used").increment(1);
+        metrics::counter!(names::KEYVAULT_UNWRAPS, "outcome" => "used").increment(1);
         tracing::warn!(
             accessor = record.accessor,
             creation_path = record.creation_path,
@@ -221,8 +221,8 @@ async fn find(tokens: &Tokens, call: &Call) -> Result<Result<Found, Planned>, Re
 async fn value_of(tokens: &Tokens, found: &Found) -> Result<Json, Refusal> {
     let path = format!("{VALUES}{}", found.fingerprint);
     let entry = tokens.barrier().read(&path).await?;
-    // Gone between the two reads: the commit will be a conflict, or the record says so next time.
-    let entry = entry.ok_or(Refusal::Conflict)?;
+    // Gone between the two reads: who asks again is told that somebody has it.
+    let entry = entry.ok_or(Refusal::Unavailable)?;
     Ok(Json::stored(entry.value))
 }
 

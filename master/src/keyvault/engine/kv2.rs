@@ -39,12 +39,19 @@ pub(super) async fn handle(at: At<'_>, call: &Call) -> Result<Planned, Refusal> 
         ("delete" | "undelete" | "destroy", Create | Update) => {
             change_versions(at, name(path)?, call, room).await
         }
-        ("config" | "data" | "subkeys" | "metadata" | "delete" | "undelete" | "destroy", _) => {
-            Err(Refusal::Unsupported)
-        }
+        (room, _) if has_room(room) => Err(Refusal::Unsupported),
         _ => Err(Refusal::Absent),
     }
 }
+
+/// Whether a path that begins with this is one of the engine's.
+pub(in crate::keyvault) fn has_room(name: &str) -> bool {
+    ROOMS.contains(&name)
+}
+
+const ROOMS: [&str; 7] = [
+    "config", "data", "delete", "destroy", "metadata", "subkeys", "undelete",
+];
 
 pub(super) async fn exists(at: At<'_>) -> Result<bool, Refusal> {
     match at.rest.split_once('/') {
@@ -98,12 +105,18 @@ async fn read(at: At<'_>, path: &str, call: &Call) -> Result<Planned, Refusal> {
     let found = at.secret(path).await?.ok_or(Refusal::Absent)?;
     let (number, version) = asked_for(&found.metadata, call)?;
     let metadata = Document::of(&found.metadata.shown_version(number, version));
+    if version.is_gone(at.now) && at.is_plain {
+        return Err(Refusal::Absent);
+    }
     if version.is_gone(at.now) {
         let data = Document::object([("data", Document::of(&())), ("metadata", metadata)]);
         return Err(Refusal::Gone(data));
     }
-    let data = at.version(path, number).await?;
-    let data = Document::object([("data", data.into()), ("metadata", metadata)]);
+    let data = at.version(path, number).await?.into();
+    let data = match at.is_plain {
+        true => data,
+        false => Document::object([("data", data), ("metadata", metadata)]),
+    };
     Ok(Planned::answer(Answer::Data(data)).noting(of_version(number)))
 }
 
@@ -155,7 +168,13 @@ struct WriteOptions {
 }
 
 async fn write(at: At<'_>, path: &str, call: &Call) -> Result<Planned, Refusal> {
-    let body: Write = call.body()?;
+    let body = match at.is_plain {
+        true => Write {
+            data: call.body()?,
+            options: None,
+        },
+        false => call.body()?,
+    };
     let data = body.data.ok_or_else(|| Refusal::invalid("no data provided"))?;
     if !(data.is_object() || data.is_null()) {
         return Err(Refusal::invalid("data: a secret is an object"));

@@ -22,7 +22,7 @@ const PAGE: i64 = 1000;
 /// How the database is reached. Its password is not part of it.
 #[derive(Debug, Clone)]
 pub struct Server {
-    options: PgConnectOptions,
+    options: Box<PgConnectOptions>,
 }
 
 /// What is no URL of a PostgreSQL database, or holds a password.
@@ -48,8 +48,10 @@ impl std::str::FromStr for Server {
         if user.is_some_and(|user| user.contains(':')) || rest.contains("password=") {
             return Err(UnusableUrl::Password);
         }
-        let options = text.parse().map_err(|_| UnusableUrl::Malformed)?;
-        Ok(Self { options })
+        let options: PgConnectOptions = text.parse().map_err(|_| UnusableUrl::Malformed)?;
+        Ok(Self {
+            options: Box::new(options),
+        })
     }
 }
 
@@ -62,8 +64,7 @@ pub(in crate::keyvault) struct Transaction(sqlx::Transaction<'static, sqlx::Post
 
 impl Postgres {
     pub(super) async fn open(server: &Server) -> Result<Self, Error> {
-        let options = server
-            .options
+        let options = (*server.options)
             .clone()
             .application_name("wavry keyvault")
             .options([("statement_timeout", STATEMENT_TIMEOUT)]);

@@ -1,0 +1,191 @@
+//! What lies where: from a path to the room that answers it.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use time::OffsetDateTime;
+
+use super::{
+    KeyVault,
+    authorize::{Access, Granted, Handler, Route},
+    call::{Answer, Call, Operation, Planned, Refusal},
+    engine, login, mount, sys, wrapping,
+};
+
+/// How long the table of mounts is used without being read again. What was decided with an older one
+/// is never done: each change expects the table that it was planned with.
+const MAX_AGE: Duration = Duration::from_secs(1);
+
+/// The table of mounts, as it was read.
+#[derive(Default)]
+pub(super) struct Mounts(arc_swap::ArcSwapOption<(Instant, mount::Read)>);
+
+impl Mounts {
+    /// Forgets it.
+    pub(super) fn forget(&self) {
+        self.0.store(None);
+    }
+}
+
+/// One call on its way.
+pub(super) struct Dispatch<'a> {
+    vault: &'a KeyVault,
+    /// The two-endpoint dialect.
+    is_plain: bool,
+    attempts: AtomicU32,
+}
+
+/// Times that a call's route is asked for in its first attempt.
+const ASKED_AT_FIRST: u32 = 2;
+
+impl KeyVault {
+    /// Answers a call: finds who asks and whether they may, does it, puts it on record, and only then
+    /// answers.
+    pub async fn handle(&self, mut call: Call) -> Result<Answer, Refusal> {
+        let is_plain = self.make_plain(&mut call).await?;
+        let dispatch = Dispatch {
+            vault: self,
+            is_plain,
+            attempts: AtomicU32::new(0),
+        };
+        self.authorizer.handle(&call, &dispatch).await
+    }
+
+    /// Whether a call is in the two-endpoint dialect: a path below `secret/` that is none of KV
+    /// version 2. It then gets the path of the same secret there, so that policies and the audit log
+    /// know one name for it.
+    async fn make_plain(&self, call: &mut Call) -> Result<bool, Refusal> {
+        if !call.path.as_str().starts_with(PLAIN_MOUNT) || !self.barrier.is_unsealed() {
+            return Ok(false);
+        }
+        let mounts = self.mounts(false).await?;
+        let Some((mount, rest)) = mounts.1.table.find(call.path.as_str()) else {
+            return Ok(false);
+        };
+        let is_of_vault = engine::kv2::has_room(rest.split('/').next().unwrap_or_default());
+        if mount.kind != mount::Kind::Kv2 || mount.path != PLAIN_MOUNT || is_of_vault {
+            return Ok(false);
+        }
+        let room = match call.operation {
+            Operation::List => "metadata",
+            _ => "data",
+        };
+        call.path = super::path::Canonical::parse(&format!("{PLAIN_MOUNT}{room}/{rest}"))
+            .map_err(|error| Refusal::invalid(error.to_string()))?;
+        Ok(true)
+    }
+
+    /// The table of mounts; `fresh`: as it is now.
+    async fn mounts(&self, fresh: bool) -> Result<Arc<(Instant, mount::Read)>, Refusal> {
+        if !fresh
+            && let Some(held) = self.mounts.0.load_full()
+            && held.0.elapsed() < MAX_AGE
+        {
+            return Ok(held);
+        }
+        let read = Arc::new((Instant::now(), mount::Read::from(&self.barrier).await?));
+        self.mounts.0.store(Some(read.clone()));
+        Ok(read)
+    }
+}
+
+/// Where the two-endpoint dialect's secrets are.
+const PLAIN_MOUNT: &str = "secret/";
+
+impl Handler for Dispatch<'_> {
+    async fn route(&self, call: &Call) -> Result<Route, Refusal> {
+        let attempt = self.attempts.fetch_add(1, Ordering::Relaxed);
+        let path = call.path.as_str();
+        let holder = |operation| Route {
+            operation,
+            access: Access::Holder,
+        };
+        if let Some(rest) = path.strip_prefix("sys/") {
+            return Ok(Route {
+                operation: call.operation,
+                access: sys::access(rest, call.operation),
+            });
+        }
+        let mounts = self.vault.mounts(attempt >= ASKED_AT_FIRST).await?;
+        let Some((mount, rest)) = mounts.1.table.find(path) else {
+            return Ok(holder(call.operation));
+        };
+        if mount.kind.is_auth() && login::is_login(mount.kind, rest, call.operation) {
+            return Ok(Route {
+                operation: call.operation,
+                access: Access::Login,
+            });
+        }
+        if call.operation != Operation::Update {
+            return Ok(holder(call.operation));
+        }
+        let exists = match mount.kind.is_auth() {
+            true => login::exists(&self.vault.barrier, mount, rest).await?,
+            false => engine::exists(self.at(mount, rest)).await?,
+        };
+        Ok(holder(match exists {
+            true => Operation::Update,
+            false => Operation::Create,
+        }))
+    }
+
+    async fn plan(&self, call: &Call, granted: &Granted) -> Planned {
+        let planned = match self.answer(call, granted).await {
+            Ok(planned) => planned,
+            Err(refusal) => return Planned::refused(refusal),
+        };
+        match call.wrap_ttl {
+            Some(ttl) => {
+                let tokens = self.vault.authorizer.tokens();
+                let wrapped = wrapping::wrap(tokens, call, ttl, planned).await;
+                wrapped.unwrap_or_else(Planned::refused)
+            }
+            None => planned,
+        }
+    }
+
+    async fn has_mount(&self, id: &str) -> Result<bool, Refusal> {
+        let mounts = self.vault.mounts(false).await?;
+        Ok(mounts.1.table.list(true).any(|mount| mount.id == id))
+    }
+}
+
+impl Dispatch<'_> {
+    async fn answer(&self, call: &Call, granted: &Granted) -> Result<Planned, Refusal> {
+        let path = call.path.as_str();
+        if let Some(rest) = path.strip_prefix("sys/") {
+            return sys::handle(self.vault, call, granted, rest).await;
+        }
+        let mounts = self.vault.mounts(false).await?;
+        let (mount, rest) = mounts.1.table.find(path).ok_or(Refusal::Absent)?;
+        let mut planned = match mount.kind.is_auth() {
+            true => {
+                let at = login::At {
+                    authorizer: &self.vault.authorizer,
+                    granted,
+                    mount,
+                    rest,
+                };
+                login::handle(at, call).await?
+            }
+            false => engine::handle(self.at(mount, rest), call).await?,
+        };
+        mounts.1.expect(&mut planned.change);
+        Ok(planned)
+    }
+
+    fn at<'m>(&'m self, mount: &'m mount::Mount, rest: &'m str) -> engine::At<'m> {
+        engine::At {
+            barrier: &self.vault.barrier,
+            mount,
+            rest,
+            now: OffsetDateTime::now_utc().truncate_to_millisecond(),
+            is_plain: self.is_plain,
+        }
+    }
+}
