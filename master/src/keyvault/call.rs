@@ -8,7 +8,7 @@ use std::{borrow::Cow, collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use axum::http::StatusCode;
 use rustls::pki_types::CertificateDer;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use wavry_credentials::{
     audit::Action,
     bearer::{Document, Json, Misread, Token},
@@ -146,13 +146,6 @@ pub enum Answer {
 impl Answer {
     /// Member `data` of Vault's envelope, of what holds no secret.
     pub fn data(data: &impl serde::Serialize) -> Self {
-        Self::Data(Document::of(data))
-    }
-}
-
-impl Answer {
-    /// What holds no secret.
-    pub fn data(data: &impl Serialize) -> Self {
         Self::Data(Document::of(data))
     }
 }

@@ -37,7 +37,7 @@ pub(super) struct At<'a> {
 }
 
 impl At<'_> {
-    fn barrier(&self) -> &Barrier {
+    pub(super) fn barrier(&self) -> &Barrier {
         self.authorizer.barrier()
     }
 

@@ -7,7 +7,7 @@ use rustls::{
     RootCertStore,
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, UnixTime, pem::PemObject as _},
-    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+    server::WebPkiClientVerifier,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};

@@ -54,7 +54,7 @@ pub(in crate::keyvault) async fn handle(at: At<'_>, call: &Call) -> Result<Plann
         }
         (List, "accessors") => keys(at.authorizer.tokens().accessors().await?),
         (Create | Update, "tidy") => {
-            let swept = at.authorizer.sweep_all().await?;
+            let swept = at.authorizer.tokens().sweep_all().await?;
             let noted = noted(Action::Revoke, None);
             let data = json!({ "swept": swept });
             Ok(Planned::answer(Answer::data(&data)).noting(noted))

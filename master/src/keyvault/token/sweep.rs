@@ -18,6 +18,9 @@ pub const PAUSE: Duration = Duration::from_secs(6);
 /// How late it is, for a process that starts.
 const TIME: &str = "token-time";
 
+/// After how many seconds it is put down again.
+const KEEP_EVERY: u64 = 60;
+
 /// Where a sweep is.
 #[derive(Default)]
 pub struct Sweep {
@@ -33,6 +36,7 @@ impl Tokens {
     /// Looks at the next tokens, and takes away those that ended. Gives how many the sweep took
     /// when it has seen all.
     pub async fn sweep(&self, sweep: &mut Sweep) -> Result<Option<u64>, Error> {
+        self.keep_time().await?;
         let names = self.barrier().list("token/", sweep.after.as_deref(), BATCH).await?;
         let is_last = names.len() < BATCH;
         let mut gone = Vec::new();
@@ -78,12 +82,25 @@ impl Tokens {
         Ok(Some(std::mem::take(sweep).swept))
     }
 
+    /// Sweeps once over all tokens.
+    pub async fn sweep_all(&self) -> Result<u64, Error> {
+        let mut sweep = Sweep::default();
+        loop {
+            if let Some(swept) = self.sweep(&mut sweep).await? {
+                return Ok(swept);
+            }
+        }
+    }
+
     /// Puts down how late it is, and goes on from what was put down: a clock that was set back while
     /// no process ran makes nothing good again.
-    pub async fn keep_time(&self) -> Result<(), Error> {
+    async fn keep_time(&self) -> Result<(), Error> {
         let held = self.barrier().read_record::<u64>(TIME).await?;
         if let Some((_, time)) = held {
             self.clock().has_been(time);
+            if self.now() < time + KEEP_EVERY {
+                return Ok(());
+            }
         }
         let mut change = Change::default();
         change.put_record(TIME, &self.now());

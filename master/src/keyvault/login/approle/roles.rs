@@ -7,6 +7,7 @@ use wavry_credentials::bearer::Fingerprint;
 
 use super::super::{At, configured, role_name, terms::{Parameters, Terms}};
 use crate::keyvault::{
+    random_id,
     barrier::{Change, Revision},
     call::{Answer, Call, Operation, Planned, Refusal},
     parameter::Texts,
@@ -118,11 +119,11 @@ pub(super) async fn put(at: &At<'_>, name: &str, call: &Call) -> Result<Planned,
 }
 
 async fn made(at: &At<'_>, name: &str) -> Result<Role, Refusal> {
-    let role_id = uuid::Uuid::new_v4().to_string();
+    let role_id = random_id();
     let fingerprints = at.authorizer.tokens().fingerprints().await?;
     Ok(Role {
         name: name.to_owned(),
-        id: uuid::Uuid::new_v4().to_string(),
+        id: random_id(),
         role_print: fingerprints.of_name("role-id", &role_id),
         role_id,
         bind_secret_id: true,

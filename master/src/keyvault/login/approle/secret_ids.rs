@@ -16,6 +16,7 @@ use super::{
     roles::{self, Role},
 };
 use crate::keyvault::{
+    random_id,
     barrier::{Change, Revision},
     call::{Answer, Call, Noted, Planned, Refusal},
     parameter::{Facts, Texts},
@@ -158,7 +159,7 @@ async fn make(at: &At<'_>, name: &str, secret_id: Token, body: Body) -> Result<P
     let uses = smallest(body.num_uses.unwrap_or(0), role.secret_id_num_uses);
     let now = at.authorizer.tokens().now();
     let id = SecretId {
-        accessor: uuid::Uuid::new_v4().to_string(),
+        accessor: random_id(),
         created: now,
         updated: now,
         ttl,
