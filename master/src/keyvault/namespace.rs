@@ -30,11 +30,11 @@ pub(super) fn apply(name: &str, path: &Canonical) -> Result<Canonical, Refusal> 
     }
     Canonical::parse(name).map_err(|_| Refusal::invalid("X-Vault-Namespace: not canonical"))?;
     let text = path.as_str();
-    let is_below = |place: &&str| {
-        text.strip_prefix(**place)
+    let is_below = |place: &str| {
+        text.strip_prefix(place)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
-    if EVERYWHERE.iter().any(|place| is_below(&place)) {
+    if EVERYWHERE.into_iter().any(is_below) {
         return Ok(path.clone());
     }
     let moved = match text.strip_prefix("auth/") {
@@ -52,8 +52,7 @@ pub(super) fn apply(name: &str, path: &Canonical) -> Result<Canonical, Refusal> 
             None => format!("{name}/{text}"),
         },
     };
-    // It was canonical, and so was the name.
-    path.replaced(&moved)
+    Canonical::parse(&moved)
         .map_err(|error| Refusal::invalid(error.to_string()))
 }
 

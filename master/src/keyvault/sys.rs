@@ -100,7 +100,7 @@ fn audit_hash(vault: &KeyVault, call: &Call, device: &str) -> Result<Planned, Re
     }
     let Hashed { input } = call.body()?;
     let input = input.ok_or_else(|| Refusal::invalid("input: missing"))?;
-    let hash = vault.barrier.audit_key().identifier_of(&input);
+    let hash = input.identifier(vault.barrier.audit_key());
     let data = json!({"hash": format!("hmac-sha256:{hash}")});
     Ok(Planned::answer(Answer::data(&data)))
 }

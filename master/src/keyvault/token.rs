@@ -28,6 +28,7 @@ use super::{
 
 pub use lifetime::{Lifetime, NotRenewable, Wishes};
 pub(super) use lifetime::smallest;
+pub use sweep::{PAUSE, Sweep};
 pub use store::{Found, Issued, New, Tokens};
 pub(super) use routes::{exists, handle};
 
@@ -52,6 +53,8 @@ impl Default for Limits {
 
 /// How a token's text begins.
 pub const PREFIX: &str = "hvs.";
+/// Bytes of a token with the root policy.
+pub const ROOT_LEN: usize = PREFIX.len() + 24;
 /// Longest token that is looked at, in bytes.
 pub const MAX_LEN: usize = 256;
 /// How many tokens up a token may have made another one.

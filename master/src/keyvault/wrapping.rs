@@ -73,6 +73,7 @@ pub(super) async fn wrap(
     let path = call.path.as_str();
     let wrapped = keep(tokens, &mut planned.change, path, ttl, value, wrapped_accessor).await?;
     planned.outcome = Ok(Answer::Wrapped(wrapped));
+    planned.noted.action.get_or_insert(Action::Wrap);
     Ok(planned)
 }
 
@@ -136,7 +137,7 @@ pub(super) async fn unwrap(tokens: &Tokens, call: &Call) -> Result<Planned, Refu
         Err(refused) => return Ok(refused),
     };
     let value = value_of(tokens, &found).await?;
-    let (change, noted) = used(&found, Action::Read);
+    let (change, noted) = used(&found, Action::Unwrap);
     metrics::counter!(names::KEYVAULT_UNWRAPS, "outcome" => "done").increment(1);
     let answer = Answer::Bare(http::StatusCode::OK, value.into());
     Ok(Planned::of(change, Ok(answer)).noting(noted))
@@ -149,7 +150,7 @@ pub(super) async fn rewrap(tokens: &Tokens, call: &Call) -> Result<Planned, Refu
         Err(refused) => return Ok(refused),
     };
     let value = value_of(tokens, &found).await?;
-    let (mut change, noted) = used(&found, Action::Rotate);
+    let (mut change, noted) = used(&found, Action::Wrap);
     let record = found.record;
     let ttl = Duration::from_secs(record.expires - record.created);
     let path = &record.creation_path;
@@ -187,8 +188,9 @@ async fn find(tokens: &Tokens, call: &Call) -> Result<Result<Found, Planned>, Re
         return Err(refused);
     }
     let fingerprint = tokens.fingerprints().await?.of("wrap", token);
-    let read = tokens.barrier().read_record::<Record>(&format!("{RECORDS}{fingerprint}"));
-    let (revision, record) = match read.await? {
+    let path = format!("{RECORDS}{fingerprint}");
+    let read = tokens.barrier().read_record::<Record>(&path).await?;
+    let (revision, record) = match read {
         Some((revision, record)) if record.expires > tokens.now() => (revision, record),
         _ => {
             metrics::counter!(names::KEYVAULT_UNWRAPS, "outcome" => "unknown").increment(1);
@@ -199,13 +201,13 @@ async fn find(tokens: &Tokens, call: &Call) -> Result<Result<Found, Planned>, Re
         metrics::counter!(names::KEYVAULT_UNWRAPS, "outcome" => "used").increment(1);
         tracing::warn!(
             accessor = record.accessor,
-            creation_path = record.creation_path,
+            creation_path = &*record.creation_path,
             client = %call.client,
             "a wrapping token was brought a second time: somebody else has what was in it",
         );
         let noted = Noted {
-            action: Some(Action::Deny),
-            subject: Some(format!("alarm: unwrapped before: {}", record.creation_path)),
+            action: Some(Action::Alarm),
+            subject: Some(record.creation_path),
             secret: Some(record.accessor),
             ..Noted::default()
         };

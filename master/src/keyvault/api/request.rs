@@ -1,11 +1,11 @@
 //! From bytes to a [`Call`], within limits.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use axum::{
     body::Body,
     extract::Request,
-    http::{HeaderMap, Method, StatusCode, header},
+    http::{HeaderMap, Method, header},
 };
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use wavry_credentials::{
@@ -125,7 +125,7 @@ async fn body(method: &Method, body: Body) -> Result<Option<Json>, Refusal> {
 /// The members of a query, each once.
 fn query(text: &str) -> Result<BTreeMap<String, String>, Refusal> {
     let mut members = BTreeMap::new();
-    for (name, value) in form_urlencoded::parse(text.as_bytes()) {
+    for (name, value) in url::form_urlencoded::parse(text.as_bytes()) {
         if members.len() == MAX_QUERY {
             return Err(Refusal::invalid("the query has too many members"));
         }

@@ -101,7 +101,7 @@ impl Tokens {
         self.limits
     }
 
-    pub(super) fn barrier(&self) -> &Barrier {
+    pub(in crate::keyvault) fn barrier(&self) -> &Barrier {
         &self.barrier
     }
 
@@ -194,7 +194,7 @@ impl Tokens {
     /// Plans a new token.
     pub async fn issue(&self, change: &mut Change, new: New<'_>) -> Result<Issued, Error> {
         let lifetime = Lifetime::new(new.wishes, self.limits, self.now());
-        self.plan(change, new, lifetime).await
+        self.plan(change, Token::random(PREFIX), new, lifetime).await
     }
 
     /// Plans a token with the root policy and without end: the first one of a KeyVault, or one that
@@ -216,16 +216,18 @@ impl Tokens {
             mount: None,
         };
         let lifetime = Lifetime::endless(self.now());
-        self.plan(change, new, lifetime).await
+        // Short: it may be typed, and is hidden byte by byte where shares made it.
+        let token = Token::short(PREFIX);
+        self.plan(change, token, new, lifetime).await
     }
 
     async fn plan(
         &self,
         change: &mut Change,
+        token: Token,
         new: New<'_>,
         lifetime: Lifetime,
     ) -> Result<Issued, Error> {
-        let token = Token::random(PREFIX);
         let fingerprint = self.fingerprints().await?.of("token", &token);
         let record = Record {
             accessor: accessor(),
