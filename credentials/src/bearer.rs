@@ -7,7 +7,10 @@ pub mod jwt;
 use std::{fmt, str::FromStr};
 
 use aws_lc_rs::hmac;
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD},
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use wavry_proto::{
     control::Register,
@@ -17,7 +20,7 @@ use wavry_proto::{
 use zeroize::Zeroizing;
 
 use crate::{
-    random,
+    audit, random,
     secret::Secret,
     token::{KeySet, Rejected, Scope},
 };
@@ -65,6 +68,41 @@ impl Token {
     #[expect(clippy::disallowed_methods, reason = "a token is copied here")]
     pub fn copied(&self) -> Self {
         Self::new(self.0.expose().to_owned())
+    }
+
+    /// As [`Token::random`], with 144 random bits: what people are to type.
+    pub fn short(prefix: &str) -> Self {
+        let bytes = Zeroizing::new(random::bytes::<18>());
+        let mut text = vec![0; prefix.len() + 24];
+        text[..prefix.len()].copy_from_slice(prefix.as_bytes());
+        URL_SAFE_NO_PAD
+            .encode_slice(*bytes, &mut text[prefix.len()..])
+            .expect("18 bytes are 24 characters");
+        Self::new(String::from_utf8(text).expect("base64url is ASCII"))
+    }
+
+    /// What tells it in an audit log.
+    #[expect(clippy::disallowed_methods, reason = "a token is identified here")]
+    pub fn identifier(&self, key: &audit::Key) -> String {
+        key.identifier(self.0.expose())
+    }
+
+    /// It, byte for byte XOR another text of the same length, as base64 without padding: for who
+    /// knows the other text, and nobody else.
+    #[expect(clippy::disallowed_methods, reason = "a token is hidden here")]
+    pub fn hidden_with(&self, other: &Self) -> Option<String> {
+        let (own, other) = (self.0.expose().as_bytes(), other.0.expose().as_bytes());
+        if own.len() != other.len() {
+            return None;
+        }
+        let hidden: Vec<u8> = own.iter().zip(other).map(|(a, b)| a ^ b).collect();
+        Some(STANDARD_NO_PAD.encode(hidden))
+    }
+
+    /// Whether it is `length` bytes long.
+    #[expect(clippy::disallowed_methods, reason = "only its length is seen")]
+    pub fn has_length(&self, length: usize) -> bool {
+        self.0.expose().len() == length
     }
 
     /// Whether it is longer than `length` bytes.
@@ -226,6 +264,21 @@ mod tests {
         let text = one.authorization();
         assert!(text.starts_with("Bearer hvs."));
         assert_ne!(text, other.authorization());
+    }
+
+    #[test]
+    fn a_token_that_was_hidden_is_found_with_what_hid_it_only() {
+        let (token, other) = (Token::short("hvs."), Token::short("otp."));
+        assert!(token.has_length(28) && !token.has_length(27));
+        let hidden = STANDARD_NO_PAD
+            .decode(token.hidden_with(&other).unwrap())
+            .unwrap();
+        let hidden = Token::new(String::from_utf8(hidden).unwrap());
+        let shown = STANDARD_NO_PAD
+            .decode(hidden.hidden_with(&other).unwrap())
+            .unwrap();
+        assert!(token.matches(std::str::from_utf8(&shown).unwrap()));
+        assert_eq!(token.hidden_with(&Token::random("")), None);
     }
 
     #[test]

@@ -6,45 +6,59 @@
 //! planned as a [`barrier::Change`] and committed together with its audit lines, or not at all; nothing
 //! is answered before.
 //!
-//! * [`barrier`]: entries, read and committed.
-//! * [`keyring`]: the keys that wrap entries' keys.
-//! * [`seal`]: where the master key comes from.
-//! * [`store`]: what is kept, in SQLite or PostgreSQL.
+//! * [`barrier`]: entries, read and committed; [`keyring`]: the keys that wrap entries' keys;
+//!   [`seal`]: where the master key comes from; [`store`]: what is kept, in SQLite or PostgreSQL.
+//! * [`call`]: what is asked and said; [`api`]: how that looks in HTTP.
+//! * [`authorize`]: the one way from a call to its answer, by [`token`] and [`policy`]; [`login`]: how
+//!   units get tokens.
+//! * [`dispatch`]: what lies where; [`mount`], [`engine`], [`wrapping`] and [`sys`] answer.
+//! * [`standalone`]: a KeyVault that runs alone.
 
-pub mod authorize;
+pub mod api;
+mod authorize;
 pub mod barrier;
 pub mod call;
-pub mod clock;
+mod ceremony;
+mod clock;
+pub mod config;
+mod dispatch;
 mod engine;
 mod keyring;
-pub mod login;
+mod login;
 pub mod mount;
+mod namespace;
+mod parameter;
 pub mod path;
 pub mod policy;
-mod parameter;
 pub mod seal;
+mod standalone;
 pub mod store;
+mod sys;
 pub mod token;
 pub mod ttl;
+mod wrapping;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::Notify;
 use wavry_credentials::{audit, key::aead};
 
+pub use config::Config;
 pub use keyring::Unopened;
+pub use standalone::{Standalone, StartError};
 
+use authorize::Authorizer;
 use barrier::{Barrier, Error};
-use store::{Location, Store};
+use ceremony::Ceremonies;
+use config::Seal;
+use dispatch::Mounts;
+use store::Store;
 
 /// The audit log's name in its seals.
 pub const LOG: &str = "keyvault";
 
-/// What the KeyVault is told.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// Where it keeps what it keeps.
-    pub store: Location,
-}
+/// In each how many rounds of upkeep wrapped answers are looked at.
+const WRAPPING_ROUNDS: u32 = 10;
 
 /// Whether the KeyVault can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,15 +76,34 @@ pub enum Status {
 pub struct KeyVault {
     store: Store,
     barrier: Barrier,
+    authorizer: Arc<Authorizer>,
+    mounts: Arc<Mounts>,
+    ceremonies: Arc<Ceremonies>,
+    seal_by: Seal,
+    /// A master key that came from a secret before there was a keyring.
+    held_key: Arc<Mutex<Option<aead::Key>>>,
+    /// Something is to be swept away.
+    upkeep: Arc<Notify>,
 }
 
 impl KeyVault {
     /// Opens the store, sealed. `audit` seals its audit log.
-    pub async fn open(config: &Config, audit: Arc<audit::Key>) -> Result<Self, store::Error> {
+    pub async fn open(
+        config: &config::Vault,
+        audit: Arc<audit::Key>,
+    ) -> Result<Self, store::Error> {
         let store = Store::open(&config.store).await?;
+        let barrier = Barrier::new(store.clone(), audit);
+        let authorizer = Authorizer::new(barrier.clone(), config.tokens, login::Limits::default());
         Ok(Self {
-            barrier: Barrier::new(store.clone(), audit),
             store,
+            barrier,
+            authorizer: Arc::new(authorizer),
+            mounts: Arc::default(),
+            ceremonies: Arc::default(),
+            seal_by: config.seal,
+            held_key: Arc::default(),
+            upkeep: Arc::default(),
         })
     }
 
@@ -109,18 +142,77 @@ impl KeyVault {
 
     /// Opens the keyring.
     pub async fn unseal(&self, master_key: aead::Key) -> Result<(), Error> {
-        self.barrier.unseal(master_key).await
+        self.barrier.unseal(master_key).await?;
+        metrics::gauge!(crate::metrics::KEYVAULT_UNSEALED).set(1.0);
+        Ok(())
     }
 
-    /// Forgets the keys.
+    /// Forgets the keys, and what was read with them.
     pub fn seal(&self) {
         self.barrier.seal();
+        self.authorizer.forget();
+        self.mounts.forget();
+        metrics::gauge!(crate::metrics::KEYVAULT_UNSEALED).set(0.0);
     }
 
     /// Closes the store.
     pub async fn close(&self) {
         self.seal();
         self.store.close().await;
+    }
+
+    /// Sweeps away what expired and what was unmounted, now and then. It never ends.
+    pub async fn keep_up(self) {
+        let mut sweep = token::Sweep::default();
+        let mut rounds = 0_u32;
+        loop {
+            let _ = tokio::time::timeout(token::PAUSE, self.upkeep.notified()).await;
+            if !self.barrier.is_unsealed() {
+                continue;
+            }
+            let tokens = self.authorizer.tokens();
+            rounds = rounds.wrapping_add(1);
+            let swept = async {
+                mount::sweep(&self.barrier).await?;
+                if rounds.is_multiple_of(WRAPPING_ROUNDS) {
+                    wrapping::sweep(tokens).await?;
+                }
+                tokens.sweep(&mut sweep).await
+            };
+            if let Err(error) = swept.await.map(drop) {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(
+                    error,
+                    "what expired was not swept away; it will be tried again"
+                );
+            }
+        }
+    }
+
+    /// Takes a master key that came from a secret: unseals with it, or holds it until there is a
+    /// keyring to be made.
+    async fn use_key(&self, key: aead::Key) -> Result<(), Error> {
+        match self.status().await? {
+            Status::Uninitialised => {
+                let mut held = self.held_key.lock().unwrap_or_else(PoisonError::into_inner);
+                *held = Some(key);
+                Ok(())
+            }
+            _ => self.unseal(key).await,
+        }
+    }
+
+    fn take_held_key(&self) -> Option<aead::Key> {
+        let mut held = self.held_key.lock().unwrap_or_else(PoisonError::into_inner);
+        held.take()
+    }
+
+    /// How many shares there are, and how many make the master key.
+    async fn shares(&self) -> Result<(u8, u8), Error> {
+        Ok(match self.seal_config().await? {
+            Some(seal::Config::Shares { count, threshold }) => (count, threshold),
+            _ => (0, 0),
+        })
     }
 }
 
@@ -143,9 +235,8 @@ pub(crate) mod tests {
 
     /// A new KeyVault in a directory, unsealed.
     pub(crate) async fn unsealed(directory: &Path) -> KeyVault {
-        let config = Config {
-            store: Location::Sqlite(directory.join("keyvault.db")),
-        };
+        let store = store::Location::Sqlite(directory.join("keyvault.db"));
+        let config = config::Vault::at(store);
         let vault = KeyVault::open(&config, audit_key()).await.unwrap();
         let key = aead::Key::generate();
         assert!(vault.initialise(&key, seal::Config::Key).await.unwrap());

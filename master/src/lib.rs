@@ -43,7 +43,7 @@ use wavry_proto::control::PublishedKey;
 
 pub use config::Config;
 pub use error::StartError;
-pub use metrics::describe as describe_metrics;
+pub use metrics::{describe as describe_metrics, describe_keyvault as describe_keyvault_metrics};
 
 use audited::Strangers;
 use registry::Registry;
@@ -170,14 +170,17 @@ impl Master {
         // Connections end with this future, also when it is dropped.
         let _ended = leaving.clone().drop_guard();
         tracing::info!(address = %self.address, "master serves");
-        let serve = server::serve(
-            self.listener,
-            self.tls,
-            self.router,
-            self.limits,
-            leaving.clone(),
-            self.drain_timeout,
-        );
+        let service = server::Service {
+            tls: self.tls,
+            router: self.router,
+            limits: self.limits,
+            needs_exporter: true,
+            metrics: server::Names {
+                connections: metrics::CONNECTIONS,
+                handshakes_failed: metrics::HANDSHAKES_FAILED,
+            },
+        };
+        let serve = server::serve(self.listener, service, leaving.clone(), self.drain_timeout);
         let leave = async {
             shutdown.cancelled().await;
             leaving.cancel();

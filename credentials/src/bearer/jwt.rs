@@ -82,7 +82,11 @@ impl Keys {
                 key,
             })
         };
-        texts.into_iter().map(key).collect::<Result<_, _>>().map(Self)
+        texts
+            .into_iter()
+            .map(key)
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 
     /// Reads a JWKS (RFC 7517, section 5). Keys of other kinds are left out.
@@ -163,9 +167,8 @@ impl Token {
         validation.validate_nbf = false;
         validation.validate_aud = false;
         validation.required_spec_claims.clear();
-        let signed = |key: &Key| {
-            jsonwebtoken::decode::<Registered>(text, &key.key, &validation).ok()
-        };
+        let signed =
+            |key: &Key| jsonwebtoken::decode::<Registered>(text, &key.key, &validation).ok();
         let registered = keys.0.iter().filter(fits).find_map(signed);
         let claims = registered.ok_or(Untrusted::Signature)?.claims;
         if claims.exp.is_none_or(|exp| exp <= now as f64) {
@@ -174,10 +177,16 @@ impl Token {
         if claims.nbf.is_some_and(|nbf| nbf > now as f64) {
             return Err(Untrusted::NotYetValid);
         }
-        if expected.audience.is_some_and(|audience| !claims.aud.has(audience)) {
+        if expected
+            .audience
+            .is_some_and(|audience| !claims.aud.has(audience))
+        {
             return Err(Untrusted::Audience);
         }
-        if expected.issuer.is_some_and(|issuer| claims.iss.as_deref() != Some(issuer)) {
+        if expected
+            .issuer
+            .is_some_and(|issuer| claims.iss.as_deref() != Some(issuer))
+        {
             return Err(Untrusted::Issuer);
         }
         self.unverified_jwt()
@@ -186,7 +195,8 @@ impl Token {
     /// What a JWT says, whoever signed it: to be told to who can verify it.
     #[expect(clippy::disallowed_methods, reason = "a token is read here")]
     pub fn unverified_jwt<C: DeserializeOwned>(&self) -> Result<C, Untrusted> {
-        jsonwebtoken::dangerous::insecure_decode_claims(self.0.expose()).map_err(|_| Untrusted::Malformed)
+        jsonwebtoken::dangerous::insecure_decode_claims(self.0.expose())
+            .map_err(|_| Untrusted::Malformed)
     }
 }
 
@@ -220,7 +230,8 @@ mod tests {
 
     fn jwks(key: &SigningKey, id: &str) -> String {
         let x = URL_SAFE_NO_PAD.encode(key.verifying_key().to_bytes());
-        json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "x": x, "kid": id, "alg": "EdDSA"}]}).to_string()
+        json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "x": x, "kid": id, "alg": "EdDSA"}]})
+            .to_string()
     }
 
     const EDDSA: &str = r#"{"alg":"EdDSA","kid":"1"}"#;
@@ -235,9 +246,13 @@ mod tests {
 
     #[test]
     fn a_token_holds_by_its_issuers_key_until_it_expires_and_for_its_audience() {
-        let claims = json!({"iss": "k", "aud": ["vault", "x"], "exp": 1001, "nbf": 1000, "sub": "s"});
+        let claims =
+            json!({"iss": "k", "aud": ["vault", "x"], "exp": 1001, "nbf": 1000, "sub": "s"});
         let token = signed(&key(1), &header(EDDSA), &claims);
-        let expected = Expected { audience: Some("vault"), issuer: Some("k") };
+        let expected = Expected {
+            audience: Some("vault"),
+            issuer: Some("k"),
+        };
         for keys in [
             Keys::from_pem([pem(&key(2)).as_str(), &pem(&key(1))]).unwrap(),
             Keys::from_jwks(jwks(&key(1), "1").as_bytes()).unwrap(),
@@ -248,14 +263,26 @@ mod tests {
             assert_eq!(at(999), Err(Untrusted::NotYetValid));
         }
         let keys = Keys::from_pem([pem(&key(1)).as_str()]).unwrap();
-        let other = Expected { audience: Some("other"), ..expected };
+        let other = Expected {
+            audience: Some("other"),
+            ..expected
+        };
         assert_eq!(verify(&token, &keys, other), Err(Untrusted::Audience));
-        let other = Expected { issuer: Some("other"), ..expected };
+        let other = Expected {
+            issuer: Some("other"),
+            ..expected
+        };
         assert_eq!(verify(&token, &keys, other), Err(Untrusted::Issuer));
         let stranger = Keys::from_pem([pem(&key(2)).as_str()]).unwrap();
-        assert_eq!(verify(&token, &stranger, expected), Err(Untrusted::Signature));
+        assert_eq!(
+            verify(&token, &stranger, expected),
+            Err(Untrusted::Signature)
+        );
         let renamed = Keys::from_jwks(jwks(&key(1), "2").as_bytes()).unwrap();
-        assert_eq!(verify(&token, &renamed, expected), Err(Untrusted::Signature));
+        assert_eq!(
+            verify(&token, &renamed, expected),
+            Err(Untrusted::Signature)
+        );
     }
 
     #[test]
@@ -264,20 +291,39 @@ mod tests {
         let claims = json!({"exp": 2000});
         for alg in ["HS256", "RS256", "ES256"] {
             let token = signed(&key(1), &json!({"alg": alg}), &claims);
-            assert_eq!(verify(&token, &keys, Expected::default()), Err(Untrusted::Signature), "{alg}");
+            assert_eq!(
+                verify(&token, &keys, Expected::default()),
+                Err(Untrusted::Signature),
+                "{alg}"
+            );
         }
         let token = signed(&key(1), &json!({"alg": "none"}), &claims);
-        assert_eq!(verify(&token, &keys, Expected::default()), Err(Untrusted::Malformed));
+        assert_eq!(
+            verify(&token, &keys, Expected::default()),
+            Err(Untrusted::Malformed)
+        );
         let endless = signed(&key(1), &header(EDDSA), &json!({}));
-        assert_eq!(verify(&endless, &keys, Expected::default()), Err(Untrusted::Expired));
+        assert_eq!(
+            verify(&endless, &keys, Expected::default()),
+            Err(Untrusted::Expired)
+        );
         let nobodys = signed(&key(1), &header(EDDSA), &claims);
-        let expected = Expected { audience: Some("vault"), issuer: None };
+        let expected = Expected {
+            audience: Some("vault"),
+            issuer: None,
+        };
         assert_eq!(verify(&nobodys, &keys, expected), Err(Untrusted::Audience));
     }
 
     #[test]
     fn what_is_no_key_is_refused() {
-        assert!(Keys::from_pem(["", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"]).is_err());
+        assert!(
+            Keys::from_pem([
+                "",
+                "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"
+            ])
+            .is_err()
+        );
         assert!(Keys::from_jwks(br#"{"keys":[]}"#).is_err());
         assert!(Keys::from_jwks(br#"{"keys":[{"kty":"oct","k":"AAAA"}]}"#).is_err());
     }

@@ -6,7 +6,6 @@ mod request;
 mod rest;
 
 use std::{
-    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,7 +13,7 @@ use std::{
 use axum::{
     Extension, Router,
     extract::{Request, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde_json::json;
@@ -28,7 +27,6 @@ use super::{
 use crate::{channel::Channel, metrics as names};
 
 pub use openapi::document as openapi;
-pub(super) use rest::Plain;
 
 /// Longest body, in bytes.
 pub const MAX_BODY: usize = 1024 * 1024;
@@ -39,7 +37,6 @@ const MAX_TARGET: usize = 4 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The header of an answer that has the request's id, as the audit log does.
 const REQUEST_ID: &str = "x-request-id";
-
 
 /// All routes of both dialects. A request must carry its connection's [`Channel`] as an extension.
 pub(crate) fn router(vault: KeyVault) -> Router {

@@ -274,6 +274,12 @@ impl Barrier {
         Ok(())
     }
 
+    /// Whether a key opens the keyring.
+    pub(super) async fn is_master_key(&self, key: aead::Key) -> Result<bool, Error> {
+        let (head, terms) = self.store.keyring().await?.ok_or(Error::Sealed)?;
+        Ok(Keyring::open(&head, &terms, Arc::new(key)).is_ok())
+    }
+
     pub(super) fn seal(&self) {
         self.keyring.store(None);
     }

@@ -30,11 +30,11 @@ pub(super) fn apply(name: &str, path: &Canonical) -> Result<Canonical, Refusal> 
     }
     Canonical::parse(name).map_err(|_| Refusal::invalid("X-Vault-Namespace: not canonical"))?;
     let text = path.as_str();
-    let is_below = |place: &&str| {
-        text.strip_prefix(**place)
+    let is_below = |place: &str| {
+        text.strip_prefix(place)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
-    if EVERYWHERE.iter().any(|place| is_below(&place)) {
+    if EVERYWHERE.into_iter().any(is_below) {
         return Ok(path.clone());
     }
     let moved = match text.strip_prefix("auth/") {
@@ -52,9 +52,7 @@ pub(super) fn apply(name: &str, path: &Canonical) -> Result<Canonical, Refusal> 
             None => format!("{name}/{text}"),
         },
     };
-    // It was canonical, and so was the name.
-    path.replaced(&moved)
-        .map_err(|error| Refusal::invalid(error.to_string()))
+    Canonical::parse(&moved).map_err(|error| Refusal::invalid(error.to_string()))
 }
 
 #[cfg(test)]
@@ -78,7 +76,10 @@ mod tests {
         ] {
             let path = Canonical::parse(path).unwrap();
             let applied = apply("/a/b/", &path);
-            assert_eq!(applied.map(|path| path.to_string()).unwrap_or_default(), moved);
+            assert_eq!(
+                applied.map(|path| path.to_string()).unwrap_or_default(),
+                moved
+            );
             assert_eq!(apply("root", &path).unwrap(), path);
             assert_eq!(apply("", &path).unwrap(), path);
         }

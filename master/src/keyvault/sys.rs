@@ -19,7 +19,10 @@ pub(super) fn access(rest: &str, operation: Operation) -> Access {
         "init" | "unseal" => Access::Open,
         "health" | "seal-status" | "leader" if reads => Access::Open,
         // Whoever has shares of the master key shows them.
-        "generate-root/attempt" | "generate-root/update" | "rekey/init" | "rekey/update"
+        "generate-root/attempt"
+        | "generate-root/update"
+        | "rekey/init"
+        | "rekey/update"
         | "rekey/verify" => Access::Open,
         // Whoever has the wrapping token shows it.
         "wrapping/unwrap" | "wrapping/lookup" | "wrapping/rewrap" => Access::Login,
@@ -100,7 +103,7 @@ fn audit_hash(vault: &KeyVault, call: &Call, device: &str) -> Result<Planned, Re
     }
     let Hashed { input } = call.body()?;
     let input = input.ok_or_else(|| Refusal::invalid("input: missing"))?;
-    let hash = vault.barrier.audit_key().identifier_of(&input);
+    let hash = input.identifier(vault.barrier.audit_key());
     let data = json!({"hash": format!("hmac-sha256:{hash}")});
     Ok(Planned::answer(Answer::data(&data)))
 }

@@ -71,8 +71,17 @@ pub(super) async fn wrap(
     };
     let value = envelope(answer, &call.request, false);
     let path = call.path.as_str();
-    let wrapped = keep(tokens, &mut planned.change, path, ttl, value, wrapped_accessor).await?;
+    let wrapped = keep(
+        tokens,
+        &mut planned.change,
+        path,
+        ttl,
+        value,
+        wrapped_accessor,
+    )
+    .await?;
     planned.outcome = Ok(Answer::Wrapped(wrapped));
+    planned.noted.action.get_or_insert(Action::Wrap);
     Ok(planned)
 }
 
@@ -136,7 +145,7 @@ pub(super) async fn unwrap(tokens: &Tokens, call: &Call) -> Result<Planned, Refu
         Err(refused) => return Ok(refused),
     };
     let value = value_of(tokens, &found).await?;
-    let (change, noted) = used(&found, Action::Read);
+    let (change, noted) = used(&found, Action::Unwrap);
     metrics::counter!(names::KEYVAULT_UNWRAPS, "outcome" => "done").increment(1);
     let answer = Answer::Bare(http::StatusCode::OK, value.into());
     Ok(Planned::of(change, Ok(answer)).noting(noted))
@@ -149,7 +158,7 @@ pub(super) async fn rewrap(tokens: &Tokens, call: &Call) -> Result<Planned, Refu
         Err(refused) => return Ok(refused),
     };
     let value = value_of(tokens, &found).await?;
-    let (mut change, noted) = used(&found, Action::Rotate);
+    let (mut change, noted) = used(&found, Action::Wrap);
     let record = found.record;
     let ttl = Duration::from_secs(record.expires - record.created);
     let path = &record.creation_path;
@@ -187,8 +196,9 @@ async fn find(tokens: &Tokens, call: &Call) -> Result<Result<Found, Planned>, Re
         return Err(refused);
     }
     let fingerprint = tokens.fingerprints().await?.of("wrap", token);
-    let read = tokens.barrier().read_record::<Record>(&format!("{RECORDS}{fingerprint}"));
-    let (revision, record) = match read.await? {
+    let path = format!("{RECORDS}{fingerprint}");
+    let read = tokens.barrier().read_record::<Record>(&path).await?;
+    let (revision, record) = match read {
         Some((revision, record)) if record.expires > tokens.now() => (revision, record),
         _ => {
             metrics::counter!(names::KEYVAULT_UNWRAPS, "outcome" => "unknown").increment(1);
@@ -199,17 +209,19 @@ async fn find(tokens: &Tokens, call: &Call) -> Result<Result<Found, Planned>, Re
         metrics::counter!(names::KEYVAULT_UNWRAPS, "outcome" => "used").increment(1);
         tracing::warn!(
             accessor = record.accessor,
-            creation_path = record.creation_path,
+            creation_path = &*record.creation_path,
             client = %call.client,
             "a wrapping token was brought a second time: somebody else has what was in it",
         );
         let noted = Noted {
-            action: Some(Action::Deny),
-            subject: Some(format!("alarm: unwrapped before: {}", record.creation_path)),
+            action: Some(Action::Alarm),
+            subject: Some(record.creation_path),
             secret: Some(record.accessor),
             ..Noted::default()
         };
-        return Ok(Err(Planned::of(Change::default(), Err(refused)).noting(noted)));
+        return Ok(Err(
+            Planned::of(Change::default(), Err(refused)).noting(noted)
+        ));
     }
     Ok(Ok(Found {
         fingerprint,
@@ -251,7 +263,9 @@ pub(super) async fn sweep(tokens: &Tokens) -> Result<(), Error> {
     let barrier = tokens.barrier();
     let mut after: Option<String> = None;
     loop {
-        let listed = barrier.list(RECORDS, after.as_deref(), SWEPT_AT_ONCE).await?;
+        let listed = barrier
+            .list(RECORDS, after.as_deref(), SWEPT_AT_ONCE)
+            .await?;
         for name in &listed {
             let path = format!("{RECORDS}{name}");
             let Some((revision, record)) = barrier.read_record::<Record>(&path).await? else {
@@ -278,7 +292,8 @@ pub(super) async fn sweep(tokens: &Tokens) -> Result<(), Error> {
 
 /// The wish of `X-Vault-Wrap-TTL`.
 pub(super) fn wished(text: &str) -> Result<Option<Duration>, Refusal> {
-    let ttl = Ttl::parse(text).map_err(|error| Refusal::invalid(format!("X-Vault-Wrap-TTL: {error}")))?;
+    let ttl =
+        Ttl::parse(text).map_err(|error| Refusal::invalid(format!("X-Vault-Wrap-TTL: {error}")))?;
     match ttl.said() {
         Some(ttl) if ttl > MAX_TTL => Err(Refusal::invalid("X-Vault-Wrap-TTL: more than 32 days")),
         ttl => Ok(ttl),
@@ -288,5 +303,6 @@ pub(super) fn wished(text: &str) -> Result<Option<Duration>, Refusal> {
 fn rfc3339(seconds: u64) -> String {
     let time = i64::try_from(seconds).ok();
     let time = time.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
-    time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_default()
+    time.and_then(|time| time.format(&Rfc3339).ok())
+        .unwrap_or_default()
 }

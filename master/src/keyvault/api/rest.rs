@@ -28,18 +28,32 @@ pub(super) fn translated(mut call: Call) -> Result<Call, Refusal> {
         return Err(Refusal::Unsupported);
     }
     let login: Login = call.body()?;
-    let method = match (login.method.as_deref(), login) {
-        (Some(method @ ("approle" | "kubernetes" | "cert" | "bootstrap")), _) => method.to_owned(),
-        (Some(_), _) => {
+    let method = match login {
+        Login {
+            method: Some(method),
+            ..
+        } => match &*method {
+            "approle" => "approle",
+            "kubernetes" => "kubernetes",
+            "cert" => "cert",
+            "bootstrap" => "bootstrap",
+            _ => {
+                return Err(Refusal::invalid(
+                    "method: not approle, kubernetes, cert or bootstrap",
+                ));
+            }
+        },
+        Login {
+            role_id: Some(_), ..
+        } => "approle",
+        Login { jwt: Some(_), .. } => "kubernetes",
+        Login { token: Some(_), .. } => "bootstrap",
+        _ if !call.peer_certificates.is_empty() => "cert",
+        _ => {
             return Err(Refusal::invalid(
-                "method: not approle, kubernetes, cert or bootstrap",
+                "no credentials: expected role_id and secret_id, jwt and role, or token",
             ));
         }
-        (None, Login { role_id: Some(_), .. }) => "approle".to_owned(),
-        (None, Login { jwt: Some(_), .. }) => "kubernetes".to_owned(),
-        (None, Login { token: Some(_), .. }) => "bootstrap".to_owned(),
-        (None, _) if !call.peer_certificates.is_empty() => "cert".to_owned(),
-        (None, _) => return Err(Refusal::invalid("the body has no credentials: role_id and secret_id, jwt and role, or token")),
     };
     call.path = Canonical::parse(&format!("auth/{method}/login"))
         .map_err(|error| Refusal::invalid(error.to_string()))?;

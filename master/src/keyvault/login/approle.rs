@@ -89,7 +89,8 @@ async fn login(at: &At<'_>, call: &Call) -> Result<Planned, Refusal> {
     let role_print = fingerprints.of("role-id", &role_id);
     // Failures count for a role-id, whether there is such a role or not.
     let who = fingerprints.of_name("approle", &format!("{}/{role_print}", at.mount.id));
-    gate.may_try(who, Instant::now()).map_err(Refusal::TooMany)?;
+    gate.may_try(who, Instant::now())
+        .map_err(Refusal::TooMany)?;
 
     let found = find(at, &fingerprints, role_print, &secret_id).await?;
     let Some((role, held)) = found else {
@@ -97,7 +98,9 @@ async fn login(at: &At<'_>, call: &Call) -> Result<Planned, Refusal> {
     };
     let client = call.client.ip();
     if !token::is_within(&role.secret_id_bound_cidrs, client)
-        || held.as_ref().is_some_and(|held| !token::is_within(&held.id.cidr_list, client))
+        || held
+            .as_ref()
+            .is_some_and(|held| !token::is_within(&held.id.cidr_list, client))
     {
         // Who has the right credential in the wrong place is not guessing, and must not be able to
         // lock its owner out.
@@ -119,7 +122,10 @@ async fn login(at: &At<'_>, call: &Call) -> Result<Planned, Refusal> {
         facts,
         bound_cidrs,
     };
-    let issued = role.terms.issue(at.authorizer.tokens(), &mut change, login).await;
+    let issued = role
+        .terms
+        .issue(at.authorizer.tokens(), &mut change, login)
+        .await;
     let issued = match issued {
         Ok(issued) => issued,
         Err(Refusal::Denied) => return Ok(refused(&role.name, at)),
@@ -163,11 +169,15 @@ async fn find(
     secret_id: &Token,
 ) -> Result<Option<(Role, Option<secret_ids::Held>)>, Refusal> {
     let barrier = at.barrier();
-    let named = barrier.read_record::<String>(&at.entry(&format!("role-id/{role_id}"))).await?;
+    let named = barrier
+        .read_record::<String>(&at.entry(&format!("role-id/{role_id}")))
+        .await?;
     // Nobody can name the decoy: a role's name is not empty.
     let name = named.map(|(_, name)| name);
     let decoy = at.entry("decoy");
-    let path = name.as_ref().map_or(decoy, |name| at.entry(&format!("role/{name}")));
+    let path = name
+        .as_ref()
+        .map_or(decoy, |name| at.entry(&format!("role/{name}")));
     let role = barrier.read_record::<Role>(&path).await?;
     let (known, role) = match role {
         Some((_, role)) => (name.is_some() && role.role_print == role_id, Some(role)),
@@ -186,5 +196,14 @@ async fn find(
     let now = at.authorizer.tokens().now();
     Ok(held
         .filter(|(_, id)| id.is_good(now))
-        .map(|(revision, id)| (role, Some(secret_ids::Held { print, revision, id }))))
+        .map(|(revision, id)| {
+            (
+                role,
+                Some(secret_ids::Held {
+                    print,
+                    revision,
+                    id,
+                }),
+            )
+        }))
 }

@@ -104,7 +104,9 @@ async fn put(at: &At<'_>, name: &str, call: &Call) -> Result<Planned, Refusal> {
     let mut role = held.map(|(_, role)| role).unwrap_or_default();
     if let Some(Ttl(ttl)) = body.bootstrap_ttl {
         if ttl > MAX_TTL {
-            return Err(Refusal::invalid("a bootstrap token is good for a day at most"));
+            return Err(Refusal::invalid(
+                "a bootstrap token is good for a day at most",
+            ));
         }
         role.bootstrap_ttl = ttl;
     }
@@ -172,7 +174,9 @@ async fn login(at: &At<'_>, call: &Call) -> Result<Planned, Refusal> {
         bootstrap_token: Option<Token>,
     }
     let shown: Shown = call.body()?;
-    let shown = shown.bootstrap_token.ok_or(Refusal::invalid("missing bootstrap_token"))?;
+    let shown = shown
+        .bootstrap_token
+        .ok_or(Refusal::invalid("missing bootstrap_token"))?;
     let wrong = || Refusal::invalid(WRONG);
     if shown.is_longer_than(MAX_LEN) {
         return Err(wrong());

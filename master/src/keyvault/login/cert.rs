@@ -119,14 +119,18 @@ async fn put(at: &At<'_>, name: &str, call: &Call) -> Result<Planned, Refusal> {
 impl Role {
     fn update(&mut self, body: Body, name: &str) -> Result<(), Refusal> {
         if !body.required_extensions.0.is_empty() {
-            return Err(Refusal::invalid("'required_extensions' is not supported here"));
+            return Err(Refusal::invalid(
+                "'required_extensions' is not supported here",
+            ));
         }
         if let Some(pem) = body.certificate {
             certificates(&pem)?;
             self.certificate = pem;
         }
         if self.certificate.is_empty() {
-            return Err(Refusal::invalid("failed to parse certificate: none was given"));
+            return Err(Refusal::invalid(
+                "failed to parse certificate: none was given",
+            ));
         }
         for (held, new) in [
             (&mut self.allowed_names, body.allowed_names),
@@ -134,7 +138,10 @@ impl Role {
             (&mut self.allowed_dns_sans, body.allowed_dns_sans),
             (&mut self.allowed_email_sans, body.allowed_email_sans),
             (&mut self.allowed_uri_sans, body.allowed_uri_sans),
-            (&mut self.allowed_organizational_units, body.allowed_organizational_units),
+            (
+                &mut self.allowed_organizational_units,
+                body.allowed_organizational_units,
+            ),
         ] {
             if let Some(Texts(texts)) = new {
                 *held = texts;
@@ -157,7 +164,10 @@ impl Role {
             ("allowed_dns_sans", json!(self.allowed_dns_sans)),
             ("allowed_email_sans", json!(self.allowed_email_sans)),
             ("allowed_uri_sans", json!(self.allowed_uri_sans)),
-            ("allowed_organizational_units", json!(self.allowed_organizational_units)),
+            (
+                "allowed_organizational_units",
+                json!(self.allowed_organizational_units),
+            ),
             ("required_extensions", json!([])),
             ("display_name", json!(self.display_name)),
         ] {
@@ -178,7 +188,8 @@ impl Role {
         let Ok((_, parsed)) = X509Certificate::from_der(own) else {
             return false;
         };
-        let vouched_for = trusted.iter().any(|one| one.as_ref() == own.as_ref()) && is_valid(&parsed, now)
+        let vouched_for = trusted.iter().any(|one| one.as_ref() == own.as_ref())
+            && is_valid(&parsed, now)
             || is_issued(&trusted, own, intermediates, now);
         vouched_for && self.names_fit(&parsed)
     }
@@ -258,7 +269,8 @@ fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Refusal> {
     let read = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
     let certificates = read.map_err(|_| wrong())?;
     let is_x509 = |der: &CertificateDer<'_>| X509Certificate::from_der(der).is_ok();
-    let fits = (1..=MAX_CERTIFICATES).contains(&certificates.len()) && certificates.iter().all(is_x509);
+    let fits =
+        (1..=MAX_CERTIFICATES).contains(&certificates.len()) && certificates.iter().all(is_x509);
     match fits {
         true => Ok(certificates),
         false => Err(wrong()),
@@ -277,7 +289,11 @@ async fn login(at: &At<'_>, call: &Call) -> Result<Planned, Refusal> {
         return Err(wrong());
     }
     let names = match shown.name.as_str() {
-        "" => at.barrier().list(&at.entry("certs/"), None, MAX_TRIED).await?,
+        "" => {
+            at.barrier()
+                .list(&at.entry("certs/"), None, MAX_TRIED)
+                .await?
+        }
         name => vec![role_name(name)?],
     };
     // The certificates' time is that of the wall.
@@ -301,7 +317,11 @@ async fn login(at: &At<'_>, call: &Call) -> Result<Planned, Refusal> {
         bound_cidrs: Vec::new(),
     };
     let mut change = Change::default();
-    let issued = match role.terms.issue(at.authorizer.tokens(), &mut change, login).await {
+    let issued = match role
+        .terms
+        .issue(at.authorizer.tokens(), &mut change, login)
+        .await
+    {
         Err(Refusal::Denied) => return Err(wrong()),
         issued => issued?,
     };
@@ -319,9 +339,12 @@ fn facts(
     role: &str,
     certificate: &CertificateDer<'_>,
 ) -> Result<(String, BTreeMap<String, String>), Refusal> {
-    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| Refusal::invalid(WRONG))?;
+    let (_, parsed) =
+        X509Certificate::from_der(certificate).map_err(|_| Refusal::invalid(WRONG))?;
     let common = parsed.subject().iter_common_name().next();
-    let common = common.and_then(|name| name.as_str().ok()).unwrap_or_default();
+    let common = common
+        .and_then(|name| name.as_str().ok())
+        .unwrap_or_default();
     let facts = [
         ("cert_name", role.to_owned()),
         ("common_name", common.to_owned()),

@@ -144,7 +144,10 @@ async fn put_config(at: &At<'_>, call: &Call) -> Result<Planned, Refusal> {
     let body: ConfigBody = call.body()?;
     let held = config(at).await?;
     let mut change = Change::default();
-    change.expect(at.entry("config"), held.as_ref().map(|(revision, _)| *revision));
+    change.expect(
+        at.entry("config"),
+        held.as_ref().map(|(revision, _)| *revision),
+    );
     // The whole is given each time, as Vault has it.
     let config = Config {
         kubernetes_host: body.kubernetes_host.unwrap_or_default(),
@@ -200,7 +203,8 @@ impl Config {
                 return Err(Refusal::invalid("give either pem_keys or jwks"));
             }
         };
-        keys.map(Some).map_err(|error| Refusal::invalid(error.to_string()))
+        keys.map(Some)
+            .map_err(|error| Refusal::invalid(error.to_string()))
     }
 
     fn issuer(&self) -> Option<&str> {
@@ -240,10 +244,14 @@ impl Role {
             self.bound_service_account_namespaces = namespaces;
         }
         if self.bound_service_account_names.is_empty() {
-            return Err(Refusal::invalid("\"bound_service_account_names\" can not be empty"));
+            return Err(Refusal::invalid(
+                "\"bound_service_account_names\" can not be empty",
+            ));
         }
         if self.bound_service_account_namespaces.is_empty() {
-            return Err(Refusal::invalid("\"bound_service_account_namespaces\" can not be empty"));
+            return Err(Refusal::invalid(
+                "\"bound_service_account_namespaces\" can not be empty",
+            ));
         }
         if let Some(audience) = body.audience {
             self.audience = audience;
@@ -264,8 +272,14 @@ impl Role {
     fn shown(&self) -> Map<String, serde_json::Value> {
         let mut shown = Map::new();
         for (name, value) in [
-            ("bound_service_account_names", json!(self.bound_service_account_names)),
-            ("bound_service_account_namespaces", json!(self.bound_service_account_namespaces)),
+            (
+                "bound_service_account_names",
+                json!(self.bound_service_account_names),
+            ),
+            (
+                "bound_service_account_namespaces",
+                json!(self.bound_service_account_namespaces),
+            ),
             ("audience", json!(self.audience)),
             ("alias_name_source", json!(self.alias_name_source)),
         ] {
@@ -366,7 +380,9 @@ async fn login(at: &At<'_>, call: &Call) -> Result<Planned, Refusal> {
     let (_, config) = config(at).await?.ok_or(Refusal::Denied)?;
     let (_, role) = read(at, &name).await?.ok_or(Refusal::Denied)?;
     let account = verified(at, &config, &role, &jwt).await?;
-    let account = account.filter(|account| role.admits(account)).ok_or(Refusal::Denied)?;
+    let account = account
+        .filter(|account| role.admits(account))
+        .ok_or(Refusal::Denied)?;
     let facts: BTreeMap<_, _> = [
         ("role", &name),
         ("service_account_name", &account.name),
@@ -387,7 +403,10 @@ async fn login(at: &At<'_>, call: &Call) -> Result<Planned, Refusal> {
         bound_cidrs: Vec::new(),
     };
     let mut change = Change::default();
-    let issued = role.terms.issue(at.authorizer.tokens(), &mut change, login).await?;
+    let issued = role
+        .terms
+        .issue(at.authorizer.tokens(), &mut change, login)
+        .await?;
     let noted = Noted {
         action: Some(Action::Login),
         actor: Some(issued.record.display_name.clone()),
@@ -414,7 +433,10 @@ async fn verified(
         return Ok(claims.ok().and_then(Claims::account));
     }
     // Nobody else's tokens are shown to the cluster.
-    let said = jwt.unverified_jwt::<Claims>().ok().and_then(Claims::account);
+    let said = jwt
+        .unverified_jwt::<Claims>()
+        .ok()
+        .and_then(Claims::account);
     let Some(said) = said.filter(|account| role.admits(account)) else {
         return Ok(None);
     };

@@ -77,7 +77,9 @@ impl Terms {
             }
         }
         if self.max_ttl > 0 && self.ttl > self.max_ttl {
-            return Err(Refusal::invalid("token_ttl should not be greater than token_max_ttl"));
+            return Err(Refusal::invalid(
+                "token_ttl should not be greater than token_max_ttl",
+            ));
         }
         self.num_uses = p.token_num_uses.unwrap_or(self.num_uses);
         self.no_default_policy = p.token_no_default_policy.unwrap_or(self.no_default_policy);

@@ -73,12 +73,7 @@ struct Tuning {
     description: Option<String>,
 }
 
-fn enable(
-    read: &mount::Read,
-    call: &Call,
-    auth: bool,
-    path: &str,
-) -> Result<Planned, Refusal> {
+fn enable(read: &mount::Read, call: &Call, auth: bool, path: &str) -> Result<Planned, Refusal> {
     let new: NewMount = call.body()?;
     let path = mount::path(path)?;
     let kind = match auth {
@@ -92,7 +87,9 @@ fn enable(
             Kind::engine(&new.r#type, version.as_deref())
         }
     };
-    let kind = kind.ok_or_else(|| Refusal::invalid("plugin not found in the catalog: there is no such type"))?;
+    let kind = kind.ok_or_else(|| {
+        Refusal::invalid("plugin not found in the catalog: there is no such type")
+    })?;
     let mut mount = Mount::new(&path, kind);
     let tuning = Tuning {
         description: new.description,
@@ -101,7 +98,7 @@ fn enable(
     apply(tuning, &mut mount)?;
     let mut table = read.table.clone();
     table.add(mount)?;
-    Ok(replaced(read, &table, Change::default()))
+    Ok(replaced(read, &table, Action::Mount))
 }
 
 fn disable(
@@ -119,7 +116,7 @@ fn disable(
     }
     // What it kept is out of reach at once, and swept away after.
     vault.upkeep.notify_one();
-    Ok(replaced(read, &table, Change::default()))
+    Ok(replaced(read, &table, Action::Unmount))
 }
 
 fn tune(read: &mount::Read, call: &Call, auth: bool, path: &str) -> Result<Planned, Refusal> {
@@ -128,7 +125,7 @@ fn tune(read: &mount::Read, call: &Call, auth: bool, path: &str) -> Result<Plann
     let mount = table.at_mut(auth, path);
     let mount = mount.ok_or_else(|| Refusal::invalid("nothing is mounted there"))?;
     apply(tuning, mount)?;
-    Ok(replaced(read, &table, Change::default()))
+    Ok(replaced(read, &table, Action::Configure))
 }
 
 fn apply(tuning: Tuning, mount: &mut Mount) -> Result<(), Refusal> {
@@ -167,13 +164,14 @@ pub(super) async fn remount(vault: &KeyVault, call: &Call) -> Result<Planned, Re
     };
     let mut table = read.table.clone();
     table.rename(auth, from, to)?;
-    Ok(replaced(&read, &table, Change::default()))
+    Ok(replaced(&read, &table, Action::Configure))
 }
 
-fn replaced(read: &mount::Read, table: &mount::Table, mut change: Change) -> Planned {
+fn replaced(read: &mount::Read, table: &mount::Table, action: Action) -> Planned {
+    let mut change = Change::default();
     read.replace(table, &mut change);
     Planned::done(change).noting(Noted {
-        action: Some(Action::Configure),
+        action: Some(action),
         ..Noted::default()
     })
 }

@@ -101,7 +101,7 @@ impl Tokens {
         self.limits
     }
 
-    pub(super) fn barrier(&self) -> &Barrier {
+    pub(in crate::keyvault) fn barrier(&self) -> &Barrier {
         &self.barrier
     }
 
@@ -176,7 +176,10 @@ impl Tokens {
         let mut steps = 0;
         while let Some(fingerprint) = parent {
             steps += 1;
-            let held = self.barrier.read_record::<Record>(&path(fingerprint)).await?;
+            let held = self
+                .barrier
+                .read_record::<Record>(&path(fingerprint))
+                .await?;
             let Some((_, ancestor)) = held else {
                 return Ok(false);
             };
@@ -194,7 +197,8 @@ impl Tokens {
     /// Plans a new token.
     pub async fn issue(&self, change: &mut Change, new: New<'_>) -> Result<Issued, Error> {
         let lifetime = Lifetime::new(new.wishes, self.limits, self.now());
-        self.plan(change, new, lifetime).await
+        self.plan(change, Token::random(PREFIX), new, lifetime)
+            .await
     }
 
     /// Plans a token with the root policy and without end: the first one of a KeyVault, or one that
@@ -216,16 +220,18 @@ impl Tokens {
             mount: None,
         };
         let lifetime = Lifetime::endless(self.now());
-        self.plan(change, new, lifetime).await
+        // Short: it may be typed, and is hidden byte by byte where shares made it.
+        let token = Token::short(PREFIX);
+        self.plan(change, token, new, lifetime).await
     }
 
     async fn plan(
         &self,
         change: &mut Change,
+        token: Token,
         new: New<'_>,
         lifetime: Lifetime,
     ) -> Result<Issued, Error> {
-        let token = Token::random(PREFIX);
         let fingerprint = self.fingerprints().await?.of("token", &token);
         let record = Record {
             accessor: accessor(),

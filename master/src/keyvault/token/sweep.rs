@@ -4,10 +4,7 @@ use std::{collections::HashSet, time::Duration};
 
 use wavry_credentials::bearer::Fingerprint;
 
-use super::{
-    Record, Tokens,
-    store::path,
-};
+use super::{Record, Tokens, store::path};
 use crate::keyvault::barrier::{Change, CommitError, Error, Revision};
 
 /// Tokens that are looked at in one go.
@@ -37,12 +34,16 @@ impl Tokens {
     /// when it has seen all.
     pub async fn sweep(&self, sweep: &mut Sweep) -> Result<Option<u64>, Error> {
         self.keep_time().await?;
-        let names = self.barrier().list("token/", sweep.after.as_deref(), BATCH).await?;
+        let names = self
+            .barrier()
+            .list("token/", sweep.after.as_deref(), BATCH)
+            .await?;
         let is_last = names.len() < BATCH;
         let mut gone = Vec::new();
         for name in &names {
             let path = format!("token/{name}");
-            let Some((revision, record)) = self.barrier().read_record::<Record>(&path).await? else {
+            let Some((revision, record)) = self.barrier().read_record::<Record>(&path).await?
+            else {
                 continue;
             };
             if record.released {
@@ -50,7 +51,8 @@ impl Tokens {
                 sweep.released.push((fingerprint, revision));
                 continue;
             }
-            let is_good = record.lifetime.is_good(self.now()) && self.ancestors_are_good(&record).await?;
+            let is_good =
+                record.lifetime.is_good(self.now()) && self.ancestors_are_good(&record).await?;
             match is_good {
                 true => sweep.parents.extend(record.parent),
                 false => gone.push((path, revision, Some(record.accessor))),
@@ -59,7 +61,10 @@ impl Tokens {
         sweep.after = names.last().cloned();
         if is_last {
             // Nothing new is made by those that were released, so that what none names stays so.
-            let unnamed = sweep.released.iter().filter(|(token, _)| !sweep.parents.contains(token));
+            let unnamed = sweep
+                .released
+                .iter()
+                .filter(|(token, _)| !sweep.parents.contains(token));
             gone.extend(unnamed.map(|(token, revision)| (path(*token), *revision, None)));
         }
         for (path, revision, accessor) in gone {

@@ -5,12 +5,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use wavry_credentials::bearer::Fingerprint;
 
-use super::super::{At, configured, role_name, terms::{Parameters, Terms}};
+use super::super::{
+    At, configured, role_name,
+    terms::{Parameters, Terms},
+};
 use crate::keyvault::{
-    random_id,
     barrier::{Change, Revision},
     call::{Answer, Call, Operation, Planned, Refusal},
     parameter::Texts,
+    random_id,
     token::{self, MAX_LEN},
     ttl::Ttl,
 };
@@ -77,7 +80,10 @@ impl Role {
         self.secret_id_num_uses = body.secret_id_num_uses.unwrap_or(self.secret_id_num_uses);
         self.secret_id_ttl = body.secret_id_ttl.map_or(self.secret_id_ttl, |ttl| ttl.0);
         self.terms.update(body.terms)?;
-        if !self.bind_secret_id && self.secret_id_bound_cidrs.is_empty() && !self.terms.has_networks() {
+        if !self.bind_secret_id
+            && self.secret_id_bound_cidrs.is_empty()
+            && !self.terms.has_networks()
+        {
             return Err(Refusal::invalid(
                 "at least one constraint should be enabled on the role: bind_secret_id, or CIDRs",
             ));
@@ -137,7 +143,9 @@ async fn made(at: &At<'_>, name: &str) -> Result<Role, Refusal> {
 
 async fn choose_id(at: &At<'_>, role: &mut Role, role_id: String) -> Result<(), Refusal> {
     if role_id.is_empty() || role_id.len() > MAX_LEN {
-        return Err(Refusal::invalid("missing role_id, or a role_id that is too long"));
+        return Err(Refusal::invalid(
+            "missing role_id, or a role_id that is too long",
+        ));
     }
     let fingerprints = at.authorizer.tokens().fingerprints().await?;
     role.role_print = fingerprints.of_name("role-id", &role_id);
@@ -173,7 +181,9 @@ pub(super) async fn delete(at: &At<'_>, name: &str) -> Result<Planned, Refusal> 
 
 pub(super) async fn show_id(at: &At<'_>, name: &str) -> Result<Planned, Refusal> {
     let (_, role) = read(at, name).await?.ok_or(Refusal::Absent)?;
-    Ok(Planned::answer(Answer::data(&json!({ "role_id": role.role_id }))))
+    Ok(Planned::answer(Answer::data(
+        &json!({ "role_id": role.role_id }),
+    )))
 }
 
 pub(super) async fn put_id(at: &At<'_>, name: &str, call: &Call) -> Result<Planned, Refusal> {

@@ -16,10 +16,10 @@ use super::{
     roles::{self, Role},
 };
 use crate::keyvault::{
-    random_id,
     barrier::{Change, Revision},
     call::{Answer, Call, Noted, Planned, Refusal},
     parameter::{Facts, Texts},
+    random_id,
     token::{self, MAX_LEN, smallest},
     ttl::Ttl,
 };
@@ -144,7 +144,9 @@ pub(super) async fn choose(at: &At<'_>, name: &str, call: &Call) -> Result<Plann
     let mut body: Body = call.body()?;
     let chosen = body.secret_id.take();
     let chosen = chosen.filter(|id| !id.matches("") && !id.is_longer_than(MAX_LEN));
-    let chosen = chosen.ok_or(Refusal::invalid("missing secret_id, or one that is too long"))?;
+    let chosen = chosen.ok_or(Refusal::invalid(
+        "missing secret_id, or one that is too long",
+    ))?;
     make(at, name, chosen, body).await
 }
 
@@ -197,10 +199,13 @@ async fn make(at: &At<'_>, name: &str, secret_id: Token, body: Body) -> Result<P
 /// Networks that lie in those of the role, if that has any.
 fn within(texts: &Texts, bounds: &[IpNet]) -> Result<Vec<IpNet>, Refusal> {
     let networks = token::networks(texts)?;
-    let fits = |network: &IpNet| bounds.is_empty() || bounds.iter().any(|bound| bound.contains(network));
+    let fits =
+        |network: &IpNet| bounds.is_empty() || bounds.iter().any(|bound| bound.contains(network));
     match networks.iter().all(fits) {
         true => Ok(networks),
-        false => Err(Refusal::invalid("the CIDRs of a secret-id must lie in those of its role")),
+        false => Err(Refusal::invalid(
+            "the CIDRs of a secret-id must lie in those of its role",
+        )),
     }
 }
 
@@ -214,19 +219,22 @@ fn noted(action: Action, accessor: &str) -> Noted {
 
 async fn find(at: &At<'_>, role: &Role, call: &Call) -> Result<Option<Held>, Refusal> {
     let body: Body = call.body()?;
-    let shown = body.secret_id.ok_or(Refusal::invalid("missing secret_id"))?;
+    let shown = body
+        .secret_id
+        .ok_or(Refusal::invalid("missing secret_id"))?;
     if shown.is_longer_than(MAX_LEN) {
         return Ok(None);
     }
-    let print = at.authorizer.tokens().fingerprints().await?.of("secret-id", &shown);
+    let print = at
+        .authorizer
+        .tokens()
+        .fingerprints()
+        .await?
+        .of("secret-id", &shown);
     held(at, role, print).await
 }
 
-async fn find_by_accessor(
-    at: &At<'_>,
-    role: &Role,
-    call: &Call,
-) -> Result<Option<Held>, Refusal> {
+async fn find_by_accessor(at: &At<'_>, role: &Role, call: &Call) -> Result<Option<Held>, Refusal> {
     let body: Body = call.body()?;
     let missing = Refusal::invalid("missing secret_id_accessor");
     let accessor = body.secret_id_accessor.ok_or(missing)?;
@@ -239,11 +247,18 @@ async fn find_by_accessor(
 }
 
 async fn held(at: &At<'_>, role: &Role, print: Fingerprint) -> Result<Option<Held>, Refusal> {
-    let record = at.barrier().read_record::<SecretId>(&path(at, &role.id, print)).await?;
+    let record = at
+        .barrier()
+        .read_record::<SecretId>(&path(at, &role.id, print))
+        .await?;
     let now = at.authorizer.tokens().now();
     Ok(record
         .filter(|(_, id)| id.is_good(now))
-        .map(|(revision, id)| Held { print, revision, id }))
+        .map(|(revision, id)| Held {
+            print,
+            revision,
+            id,
+        }))
 }
 
 pub(super) async fn lookup(at: &At<'_>, name: &str, call: &Call) -> Result<Planned, Refusal> {
@@ -268,7 +283,11 @@ pub(super) async fn lookup_accessor(
 }
 
 fn shown(role: &Role, id: &SecretId) -> Planned {
-    let expires = if id.ttl == 0 { None } else { written(id.created.saturating_add(id.ttl)) };
+    let expires = if id.ttl == 0 {
+        None
+    } else {
+        written(id.created.saturating_add(id.ttl))
+    };
     let never = "0001-01-01T00:00:00Z".to_owned();
     let data = json!({
         "cidr_list": id.cidr_list,
@@ -350,11 +369,21 @@ pub(super) async fn tidy(at: &At<'_>) -> Result<Planned, Refusal> {
             if room == 0 {
                 break;
             }
-            let print = name.parse().map_err(|_| Refusal::Internal("a secret-id's entry has no name"))?;
-            let record = at.barrier().read_record::<SecretId>(&path(at, &role.id, print)).await?;
+            let print = name
+                .parse()
+                .map_err(|_| Refusal::Internal("a secret-id's entry has no name"))?;
+            let record = at
+                .barrier()
+                .read_record::<SecretId>(&path(at, &role.id, print))
+                .await?;
             if let Some((revision, id)) = record.filter(|(_, id)| !id.is_good(now)) {
                 change.expect(path(at, &role.id, print), Some(revision));
-                Held { print, revision, id }.delete(at, &fingerprints, &role, &mut change);
+                Held {
+                    print,
+                    revision,
+                    id,
+                }
+                .delete(at, &fingerprints, &role, &mut change);
                 room -= 1;
             }
         }

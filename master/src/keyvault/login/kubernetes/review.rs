@@ -114,11 +114,16 @@ pub(super) async fn ask(
 
 impl Status {
     fn account(self, audience: Option<&str>) -> Option<Account> {
-        let for_us = audience.is_none_or(|audience| self.audiences.iter().any(|one| one == audience));
+        let for_us =
+            audience.is_none_or(|audience| self.audiences.iter().any(|one| one == audience));
         if !self.authenticated || !for_us {
             return None;
         }
-        let (namespace, name) = self.user.username.strip_prefix("system:serviceaccount:")?.split_once(':')?;
+        let (namespace, name) = self
+            .user
+            .username
+            .strip_prefix("system:serviceaccount:")?
+            .split_once(':')?;
         Some(Account {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
@@ -139,13 +144,20 @@ async fn ask_in_time(
     let stream = stream.map_err(Failure::Unreachable)?;
     let stream = tls.connect(server.name.clone(), stream).await;
     let stream = TokioIo::new(stream.map_err(Failure::Unreachable)?);
-    let (mut sender, connection) = http1::handshake(stream).await.map_err(|_| Failure::Broken)?;
+    let (mut sender, connection) = http1::handshake(stream)
+        .await
+        .map_err(|_| Failure::Broken)?;
     let driver = tokio::spawn(connection);
     let request = request(&server, reviewer.unwrap_or(jwt), jwt, audience)?;
     let exchange = async {
-        let response = sender.send_request(request).await.map_err(|_| Failure::Broken)?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|_| Failure::Broken)?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        let body = Limited::new(response.into_body(), MAX_ANSWER)
+            .collect()
+            .await;
         let body = body.map_err(|_| Failure::Broken)?.to_bytes();
         match status.is_success() {
             true => serde_json::from_slice(&body).map_err(|_| Failure::Malformed),
