@@ -2,11 +2,15 @@
 //! that see a secret's bytes; [`crate::key`] is the other.
 
 mod json;
+pub mod jwt;
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use aws_lc_rs::hmac;
-use base64::{Engine as _, engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD}};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD},
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use wavry_proto::{
     control::Register,
@@ -58,6 +62,12 @@ impl Token {
             .encode_slice(*bytes, &mut text[prefix.len()..])
             .expect("32 bytes are 43 characters");
         Self::new(String::from_utf8(text).expect("base64url is ASCII"))
+    }
+
+    /// Another copy, for an answer to its holder.
+    #[expect(clippy::disallowed_methods, reason = "a token is copied here")]
+    pub fn copied(&self) -> Self {
+        Self::new(self.0.expose().to_owned())
     }
 
     /// As [`Token::random`], with 144 random bits: what people are to type.
@@ -188,6 +198,20 @@ impl Fingerprints {
     }
 }
 
+/// Not the hexadecimal of a fingerprint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a fingerprint")]
+pub struct NotAFingerprint;
+
+impl FromStr for Fingerprint {
+    type Err = NotAFingerprint;
+    fn from_str(text: &str) -> Result<Self, NotAFingerprint> {
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(text, &mut bytes).map_err(|_| NotAFingerprint)?;
+        Ok(Self(bytes))
+    }
+}
+
 /// As hexadecimal.
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -246,9 +270,13 @@ mod tests {
     fn a_token_that_was_hidden_is_found_with_what_hid_it_only() {
         let (token, other) = (Token::short("hvs."), Token::short("otp."));
         assert!(token.has_length(28) && !token.has_length(27));
-        let hidden = STANDARD_NO_PAD.decode(token.hidden_with(&other).unwrap()).unwrap();
+        let hidden = STANDARD_NO_PAD
+            .decode(token.hidden_with(&other).unwrap())
+            .unwrap();
         let hidden = Token::new(String::from_utf8(hidden).unwrap());
-        let shown = STANDARD_NO_PAD.decode(hidden.hidden_with(&other).unwrap()).unwrap();
+        let shown = STANDARD_NO_PAD
+            .decode(hidden.hidden_with(&other).unwrap())
+            .unwrap();
         assert!(token.matches(std::str::from_utf8(&shown).unwrap()));
         assert_eq!(token.hidden_with(&Token::random("")), None);
     }

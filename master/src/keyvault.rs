@@ -88,7 +88,10 @@ pub struct KeyVault {
 
 impl KeyVault {
     /// Opens the store, sealed. `audit` seals its audit log.
-    pub async fn open(config: &config::Vault, audit: Arc<audit::Key>) -> Result<Self, store::Error> {
+    pub async fn open(
+        config: &config::Vault,
+        audit: Arc<audit::Key>,
+    ) -> Result<Self, store::Error> {
         let store = Store::open(&config.store).await?;
         let barrier = Barrier::new(store.clone(), audit);
         let authorizer = Authorizer::new(barrier.clone(), config.tokens, login::Limits::default());
@@ -201,7 +204,10 @@ impl KeyVault {
             };
             if let Err(error) = swept.await.map(drop) {
                 let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "what expired was not swept away; it will be tried again");
+                tracing::warn!(
+                    error,
+                    "what expired was not swept away; it will be tried again"
+                );
             }
         }
     }

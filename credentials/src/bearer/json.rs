@@ -315,13 +315,17 @@ impl Members {
     /// An object of these members and of `more`. Where both name one, `more` counts.
     pub fn with<'a>(self, more: impl IntoIterator<Item = (&'a str, Document)>) -> Document {
         let mut more: Vec<_> = more.into_iter().collect();
-        let Ok(own) = serde_json::from_slice::<Map<String, Value>>(
-            &[b"{", &self.0[..], b"}"].concat(),
-        ) else {
+        let Ok(own) =
+            serde_json::from_slice::<Map<String, Value>>(&[b"{", &self.0[..], b"}"].concat())
+        else {
             return Document::object(more);
         };
-        let own = own.iter().filter(|(name, _)| more.iter().all(|(more, _)| more != name));
-        let own: Vec<_> = own.map(|(name, value)| (name.as_str(), Document::of(value))).collect();
+        let own = own
+            .iter()
+            .filter(|(name, _)| more.iter().all(|(more, _)| more != name));
+        let own: Vec<_> = own
+            .map(|(name, value)| (name.as_str(), Document::of(value)))
+            .collect();
         Document::object(own.into_iter().chain(more.drain(..)))
     }
 }

@@ -39,11 +39,17 @@ pub fn split(key: &Key, count: u8, threshold: u8) -> Vec<Share> {
         for share in &mut shares {
             let x = share[KEY_LEN];
             // Horner's rule.
-            let value = coefficients.iter().rev().fold(0, |sum, c| multiply(sum, x) ^ c);
+            let value = coefficients
+                .iter()
+                .rev()
+                .fold(0, |sum, c| multiply(sum, x) ^ c);
             share[at] = value;
         }
     }
-    shares.into_iter().map(|share| Share(Secret::new(*share))).collect()
+    shares
+        .into_iter()
+        .map(|share| Share(Secret::new(*share)))
+        .collect()
 }
 
 /// The key that `shares` make. With too few, or with one of another key, it is some other key: only
@@ -53,7 +59,10 @@ pub fn combine(shares: &[Share]) -> Result<Key, Malformed> {
     let shares: Vec<&[u8; SHARE_LEN]> = shares.iter().map(|share| share.0.expose()).collect();
     let point = |share: &[u8; SHARE_LEN]| share[KEY_LEN];
     for (at, share) in shares.iter().enumerate() {
-        if shares[..at].iter().any(|other| point(other) == point(share)) {
+        if shares[..at]
+            .iter()
+            .any(|other| point(other) == point(share))
+        {
             return Err(Malformed);
         }
     }
@@ -155,7 +164,14 @@ mod tests {
         assert!(Share::read(&share.to_hex()).unwrap().matches(share));
         assert!(Share::read(&share.to_base64()).unwrap().matches(share));
         let zero = "0".repeat(66);
-        for text in ["", "x", &zero, &"g".repeat(66), &"A".repeat(43), &"é".repeat(33)] {
+        for text in [
+            "",
+            "x",
+            &zero,
+            &"g".repeat(66),
+            &"A".repeat(43),
+            &"é".repeat(33),
+        ] {
             assert!(Share::read(&Token::new(text.to_owned())).is_err(), "{text}");
         }
     }

@@ -38,7 +38,6 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The header of an answer that has the request's id, as the audit log does.
 const REQUEST_ID: &str = "x-request-id";
 
-
 /// All routes of both dialects. A request must carry its connection's [`Channel`] as an extension.
 pub(crate) fn router(vault: KeyVault) -> Router {
     Router::new().fallback(answer).with_state(vault)

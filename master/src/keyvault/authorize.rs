@@ -266,11 +266,7 @@ impl Authorizer {
     }
 
     /// The token that was shown, if it is good, here.
-    async fn holder<H: Handler>(
-        &self,
-        call: &Call,
-        handler: &H,
-    ) -> Result<Option<Found>, Refusal> {
+    async fn holder<H: Handler>(&self, call: &Call, handler: &H) -> Result<Option<Found>, Refusal> {
         let Some(token) = &call.token else {
             return Ok(None);
         };
@@ -350,7 +346,9 @@ impl Authorizer {
         event.subject = noted.subject.unwrap_or(event.subject);
         event.actor = noted.actor.unwrap_or(event.actor);
         event.version = noted.version;
-        event.secret = noted.secret.map(|id| self.barrier.audit_key().identifier(&id));
+        event.secret = noted
+            .secret
+            .map(|id| self.barrier.audit_key().identifier(&id));
         let Some(refusal) = refusal else {
             return Some(event);
         };
@@ -452,7 +450,10 @@ fn is_for_administrators(path: &str) -> bool {
         "sys/raw/",
     ];
     let name = path.strip_suffix('/').unwrap_or(path);
-    EXACT.contains(&name) || BELOW.iter().any(|prefix| path.starts_with(prefix) && name.len() >= prefix.len())
+    EXACT.contains(&name)
+        || BELOW
+            .iter()
+            .any(|prefix| path.starts_with(prefix) && name.len() >= prefix.len())
 }
 
 #[cfg(test)]

@@ -269,11 +269,17 @@ impl From<barrier::Error> for Refusal {
         match error {
             Error::Sealed | Error::Closed => Self::Sealed,
             Error::Busy | Error::TooSlow | Error::Store(_) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "not on record, so not answered");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "not on record, so not answered"
+                );
                 Self::Unavailable
             }
             _ => {
-                tracing::error!(error = &error as &dyn std::error::Error, "the KeyVault failed");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the KeyVault failed"
+                );
                 Self::Internal("internal error: the log says which entry")
             }
         }

@@ -268,7 +268,10 @@ mod tests {
         assert!(matches!(with("kv.sqlite"), Ok(Location::Sqlite(_))));
         let server = with("postgres://wavry@localhost/keyvault");
         assert!(matches!(server, Ok(Location::Postgres(_))));
-        for url in ["postgres://wavry:s3cret@localhost/keyvault", "mysql://localhost/keyvault"] {
+        for url in [
+            "postgres://wavry:s3cret@localhost/keyvault",
+            "mysql://localhost/keyvault",
+        ] {
             let refused = with(url).unwrap_err();
             assert_eq!(refused.key, "database");
             assert!(!refused.problem.contains("s3cret"));

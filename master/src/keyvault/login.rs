@@ -8,8 +8,8 @@
 pub(super) mod approle;
 pub(super) mod bootstrap;
 pub(super) mod cert;
-pub(super) mod kubernetes;
 mod gate;
+pub(super) mod kubernetes;
 mod terms;
 
 use wavry_credentials::audit::Action;
@@ -37,7 +37,7 @@ pub(super) struct At<'a> {
 }
 
 impl At<'_> {
-    fn barrier(&self) -> &Barrier {
+    pub(super) fn barrier(&self) -> &Barrier {
         self.authorizer.barrier()
     }
 
@@ -47,7 +47,10 @@ impl At<'_> {
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<String>, Refusal> {
-        Ok(self.barrier().list(&self.entry(prefix), None, MAX_NAMES).await?)
+        Ok(self
+            .barrier()
+            .list(&self.entry(prefix), None, MAX_NAMES)
+            .await?)
     }
 
     async fn list_answer(&self, prefix: &str) -> Result<Planned, Refusal> {
@@ -63,7 +66,9 @@ pub(super) async fn handle(at: At<'_>, call: &Call) -> Result<Planned, Refusal> 
         Kind::Kubernetes => kubernetes::handle(at, call).await,
         Kind::Cert => cert::handle(at, call).await,
         Kind::Bootstrap => bootstrap::handle(at, call).await,
-        _ => Err(Refusal::Internal("a secret engine is mounted as an auth method")),
+        _ => Err(Refusal::Internal(
+            "a secret engine is mounted as an auth method",
+        )),
     }
 }
 
@@ -82,7 +87,10 @@ pub(super) async fn exists(barrier: &Barrier, mount: &Mount, rest: &str) -> Resu
         _ => None,
     };
     match entry {
-        Some(entry) => Ok(barrier.read(&format!("{}{entry}", mount.prefix())).await?.is_some()),
+        Some(entry) => Ok(barrier
+            .read(&format!("{}{entry}", mount.prefix()))
+            .await?
+            .is_some()),
         None => Ok(true),
     }
 }
@@ -101,7 +109,9 @@ pub(super) fn is_login(kind: Kind, rest: &str, operation: Operation) -> bool {
 pub(super) fn keys(keys: Vec<String>) -> Result<Planned, Refusal> {
     match keys.is_empty() {
         true => Err(Refusal::Absent),
-        false => Ok(Planned::answer(Answer::data(&serde_json::json!({ "keys": keys })))),
+        false => Ok(Planned::answer(Answer::data(
+            &serde_json::json!({ "keys": keys }),
+        ))),
     }
 }
 

@@ -142,7 +142,11 @@ impl Mount {
 
     /// Prefix of everything it keeps in the barrier.
     pub fn prefix(&self) -> String {
-        let room = if self.kind.is_auth() { "auth" } else { "logical" };
+        let room = if self.kind.is_auth() {
+            "auth"
+        } else {
+            "logical"
+        };
         format!("{room}/{}/", self.id)
     }
 
@@ -150,6 +154,13 @@ impl Mount {
     pub fn public_path(&self) -> String {
         let room = if self.kind.is_auth() { "auth/" } else { "" };
         format!("{room}{}", self.path)
+    }
+
+    /// The name that policies have for the units that log in there.
+    pub fn accessor(&self) -> String {
+        let id = self.id.get(..8).unwrap_or(&self.id);
+        let room = if self.kind.is_auth() { "auth_" } else { "" };
+        format!("{room}{}_{id}", self.kind.name())
     }
 
     /// As `sys/mounts` and `sys/auth` show it.
@@ -162,7 +173,7 @@ impl Mount {
         json!({
             "type": self.kind.name(),
             "description": self.description,
-            "accessor": format!("{}_{}", self.kind.name(), &self.id[..8]),
+            "accessor": self.accessor(),
             "uuid": self.id,
             "options": options,
             "config": self.tuning(),
@@ -226,10 +237,7 @@ impl Read {
 
 /// What a fresh KeyVault has: tokens, the logins of the two-endpoint dialect, and its secrets.
 pub fn initial() -> Table {
-    let mounts = [
-        ("secret", Kind::Kv2),
-        ("token", Kind::Token),
-    ];
+    let mounts = [("secret", Kind::Kv2), ("token", Kind::Token)];
     let mounts = mounts.map(|(path, kind)| Mount::new(path, kind));
     Table {
         mounts: mounts.into(),
@@ -263,7 +271,8 @@ impl Table {
 
     /// The mount that is just there. `path` has no `/` at its end.
     pub fn at(&self, auth: bool, path: &str) -> Option<&Mount> {
-        self.list(auth).find(|m| m.path.trim_end_matches('/') == path)
+        self.list(auth)
+            .find(|m| m.path.trim_end_matches('/') == path)
     }
 
     /// The same, to be changed.
@@ -286,9 +295,10 @@ impl Table {
 
     /// Takes one out.
     pub fn remove(&mut self, auth: bool, path: &str) -> Option<Mount> {
-        let at = self.mounts.iter().position(|m| {
-            m.kind.is_auth() == auth && m.path.trim_end_matches('/') == path
-        })?;
+        let at = self
+            .mounts
+            .iter()
+            .position(|m| m.kind.is_auth() == auth && m.path.trim_end_matches('/') == path)?;
         Some(self.mounts.remove(at))
     }
 
@@ -329,7 +339,10 @@ pub(super) async fn sweep(barrier: &Barrier) -> Result<(), Error> {
             return Ok(());
         };
         for id in kept {
-            let is_mounted = table.mounts.iter().any(|m| id.strip_suffix('/') == Some(&m.id));
+            let is_mounted = table
+                .mounts
+                .iter()
+                .any(|m| id.strip_suffix('/') == Some(&m.id));
             if !is_mounted {
                 destroy_below(barrier, format!("{room}{id}")).await?;
             }
@@ -394,13 +407,24 @@ mod tests {
 
     #[test]
     fn a_path_is_answered_by_the_mount_it_lies_below() {
-        let table = table(&[("secret", Kind::Kv2), ("a/secret", Kind::Kv1), ("approle", Kind::AppRole)]);
+        let table = table(&[
+            ("secret", Kind::Kv2),
+            ("a/secret", Kind::Kv1),
+            ("approle", Kind::AppRole),
+        ]);
         let found = |path| table.find(path).map(|(mount, rest)| (mount.kind, rest));
         assert_eq!(found("secret/data/x"), Some((Kind::Kv2, "data/x")));
         assert_eq!(found("secret"), Some((Kind::Kv2, "")));
         assert_eq!(found("a/secret/x"), Some((Kind::Kv1, "x")));
         assert_eq!(found("auth/approle/login"), Some((Kind::AppRole, "login")));
-        for nothing in ["approle/login", "secrets/x", "auth/secret/x", "auth", "", "a"] {
+        for nothing in [
+            "approle/login",
+            "secrets/x",
+            "auth/secret/x",
+            "auth",
+            "",
+            "a",
+        ] {
             assert_eq!(found(nothing), None, "{nothing}");
         }
     }
@@ -408,7 +432,15 @@ mod tests {
     #[test]
     fn nothing_is_mounted_on_above_or_below_another_or_at_a_route() {
         let mut table = table(&[("team/secret", Kind::Kv2), ("approle", Kind::AppRole)]);
-        for path in ["team/secret", "team", "team/secret/x", "sys", "auth/x", "nodes", ""] {
+        for path in [
+            "team/secret",
+            "team",
+            "team/secret/x",
+            "sys",
+            "auth/x",
+            "nodes",
+            "",
+        ] {
             assert!(table.add(Mount::new(path, Kind::Kv1)).is_err(), "{path}");
         }
         assert!(table.add(Mount::new("approle", Kind::Kv1)).is_ok());

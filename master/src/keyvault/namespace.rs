@@ -52,8 +52,7 @@ pub(super) fn apply(name: &str, path: &Canonical) -> Result<Canonical, Refusal> 
             None => format!("{name}/{text}"),
         },
     };
-    Canonical::parse(&moved)
-        .map_err(|error| Refusal::invalid(error.to_string()))
+    Canonical::parse(&moved).map_err(|error| Refusal::invalid(error.to_string()))
 }
 
 #[cfg(test)]
@@ -77,7 +76,10 @@ mod tests {
         ] {
             let path = Canonical::parse(path).unwrap();
             let applied = apply("/a/b/", &path);
-            assert_eq!(applied.map(|path| path.to_string()).unwrap_or_default(), moved);
+            assert_eq!(
+                applied.map(|path| path.to_string()).unwrap_or_default(),
+                moved
+            );
             assert_eq!(apply("root", &path).unwrap(), path);
             assert_eq!(apply("", &path).unwrap(), path);
         }

@@ -20,7 +20,10 @@ impl<'de> Deserialize<'de> for Texts {
                 f.write_str("an array of texts, or a text with commas")
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Texts, E> {
-                let texts = text.split(',').map(str::trim).filter(|text| !text.is_empty());
+                let texts = text
+                    .split(',')
+                    .map(str::trim)
+                    .filter(|text| !text.is_empty());
                 Ok(Texts(texts.map(str::to_owned).collect()))
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Texts, A::Error> {
@@ -62,7 +65,8 @@ impl<'de> Deserialize<'de> for Facts {
             Either::Text(text) => serde_json::from_str(&text).map_err(|_| wrong("another text"))?,
             Either::Nothing(()) => BTreeMap::new(),
         };
-        let long = |(name, value): (&String, &String)| name.len() > MAX_FACT || value.len() > MAX_FACT;
+        let long =
+            |(name, value): (&String, &String)| name.len() > MAX_FACT || value.len() > MAX_FACT;
         if facts.len() > MAX_FACTS || facts.iter().any(long) {
             return Err(wrong("too many or too long facts"));
         }

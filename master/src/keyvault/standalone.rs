@@ -157,14 +157,12 @@ impl Standalone {
 impl KeyVault {
     /// Opens the store, and unseals it if the master key is a secret that is there; one that was
     /// never initialised waits for that.
-    pub async fn start(
-        config: &Vault,
-        audit: Arc<audit::Key>,
-    ) -> Result<Self, StartError> {
+    pub async fn start(config: &Vault, audit: Arc<audit::Key>) -> Result<Self, StartError> {
         let vault = Self::open(config, audit).await?;
         if config.seal == Seal::Key {
             let key = source::read("keyvault_key")?;
-            let key = wavry_credentials::key::aead::Key::read(&key).map_err(StartError::MasterKey)?;
+            let key =
+                wavry_credentials::key::aead::Key::read(&key).map_err(StartError::MasterKey)?;
             vault.use_key(key).await?;
         }
         Ok(vault)

@@ -19,7 +19,10 @@ pub(super) fn access(rest: &str, operation: Operation) -> Access {
         "init" | "unseal" => Access::Open,
         "health" | "seal-status" | "leader" if reads => Access::Open,
         // Whoever has shares of the master key shows them.
-        "generate-root/attempt" | "generate-root/update" | "rekey/init" | "rekey/update"
+        "generate-root/attempt"
+        | "generate-root/update"
+        | "rekey/init"
+        | "rekey/update"
         | "rekey/verify" => Access::Open,
         // Whoever has the wrapping token shows it.
         "wrapping/unwrap" | "wrapping/lookup" | "wrapping/rewrap" => Access::Login,

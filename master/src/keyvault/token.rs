@@ -21,16 +21,16 @@ use serde::{Deserialize, Serialize};
 use wavry_credentials::bearer::Fingerprint;
 
 use super::{
+    call::Refusal,
     parameter::Texts,
     policy::{self, Identity},
-    call::Refusal,
 };
 
-pub use lifetime::{Lifetime, NotRenewable, Wishes};
 pub(super) use lifetime::smallest;
-pub use sweep::{PAUSE, Sweep};
-pub use store::{Found, Issued, New, Tokens};
+pub use lifetime::{Lifetime, NotRenewable, Wishes};
 pub(super) use routes::{exists, handle};
+pub use store::{Found, Issued, New, Tokens};
+pub use sweep::{PAUSE, Sweep};
 
 /// How long tokens last where nobody says otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,7 +167,11 @@ mod tests {
 
     #[test]
     fn addresses_are_held_to_networks() {
-        let networks = networks(&Texts(vec!["10.1.2.3/8".into(), "192.0.2.1".into(), "2001:db8::/32".into()]));
+        let networks = networks(&Texts(vec![
+            "10.1.2.3/8".into(),
+            "192.0.2.1".into(),
+            "2001:db8::/32".into(),
+        ]));
         let networks = networks.unwrap();
         for (address, fits) in [
             ("10.255.0.1", true),
@@ -178,7 +182,11 @@ mod tests {
             ("2001:db8:1::1", true),
             ("2001:db9::1", false),
         ] {
-            assert_eq!(is_within(&networks, address.parse().unwrap()), fits, "{address}");
+            assert_eq!(
+                is_within(&networks, address.parse().unwrap()),
+                fits,
+                "{address}"
+            );
         }
         assert!(is_within(&[], "11.0.0.1".parse().unwrap()));
         assert!(super::networks(&Texts(vec!["10.0.0.0/33".into()])).is_err());
@@ -189,7 +197,10 @@ mod tests {
         let texts = Texts(vec!["Web".into(), "a".into(), " web".into()]);
         assert_eq!(policies(&texts).unwrap(), ["a", "web"]);
         for wrong in ["", "a/b", "a b", "a\n"] {
-            assert!(policies(&Texts(vec![wrong.to_owned()])).is_err(), "{wrong:?}");
+            assert!(
+                policies(&Texts(vec![wrong.to_owned()])).is_err(),
+                "{wrong:?}"
+            );
         }
     }
 }

@@ -131,7 +131,20 @@ mod tests {
 
     #[test]
     fn what_is_no_ttl_is_refused() {
-        for text in ["h", "1x", "-1s", "1.5h", "1hm", " 1s", "1ms", "é", "1é", "99999999999999999999", "5124095576030431h", "36501d"] {
+        for text in [
+            "h",
+            "1x",
+            "-1s",
+            "1.5h",
+            "1hm",
+            " 1s",
+            "1ms",
+            "é",
+            "1é",
+            "99999999999999999999",
+            "5124095576030431h",
+            "36501d",
+        ] {
             assert_eq!(Ttl::parse(text), Err(Malformed), "{text}");
         }
         for text in ["-1", "1.5", "true", "3153600001"] {

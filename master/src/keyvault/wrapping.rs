@@ -71,7 +71,15 @@ pub(super) async fn wrap(
     };
     let value = envelope(answer, &call.request, false);
     let path = call.path.as_str();
-    let wrapped = keep(tokens, &mut planned.change, path, ttl, value, wrapped_accessor).await?;
+    let wrapped = keep(
+        tokens,
+        &mut planned.change,
+        path,
+        ttl,
+        value,
+        wrapped_accessor,
+    )
+    .await?;
     planned.outcome = Ok(Answer::Wrapped(wrapped));
     planned.noted.action.get_or_insert(Action::Wrap);
     Ok(planned)
@@ -211,7 +219,9 @@ async fn find(tokens: &Tokens, call: &Call) -> Result<Result<Found, Planned>, Re
             secret: Some(record.accessor),
             ..Noted::default()
         };
-        return Ok(Err(Planned::of(Change::default(), Err(refused)).noting(noted)));
+        return Ok(Err(
+            Planned::of(Change::default(), Err(refused)).noting(noted)
+        ));
     }
     Ok(Ok(Found {
         fingerprint,
@@ -253,7 +263,9 @@ pub(super) async fn sweep(tokens: &Tokens) -> Result<(), Error> {
     let barrier = tokens.barrier();
     let mut after: Option<String> = None;
     loop {
-        let listed = barrier.list(RECORDS, after.as_deref(), SWEPT_AT_ONCE).await?;
+        let listed = barrier
+            .list(RECORDS, after.as_deref(), SWEPT_AT_ONCE)
+            .await?;
         for name in &listed {
             let path = format!("{RECORDS}{name}");
             let Some((revision, record)) = barrier.read_record::<Record>(&path).await? else {
@@ -280,7 +292,8 @@ pub(super) async fn sweep(tokens: &Tokens) -> Result<(), Error> {
 
 /// The wish of `X-Vault-Wrap-TTL`.
 pub(super) fn wished(text: &str) -> Result<Option<Duration>, Refusal> {
-    let ttl = Ttl::parse(text).map_err(|error| Refusal::invalid(format!("X-Vault-Wrap-TTL: {error}")))?;
+    let ttl =
+        Ttl::parse(text).map_err(|error| Refusal::invalid(format!("X-Vault-Wrap-TTL: {error}")))?;
     match ttl.said() {
         Some(ttl) if ttl > MAX_TTL => Err(Refusal::invalid("X-Vault-Wrap-TTL: more than 32 days")),
         ttl => Ok(ttl),
@@ -290,5 +303,6 @@ pub(super) fn wished(text: &str) -> Result<Option<Duration>, Refusal> {
 fn rfc3339(seconds: u64) -> String {
     let time = i64::try_from(seconds).ok();
     let time = time.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
-    time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_default()
+    time.and_then(|time| time.format(&Rfc3339).ok())
+        .unwrap_or_default()
 }

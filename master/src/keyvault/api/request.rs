@@ -28,19 +28,21 @@ use crate::{
 const MAX_QUERY: usize = 16;
 
 /// Reads a request.
-pub(super) async fn read(
-    request: Request,
-    channel: &Channel,
-    id: &str,
-) -> Result<Call, Refusal> {
+pub(super) async fn read(request: Request, channel: &Channel, id: &str) -> Result<Call, Refusal> {
     let (head, body) = request.into_parts();
-    let target = head.uri.path_and_query().map_or("", |target| target.as_str());
+    let target = head
+        .uri
+        .path_and_query()
+        .map_or("", |target| target.as_str());
     if target.len() > MAX_TARGET {
         return Err(Refusal::invalid("the path is too long"));
     }
-    let path = head.uri.path().strip_prefix("/v1/").ok_or(Refusal::Absent)?;
-    let path = Canonical::parse(path)
-        .map_err(|error| Refusal::invalid(error.to_string()))?;
+    let path = head
+        .uri
+        .path()
+        .strip_prefix("/v1/")
+        .ok_or(Refusal::Absent)?;
+    let path = Canonical::parse(path).map_err(|error| Refusal::invalid(error.to_string()))?;
     let mut query = query(head.uri.query().unwrap_or_default())?;
     let lists = query.remove("list").is_some_and(|value| value == "true");
     let operation = match (head.method.as_str(), lists) {
@@ -129,7 +131,10 @@ fn query(text: &str) -> Result<BTreeMap<String, String>, Refusal> {
         if members.len() == MAX_QUERY {
             return Err(Refusal::invalid("the query has too many members"));
         }
-        if members.insert(name.into_owned(), value.into_owned()).is_some() {
+        if members
+            .insert(name.into_owned(), value.into_owned())
+            .is_some()
+        {
             return Err(Refusal::invalid("the query has a member twice"));
         }
     }

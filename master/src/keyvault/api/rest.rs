@@ -29,7 +29,10 @@ pub(super) fn translated(mut call: Call) -> Result<Call, Refusal> {
     }
     let login: Login = call.body()?;
     let method = match login {
-        Login { method: Some(method), .. } => match &*method {
+        Login {
+            method: Some(method),
+            ..
+        } => match &*method {
             "approle" => "approle",
             "kubernetes" => "kubernetes",
             "cert" => "cert",
@@ -40,7 +43,9 @@ pub(super) fn translated(mut call: Call) -> Result<Call, Refusal> {
                 ));
             }
         },
-        Login { role_id: Some(_), .. } => "approle",
+        Login {
+            role_id: Some(_), ..
+        } => "approle",
         Login { jwt: Some(_), .. } => "kubernetes",
         Login { token: Some(_), .. } => "bootstrap",
         _ if !call.peer_certificates.is_empty() => "cert",

@@ -175,7 +175,9 @@ async fn write(at: At<'_>, path: &str, call: &Call) -> Result<Planned, Refusal> 
         },
         false => call.body()?,
     };
-    let data = body.data.ok_or_else(|| Refusal::invalid("no data provided"))?;
+    let data = body
+        .data
+        .ok_or_else(|| Refusal::invalid("no data provided"))?;
     if !(data.is_object() || data.is_null()) {
         return Err(Refusal::invalid("data: a secret is an object"));
     }
@@ -187,7 +189,9 @@ async fn write(at: At<'_>, path: &str, call: &Call) -> Result<Planned, Refusal> 
 
 async fn patch(at: At<'_>, path: &str, call: &Call) -> Result<Planned, Refusal> {
     let body: Write = call.body()?;
-    let patch = body.data.ok_or_else(|| Refusal::invalid("no data provided"))?;
+    let patch = body
+        .data
+        .ok_or_else(|| Refusal::invalid("no data provided"))?;
     if !patch.is_object() {
         return Err(Refusal::invalid("data: a secret is an object"));
     }

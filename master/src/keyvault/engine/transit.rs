@@ -40,18 +40,24 @@ pub(super) async fn handle(at: At<'_>, call: &Call) -> Result<Planned, Refusal> 
         // Ed25519 hashes by itself; the algorithm that a client names after the key is of no meaning.
         (["sign", name] | ["sign", name, _], Create | Update) => sign(at, name, call).await,
         (["verify", name] | ["verify", name, _], Create | Update) => verify(at, name, call).await,
-        (["keys" | "encrypt" | "decrypt" | "rewrap" | "datakey" | "sign" | "verify", ..], _) => {
-            Err(Refusal::Unsupported)
-        }
+        (
+            [
+                "keys" | "encrypt" | "decrypt" | "rewrap" | "datakey" | "sign" | "verify",
+                ..,
+            ],
+            _,
+        ) => Err(Refusal::Unsupported),
         _ => Err(Refusal::Absent),
     }
 }
 
 pub(super) async fn exists(at: At<'_>) -> Result<bool, Refusal> {
     match at.rest.split_once('/') {
-        Some(("keys", name)) if !name.contains('/') => {
-            Ok(at.barrier.read(&at.entry(&format!("policy/{name}"))).await?.is_some())
-        }
+        Some(("keys", name)) if !name.contains('/') => Ok(at
+            .barrier
+            .read(&at.entry(&format!("policy/{name}")))
+            .await?
+            .is_some()),
         _ => Ok(true),
     }
 }
@@ -117,12 +123,15 @@ impl Policy {
         };
         match asked.unwrap_or(0) {
             0 => Ok(self.latest_version),
-            asked if (least..=self.latest_version).contains(&asked)
-                && asked >= self.min_available_version =>
+            asked
+                if (least..=self.latest_version).contains(&asked)
+                    && asked >= self.min_available_version =>
             {
                 Ok(asked)
             }
-            _ => Err(Refusal::invalid("key_version: not one that may be used for this")),
+            _ => Err(Refusal::invalid(
+                "key_version: not one that may be used for this",
+            )),
         }
     }
 
@@ -307,7 +316,9 @@ struct Trim {
 }
 
 async fn trim(at: At<'_>, name: &str, call: &Call) -> Result<Planned, Refusal> {
-    let Trim { min_available_version: least } = call.body()?;
+    let Trim {
+        min_available_version: least,
+    } = call.body()?;
     let (revision, mut policy) = known(at, name).await?;
     if least < policy.min_available_version
         || least > policy.min_decryption_version
@@ -391,7 +402,9 @@ async fn encrypt(at: At<'_>, name: &str, call: &Call) -> Result<Planned, Refusal
     let (_, policy) = known(at, name).await?;
     let version = policy.version_to_make(body.key_version)?;
     let key = key(at, name, &policy, version).await?;
-    let sealed = key.encrypt(&body.associated_data.0, &plaintext.0).map_err(wrong_kind)?;
+    let sealed = key
+        .encrypt(&body.associated_data.0, &plaintext.0)
+        .map_err(wrong_kind)?;
     let data = json!({"ciphertext": Made::text(version, &sealed), "key_version": version});
     Ok(Planned::answer(Answer::Data(Document::of(&data))))
 }
@@ -406,21 +419,20 @@ struct Decrypt {
 }
 
 /// The plaintext of a ciphertext, and the key's record.
-async fn opened(
-    at: At<'_>,
-    name: &str,
-    body: &Decrypt,
-) -> Result<(Plaintext, Policy), Refusal> {
+async fn opened(at: At<'_>, name: &str, body: &Decrypt) -> Result<(Plaintext, Policy), Refusal> {
     no_batch(body.batch_input.is_some())?;
     let ciphertext = body.ciphertext.as_deref();
-    let ciphertext =
-        ciphertext.ok_or_else(|| Refusal::invalid("missing ciphertext to decrypt"))?;
+    let ciphertext = ciphertext.ok_or_else(|| Refusal::invalid("missing ciphertext to decrypt"))?;
     let (_, policy) = known(at, name).await?;
     let made = Made::accepted(ciphertext, &policy)?;
     let key = key(at, name, &policy, made.version).await?;
-    let plaintext = key.decrypt(&body.associated_data.0, &made.bytes).map_err(|_| {
-        Refusal::invalid("the ciphertext does not authenticate under this key and associated data")
-    })?;
+    let plaintext = key
+        .decrypt(&body.associated_data.0, &made.bytes)
+        .map_err(|_| {
+            Refusal::invalid(
+                "the ciphertext does not authenticate under this key and associated data",
+            )
+        })?;
     Ok((Plaintext(plaintext), policy))
 }
 
@@ -435,7 +447,9 @@ async fn rewrap(at: At<'_>, name: &str, call: &Call) -> Result<Planned, Refusal>
     let (plaintext, policy) = opened(at, name, &body).await?;
     let version = policy.version_to_make(body.key_version)?;
     let key = key(at, name, &policy, version).await?;
-    let sealed = key.encrypt(&body.associated_data.0, &plaintext.0).map_err(wrong_kind)?;
+    let sealed = key
+        .encrypt(&body.associated_data.0, &plaintext.0)
+        .map_err(wrong_kind)?;
     let data = json!({"ciphertext": Made::text(version, &sealed), "key_version": version});
     Ok(Planned::answer(Answer::Data(Document::of(&data))))
 }
@@ -464,7 +478,9 @@ async fn new_data_key(
     let version = policy.latest_version;
     let key = key(at, name, &policy, version).await?;
     let plaintext = data_key(length);
-    let sealed = key.encrypt(&body.associated_data.0, &plaintext).map_err(wrong_kind)?;
+    let sealed = key
+        .encrypt(&body.associated_data.0, &plaintext)
+        .map_err(wrong_kind)?;
     let ciphertext = Document::of(&Made::text(version, &sealed));
     let mut members = vec![
         ("ciphertext", ciphertext),
@@ -521,7 +537,9 @@ async fn verify(at: At<'_>, name: &str, call: &Call) -> Result<Planned, Refusal>
 
 fn no_batch(is_batch: bool) -> Result<(), Refusal> {
     match is_batch {
-        true => Err(Refusal::invalid("batch_input is not taken: send one request for each")),
+        true => Err(Refusal::invalid(
+            "batch_input is not taken: send one request for each",
+        )),
         false => Ok(()),
     }
 }
@@ -539,7 +557,13 @@ mod tests {
     fn what_was_made_is_read_with_its_version() {
         let made = Made::read(&Made::text(7, b"\0\xff")).unwrap();
         assert_eq!((made.version, &made.bytes[..]), (7, &b"\0\xff"[..]));
-        for text in ["", "vault:v1", "vault:v:AA==", "vault:v1:%", "vault:v-1:AA=="] {
+        for text in [
+            "",
+            "vault:v1",
+            "vault:v:AA==",
+            "vault:v1:%",
+            "vault:v-1:AA==",
+        ] {
             assert!(Made::read(text).is_none(), "{text}");
         }
     }

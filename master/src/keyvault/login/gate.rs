@@ -80,7 +80,10 @@ impl Gate {
         let passed = u64::try_from(passed).unwrap_or(u64::MAX);
         if passed > 0 {
             // A login a second is one thousandth of a login a millisecond.
-            bucket.tokens = bucket.tokens.saturating_add(passed.saturating_mul(rate)).min(full);
+            bucket.tokens = bucket
+                .tokens
+                .saturating_add(passed.saturating_mul(rate))
+                .min(full);
             bucket.filled = Some(now);
         }
         match bucket.tokens.checked_sub(1000) {
@@ -156,7 +159,8 @@ mod tests {
     use wavry_credentials::bearer::Fingerprints;
 
     fn who(name: &str) -> Fingerprint {
-        Fingerprints::new(&wavry_credentials::secret::Secret::new(vec![1; 32])).of_name("role", name)
+        Fingerprints::new(&wavry_credentials::secret::Secret::new(vec![1; 32]))
+            .of_name("role", name)
     }
 
     fn gate(limits: Limits) -> Gate {
@@ -165,7 +169,11 @@ mod tests {
 
     #[test]
     fn a_herd_is_let_in_and_a_flood_waits() {
-        let gate = gate(Limits { rate: 10, burst: 100, ..Limits::default() });
+        let gate = gate(Limits {
+            rate: 10,
+            burst: 100,
+            ..Limits::default()
+        });
         let start = Instant::now();
         for _ in 0..100 {
             assert_eq!(gate.admit(start), Ok(()));
@@ -191,7 +199,10 @@ mod tests {
             assert_eq!(gate.may_try(who("web"), start), Ok(()));
             assert_eq!(gate.failed(who("web"), start), attempt == 5);
         }
-        assert_eq!(gate.may_try(who("web"), start), Err(Duration::from_secs(60)));
+        assert_eq!(
+            gate.may_try(who("web"), start),
+            Err(Duration::from_secs(60))
+        );
         assert_eq!(gate.may_try(who("batch"), start), Ok(()));
         let half = start + Duration::from_millis(30_500);
         assert_eq!(gate.may_try(who("web"), half), Err(Duration::from_secs(30)));

@@ -77,7 +77,9 @@ impl Terms {
             }
         }
         if self.max_ttl > 0 && self.ttl > self.max_ttl {
-            return Err(Refusal::invalid("token_ttl should not be greater than token_max_ttl"));
+            return Err(Refusal::invalid(
+                "token_ttl should not be greater than token_max_ttl",
+            ));
         }
         self.num_uses = p.token_num_uses.unwrap_or(self.num_uses);
         self.no_default_policy = p.token_no_default_policy.unwrap_or(self.no_default_policy);
@@ -94,6 +96,28 @@ impl Terms {
             Some(_) => return Err(Refusal::invalid("invalid 'token_type' value")),
         }
         Ok(())
+    }
+
+    /// Where tokens may be used from.
+    pub(super) fn networks(&self) -> &[IpNet] {
+        &self.bound_cidrs
+    }
+
+    pub(super) fn has_networks(&self) -> bool {
+        !self.bound_cidrs.is_empty()
+    }
+
+    /// Forgets one setting, by the name of its parameter.
+    pub(super) fn reset(&mut self, parameter: &str) {
+        match parameter {
+            "token_policies" => self.policies.clear(),
+            "token_bound_cidrs" => self.bound_cidrs.clear(),
+            "token_period" => self.period = 0,
+            "token_num_uses" => self.num_uses = 0,
+            "token_ttl" => self.ttl = 0,
+            "token_max_ttl" => self.max_ttl = 0,
+            _ => (),
+        }
     }
 
     /// As a role's answer shows it.

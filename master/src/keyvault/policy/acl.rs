@@ -192,19 +192,28 @@ impl Grant {
         match parameters {
             None => self.allows_members(&serde_json::Map::new()),
             // What is not an object has no parameters that could be looked at.
-            Some(json) => json.inspect(|members| self.allows_members(members)).unwrap_or(false),
+            Some(json) => json
+                .inspect(|members| self.allows_members(members))
+                .unwrap_or(false),
         }
     }
 
     fn allows_members(&self, members: &serde_json::Map<String, Value>) -> bool {
         // Names of parameters are told apart without regard to capitals.
-        let named = |name: &String| members.keys().any(|member| member.eq_ignore_ascii_case(name));
+        let named = |name: &String| {
+            members
+                .keys()
+                .any(|member| member.eq_ignore_ascii_case(name))
+        };
         self.required.iter().all(named)
-            && members.iter().all(|(name, value)| self.allows_member(&name.to_ascii_lowercase(), value))
+            && members
+                .iter()
+                .all(|(name, value)| self.allows_member(&name.to_ascii_lowercase(), value))
     }
 
     fn allows_member(&self, name: &str, value: &Value) -> bool {
-        let denied = |values: &Vec<Value>| values.is_empty() || values.iter().any(|v| fits(v, value));
+        let denied =
+            |values: &Vec<Value>| values.is_empty() || values.iter().any(|v| fits(v, value));
         if self.denied.contains_key("*") || self.denied.get(name).is_some_and(denied) {
             return false;
         }

@@ -74,7 +74,9 @@ impl Part {
         if fact == "name" {
             return Some(Self::AliasName(mount.to_owned()));
         }
-        let key = fact.strip_prefix("metadata.").filter(|key| !key.is_empty())?;
+        let key = fact
+            .strip_prefix("metadata.")
+            .filter(|key| !key.is_empty())?;
         Some(Self::AliasMetadata(mount.to_owned(), key.to_owned()))
     }
 
@@ -197,7 +199,11 @@ mod tests {
     #[test]
     fn a_pattern_fits_what_vault_says_it_fits() {
         for (pattern, fits, misses) in [
-            ("secret/foo", &["secret/foo"][..], &["secret/foo/", "secret/foobar", "secret"][..]),
+            (
+                "secret/foo",
+                &["secret/foo"][..],
+                &["secret/foo/", "secret/foobar", "secret"][..],
+            ),
             (
                 "secret/foo*",
                 &["secret/foo", "secret/foobar", "secret/foo/a/b"],
@@ -207,15 +213,28 @@ mod tests {
             (
                 "secret/+/team",
                 &["secret/a/team"],
-                &["secret/team", "secret/a/b/team", "secret//team", "secret/a/team/"],
+                &[
+                    "secret/team",
+                    "secret/a/b/team",
+                    "secret//team",
+                    "secret/a/team/",
+                ],
             ),
             (
                 "+/+/team*",
                 &["a/b/team", "a/b/teams/c"],
                 &["a/b/tea", "a/team"],
             ),
-            ("secret/+/*", &["secret/a/", "secret/a/b/c"], &["secret/a", "secret/"]),
-            ("secret/+", &["secret/a"], &["secret/", "secret/a/b", "secret"]),
+            (
+                "secret/+/*",
+                &["secret/a/", "secret/a/b/c"],
+                &["secret/a", "secret/"],
+            ),
+            (
+                "secret/+",
+                &["secret/a"],
+                &["secret/", "secret/a/b", "secret"],
+            ),
             ("a+b/c", &["a+b/c"], &["axb/c"]),
             ("a*/b", &["a*/b"], &["ax/b"]),
         ] {
@@ -232,8 +251,14 @@ mod tests {
     #[test]
     fn the_closer_pattern_comes_first() {
         let mut patterns = [
-            "*", "secret/*", "secret/+/+/foo/*", "secret/+/+/foo/bar", "secret/+/*", "secret/a/*",
-            "secret/+/a", "secret/+/b",
+            "*",
+            "secret/*",
+            "secret/+/+/foo/*",
+            "secret/+/+/foo/bar",
+            "secret/+/*",
+            "secret/a/*",
+            "secret/+/a",
+            "secret/+/b",
         ]
         .map(Pattern::new);
         patterns.sort_by(Pattern::by_closeness);
@@ -241,19 +266,29 @@ mod tests {
         assert_eq!(
             order,
             [
-                "secret/a/*", "secret/+/b", "secret/+/a", "secret/+/+/foo/bar", "secret/*",
-                "secret/+/*", "secret/+/+/foo/*", "*",
+                "secret/a/*",
+                "secret/+/b",
+                "secret/+/a",
+                "secret/+/+/foo/bar",
+                "secret/*",
+                "secret/+/*",
+                "secret/+/+/foo/*",
+                "*",
             ]
         );
     }
 
     #[test]
     fn a_unit_is_named_by_one_plain_segment_or_not_at_all() {
-        let template = Template::parse("/s/{{ identity.entity.name }}/{{identity.entity.metadata.env}}/*");
+        let template =
+            Template::parse("/s/{{ identity.entity.name }}/{{identity.entity.metadata.env}}/*");
         let template = template.unwrap();
         let unit = |name: &str, env: Option<&str>| Identity {
             name: name.to_owned(),
-            metadata: env.map(|env| ("env".to_owned(), env.to_owned())).into_iter().collect(),
+            metadata: env
+                .map(|env| ("env".to_owned(), env.to_owned()))
+                .into_iter()
+                .collect(),
             mount: "auth_approle_1".to_owned(),
         };
         let filled = template.fill(&unit("web", Some("prod"))).unwrap();
@@ -273,7 +308,13 @@ mod tests {
         assert_eq!(alias.fill(&unit("web", None)).unwrap().text(), "s/web");
         let elsewhere = Template::parse("s/{{identity.entity.aliases.other.name}}").unwrap();
         assert_eq!(elsewhere.fill(&unit("web", None)), None);
-        for broken in ["{{", "a}}", "{{identity.entity}}", "{{x}}", "{{identity.entity.metadata.}}"] {
+        for broken in [
+            "{{",
+            "a}}",
+            "{{identity.entity}}",
+            "{{x}}",
+            "{{identity.entity.metadata.}}",
+        ] {
             assert_eq!(Template::parse(broken), None, "{broken}");
         }
     }

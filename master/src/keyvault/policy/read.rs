@@ -75,7 +75,9 @@ fn lowercased(parameters: BTreeMap<String, Vec<Value>>) -> BTreeMap<String, Vec<
 
 fn checked_wrapping(grant: &Grant) -> Result<(), &'static str> {
     match (grant.min_wrapping, grant.max_wrapping) {
-        (Some(min), Some(max)) if min > max => Err("min_wrapping_ttl is more than max_wrapping_ttl"),
+        (Some(min), Some(max)) if min > max => {
+            Err("min_wrapping_ttl is more than max_wrapping_ttl")
+        }
         _ => Ok(()),
     }
 }
@@ -174,7 +176,8 @@ impl Hcl<'_> {
             }
             "policy" => {
                 let word = value.as_str().and_then(one_word);
-                capabilities.extend(word.ok_or_else(|| wrong("expected deny, read, write or sudo"))?);
+                capabilities
+                    .extend(word.ok_or_else(|| wrong("expected deny, read, write or sudo"))?);
             }
             "allowed_parameters" => grant.allowed = Some(lowercased(self.parameters(value)?)),
             "denied_parameters" => grant.denied = lowercased(self.parameters(value)?),
@@ -213,7 +216,10 @@ impl Hcl<'_> {
     fn values(&self, value: &Expression) -> Result<Vec<Value>, Malformed> {
         let wrong = || self.wrong(value.span(), "expected an array of values");
         let array = value.as_array().ok_or_else(wrong)?;
-        array.iter().map(|item| json(item).ok_or_else(wrong)).collect()
+        array
+            .iter()
+            .map(|item| json(item).ok_or_else(wrong))
+            .collect()
     }
 
     fn seconds(&self, value: &Expression) -> Result<u64, Malformed> {
@@ -234,7 +240,11 @@ fn json(value: &Expression) -> Option<Value> {
         Expression::Bool(value) => Some(Value::Bool(*value.value())),
         Expression::String(text) => Some(Value::String(text.value().clone())),
         Expression::Number(number) => serde_json::to_value(number.value()).ok(),
-        Expression::Array(array) => array.iter().map(json).collect::<Option<_>>().map(Value::Array),
+        Expression::Array(array) => array
+            .iter()
+            .map(json)
+            .collect::<Option<_>>()
+            .map(Value::Array),
         _ => None,
     }
 }
@@ -328,7 +338,8 @@ impl<'de> DeserializeSeed<'de> for GrantReader {
         let mut capabilities = text.capabilities;
         if let Some(word) = text.policy {
             let word = one_word(&word);
-            capabilities.extend(word.ok_or_else(|| serde::de::Error::custom("not a policy's word"))?);
+            capabilities
+                .extend(word.ok_or_else(|| serde::de::Error::custom("not a policy's word"))?);
         }
         let lower = |name: &String| name.to_ascii_lowercase();
         let grant = Grant {

@@ -29,7 +29,9 @@ pub(in crate::keyvault) async fn acl(
     match (call.operation, rest.trim_end_matches('/')) {
         (Operation::List | Operation::Read, "") => {
             let keys = policies.names().await?;
-            Ok(Planned::answer(Answer::Data(Document::of(&json!({ "keys": keys })))))
+            Ok(Planned::answer(Answer::Data(Document::of(
+                &json!({ "keys": keys }),
+            ))))
         }
         (Operation::Read, name) => {
             let name = named(name)?;
@@ -119,7 +121,9 @@ fn named(name: &str) -> Result<String, Refusal> {
 fn decoded(text: String) -> String {
     use base64::{Engine as _, engine::general_purpose::STANDARD};
     let bytes = STANDARD.decode(&text).ok();
-    bytes.and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or(text)
+    bytes
+        .and_then(|bytes| String::from_utf8(bytes).ok())
+        .unwrap_or(text)
 }
 
 /// Plans an answer of `sys/capabilities`, `sys/capabilities-self` or `sys/capabilities-accessor`.
@@ -153,12 +157,16 @@ pub(in crate::keyvault) async fn capabilities(
     let other: Option<Found> = match rest {
         "capabilities-self" => None,
         "capabilities" => {
-            let token = body.token.ok_or(Refusal::invalid("token must be supplied"))?;
+            let token = body
+                .token
+                .ok_or(Refusal::invalid("token must be supplied"))?;
             let found = tokens.find(&token).await?;
             Some(found.ok_or(Refusal::invalid("invalid token"))?)
         }
         _ => {
-            let accessor = body.accessor.ok_or(Refusal::invalid("accessor must be supplied"))?;
+            let accessor = body
+                .accessor
+                .ok_or(Refusal::invalid("accessor must be supplied"))?;
             let found = tokens.find_by_accessor(&accessor).await?;
             Some(found.ok_or(Refusal::invalid("invalid accessor"))?)
         }
@@ -174,5 +182,7 @@ pub(in crate::keyvault) async fn capabilities(
         // The older form, for one path.
         data.entry("capabilities").or_insert_with(|| json!(names));
     }
-    Ok(Planned::answer(Answer::Data(Document::of(&Value::Object(data)))))
+    Ok(Planned::answer(Answer::Data(Document::of(&Value::Object(
+        data,
+    )))))
 }

@@ -127,7 +127,8 @@ impl Policies {
         let mut policies = Vec::with_capacity(scope.policies.len());
         for name in &scope.policies {
             if let Some(text) = self.text(name).await? {
-                let policy = Policy::parse(&text).map_err(|_| Error::Record { path: path(name) })?;
+                let policy =
+                    Policy::parse(&text).map_err(|_| Error::Record { path: path(name) })?;
                 policies.push(Arc::new(policy));
             }
         }

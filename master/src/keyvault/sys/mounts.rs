@@ -73,12 +73,7 @@ struct Tuning {
     description: Option<String>,
 }
 
-fn enable(
-    read: &mount::Read,
-    call: &Call,
-    auth: bool,
-    path: &str,
-) -> Result<Planned, Refusal> {
+fn enable(read: &mount::Read, call: &Call, auth: bool, path: &str) -> Result<Planned, Refusal> {
     let new: NewMount = call.body()?;
     let path = mount::path(path)?;
     let kind = match auth {
@@ -92,7 +87,9 @@ fn enable(
             Kind::engine(&new.r#type, version.as_deref())
         }
     };
-    let kind = kind.ok_or_else(|| Refusal::invalid("plugin not found in the catalog: there is no such type"))?;
+    let kind = kind.ok_or_else(|| {
+        Refusal::invalid("plugin not found in the catalog: there is no such type")
+    })?;
     let mut mount = Mount::new(&path, kind);
     let tuning = Tuning {
         description: new.description,

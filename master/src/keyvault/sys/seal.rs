@@ -111,11 +111,17 @@ async fn init(vault: &KeyVault, call: &Call) -> Result<Planned, Refusal> {
         return Err(already());
     }
     let (key, seal, shares) = match vault.seal_by {
-        config::Seal::Key => (vault.take_held_key().ok_or_else(already)?, seal::Config::Key, Vec::new()),
+        config::Seal::Key => (
+            vault.take_held_key().ok_or_else(already)?,
+            seal::Config::Key,
+            Vec::new(),
+        ),
         config::Seal::Shares => {
             let (count, threshold) = checked(
                 body.secret_shares.or(body.recovery_shares).unwrap_or(5),
-                body.secret_threshold.or(body.recovery_threshold).unwrap_or(3),
+                body.secret_threshold
+                    .or(body.recovery_threshold)
+                    .unwrap_or(3),
             )?;
             let key = aead::Key::generate();
             let shares = shamir::split(&key, count, threshold);
@@ -200,8 +206,13 @@ struct Given {
 impl Given {
     fn share(&self) -> Result<Share, Refusal> {
         let key = self.key.as_ref();
-        let key = key.ok_or_else(|| Refusal::invalid("'key' must be specified in request body as JSON, or 'reset' set to true"))?;
-        Share::read(key).map_err(|_| Refusal::invalid("'key' must be a valid hex or base64 string of a share"))
+        let key = key.ok_or_else(|| {
+            Refusal::invalid(
+                "'key' must be specified in request body as JSON, or 'reset' set to true",
+            )
+        })?;
+        Share::read(key)
+            .map_err(|_| Refusal::invalid("'key' must be a valid hex or base64 string of a share"))
     }
 }
 
@@ -218,7 +229,9 @@ async fn unseal(vault: &KeyVault, call: &Call) -> Result<Planned, Refusal> {
         Status::Sealed => (),
     }
     if vault.seal_by == config::Seal::Key {
-        return Err(Refusal::invalid("the master key is a secret that is read at the start, and has no shares"));
+        return Err(Refusal::invalid(
+            "the master key is a secret that is read at the start, and has no shares",
+        ));
     }
     let share = given.share()?;
     let (_, threshold) = vault.shares().await?;
@@ -228,10 +241,13 @@ async fn unseal(vault: &KeyVault, call: &Call) -> Result<Planned, Refusal> {
     ceremony.cancel();
     let invalid = || Refusal::invalid("Unseal failed: these are not shares of the master key");
     let key = shamir::combine(&shares).map_err(|_| invalid())?;
-    vault.unseal(key).await.map_err(|error| match error.is_of_the_moment() {
-        true => error.into(),
-        false => invalid(),
-    })?;
+    vault
+        .unseal(key)
+        .await
+        .map_err(|error| match error.is_of_the_moment() {
+            true => error.into(),
+            false => invalid(),
+        })?;
     Ok(bare(&status(vault).await?).noting(noted(Action::Unseal)))
 }
 
@@ -243,7 +259,9 @@ async fn collected(
 ) -> Result<bool, Refusal> {
     let nonce = given.nonce.as_deref().unwrap_or_default();
     if !ceremony.is(nonce) {
-        return Err(Refusal::invalid("incorrect nonce supplied, or nothing is in progress"));
+        return Err(Refusal::invalid(
+            "incorrect nonce supplied, or nothing is in progress",
+        ));
     }
     let (_, threshold) = vault.shares().await?;
     let Collected::All(shares) = ceremony.give(given.share()?, threshold) else {
@@ -333,7 +351,9 @@ async fn root_update(vault: &KeyVault, call: &Call) -> Result<Planned, Refusal> 
     if !collected(vault, ceremony, &given).await? {
         return root_progress(vault).await;
     }
-    let otp = ceremony.finish().ok_or_else(|| Refusal::invalid("nothing is in progress"))?;
+    let otp = ceremony
+        .finish()
+        .ok_or_else(|| Refusal::invalid("nothing is in progress"))?;
     let mut change = Change::default();
     let tokens = vault.authorizer.tokens();
     let root = tokens.issue_root(&mut change, "sys/generate-root").await?;

@@ -89,7 +89,8 @@ impl Lifetime {
 
     /// For how long it is still good, in seconds; 0: without end.
     pub fn left(&self, now: u64) -> u64 {
-        self.expires.map_or(0, |expires| expires.saturating_sub(now))
+        self.expires
+            .map_or(0, |expires| expires.saturating_sub(now))
     }
 
     /// Makes it last longer: for `wanted` seconds from now, or as it was made for, within its bounds.
@@ -137,7 +138,14 @@ mod tests {
     };
 
     fn lifetime(wishes: Wishes) -> Lifetime {
-        Lifetime::new(Wishes { renewable: true, ..wishes }, LIMITS, 1000)
+        Lifetime::new(
+            Wishes {
+                renewable: true,
+                ..wishes
+            },
+            LIMITS,
+            1000,
+        )
     }
 
     #[test]
@@ -146,13 +154,60 @@ mod tests {
         for (wishes, ttl) in [
             (wishes, 900),
             (Wishes { ttl: 60, ..wishes }, 60),
-            (Wishes { ttl: 60_000, ..wishes }, 10_000),
-            (Wishes { ttl: 1800, explicit_max_ttl: 300, ..wishes }, 300),
-            (Wishes { max_ttl: 100, ..wishes }, 100),
-            (Wishes { max_ttl: 60_000, ttl: 50_000, ..wishes }, 10_000),
-            (Wishes { period: 1800, ttl: 60, ..wishes }, 1800),
-            (Wishes { period: 50_000, max_ttl: 100, ..wishes }, 50_000),
-            (Wishes { period: 1800, explicit_max_ttl: 60, ..wishes }, 60),
+            (
+                Wishes {
+                    ttl: 60_000,
+                    ..wishes
+                },
+                10_000,
+            ),
+            (
+                Wishes {
+                    ttl: 1800,
+                    explicit_max_ttl: 300,
+                    ..wishes
+                },
+                300,
+            ),
+            (
+                Wishes {
+                    max_ttl: 100,
+                    ..wishes
+                },
+                100,
+            ),
+            (
+                Wishes {
+                    max_ttl: 60_000,
+                    ttl: 50_000,
+                    ..wishes
+                },
+                10_000,
+            ),
+            (
+                Wishes {
+                    period: 1800,
+                    ttl: 60,
+                    ..wishes
+                },
+                1800,
+            ),
+            (
+                Wishes {
+                    period: 50_000,
+                    max_ttl: 100,
+                    ..wishes
+                },
+                50_000,
+            ),
+            (
+                Wishes {
+                    period: 1800,
+                    explicit_max_ttl: 60,
+                    ..wishes
+                },
+                60,
+            ),
         ] {
             let lifetime = lifetime(wishes);
             assert_eq!(lifetime.ttl, ttl, "{wishes:?}");
@@ -162,17 +217,28 @@ mod tests {
 
     #[test]
     fn renewals_end_where_the_token_is_as_old_as_it_may_become() {
-        let mut token = lifetime(Wishes { ttl: 600, max_ttl: 1000, ..Wishes::default() });
+        let mut token = lifetime(Wishes {
+            ttl: 600,
+            max_ttl: 1000,
+            ..Wishes::default()
+        });
         token.renew(None, 1500).unwrap();
         assert_eq!(token.expires, Some(2000));
         assert_eq!(token.renew(None, 2000), Err(NotRenewable));
 
-        let mut periodic = lifetime(Wishes { period: 600, ..Wishes::default() });
+        let mut periodic = lifetime(Wishes {
+            period: 600,
+            ..Wishes::default()
+        });
         for time in (1500..100_000).step_by(500) {
             periodic.renew(Some(5), time).unwrap();
             assert_eq!(periodic.left(time), 600);
         }
-        let mut bounded = lifetime(Wishes { period: 600, explicit_max_ttl: 700, ..Wishes::default() });
+        let mut bounded = lifetime(Wishes {
+            period: 600,
+            explicit_max_ttl: 700,
+            ..Wishes::default()
+        });
         bounded.renew(None, 1500).unwrap();
         assert_eq!(bounded.left(1500), 200);
     }

@@ -43,11 +43,16 @@ impl Role {
         let allowed = |name: &String| {
             name == super::policy::DEFAULT
                 || self.allowed_policies.contains(name)
-                || self.allowed_policies_glob.iter().any(|glob| fits(glob, name))
+                || self
+                    .allowed_policies_glob
+                    .iter()
+                    .any(|glob| fits(glob, name))
         };
         match names.iter().all(allowed) {
             true => Ok(()),
-            false => Err(Refusal::invalid("token policies must be subset of the role's allowed policies")),
+            false => Err(Refusal::invalid(
+                "token policies must be subset of the role's allowed policies",
+            )),
         }
     }
 
@@ -55,7 +60,10 @@ impl Role {
     pub(super) fn forbids(&self, names: &[String]) -> Result<(), Refusal> {
         let forbidden = |name: &String| {
             self.disallowed_policies.contains(name)
-                || self.disallowed_policies_glob.iter().any(|glob| fits(glob, name))
+                || self
+                    .disallowed_policies_glob
+                    .iter()
+                    .any(|glob| fits(glob, name))
         };
         match names.iter().any(forbidden) {
             true => Err(Refusal::invalid("a policy is disallowed by the role")),
@@ -186,19 +194,29 @@ impl Role {
             (&mut self.allowed_policies, p.allowed_policies),
             (&mut self.allowed_policies_glob, p.allowed_policies_glob),
             (&mut self.disallowed_policies, p.disallowed_policies),
-            (&mut self.disallowed_policies_glob, p.disallowed_policies_glob),
+            (
+                &mut self.disallowed_policies_glob,
+                p.disallowed_policies_glob,
+            ),
         ] {
             if let Some(texts) = new {
                 *held = policies(&texts)?;
             }
         }
         if !p.allowed_entity_aliases.0.is_empty() {
-            return Err(Refusal::invalid("'allowed_entity_aliases' is not supported here"));
+            return Err(Refusal::invalid(
+                "'allowed_entity_aliases' is not supported here",
+            ));
         }
         if let Some(suffix) = p.path_suffix {
-            let fits = suffix.len() <= 64 && suffix.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c));
+            let fits = suffix.len() <= 64
+                && suffix
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || "-_".contains(c));
             if !fits {
-                return Err(Refusal::invalid("'path_suffix' has letters, digits, dashes and underscores"));
+                return Err(Refusal::invalid(
+                    "'path_suffix' has letters, digits, dashes and underscores",
+                ));
             }
             self.path_suffix = suffix;
         }
@@ -212,7 +230,9 @@ impl Role {
         self.orphan = p.orphan.unwrap_or(self.orphan);
         self.renewable = p.renewable.unwrap_or(self.renewable);
         self.period = p.token_period.map_or(self.period, |ttl| ttl.0);
-        self.explicit_max_ttl = p.token_explicit_max_ttl.map_or(self.explicit_max_ttl, |ttl| ttl.0);
+        self.explicit_max_ttl = p
+            .token_explicit_max_ttl
+            .map_or(self.explicit_max_ttl, |ttl| ttl.0);
         if let Some(texts) = p.token_bound_cidrs {
             self.bound_cidrs = networks(&texts)?;
         }

@@ -8,10 +8,7 @@ use wavry_credentials::{
     bearer::{Document, Token},
 };
 
-use super::{
-    Found, MAX_DEPTH, New, Record, Scope, Wishes, policies, role,
-    store::auth,
-};
+use super::{Found, MAX_DEPTH, New, Record, Scope, Wishes, policies, role, store::auth};
 use crate::keyvault::{
     authorize::{Authorizer, Granted},
     barrier::{Barrier, Change},
@@ -54,7 +51,7 @@ pub(in crate::keyvault) async fn handle(at: At<'_>, call: &Call) -> Result<Plann
         }
         (List, "accessors") => keys(at.authorizer.tokens().accessors().await?),
         (Create | Update, "tidy") => {
-            let swept = at.authorizer.sweep_all().await?;
+            let swept = at.authorizer.tokens().sweep_all().await?;
             let noted = noted(Action::Revoke, None);
             let data = json!({ "swept": swept });
             Ok(Planned::answer(Answer::data(&data)).noting(noted))
@@ -113,7 +110,10 @@ fn holder(granted: &Granted) -> Result<&Found, Refusal> {
 
 async fn by_accessor(at: &At<'_>, accessor: &str) -> Result<Found, Refusal> {
     let found = at.authorizer.tokens().find_by_accessor(accessor).await?;
-    Ok(counted(at, found.ok_or(Refusal::invalid("invalid accessor"))?))
+    Ok(counted(
+        at,
+        found.ok_or(Refusal::invalid("invalid accessor"))?,
+    ))
 }
 
 /// The same token as that of the holder, with the use that is counted now.
@@ -180,13 +180,19 @@ async fn create(
     let wanted: Wanted = call.body()?;
     let parent = holder(at.granted)?;
     if parent.record.num_uses > 0 {
-        return Err(Refusal::invalid("restricted use token cannot generate child tokens"));
+        return Err(Refusal::invalid(
+            "restricted use token cannot generate child tokens",
+        ));
     }
     if parent.record.depth + 1 > MAX_DEPTH {
-        return Err(Refusal::invalid(format!("tokens make tokens {MAX_DEPTH} deep at most")));
+        return Err(Refusal::invalid(format!(
+            "tokens make tokens {MAX_DEPTH} deep at most"
+        )));
     }
     if wanted.id.is_some() {
-        return Err(Refusal::invalid("tokens are random here; 'id' cannot be chosen"));
+        return Err(Refusal::invalid(
+            "tokens are random here; 'id' cannot be chosen",
+        ));
     }
     if wanted.entity_alias.is_some_and(|alias| !alias.is_empty()) {
         return Err(Refusal::invalid("'entity_alias' is not supported here"));
@@ -210,7 +216,9 @@ async fn create(
     let is_administrator = at.granted.is_administrator(call.path.as_str());
     let rules = role.as_ref().map(|(_, role)| role);
     if rules.is_none() && !is_administrator && (wanted.no_parent || wanted.period.0 > 0) {
-        return Err(Refusal::invalid("root or sudo privileges required to create orphan or periodic token"));
+        return Err(Refusal::invalid(
+            "root or sudo privileges required to create orphan or periodic token",
+        ));
     }
     let named = wanted.policies.as_ref().map(policies).transpose()?;
     let granted = granted_policies(&parent.record, rules, named, is_administrator)?;
@@ -220,13 +228,19 @@ async fn create(
         role.forbids(&policies)?;
     }
     if policies.iter().any(|name| name == ROOT) && !parent.record.is_root() {
-        return Err(Refusal::invalid("root tokens may not be created without parent token being root"));
+        return Err(Refusal::invalid(
+            "root tokens may not be created without parent token being root",
+        ));
     }
     let is_orphan = match rules {
         Some(role) => role.orphan,
         None => orphan || wanted.no_parent,
     };
-    let ttl = if wanted.ttl.0 > 0 { wanted.ttl.0 } else { wanted.lease.0 };
+    let ttl = if wanted.ttl.0 > 0 {
+        wanted.ttl.0
+    } else {
+        wanted.lease.0
+    };
     let explicit = wanted.explicit_max_ttl.0;
     let new = New {
         scope: Scope {
@@ -320,7 +334,9 @@ fn with_default(mut policies: Vec<String>, no_default: bool) -> Vec<String> {
 /// A name for logs: what is not a letter, a digit or plain punctuation becomes a dash.
 fn plain(name: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "-_.@/".contains(c);
-    name.chars().map(|c| if plain(c) { c } else { '-' }).collect()
+    name.chars()
+        .map(|c| if plain(c) { c } else { '-' })
+        .collect()
 }
 
 // Looking up ----------------------------------------------------------------------------------
@@ -361,13 +377,19 @@ fn shown(authorizer: &Authorizer, found: &Found, token: Option<&Token>) -> Plann
         ("explicit_max_ttl", plain(json!(lifetime.explicit_max_ttl))),
         ("id", id),
         ("issue_time", plain(json!(written(lifetime.created)))),
-        ("meta", plain(json!((!record.meta.is_empty()).then_some(&record.meta)))),
+        (
+            "meta",
+            plain(json!((!record.meta.is_empty()).then_some(&record.meta))),
+        ),
         ("num_uses", plain(json!(record.uses_left))),
         ("orphan", plain(json!(record.parent.is_none()))),
         ("path", plain(json!(record.path))),
         ("policies", plain(json!(record.scope.policies))),
         ("renewable", plain(json!(lifetime.renewable))),
-        ("ttl", plain(json!(lifetime.left(authorizer.tokens().now())))),
+        (
+            "ttl",
+            plain(json!(lifetime.left(authorizer.tokens().now()))),
+        ),
         ("type", plain(json!("service"))),
     ];
     if lifetime.period > 0 {

@@ -176,7 +176,10 @@ impl Tokens {
         let mut steps = 0;
         while let Some(fingerprint) = parent {
             steps += 1;
-            let held = self.barrier.read_record::<Record>(&path(fingerprint)).await?;
+            let held = self
+                .barrier
+                .read_record::<Record>(&path(fingerprint))
+                .await?;
             let Some((_, ancestor)) = held else {
                 return Ok(false);
             };
@@ -194,7 +197,8 @@ impl Tokens {
     /// Plans a new token.
     pub async fn issue(&self, change: &mut Change, new: New<'_>) -> Result<Issued, Error> {
         let lifetime = Lifetime::new(new.wishes, self.limits, self.now());
-        self.plan(change, Token::random(PREFIX), new, lifetime).await
+        self.plan(change, Token::random(PREFIX), new, lifetime)
+            .await
     }
 
     /// Plans a token with the root policy and without end: the first one of a KeyVault, or one that

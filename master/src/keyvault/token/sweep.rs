@@ -4,10 +4,7 @@ use std::{collections::HashSet, time::Duration};
 
 use wavry_credentials::bearer::Fingerprint;
 
-use super::{
-    Record, Tokens,
-    store::path,
-};
+use super::{Record, Tokens, store::path};
 use crate::keyvault::barrier::{Change, CommitError, Error, Revision};
 
 /// Tokens that are looked at in one go.
@@ -17,6 +14,9 @@ const BATCH: usize = 256;
 pub const PAUSE: Duration = Duration::from_secs(6);
 /// How late it is, for a process that starts.
 const TIME: &str = "token-time";
+
+/// After how many seconds it is put down again.
+const KEEP_EVERY: u64 = 60;
 
 /// Where a sweep is.
 #[derive(Default)]
@@ -33,12 +33,17 @@ impl Tokens {
     /// Looks at the next tokens, and takes away those that ended. Gives how many the sweep took
     /// when it has seen all.
     pub async fn sweep(&self, sweep: &mut Sweep) -> Result<Option<u64>, Error> {
-        let names = self.barrier().list("token/", sweep.after.as_deref(), BATCH).await?;
+        self.keep_time().await?;
+        let names = self
+            .barrier()
+            .list("token/", sweep.after.as_deref(), BATCH)
+            .await?;
         let is_last = names.len() < BATCH;
         let mut gone = Vec::new();
         for name in &names {
             let path = format!("token/{name}");
-            let Some((revision, record)) = self.barrier().read_record::<Record>(&path).await? else {
+            let Some((revision, record)) = self.barrier().read_record::<Record>(&path).await?
+            else {
                 continue;
             };
             if record.released {
@@ -46,7 +51,8 @@ impl Tokens {
                 sweep.released.push((fingerprint, revision));
                 continue;
             }
-            let is_good = record.lifetime.is_good(self.now()) && self.ancestors_are_good(&record).await?;
+            let is_good =
+                record.lifetime.is_good(self.now()) && self.ancestors_are_good(&record).await?;
             match is_good {
                 true => sweep.parents.extend(record.parent),
                 false => gone.push((path, revision, Some(record.accessor))),
@@ -55,7 +61,10 @@ impl Tokens {
         sweep.after = names.last().cloned();
         if is_last {
             // Nothing new is made by those that were released, so that what none names stays so.
-            let unnamed = sweep.released.iter().filter(|(token, _)| !sweep.parents.contains(token));
+            let unnamed = sweep
+                .released
+                .iter()
+                .filter(|(token, _)| !sweep.parents.contains(token));
             gone.extend(unnamed.map(|(token, revision)| (path(*token), *revision, None)));
         }
         for (path, revision, accessor) in gone {
@@ -78,12 +87,25 @@ impl Tokens {
         Ok(Some(std::mem::take(sweep).swept))
     }
 
+    /// Sweeps once over all tokens.
+    pub async fn sweep_all(&self) -> Result<u64, Error> {
+        let mut sweep = Sweep::default();
+        loop {
+            if let Some(swept) = self.sweep(&mut sweep).await? {
+                return Ok(swept);
+            }
+        }
+    }
+
     /// Puts down how late it is, and goes on from what was put down: a clock that was set back while
     /// no process ran makes nothing good again.
-    pub async fn keep_time(&self) -> Result<(), Error> {
+    async fn keep_time(&self) -> Result<(), Error> {
         let held = self.barrier().read_record::<u64>(TIME).await?;
         if let Some((_, time)) = held {
             self.clock().has_been(time);
+            if self.now() < time + KEEP_EVERY {
+                return Ok(());
+            }
         }
         let mut change = Change::default();
         change.put_record(TIME, &self.now());

@@ -174,7 +174,9 @@ impl Metadata {
                     }
                 }
                 let is_long = |(name, value): (&String, &String)| {
-                    name.is_empty() || name.len() > MAX_CUSTOM_NAME || value.len() > MAX_CUSTOM_VALUE
+                    name.is_empty()
+                        || name.len() > MAX_CUSTOM_NAME
+                        || value.len() > MAX_CUSTOM_VALUE
                 };
                 if new.len() > MAX_CUSTOM || new.iter().any(is_long) {
                     return Err(Refusal::invalid(
@@ -333,6 +335,10 @@ mod tests {
         let written = set(r#"{"custom_metadata":{"d":"4"}}"#, false);
         assert_eq!(written, Some(json!({"d": "4"})));
         assert_eq!(set(r#"{"custom_metadata":null}"#, true), None);
-        assert!(metadata.set(read(r#"{"max_versions":1001}"#), false, now()).is_err());
+        assert!(
+            metadata
+                .set(read(r#"{"max_versions":1001}"#), false, now())
+                .is_err()
+        );
     }
 }

@@ -4,7 +4,10 @@ use proptest::prelude::*;
 use wavry_credentials::secret::Secret;
 
 fn acl(texts: &[&str]) -> Acl {
-    let policies: Vec<_> = texts.iter().map(|text| Arc::new(Policy::parse(text).unwrap())).collect();
+    let policies: Vec<_> = texts
+        .iter()
+        .map(|text| Arc::new(Policy::parse(text).unwrap()))
+        .collect();
     Acl::new(&policies, &Identity::default())
 }
 
@@ -19,7 +22,8 @@ fn allows_with(
     parameters: Option<&str>,
     wrap_ttl: Option<u64>,
 ) -> bool {
-    let parameters = parameters.map(|text| Json::new(Secret::new(text.as_bytes().to_vec())).unwrap());
+    let parameters =
+        parameters.map(|text| Json::new(Secret::new(text.as_bytes().to_vec())).unwrap());
     acl.allows(&Request {
         operation,
         path: &Canonical::parse(path).unwrap(),
@@ -31,7 +35,12 @@ fn allows_with(
 
 #[test]
 fn what_no_rule_names_is_denied() {
-    for acl in [acl(&[]), acl(&[""]), acl(&["{}"]), acl(&[r#"path "a/b" { capabilities = [] }"#])] {
+    for acl in [
+        acl(&[]),
+        acl(&[""]),
+        acl(&["{}"]),
+        acl(&[r#"path "a/b" { capabilities = [] }"#]),
+    ] {
         for operation in [Operation::Read, Operation::List, Operation::Update] {
             assert!(!allows(&acl, operation, "a/b"));
         }
@@ -100,7 +109,12 @@ fn policies_with_the_same_pattern_add_up() {
 
 #[test]
 fn lists_are_found_with_and_without_the_slash_at_the_end() {
-    for rule in ["secret/metadata", "secret/metadata/", "secret/meta*", "secret/+"] {
+    for rule in [
+        "secret/metadata",
+        "secret/metadata/",
+        "secret/meta*",
+        "secret/+",
+    ] {
         let acl = acl(&[&format!(r#"path "{rule}" {{ capabilities = ["list"] }}"#)]);
         assert!(allows(&acl, Operation::List, "secret/metadata/"), "{rule}");
     }
@@ -120,9 +134,15 @@ fn what_is_kept_for_administrators_needs_sudo_as_well() {
             wrap_ttl: None,
         })
     };
-    assert!(!asks(&acl(&[r#"path "sys/*" { capabilities = ["update"] }"#])));
-    assert!(!asks(&acl(&[r#"path "sys/*" { capabilities = ["sudo"] }"#])));
-    assert!(asks(&acl(&[r#"path "sys/*" { capabilities = ["update", "sudo"] }"#])));
+    assert!(!asks(&acl(&[
+        r#"path "sys/*" { capabilities = ["update"] }"#
+    ])));
+    assert!(!asks(&acl(&[
+        r#"path "sys/*" { capabilities = ["sudo"] }"#
+    ])));
+    assert!(asks(&acl(&[
+        r#"path "sys/*" { capabilities = ["update", "sudo"] }"#
+    ])));
     assert!(asks(&Acl::root()));
 }
 
@@ -130,7 +150,13 @@ fn what_is_kept_for_administrators_needs_sudo_as_well() {
 fn parameters_are_held_to_their_rules() {
     let with = |rule: &str, parameters: &str| {
         let text = format!("path \"a\" {{\n capabilities = [\"update\"]\n {rule}\n}}");
-        allows_with(&acl(&[&text]), Operation::Update, "a", Some(parameters), None)
+        allows_with(
+            &acl(&[&text]),
+            Operation::Update,
+            "a",
+            Some(parameters),
+            None,
+        )
     };
     let allowed = r#"allowed_parameters = { "ttl" = ["1h", "2*"], "name" = [] }"#;
     assert!(with(allowed, r#"{"ttl": "1h", "NAME": "x"}"#));
@@ -155,7 +181,11 @@ fn parameters_are_held_to_their_rules() {
 #[test]
 fn malformed_policies_are_refused_with_line_and_column_and_without_their_text() {
     for (text, line, column) in [
-        ("path \"a\" {\n  capabilities = [\"read\", \"s3cret\"]\n}", 2, 18),
+        (
+            "path \"a\" {\n  capabilities = [\"read\", \"s3cret\"]\n}",
+            2,
+            18,
+        ),
         ("path \"a\" {\n  capabilities = [\"read\"\n}", 3, 1),
         ("\n\n  s3cret = 1", 3, 3),
         ("path \"a\" {\n  s3cret = 1\n}", 2, 3),
@@ -164,14 +194,22 @@ fn malformed_policies_are_refused_with_line_and_column_and_without_their_text() 
         ("path \"a\" {\n policy = \"s3cret\"\n}", 2, 11),
         ("path \"a\" {\n min_wrapping_ttl = \"s3cret\"\n}", 2, 21),
         ("path \"a\" {\n allowed_parameters = [\"s3cret\"]\n}", 2, 23),
-        ("{\"path\": {\"a\": {\n\"capabilities\": [\"s3cret\"]}}}", 2, 25),
+        (
+            "{\"path\": {\"a\": {\n\"capabilities\": [\"s3cret\"]}}}",
+            2,
+            25,
+        ),
         ("{\"path\": {\"a\": {\n\"s3cret\": 1}}}", 2, 9),
         ("{\"path\": {\"a\": {\n", 2, 1),
         ("{\"s3cret\": 1}", 1, 9),
     ] {
         let error = Policy::parse(text).unwrap_err();
         assert!(!error.to_string().contains("s3cret"), "{error}");
-        assert_eq!((error.line, error.column), (line, column), "{text}: {error}");
+        assert_eq!(
+            (error.line, error.column),
+            (line, column),
+            "{text}: {error}"
+        );
     }
 }
 
@@ -219,7 +257,11 @@ fn units_reach_their_own_paths_only() {
     assert!(!allows(&web, Operation::Read, "secret/data/test/web/db"));
     assert!(!allows(&web, Operation::Read, "secret/data/prod/batch/db"));
     assert!(allows(&batch, Operation::Read, "secret/data/test/batch/db"));
-    assert!(!allows(&unit("*", "prod"), Operation::Read, "secret/data/prod/*/db"));
+    assert!(!allows(
+        &unit("*", "prod"),
+        Operation::Read,
+        "secret/data/prod/*/db"
+    ));
 }
 
 proptest! {
