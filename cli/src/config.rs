@@ -660,7 +660,7 @@ mod tests {
         assert_eq!(
             error_of("", &[("WAVRY_GATEWEY__LIMIT", CANARY)]),
             "environment variable WAVRY_GATEWEY__LIMIT: gatewey.limit: unknown table; expected one \
-             of master, gateway, relay, ops, log"
+             of master, keyvault, gateway, relay, ops, log"
         );
     }
 

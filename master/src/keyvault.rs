@@ -43,14 +43,14 @@ mod wrapping;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
-use wavry_credentials::{audit, key::aead};
+use wavry_credentials::{audit, bearer::Token, key::aead};
 
 pub use config::Config;
 pub use keyring::Unopened;
 pub use standalone::{Standalone, StartError};
 
 use authorize::Authorizer;
-use barrier::{Barrier, Error};
+use barrier::{Barrier, Change, CommitError, Error};
 use ceremony::Ceremonies;
 use config::Seal;
 use dispatch::Mounts;
@@ -132,6 +132,29 @@ impl KeyVault {
         seal: seal::Config,
     ) -> Result<bool, Error> {
         self.barrier.initialise(master_key, seal).await
+    }
+
+    /// Makes a keyring, unseals it, and fills it with what a fresh KeyVault has. Gives the root token,
+    /// or nothing if there was a keyring.
+    pub async fn bootstrap(
+        &self,
+        master_key: aead::Key,
+        seal: seal::Config,
+    ) -> Result<Option<Token>, Error> {
+        if !self.initialise(&master_key, seal).await? {
+            return Ok(None);
+        }
+        self.unseal(master_key).await?;
+        let mut change = Change::default();
+        mount::initialize(&mut change);
+        let tokens = self.authorizer.tokens();
+        let root = tokens.issue_root(&mut change, "sys/init").await?;
+        match self.barrier.commit(change).await {
+            Ok(()) => Ok(Some(root.token)),
+            // Nobody else has the key yet.
+            Err(CommitError::Conflict) => Ok(None),
+            Err(CommitError::Failed(error)) => Err(error),
+        }
     }
 
     /// How it is unsealed; `None` before it is initialised.

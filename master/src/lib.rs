@@ -60,6 +60,7 @@ pub struct Master {
     drain_timeout: Duration,
     leaving: CancellationToken,
     audit_file: Option<PathBuf>,
+    keyvault: Option<keyvault::KeyVault>,
     certificate_watch: Abort,
 }
 
@@ -110,6 +111,14 @@ impl Master {
             .await
             .map_err(unusable)?;
 
+        let keyvault = match &config.keyvault {
+            None => None,
+            Some(vault) => {
+                let started = keyvault::KeyVault::start(vault, audit_key.clone()).await;
+                Some(started.map_err(|error| StartError::KeyVault(Box::new(error)))?)
+            }
+        };
+
         let cannot_listen = |source| StartError::Listen {
             address: config.listen,
             source,
@@ -130,6 +139,11 @@ impl Master {
             poll_timeout: config.limits.poll_timeout,
             leaving: leaving.clone(),
         }));
+        // What is no route of the master's is the KeyVault's, and so are its limits.
+        let router = match &keyvault {
+            Some(vault) => router.fallback_service(keyvault::api::router(vault.clone())),
+            None => router,
+        };
         Ok(Self {
             listener,
             address,
@@ -141,6 +155,7 @@ impl Master {
             drain_timeout: config.drain_timeout,
             leaving,
             audit_file: config.audit_file,
+            keyvault,
             certificate_watch: Abort(certificates.watch(&config.certificate, &tls_key)),
         })
     }
@@ -159,6 +174,10 @@ impl Master {
         let _audit_file = self
             .audit_file
             .map(|file| Abort(tokio::spawn(self.registry.copy_audit_to(file))));
+        let _upkeep = self
+            .keyvault
+            .clone()
+            .map(|vault| Abort(tokio::spawn(vault.keep_up())));
         let silence_watch = async move {
             let mut tick = tokio::time::interval(self.heartbeat_interval);
             tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -190,6 +209,9 @@ impl Master {
             () = serve => (),
             () = silence_watch => (),
             () = leave => (),
+        }
+        if let Some(vault) = self.keyvault {
+            vault.close().await;
         }
         self.registry.close().await;
         tracing::info!("master stopped");

@@ -259,10 +259,9 @@ impl Table {
         };
         let mounts = self.mounts.iter().filter(|m| m.kind.is_auth() == is_auth);
         // The longest, as one may lie below another's path.
-        let found = mounts
+        mounts
             .filter_map(|mount| Some((mount, below(path, &mount.path)?)))
-            .max_by_key(|(mount, _)| mount.path.len());
-        found
+            .max_by_key(|(mount, _)| mount.path.len())
     }
 
     /// The engines, or the auth methods.

@@ -128,19 +128,7 @@ async fn init(vault: &KeyVault, call: &Call) -> Result<Planned, Refusal> {
             (key, seal::Config::Shares { count, threshold }, shares)
         }
     };
-    if !vault.initialise(&key, seal).await? {
-        return Err(already());
-    }
-    vault.unseal(key).await?;
-    let mut change = Change::default();
-    mount::initialize(&mut change);
-    let tokens = vault.authorizer.tokens();
-    let root = tokens.issue_root(&mut change, "sys/init").await?;
-    vault
-        .barrier
-        .commit(change)
-        .await
-        .map_err(|_| Refusal::Unavailable)?;
+    let root = vault.bootstrap(key, seal).await?.ok_or_else(already)?;
     if seal != seal::Config::Key {
         // As Vault has it: who holds the shares unseals.
         vault.seal();
@@ -148,7 +136,7 @@ async fn init(vault: &KeyVault, call: &Call) -> Result<Planned, Refusal> {
     let body = Document::object([
         ("keys", texts(&shares, Share::to_hex)),
         ("keys_base64", texts(&shares, Share::to_base64)),
-        ("root_token", Document::from(&root.token)),
+        ("root_token", Document::from(&root)),
     ]);
     let answer = Answer::Bare(http::StatusCode::OK, body);
     Ok(Planned::answer(answer).noting(noted(Action::Init)))
