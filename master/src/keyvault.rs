@@ -15,16 +15,16 @@
 //! * [`standalone`]: a KeyVault that runs alone.
 
 pub mod api;
-mod authorize;
+pub mod authorize;
 pub mod barrier;
 pub mod call;
 mod ceremony;
-mod clock;
+pub mod clock;
 pub mod config;
 mod dispatch;
 mod engine;
 mod keyring;
-mod login;
+pub mod login;
 pub mod mount;
 mod namespace;
 mod parameter;

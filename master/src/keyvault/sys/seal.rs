@@ -17,7 +17,7 @@ use crate::keyvault::{
     barrier::Change,
     call::{Answer, Call, Noted, Operation, Planned, Refusal},
     ceremony::Collected,
-    config, mount, seal,
+    config, seal,
 };
 
 /// What Vault's clients take the KeyVault for.
