@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use futures_util::TryStreamExt as _;
 use sqlx::{
     PgPool, Row as _,
     postgres::{PgConnectOptions, PgPoolOptions, PgRow},
@@ -140,6 +141,42 @@ impl Postgres {
         Ok((lines.collect(), seal))
     }
 
+    pub(super) async fn newest_line(&self) -> Result<(Log, Option<String>), Error> {
+        let mut transaction = self.snapshot().await?;
+        let log = transaction.log().await?;
+        let line = sqlx::query_scalar("SELECT line FROM audit_line ORDER BY seq DESC LIMIT 1")
+            .fetch_optional(&mut *transaction.0)
+            .await?;
+        Ok((log, line))
+    }
+
+    pub(super) async fn scan(
+        &self,
+        mut each: impl FnMut(&str, u64, u32) + Send,
+    ) -> Result<Option<(Head, Log)>, Error> {
+        let mut transaction = self.snapshot().await?;
+        let Some(head) = transaction.head().await? else {
+            return Ok(None);
+        };
+        let log = transaction.log().await?;
+        let mut rows =
+            sqlx::query("SELECT path, revision, term FROM entry").fetch(&mut *transaction.0);
+        while let Some(row) = rows.try_next().await? {
+            let revision = row.try_get::<i64, _>(1)?.cast_unsigned();
+            each(row.try_get(0)?, revision, term(row.try_get(2)?));
+        }
+        Ok(Some((head, log)))
+    }
+
+    pub(super) async fn count(&self, term: u32) -> Result<(u64, u64), Error> {
+        let (all, others): (i64, i64) =
+            sqlx::query_as("SELECT count(*), count(*) FILTER (WHERE term <> $1) FROM entry")
+                .bind(i64::from(term))
+                .fetch_one(&self.pool)
+                .await?;
+        Ok((all.cast_unsigned(), others.cast_unsigned()))
+    }
+
     pub(super) async fn begin(&self) -> Result<Transaction, Error> {
         let mut transaction = self.pool.begin().await?;
         // Whoever changes anything holds this row: changes follow each other in one order.
@@ -174,10 +211,11 @@ impl Transaction {
     }
 
     pub(super) async fn head(&mut self) -> Result<Option<Head>, Error> {
-        let row =
-            sqlx::query("SELECT vault, position, generation, term, wraps, digest, mac FROM head")
-                .fetch_optional(&mut *self.0)
-                .await?;
+        let row = sqlx::query(
+            "SELECT vault, position, generation, term, master_key, wraps, digest, mac FROM head",
+        )
+        .fetch_optional(&mut *self.0)
+        .await?;
         let Some(row) = row else { return Ok(None) };
         let malformed = || Error::Row("head");
         let bytes = |column: usize| row.try_get::<Vec<u8>, _>(column);
@@ -187,9 +225,10 @@ impl Transaction {
             position: number(1)?,
             generation: number(2)?,
             term: number(3)?.try_into().map_err(|_| malformed())?,
-            wraps: number(4)?,
-            digest: bytes(5)?.try_into().map_err(|_| malformed())?,
-            mac: bytes(6)?.try_into().map_err(|_| malformed())?,
+            master_key: row.try_get(4)?,
+            wraps: number(5)?,
+            digest: bytes(6)?.try_into().map_err(|_| malformed())?,
+            mac: bytes(7)?.try_into().map_err(|_| malformed())?,
         }))
     }
 
@@ -269,6 +308,89 @@ impl Transaction {
         Ok(())
     }
 
+    pub(super) async fn rows_of_other_terms(
+        &mut self,
+        term: u32,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<Row>, Error> {
+        let rows = sqlx::query(
+            "SELECT revision, term, wrapped_key, ciphertext, path FROM entry
+             WHERE term <> $1 AND path > $2 ORDER BY path LIMIT $3",
+        )
+        .bind(i64::from(term))
+        .bind(after)
+        .bind(i64::from(limit))
+        .fetch_all(&mut *self.0)
+        .await?;
+        rows.iter()
+            .map(|row| read_row(row.try_get(4)?, row))
+            .collect()
+    }
+
+    pub(super) async fn count_other_terms(&mut self, term: u32) -> Result<u64, Error> {
+        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM entry WHERE term <> $1")
+            .bind(i64::from(term))
+            .fetch_one(&mut *self.0)
+            .await?;
+        Ok(count.cast_unsigned())
+    }
+
+    pub(super) async fn rewrap(&mut self, rows: &[Row]) -> Result<(), Error> {
+        for row in rows {
+            sqlx::query("UPDATE entry SET term = $1, wrapped_key = $2 WHERE path = $3")
+                .bind(i64::from(row.term))
+                .bind(&row.wrapped_key)
+                .bind(&row.path)
+                .execute(&mut *self.0)
+                .await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn retire(&mut self, term: u32, master_key: &str) -> Result<(), Error> {
+        sqlx::query("DELETE FROM keyring WHERE term <> $1 OR master_key <> $2")
+            .bind(i64::from(term))
+            .bind(master_key)
+            .execute(&mut *self.0)
+            .await?;
+        Ok(())
+    }
+
+    pub(super) async fn put_instance(
+        &mut self,
+        id: &[u8; 16],
+        generation: u64,
+        now: u64,
+    ) -> Result<(), Error> {
+        sqlx::query(
+            "INSERT INTO instance (id, generation, seen) VALUES ($1, $2, $3)
+             ON CONFLICT (id) DO UPDATE SET generation = excluded.generation, seen = excluded.seen",
+        )
+        .bind(&id[..])
+        .bind(generation.cast_signed())
+        .bind(now.cast_signed())
+        .execute(&mut *self.0)
+        .await?;
+        Ok(())
+    }
+
+    pub(super) async fn instances_behind(
+        &mut self,
+        generation: u64,
+        since: u64,
+    ) -> Result<u64, Error> {
+        sqlx::query("DELETE FROM instance WHERE seen < $1")
+            .bind(since.cast_signed())
+            .execute(&mut *self.0)
+            .await?;
+        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM instance WHERE generation < $1")
+            .bind(generation.cast_signed())
+            .fetch_one(&mut *self.0)
+            .await?;
+        Ok(count.cast_unsigned())
+    }
+
     pub(super) async fn put_seal_config(&mut self, config: &str) -> Result<(), Error> {
         sqlx::query(
             "INSERT INTO seal (one, config) VALUES (1, $1)
@@ -298,16 +420,18 @@ impl Transaction {
 
     pub(super) async fn put_head(&mut self, head: &Head) -> Result<(), Error> {
         sqlx::query(
-            "INSERT INTO head (one, vault, position, generation, term, wraps, digest, mac)
-             VALUES (1, $1, $2, $3, $4, $5, $6, $7)
+            "INSERT INTO head (one, vault, position, generation, term, master_key, wraps, digest, mac)
+             VALUES (1, $1, $2, $3, $4, $5, $6, $7, $8)
              ON CONFLICT (one) DO UPDATE SET position = excluded.position,
-                 generation = excluded.generation, term = excluded.term, wraps = excluded.wraps,
+                 generation = excluded.generation, term = excluded.term,
+                 master_key = excluded.master_key, wraps = excluded.wraps,
                  digest = excluded.digest, mac = excluded.mac",
         )
         .bind(&head.vault[..])
         .bind(head.position.cast_signed())
         .bind(head.generation.cast_signed())
         .bind(i64::from(head.term))
+        .bind(&head.master_key)
         .bind(head.wraps.cast_signed())
         .bind(&head.digest[..])
         .bind(&head.mac[..])
@@ -344,13 +468,16 @@ impl Transaction {
     }
 }
 
+/// A number that does not fit was not written by us: the entry will not authenticate.
+fn term(number: i64) -> u32 {
+    number.try_into().unwrap_or(u32::MAX)
+}
+
 fn read_row(path: &str, row: &PgRow) -> Result<Row, Error> {
-    // A number that does not fit was not written by us: the entry will not authenticate.
-    let term = row.try_get::<i64, _>(1)?.try_into().unwrap_or(u32::MAX);
     Ok(Row {
         path: path.to_owned(),
         revision: row.try_get::<i64, _>(0)?.cast_unsigned(),
-        term,
+        term: term(row.try_get(1)?),
         wrapped_key: row.try_get(2)?,
         ciphertext: row.try_get(3)?,
     })
