@@ -136,10 +136,6 @@ pub(crate) mod tests {
     }
 
     /// A new KeyVault in a directory, unsealed.
-    #[expect(
-        dead_code,
-        reason = "tests of what is behind the barrier begin with it"
-    )]
     pub(crate) async fn unsealed(directory: &Path) -> KeyVault {
         let config = Config {
             store: Location::Sqlite(directory.join("keyvault.db")),

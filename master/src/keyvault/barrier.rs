@@ -4,6 +4,7 @@
 //! what is durable costs one sync for all who wait at the same time. A reader decrypts beside it, with
 //! keys that are shared and never locked.
 
+mod cache;
 mod change;
 mod shared;
 #[cfg(test)]
@@ -169,7 +170,7 @@ impl Barrier {
         // Twice: the keyring, or the row that was read, may be older than the other.
         for _ in 0..2 {
             let keyring = self.shared.keyring()?;
-            let Some(row) = self.shared.store.row(path).await? else {
+            let Some(row) = self.shared.row(path).await? else {
                 return Ok(None);
             };
             match keyring.open_entry(&row) {
@@ -177,7 +178,10 @@ impl Barrier {
                     let revision = Revision(row.revision);
                     return Ok(Some(Entry { revision, value }));
                 }
-                Err(Unreadable::UnknownTerm) => self.shared.refresh(&keyring).await?,
+                Err(Unreadable::UnknownTerm) => {
+                    self.shared.cache.changed([path]);
+                    self.shared.refresh(&keyring).await?;
+                }
                 Err(Unreadable::Forged) => break,
             }
         }
@@ -303,7 +307,7 @@ impl Barrier {
         seal: seal::Config,
     ) -> Result<bool, Error> {
         let mut transaction = self.shared.store.begin().await?;
-        if transaction.head().await?.is_some() {
+        if transaction.head().is_some() {
             return Ok(false);
         }
         let (head, term) = Keyring::generate(master_key, unix_time());

@@ -130,6 +130,7 @@ pub(super) async fn begin(shared: &Shared, rotate: Rotate) -> Result<(), RotateE
     transaction.put_head(&head).await?;
     let log = shared.append(&mut transaction, &[&rotate.event]).await?;
     transaction.commit().await?;
+    shared.cache.changed([MASTER_KEY]);
     shared.refresh(&keyring).await?;
     shared.committed(head.position, log);
     shared.keeper.notify_one();
@@ -288,6 +289,8 @@ impl Keeper {
         keyring.sign(&mut head);
         transaction.put_head(&head).await?;
         transaction.commit().await?;
+        let rewrapped = rewrapped.iter().map(|row| &*row.path);
+        self.shared.cache.changed(rewrapped);
         self.shared.committed(head.position, 0);
         Ok(Some(last))
     }

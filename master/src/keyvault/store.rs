@@ -251,12 +251,14 @@ pub(super) enum Transaction {
 }
 
 impl Transaction {
-    pub(super) async fn log(&mut self) -> Result<Log, Error> {
-        either!(self, Transaction, store => store.log().await)
+    /// How far the audit log went when this began.
+    pub(super) fn log(&self) -> &Log {
+        either!(self, Transaction, store => store.log())
     }
 
-    pub(super) async fn head(&mut self) -> Result<Option<Head>, Error> {
-        either!(self, Transaction, store => store.head().await)
+    /// How far writes had come when this began; `None` before the KeyVault is initialised.
+    pub(super) fn head(&self) -> Option<&Head> {
+        either!(self, Transaction, store => store.head())
     }
 
     pub(super) async fn keyring(&mut self) -> Result<Vec<WrappedTerm>, Error> {

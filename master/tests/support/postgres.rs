@@ -11,14 +11,14 @@ use std::{
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-pub struct Server {
+pub(crate) struct Server {
     directory: tempfile::TempDir,
     process: Child,
 }
 
 impl Server {
     /// Starts one. Whether what it commits outlives a power cut costs what it costs.
-    pub fn start(durable: bool) -> Self {
+    pub(crate) fn start(durable: bool) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let owner = owner();
         if let Some((uid, gid)) = owner {
@@ -64,7 +64,7 @@ impl Server {
     }
 
     /// Makes a database, and gives its URL.
-    pub async fn database(&self, name: &str) -> String {
+    pub(crate) async fn database(&self, name: &str) -> String {
         use sqlx::{Connection as _, Executor as _};
         let mut admin = sqlx::PgConnection::connect(&self.url("postgres"))
             .await

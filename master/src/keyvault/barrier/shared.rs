@@ -15,14 +15,14 @@ use wavry_credentials::{
     key::aead,
 };
 
-use super::{Error, Guard};
+use super::{Error, Guard, cache::Cache};
 use crate::{
     keyvault::{
         LOG,
         counter::{Counter, Mark},
         keyring::{Keyring, Unopened},
         rotation,
-        store::{Head, Store, Transaction},
+        store::{Head, Row, Store, Transaction},
     },
     metrics as names,
 };
@@ -43,6 +43,8 @@ pub(in crate::keyvault) struct Shared {
     counter_fails: AtomicBool,
     /// Whether something was deleted since the last [`Shared::scrub`].
     deleted: AtomicBool,
+    /// Entries as they are kept, where nobody else can change them.
+    pub(in crate::keyvault) cache: Cache,
     /// Wakes the keeper of keys.
     pub(in crate::keyvault) keeper: Notify,
 }
@@ -59,6 +61,7 @@ impl Shared {
             counter_term: AtomicU32::new(0),
             counter_fails: AtomicBool::new(false),
             deleted: AtomicBool::new(false),
+            cache: Cache::default(),
             keeper: Notify::new(),
         }
     }
@@ -66,6 +69,21 @@ impl Shared {
     /// The keyring, if it is open.
     pub(in crate::keyvault) fn keyring(&self) -> Result<Arc<Keyring>, Error> {
         self.keyring.load_full().ok_or(Error::Sealed)
+    }
+
+    /// An entry as it is kept. It is asked of the store where another process may have changed it, so
+    /// that what is revoked anywhere is revoked at once.
+    pub(super) async fn row(&self, path: &str) -> Result<Option<Arc<Row>>, Error> {
+        if self.store.is_shared() {
+            return Ok(self.store.row(path).await?.map(Arc::new));
+        }
+        let epoch = match self.cache.get(path) {
+            Ok(row) => return Ok(row),
+            Err(epoch) => epoch,
+        };
+        let row = self.store.row(path).await?.map(Arc::new);
+        self.cache.put(path, row.clone(), epoch);
+        Ok(row)
     }
 
     pub(super) fn open_with(&self, keyring: Keyring) {
@@ -87,7 +105,7 @@ impl Shared {
         transaction: &mut Transaction,
     ) -> Result<(Arc<Keyring>, Head), Error> {
         let keyring = self.keyring()?;
-        let head = transaction.head().await?.ok_or(Error::Sealed)?;
+        let head = transaction.head().cloned().ok_or(Error::Sealed)?;
         if keyring.generation == head.generation {
             return match keyring.vouches_for(&head) {
                 true => Ok((keyring, head)),
@@ -137,7 +155,7 @@ impl Shared {
         if events.is_empty() {
             return Ok(0);
         }
-        let mut log = transaction.log().await?;
+        let mut log = transaction.log().clone();
         let lines: Vec<_> = events
             .iter()
             .map(|event| {
@@ -256,7 +274,7 @@ impl Shared {
 }
 
 /// The master key that another instance left for those with the one before it.
-fn handed_over(keyring: &Keyring, row: &crate::keyvault::store::Row) -> Option<aead::Key> {
+fn handed_over(keyring: &Keyring, row: &Row) -> Option<aead::Key> {
     let value = keyring.open_entry(row).ok()?;
     aead::Key::read(&value).ok()
 }

@@ -29,20 +29,27 @@ impl World {
     }
 
     fn at(directory: TempDir, location: Location) -> Self {
-        Self {
+        let world = Self {
             directory,
             location,
             audit: audit_key(),
             master_key: aead::Key::generate().to_paserk(),
-        }
+        };
+        std::fs::create_dir(world.apart()).unwrap();
+        world
     }
 
     fn key(&self) -> aead::Key {
         aead::Key::read(&self.master_key).unwrap()
     }
 
+    /// Where the counter is, as if on another disk.
+    fn apart(&self) -> PathBuf {
+        self.directory.path().join("apart")
+    }
+
     fn counter(&self) -> PathBuf {
-        self.directory.path().join("counter")
+        self.apart().join("counter")
     }
 
     async fn open(&self, accept_rollback: bool) -> Result<KeyVault, store::Error> {

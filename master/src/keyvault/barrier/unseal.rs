@@ -54,6 +54,7 @@ impl Shared {
             Err(rollback) => return Err(rollback.into()),
         }
         self.committed(mark.position, mark.line);
+        self.cache.clear();
         self.open_with(keyring);
         Ok(())
     }
@@ -93,7 +94,7 @@ impl Shared {
     ) -> Result<(), Error> {
         tracing::warn!(%rollback, "a rollback is accepted");
         let mut transaction = self.store.begin().await?;
-        let mut head = transaction.head().await?.ok_or(Error::Sealed)?;
+        let mut head = transaction.head().cloned().ok_or(Error::Sealed)?;
         // Revisions must not come twice: go on behind whatever was there.
         if let Rollback::Behind { seen_position, .. } = rollback {
             head.position = head.position.max(seen_position);

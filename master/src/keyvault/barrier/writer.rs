@@ -96,6 +96,12 @@ async fn commit(shared: &Shared, group: &[Job]) -> Result<Vec<Result<(), CommitE
     }
     let line = shared.append(&mut transaction, &events).await?;
     transaction.commit().await?;
+    // Before anyone is told.
+    if group.iter().any(|job| !job.change.writes.is_empty()) {
+        let changes = group.iter().map(|job| &job.change);
+        let written = changes.flat_map(|change| change.writes.keys());
+        shared.cache.changed(written.map(|path| &**path));
+    }
     shared.committed(position, line);
     if replaces {
         shared.deleted();

@@ -44,7 +44,11 @@ pub(in crate::keyvault) struct Sqlite {
     lock: Arc<Mutex<Option<File>>>,
 }
 
-pub(in crate::keyvault) struct Transaction(sqlx::Transaction<'static, sqlx::Sqlite>);
+pub(in crate::keyvault) struct Transaction {
+    inner: sqlx::Transaction<'static, sqlx::Sqlite>,
+    log: Log,
+    head: Option<Head>,
+}
 
 impl Sqlite {
     pub(super) async fn open(file: &Path) -> Result<Self, Error> {
@@ -97,8 +101,8 @@ impl Sqlite {
     }
 
     pub(super) async fn keyring(&self) -> Result<Option<(Head, Vec<WrappedTerm>)>, Error> {
-        let mut transaction = Transaction(self.readers.begin().await?);
-        match transaction.head().await? {
+        let mut transaction = self.snapshot().await?;
+        match transaction.head.take() {
             Some(head) => Ok(Some((head, transaction.keyring().await?))),
             None => Ok(None),
         }
@@ -132,46 +136,42 @@ impl Sqlite {
         &self,
         after: u64,
     ) -> Result<(Vec<(u64, String)>, Option<String>), Error> {
-        let mut transaction = self.readers.begin().await?;
+        let mut transaction = self.snapshot().await?;
         let lines: Vec<(i64, String)> =
             sqlx::query_as("SELECT seq, line FROM audit_line WHERE seq > ? ORDER BY seq LIMIT ?")
                 .bind(after.cast_signed())
                 .bind(PAGE)
-                .fetch_all(&mut *transaction)
+                .fetch_all(&mut *transaction.inner)
                 .await?;
-        let seal = sqlx::query_scalar("SELECT seal FROM audit_head")
-            .fetch_one(&mut *transaction)
-            .await?;
         let lines = lines.into_iter();
         let lines = lines.map(|(seq, line)| (seq.cast_unsigned(), line));
-        Ok((lines.collect(), seal))
+        Ok((lines.collect(), transaction.log.seal))
     }
 
     pub(super) async fn newest_line(&self) -> Result<(Log, Option<String>), Error> {
-        let mut transaction = Transaction(self.readers.begin().await?);
-        let log = transaction.log().await?;
+        let mut transaction = self.snapshot().await?;
         let line = sqlx::query_scalar("SELECT line FROM audit_line ORDER BY seq DESC LIMIT 1")
-            .fetch_optional(&mut *transaction.0)
+            .fetch_optional(&mut *transaction.inner)
             .await?;
-        Ok((log, line))
+        Ok((transaction.log, line))
     }
 
     pub(super) async fn scan(
         &self,
         mut each: impl FnMut(&str, u64, u32) + Send,
     ) -> Result<Option<(Head, Log)>, Error> {
-        let mut transaction = Transaction(self.readers.begin().await?);
-        let Some(head) = transaction.head().await? else {
+        let mut transaction = self.snapshot().await?;
+        let Some(head) = transaction.head.take() else {
             return Ok(None);
         };
-        let log = transaction.log().await?;
         let mut rows =
-            sqlx::query("SELECT path, revision, term FROM entry").fetch(&mut *transaction.0);
+            sqlx::query("SELECT path, revision, term FROM entry").fetch(&mut *transaction.inner);
         while let Some(row) = rows.try_next().await? {
             let revision = row.try_get::<i64, _>(1)?.cast_unsigned();
             each(row.try_get(0)?, revision, term(row.try_get(2)?));
         }
-        Ok(Some((head, log)))
+        drop(rows);
+        Ok(Some((head, transaction.log)))
     }
 
     pub(super) async fn count(&self, term: u32) -> Result<(u64, u64), Error> {
@@ -197,56 +197,42 @@ impl Sqlite {
     }
 
     pub(super) async fn begin(&self) -> Result<Transaction, Error> {
-        Ok(Transaction(
-            self.writer.begin_with("BEGIN IMMEDIATE").await?,
-        ))
+        begin_with(&self.writer, "BEGIN IMMEDIATE").await
+    }
+
+    /// A transaction whose reads are all of one moment.
+    async fn snapshot(&self) -> Result<Transaction, Error> {
+        begin_with(&self.readers, "BEGIN").await
     }
 }
 
+async fn begin_with(pool: &SqlitePool, begin: &'static str) -> Result<Transaction, Error> {
+    let mut inner = pool.begin_with(begin).await?;
+    let row = sqlx::query(HEADS).fetch_one(&mut *inner).await?;
+    let (log, head) = read_heads(&row)?;
+    Ok(Transaction { inner, log, head })
+}
+
+/// One row, whether there is a head or not.
+const HEADS: &str = "SELECT audit_head.seq, audit_head.hash, audit_head.seal, vault, position,
+    generation, term, master_key, wraps, digest, mac
+    FROM audit_head LEFT JOIN head ON head.one = audit_head.one";
 const ROW: &str = "SELECT revision, term, wrapped_key, ciphertext FROM entry WHERE path = ?";
 
 impl Transaction {
-    pub(super) async fn log(&mut self) -> Result<Log, Error> {
-        let row = sqlx::query("SELECT seq, hash, seal FROM audit_head")
-            .fetch_one(&mut *self.0)
-            .await?;
-        let hash: Vec<u8> = row.try_get(1)?;
-        Ok(Log {
-            head: audit::Head {
-                seq: row.try_get::<i64, _>(0)?.cast_unsigned(),
-                hash: hash.try_into().map_err(|_| Error::Row("audit_head"))?,
-            },
-            seal: row.try_get(2)?,
-        })
+    pub(super) fn log(&self) -> &Log {
+        &self.log
     }
 
-    pub(super) async fn head(&mut self) -> Result<Option<Head>, Error> {
-        let row = sqlx::query(
-            "SELECT vault, position, generation, term, master_key, wraps, digest, mac FROM head",
-        )
-        .fetch_optional(&mut *self.0)
-        .await?;
-        let Some(row) = row else { return Ok(None) };
-        let malformed = || Error::Row("head");
-        let bytes = |column: usize| row.try_get::<Vec<u8>, _>(column);
-        let number = |column: usize| row.try_get::<i64, _>(column).map(i64::cast_unsigned);
-        Ok(Some(Head {
-            vault: bytes(0)?.try_into().map_err(|_| malformed())?,
-            position: number(1)?,
-            generation: number(2)?,
-            term: number(3)?.try_into().map_err(|_| malformed())?,
-            master_key: row.try_get(4)?,
-            wraps: number(5)?,
-            digest: bytes(6)?.try_into().map_err(|_| malformed())?,
-            mac: bytes(7)?.try_into().map_err(|_| malformed())?,
-        }))
+    pub(super) fn head(&self) -> Option<&Head> {
+        self.head.as_ref()
     }
 
     pub(super) async fn keyring(&mut self) -> Result<Vec<WrappedTerm>, Error> {
         let rows: Vec<(i64, String, i64, Vec<u8>)> = sqlx::query_as(
             "SELECT term, master_key, created, wrapped_key FROM keyring ORDER BY term",
         )
-        .fetch_all(&mut *self.0)
+        .fetch_all(&mut *self.inner)
         .await?;
         rows.into_iter()
             .map(|(term, master_key, created, wrapped_key)| {
@@ -269,7 +255,7 @@ impl Transaction {
             "SELECT path, revision FROM entry WHERE path IN (SELECT value FROM json_each(?))",
         )
         .bind(paths)
-        .fetch_all(&mut *self.0)
+        .fetch_all(&mut *self.inner)
         .await?;
         let rows = rows.into_iter();
         Ok(rows.map(|(path, at)| (path, at.cast_unsigned())).collect())
@@ -278,7 +264,7 @@ impl Transaction {
     pub(super) async fn row(&mut self, path: &str) -> Result<Option<Row>, Error> {
         let row = sqlx::query(ROW)
             .bind(path)
-            .fetch_optional(&mut *self.0)
+            .fetch_optional(&mut *self.inner)
             .await?;
         row.map(|row| read_row(path, &row)).transpose()
     }
@@ -297,7 +283,7 @@ impl Transaction {
             .bind(row.term)
             .bind(&row.wrapped_key)
             .bind(&row.ciphertext)
-            .execute(&mut *self.0)
+            .execute(&mut *self.inner)
             .await?;
         }
         Ok(())
@@ -307,7 +293,7 @@ impl Transaction {
         for path in paths {
             sqlx::query("DELETE FROM entry WHERE path = ?")
                 .bind(path)
-                .execute(&mut *self.0)
+                .execute(&mut *self.inner)
                 .await?;
         }
         Ok(())
@@ -326,7 +312,7 @@ impl Transaction {
         .bind(i64::from(term))
         .bind(after)
         .bind(i64::from(limit))
-        .fetch_all(&mut *self.0)
+        .fetch_all(&mut *self.inner)
         .await?;
         rows.iter()
             .map(|row| read_row(row.try_get(4)?, row))
@@ -336,7 +322,7 @@ impl Transaction {
     pub(super) async fn count_other_terms(&mut self, term: u32) -> Result<u64, Error> {
         let count: i64 = sqlx::query_scalar("SELECT count(*) FROM entry WHERE term <> ?")
             .bind(i64::from(term))
-            .fetch_one(&mut *self.0)
+            .fetch_one(&mut *self.inner)
             .await?;
         Ok(count.cast_unsigned())
     }
@@ -347,7 +333,7 @@ impl Transaction {
                 .bind(i64::from(row.term))
                 .bind(&row.wrapped_key)
                 .bind(&row.path)
-                .execute(&mut *self.0)
+                .execute(&mut *self.inner)
                 .await?;
         }
         Ok(())
@@ -357,7 +343,7 @@ impl Transaction {
         sqlx::query("DELETE FROM keyring WHERE term <> ? OR master_key <> ?")
             .bind(i64::from(term))
             .bind(master_key)
-            .execute(&mut *self.0)
+            .execute(&mut *self.inner)
             .await?;
         Ok(())
     }
@@ -375,7 +361,7 @@ impl Transaction {
         .bind(&id[..])
         .bind(generation.cast_signed())
         .bind(now.cast_signed())
-        .execute(&mut *self.0)
+        .execute(&mut *self.inner)
         .await?;
         Ok(())
     }
@@ -387,11 +373,11 @@ impl Transaction {
     ) -> Result<u64, Error> {
         sqlx::query("DELETE FROM instance WHERE seen < ?")
             .bind(since.cast_signed())
-            .execute(&mut *self.0)
+            .execute(&mut *self.inner)
             .await?;
         let count: i64 = sqlx::query_scalar("SELECT count(*) FROM instance WHERE generation < ?")
             .bind(generation.cast_signed())
-            .fetch_one(&mut *self.0)
+            .fetch_one(&mut *self.inner)
             .await?;
         Ok(count.cast_unsigned())
     }
@@ -402,7 +388,7 @@ impl Transaction {
              ON CONFLICT (one) DO UPDATE SET config = excluded.config",
         )
         .bind(config)
-        .execute(&mut *self.0)
+        .execute(&mut *self.inner)
         .await?;
         Ok(())
     }
@@ -416,7 +402,7 @@ impl Transaction {
             .bind(&term.master_key)
             .bind(term.created.cast_signed())
             .bind(&term.wrapped_key)
-            .execute(&mut *self.0)
+            .execute(&mut *self.inner)
             .await?;
         }
         Ok(())
@@ -439,7 +425,7 @@ impl Transaction {
         .bind(head.wraps.cast_signed())
         .bind(&head.digest[..])
         .bind(&head.mac[..])
-        .execute(&mut *self.0)
+        .execute(&mut *self.inner)
         .await?;
         Ok(())
     }
@@ -459,21 +445,49 @@ impl Transaction {
             for (seq, line) in batch {
                 query = query.bind(seq.cast_signed()).bind(line);
             }
-            query.execute(&mut *self.0).await?;
+            query.execute(&mut *self.inner).await?;
             rest = more;
         }
         sqlx::query("UPDATE audit_head SET seq = ?, hash = ?, seal = ?")
             .bind(log.head.seq.cast_signed())
             .bind(&log.head.hash[..])
             .bind(&log.seal)
-            .execute(&mut *self.0)
+            .execute(&mut *self.inner)
             .await?;
         Ok(())
     }
 
     pub(super) async fn commit(self) -> Result<(), Error> {
-        Ok(self.0.commit().await?)
+        Ok(self.inner.commit().await?)
     }
+}
+
+/// How far log and entries have come, from a row of [`HEADS`].
+fn read_heads(row: &SqliteRow) -> Result<(Log, Option<Head>), Error> {
+    let malformed = || Error::Row("head");
+    let bytes = |column: usize| row.try_get::<Vec<u8>, _>(column);
+    let number = |column: usize| row.try_get::<i64, _>(column).map(i64::cast_unsigned);
+    let log = Log {
+        head: audit::Head {
+            seq: number(0)?,
+            hash: bytes(1)?.try_into().map_err(|_| malformed())?,
+        },
+        seal: row.try_get(2)?,
+    };
+    let Some(vault) = row.try_get::<Option<Vec<u8>>, _>(3)? else {
+        return Ok((log, None));
+    };
+    let head = Head {
+        vault: vault.try_into().map_err(|_| malformed())?,
+        position: number(4)?,
+        generation: number(5)?,
+        term: number(6)?.try_into().map_err(|_| malformed())?,
+        master_key: row.try_get(7)?,
+        wraps: number(8)?,
+        digest: bytes(9)?.try_into().map_err(|_| malformed())?,
+        mac: bytes(10)?.try_into().map_err(|_| malformed())?,
+    };
+    Ok((log, Some(head)))
 }
 
 /// A number that does not fit was not written by us: the entry will not authenticate.
