@@ -44,6 +44,8 @@ pub mod store;
 mod sys;
 pub mod token;
 pub mod ttl;
+#[cfg(test)]
+mod world;
 mod wrapping;
 
 use std::sync::{Arc, Mutex, PoisonError};

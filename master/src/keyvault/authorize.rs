@@ -31,10 +31,10 @@ use super::{
 use crate::audited::Strangers;
 
 /// How long a call may take, all attempts together.
-pub const DEADLINE: Duration = Duration::from_secs(2);
+pub(super) const DEADLINE: Duration = Duration::from_secs(2);
 
 /// What is done on a call. Implemented by who knows what lies where.
-pub trait Handler: Sync {
+pub(super) trait Handler: Sync {
     /// What the call needs to be allowed.
     fn route(&self, call: &Call) -> impl Future<Output = Result<Route, Refusal>> + Send;
 
@@ -47,7 +47,7 @@ pub trait Handler: Sync {
 
 /// What a call needs to be allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Route {
+pub(super) struct Route {
     /// The operation, with [`Operation::Update`] and [`Operation::Create`] told apart.
     pub operation: Operation,
     /// Who may call.
@@ -56,7 +56,7 @@ pub struct Route {
 
 /// Who may call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
+pub(super) enum Access {
     /// Anyone: health, seal status, unsealing.
     Open,
     /// Anyone with what the path itself asks for: logins, and what a wrapping token opens. These are
@@ -67,7 +67,7 @@ pub enum Access {
 }
 
 /// A call that is allowed. Nobody else makes one.
-pub struct Granted {
+pub(super) struct Granted {
     holder: Option<Found>,
     acl: Arc<Acl>,
     route: Route,
@@ -79,22 +79,22 @@ pub struct Granted {
 
 impl Granted {
     /// The token that was shown; none where none was asked for.
-    pub fn holder(&self) -> Option<&Found> {
+    pub(super) fn holder(&self) -> Option<&Found> {
         self.holder.as_ref()
     }
 
     /// What its policies allow.
-    pub fn acl(&self) -> &Arc<Acl> {
+    pub(super) fn acl(&self) -> &Arc<Acl> {
         &self.acl
     }
 
     /// What is done, with [`Operation::Update`] and [`Operation::Create`] told apart.
-    pub fn operation(&self) -> Operation {
+    pub(super) fn operation(&self) -> Operation {
         self.route.operation
     }
 
     /// Whether its holder is an administrator at a path: has `sudo` or is root there.
-    pub fn is_administrator(&self, path: &str) -> bool {
+    pub(super) fn is_administrator(&self, path: &str) -> bool {
         let held = self.acl.capabilities(path);
         held.contains(&"sudo") || held.contains(&"root")
     }
@@ -115,7 +115,7 @@ enum Attempt {
 }
 
 /// Lets calls in.
-pub struct Authorizer {
+pub(super) struct Authorizer {
     barrier: Barrier,
     tokens: Tokens,
     policies: Policies,
@@ -126,7 +126,7 @@ pub struct Authorizer {
 
 impl Authorizer {
     /// For what is behind a barrier.
-    pub fn new(barrier: Barrier, limits: token::Limits, logins: login::Limits) -> Self {
+    pub(super) fn new(barrier: Barrier, limits: token::Limits, logins: login::Limits) -> Self {
         Self {
             tokens: Tokens::new(barrier.clone(), Arc::new(Clock::new()), limits),
             policies: Policies::new(barrier.clone()),
@@ -138,12 +138,12 @@ impl Authorizer {
     }
 
     /// Its tokens.
-    pub fn tokens(&self) -> &Tokens {
+    pub(super) fn tokens(&self) -> &Tokens {
         &self.tokens
     }
 
     /// Its policies.
-    pub fn policies(&self) -> &Policies {
+    pub(super) fn policies(&self) -> &Policies {
         &self.policies
     }
 
@@ -156,13 +156,17 @@ impl Authorizer {
     }
 
     /// Forgets what was read, as of a KeyVault that is sealed.
-    pub fn forget(&self) {
+    pub(super) fn forget(&self) {
         self.tokens.forget();
         self.policies.forget();
     }
 
     /// Does what is called for, if it is allowed. When it returns, everything is durable.
-    pub async fn handle<H: Handler>(&self, call: &Call, handler: &H) -> Result<Answer, Refusal> {
+    pub(super) async fn handle<H: Handler>(
+        &self,
+        call: &Call,
+        handler: &H,
+    ) -> Result<Answer, Refusal> {
         let deadline = tokio::time::Instant::now() + DEADLINE;
         if let Some(refused) = self.too_many(call, handler).await? {
             return Err(refused);

@@ -21,7 +21,7 @@ use super::{
     mount::{Kind, Mount},
 };
 
-pub use gate::{Gate, Limits};
+pub(super) use gate::{Gate, Limits};
 
 /// Most names in one answer.
 const MAX_NAMES: usize = 10_000;

@@ -43,7 +43,7 @@ impl<'de> Deserialize<'de> for Texts {
 
 /// Facts by name: an object of texts, or the JSON of one as a text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Facts(pub BTreeMap<String, String>);
+pub(super) struct Facts(pub BTreeMap<String, String>);
 
 /// Most facts, and the longest name and value of one in bytes.
 const MAX_FACTS: usize = 64;

@@ -207,3 +207,6 @@ async fn find(
             )
         }))
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,7 @@ use wavry_credentials::bearer::Fingerprint;
 
 /// How many logins are let in, and how often one may fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Logins a second in the long run.
     pub rate: u32,
     /// Logins at once, as of a herd of units that restart.
@@ -39,7 +39,7 @@ impl Default for Limits {
 const MAX_FAILING: usize = 10_000;
 
 /// Lets logins in, or says when to come again.
-pub struct Gate {
+pub(crate) struct Gate {
     limits: Limits,
     bucket: Mutex<Bucket>,
     failing: Mutex<HashMap<Fingerprint, Failing>>,
@@ -59,7 +59,7 @@ struct Failing {
 
 impl Gate {
     /// With these limits.
-    pub fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         Self {
             bucket: Mutex::new(Bucket {
                 tokens: u64::from(limits.burst) * 1000,
@@ -71,7 +71,7 @@ impl Gate {
     }
 
     /// Lets one login in, or says when there is room again.
-    pub fn admit(&self, now: Instant) -> Result<(), Duration> {
+    pub(crate) fn admit(&self, now: Instant) -> Result<(), Duration> {
         let rate = u64::from(self.limits.rate.max(1));
         let full = u64::from(self.limits.burst.max(1)) * 1000;
         let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
@@ -98,7 +98,7 @@ impl Gate {
     }
 
     /// Whether who is known by `who` may try, or when again.
-    pub fn may_try(&self, who: Fingerprint, now: Instant) -> Result<(), Duration> {
+    pub(crate) fn may_try(&self, who: Fingerprint, now: Instant) -> Result<(), Duration> {
         if self.limits.failures == 0 {
             return Ok(());
         }
@@ -114,7 +114,7 @@ impl Gate {
     }
 
     /// Counts a failure. Whether it is the one that locks.
-    pub fn failed(&self, who: Fingerprint, now: Instant) -> bool {
+    pub(crate) fn failed(&self, who: Fingerprint, now: Instant) -> bool {
         let forgotten = |held: &Failing| now >= held.last + self.limits.lock_out;
         let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         if failing.len() >= MAX_FAILING && !failing.contains_key(&who) {
@@ -141,7 +141,7 @@ impl Gate {
     }
 
     /// Forgets the failures of who has shown who they are.
-    pub fn succeeded(&self, who: Fingerprint) {
+    pub(crate) fn succeeded(&self, who: Fingerprint) {
         let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         failing.remove(&who);
     }

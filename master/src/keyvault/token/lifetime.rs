@@ -28,10 +28,15 @@ pub struct Lifetime {
 /// What is wished for a token's lifetime. Zero: nothing is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Wishes {
+    /// For how long from its beginning, in seconds.
     pub ttl: u64,
+    /// How old it may become, in seconds.
     pub max_ttl: u64,
+    /// The same, for tokens with a period too.
     pub explicit_max_ttl: u64,
+    /// How long each renewal gives it, in seconds.
     pub period: u64,
+    /// Whether it can be made to last longer.
     pub renewable: bool,
 }
 

@@ -105,7 +105,7 @@ impl Tokens {
         &self.barrier
     }
 
-    pub(super) fn clock(&self) -> &Clock {
+    pub(in crate::keyvault) fn clock(&self) -> &Clock {
         &self.clock
     }
 

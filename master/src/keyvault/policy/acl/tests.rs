@@ -199,7 +199,7 @@ fn malformed_policies_are_refused_with_line_and_column_and_without_their_text() 
             2,
             25,
         ),
-        ("{\"path\": {\"a\": {\n\"s3cret\": 1}}}", 2, 9),
+        ("{\"path\": {\"a\": {\n\"s3cret\": 1}}}", 2, 8),
         ("{\"path\": {\"a\": {\n", 2, 1),
         ("{\"s3cret\": 1}", 1, 9),
     ] {
