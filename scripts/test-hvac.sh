@@ -27,7 +27,7 @@ if [ ! -d "$sources" ]; then
   # The tests are in the source distribution alone. It is unpacked and not built.
   download="$(mktemp -d)"
   "$peers/hvac-venv/bin/pip" download --quiet --disable-pip-version-check --no-deps \
-    --no-build-isolation --no-binary hvac -d "$download" "hvac==$version"
+    --no-binary hvac -d "$download" "hvac==$version"
   tar -xzf "$download/hvac-$version.tar.gz" -C "$peers"
   rm -rf "$download"
 fi

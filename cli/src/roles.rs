@@ -40,7 +40,7 @@ impl Table for KeyVault {
     const NAME: &'static str = "keyvault";
     const OPS: &'static str = "127.0.0.1:9643";
     type Raw = keyvault::config::Raw;
-    type Config = keyvault::Config;
+    type Config = keyvault::config::Standalone;
 
     fn validate(raw: Self::Raw) -> Result<Self::Config, Invalid> {
         raw.try_into()

@@ -6,8 +6,11 @@
 //! planned as a [`barrier::Change`] and committed together with its audit lines, or not at all; nothing
 //! is answered before.
 //!
-//! * [`barrier`]: entries, read and committed; [`keyring`]: the keys that wrap entries' keys;
-//!   [`seal`]: where the master key comes from; [`store`]: what is kept, in SQLite or PostgreSQL.
+//! * [`barrier`]: entries, read and committed.
+//! * [`keyring`]: the keys that wrap entries' keys; [`rotation`]: how others take their places.
+//! * [`counter`]: how far the store has come, kept apart from it.
+//! * [`seal`]: where the master key comes from.
+//! * [`store`]: what is kept, in SQLite or PostgreSQL.
 //! * [`call`]: what is asked and said; [`api`]: how that looks in HTTP.
 //! * [`authorize`]: the one way from a call to its answer, by [`token`] and [`policy`]; [`login`]: how
 //!   units get tokens.
@@ -15,21 +18,26 @@
 //! * [`standalone`]: a KeyVault that runs alone.
 
 pub mod api;
-mod authorize;
+pub mod authorize;
 pub mod barrier;
 pub mod call;
 mod ceremony;
-mod clock;
+pub mod clock;
 pub mod config;
+mod counter;
 mod dispatch;
 mod engine;
 mod keyring;
-mod login;
+pub mod login;
 pub mod mount;
 mod namespace;
 mod parameter;
 pub mod path;
 pub mod policy;
+#[cfg(test)]
+#[path = "../tests/support/postgres.rs"]
+mod postgres_server;
+mod rotation;
 pub mod seal;
 mod standalone;
 pub mod store;
@@ -45,7 +53,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
 use wavry_credentials::{audit, bearer::Token, key::aead};
 
-pub use config::Config;
+pub use config::Vault as Config;
+pub use counter::Rollback;
 pub use keyring::Unopened;
 pub use standalone::{Standalone, StartError};
 
@@ -91,11 +100,12 @@ pub struct KeyVault {
 impl KeyVault {
     /// Opens the store, sealed. `audit` seals its audit log.
     pub async fn open(
-        config: &config::Vault,
+        config: &Config,
         audit: Arc<audit::Key>,
     ) -> Result<Self, store::Error> {
         let store = Store::open(&config.store).await?;
-        let barrier = Barrier::new(store.clone(), audit);
+        store.check_audit(&audit.verifier()).await?;
+        let barrier = Barrier::new(store.clone(), audit, config.guard.clone());
         let authorizer = Authorizer::new(barrier.clone(), config.tokens, login::Limits::default());
         Ok(Self {
             store,
@@ -182,6 +192,7 @@ impl KeyVault {
 
     /// Closes the store.
     pub async fn close(&self) {
+        self.barrier.flush().await;
         self.seal();
         self.store.close().await;
     }
@@ -261,11 +272,30 @@ pub(crate) mod tests {
     /// A new KeyVault in a directory, unsealed.
     pub(crate) async fn unsealed(directory: &Path) -> KeyVault {
         let store = store::Location::Sqlite(directory.join("keyvault.db"));
-        let config = config::Vault::at(store);
+        let config = Config {
+            guard: barrier::Guard {
+                counter: Some(directory.join("keyvault.counter")),
+                accept_rollback: false,
+            },
+            ..Config::at(store)
+        };
         let vault = KeyVault::open(&config, audit_key()).await.unwrap();
         let key = aead::Key::generate();
         assert!(vault.initialise(&key, seal::Config::Key).await.unwrap());
         vault.unseal(key).await.unwrap();
         vault
+    }
+
+    #[tokio::test]
+    async fn a_vault_goes_from_uninitialised_to_sealed_to_unsealed() {
+        let directory = tempfile::tempdir().unwrap();
+        let vault = unsealed(directory.path()).await;
+        assert_eq!(vault.status().await.unwrap(), Status::Unsealed);
+        vault.seal();
+        assert_eq!(vault.status().await.unwrap(), Status::Sealed);
+        vault.close().await;
+        let empty = Config::at(store::Location::Sqlite(directory.path().join("empty.db")));
+        let vault = KeyVault::open(&empty, audit_key()).await.unwrap();
+        assert_eq!(vault.status().await.unwrap(), Status::Uninitialised);
     }
 }

@@ -1,4 +1,4 @@
-//! What a KeyVault is told: [`Raw`] as it is written, [`Config`] as it was checked.
+//! What a KeyVault is told: [`Raw`] as it is written, [`Standalone`] and [`Vault`] as it was checked.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -8,10 +8,10 @@ use wavry_proto::{
     id::ClusterName,
 };
 
-use super::{store::Location, token};
+use super::{barrier::Guard, store::Location, token};
 
 /// Configuration as it is written, in table `keyvault`. Every key may be left out; those without a
-/// default are missed by [`Config::try_from`].
+/// default are missed by [`Standalone::try_from`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Raw {
@@ -34,6 +34,9 @@ pub struct Raw {
     /// As in [`RawVault`].
     pub database: Option<String>,
     /// As in [`RawVault`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counter: Option<PathBuf>,
+    /// As in [`RawVault`].
     pub seal: Seal,
     /// As in [`RawVault`].
     #[serde(with = "wavry_proto::duration")]
@@ -51,6 +54,10 @@ pub struct Raw {
 pub struct RawVault {
     /// SQLite file, made when there is none, or `postgres://USER@HOST/DATABASE`.
     pub database: Option<String>,
+    /// File that tells how far the store has come, best on another disk. Unless given, it is beside an
+    /// SQLite file; a PostgreSQL server has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counter: Option<PathBuf>,
     /// Where the master key comes from: `shares` that people bring (Shamir), or secret
     /// `keyvault_key`.
     pub seal: Seal,
@@ -87,6 +94,7 @@ impl Default for Raw {
             drain_timeout: Duration::from_secs(5),
             max_connections: 4096,
             database: vault.database,
+            counter: vault.counter,
             seal: vault.seal,
             default_ttl: vault.default_ttl,
             max_ttl: vault.max_ttl,
@@ -100,6 +108,7 @@ impl Default for RawVault {
         let limits = token::Limits::default();
         Self {
             database: None,
+            counter: None,
             seal: Seal::default(),
             default_ttl: Duration::from_secs(limits.default_ttl),
             max_ttl: Duration::from_secs(limits.max_ttl),
@@ -110,7 +119,7 @@ impl Default for RawVault {
 
 /// Configuration of a KeyVault that runs alone.
 #[derive(Debug, Clone)]
-pub struct Config {
+pub struct Standalone {
     /// TCP address of the HTTPS listener.
     pub listen: SocketAddr,
     /// The cluster.
@@ -145,8 +154,8 @@ pub struct Vault {
     pub seal: Seal,
     /// How long tokens last.
     pub tokens: token::Limits,
-    /// Whether a store is taken that is older than one seen before.
-    pub accept_rollback: bool,
+    /// How a rollback of the store is noticed.
+    pub guard: Guard,
 }
 
 impl Vault {
@@ -156,12 +165,12 @@ impl Vault {
             store,
             seal: Seal::default(),
             tokens: token::Limits::default(),
-            accept_rollback: false,
+            guard: Guard::default(),
         }
     }
 }
 
-impl TryFrom<Raw> for Config {
+impl TryFrom<Raw> for Standalone {
     type Error = Invalid;
 
     fn try_from(raw: Raw) -> Result<Self, Invalid> {
@@ -186,6 +195,7 @@ impl TryFrom<Raw> for Config {
             },
             vault: Vault::try_from(RawVault {
                 database: raw.database,
+                counter: raw.counter,
                 seal: raw.seal,
                 default_ttl: raw.default_ttl,
                 max_ttl: raw.max_ttl,
@@ -212,6 +222,14 @@ impl TryFrom<RawVault> for Vault {
             }
             false => Location::Sqlite(database.into()),
         };
+        let counter = raw.counter.or_else(|| match &store {
+            Location::Sqlite(file) => {
+                let mut name = file.clone().into_os_string();
+                name.push(".counter");
+                Some(name.into())
+            }
+            Location::Postgres(_) => None,
+        });
         if raw.default_ttl < MIN_TTL {
             return Err(Invalid::new("default_ttl", "must be at least 10s"));
         }
@@ -225,7 +243,10 @@ impl TryFrom<RawVault> for Vault {
                 default_ttl: raw.default_ttl.as_secs(),
                 max_ttl: raw.max_ttl.as_secs(),
             },
-            accept_rollback: raw.accept_rollback,
+            guard: Guard {
+                counter,
+                accept_rollback: raw.accept_rollback,
+            },
         })
     }
 }
@@ -245,12 +266,12 @@ mod tests {
     fn refused(change: impl FnOnce(&mut Raw)) -> String {
         let mut raw = complete();
         change(&mut raw);
-        Config::try_from(raw).unwrap_err().key
+        Standalone::try_from(raw).unwrap_err().key
     }
 
     #[test]
     fn what_is_needed_and_missing_or_senseless_is_named() {
-        assert!(Config::try_from(complete()).is_ok());
+        assert!(Standalone::try_from(complete()).is_ok());
         assert_eq!(refused(|raw| raw.certificate = None), "certificate");
         assert_eq!(refused(|raw| raw.database = None), "database");
         let ttl = Duration::from_secs(5);
@@ -263,7 +284,7 @@ mod tests {
         let with = |database: &str| {
             let mut raw = complete();
             raw.database = Some(database.to_owned());
-            Config::try_from(raw).map(|config| config.vault.store)
+            Standalone::try_from(raw).map(|config| config.vault.store)
         };
         assert!(matches!(with("kv.sqlite"), Ok(Location::Sqlite(_))));
         let server = with("postgres://wavry@localhost/keyvault");

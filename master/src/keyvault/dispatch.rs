@@ -53,7 +53,11 @@ impl KeyVault {
             is_plain,
             attempts: AtomicU32::new(0),
         };
-        self.authorizer.handle(&call, &dispatch).await
+        let answer = self.authorizer.handle(&call, &dispatch).await;
+        if sys::changes_mounts(&call) {
+            self.mounts.forget();
+        }
+        answer
     }
 
     /// Whether a call is in the two-endpoint dialect: a path below `secret/` that is none of KV
@@ -163,7 +167,7 @@ impl Dispatch<'_> {
         }
         let mounts = self.vault.mounts(false).await?;
         let (mount, rest) = mounts.1.table.find(path).ok_or(Refusal::Absent)?;
-        let mut planned = match mount.kind.is_auth() {
+        let planned = match mount.kind.is_auth() {
             true => {
                 let at = login::At {
                     authorizer: &self.vault.authorizer,
@@ -171,10 +175,12 @@ impl Dispatch<'_> {
                     mount,
                     rest,
                 };
-                login::handle(at, call).await?
+                login::handle(at, call).await
             }
-            false => engine::handle(self.at(mount, rest), call).await?,
+            false => engine::handle(self.at(mount, rest), call).await,
         };
+        // A refusal, too, is of the mount that is there.
+        let mut planned = planned.unwrap_or_else(Planned::refused);
         mounts.1.expect(&mut planned.change);
         Ok(planned)
     }

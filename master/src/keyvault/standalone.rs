@@ -9,7 +9,7 @@ use wavry_credentials::{audit, cert, source};
 
 use super::{
     KeyVault, api, barrier,
-    config::{Config, Seal, Vault},
+    config::{self, Seal, Vault},
     store,
 };
 use crate::{
@@ -71,7 +71,7 @@ pub enum StartError {
 impl Standalone {
     /// Reads secrets and certificate, opens the store, and binds. Clients that connect from now on
     /// are served as soon as [`Standalone::run`] is.
-    pub async fn start(config: Config) -> Result<Self, StartError> {
+    pub async fn start(config: config::Standalone) -> Result<Self, StartError> {
         let audit_key = source::read("audit_key")?;
         let audit_key = audit::Key::from_paserk(&audit_key, config.cluster)
             .map_err(|_| StartError::AuditKey)?;

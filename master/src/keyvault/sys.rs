@@ -30,6 +30,15 @@ pub(super) fn access(rest: &str, operation: Operation) -> Access {
     }
 }
 
+/// Whether a call may change what is mounted where.
+pub(super) fn changes_mounts(call: &Call) -> bool {
+    let path = call.path.as_str();
+    let is_about = ["sys/mounts/", "sys/auth/", "sys/remount", "sys/init"]
+        .iter()
+        .any(|place| path.starts_with(place));
+    is_about && call.operation != Operation::Read
+}
+
 /// Plans an answer below `sys/`.
 pub(super) async fn handle(
     vault: &KeyVault,

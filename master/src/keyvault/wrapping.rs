@@ -300,7 +300,8 @@ pub(super) fn wished(text: &str) -> Result<Option<Duration>, Refusal> {
     }
 }
 
-fn rfc3339(seconds: u64) -> String {
+/// Seconds since the Unix epoch as RFC 3339.
+pub(super) fn rfc3339(seconds: u64) -> String {
     let time = i64::try_from(seconds).ok();
     let time = time.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
     time.and_then(|time| time.format(&Rfc3339).ok())

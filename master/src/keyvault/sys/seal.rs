@@ -4,7 +4,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 use wavry_credentials::{
-    audit::Action,
+    audit::{Action, Event},
     bearer::{Document, Token},
     key::{
         aead,
@@ -17,7 +17,10 @@ use crate::keyvault::{
     barrier::Change,
     call::{Answer, Call, Noted, Operation, Planned, Refusal},
     ceremony::Collected,
-    config, mount, seal,
+    config,
+    rotation::{Rotate, RotateError},
+    seal,
+    wrapping::rfc3339,
 };
 
 /// What Vault's clients take the KeyVault for.
@@ -47,6 +50,26 @@ pub(super) async fn handle(vault: &KeyVault, call: &Call, rest: &str) -> Result<
             vault.seal();
             Ok(Planned::answer(Answer::Done).noting(noted(Action::Seal)))
         }
+        ("key-status", Read) => {
+            let status = vault.barrier.key_status().await?;
+            let data = json!({
+                "term": status.term,
+                "install_time": rfc3339(status.since),
+                "encryptions": status.wraps,
+            });
+            Ok(Planned::answer(Answer::data(&data)))
+        }
+        ("rotate", Update) => {
+            rotate(vault, call, Action::Rotate, None, None).await?;
+            Ok(Planned::answer(Answer::Done).noting(noted(Action::Rotate)))
+        }
+        ("rekey/init", Read) => rekey_progress(vault).await,
+        ("rekey/init", Update) => rekey_start(vault, call).await,
+        ("rekey/init", Delete) => {
+            vault.ceremonies.rekey.cancel();
+            Ok(Planned::answer(Answer::Done))
+        }
+        ("rekey/update", Update) => rekey_update(vault, call).await,
         ("generate-root/attempt", Read) => root_progress(vault).await,
         ("generate-root/attempt", Update) => root_start(vault, call).await,
         ("generate-root/attempt", Delete) => {
@@ -57,7 +80,7 @@ pub(super) async fn handle(vault: &KeyVault, call: &Call, rest: &str) -> Result<
         ("rekey/backup" | "rekey/recovery-key-backup", Read) => {
             Err(Refusal::invalid("no backed-up keys found"))
         }
-        ("init" | "unseal" | "seal" | "seal-status" | "health" | "leader", _) => {
+        ("init" | "unseal" | "seal" | "seal-status" | "health" | "leader" | "rotate" | "key-status", _) => {
             Err(Refusal::Unsupported)
         }
         _ => Err(Refusal::Absent),
@@ -374,4 +397,107 @@ async fn root_update(vault: &KeyVault, call: &Call) -> Result<Planned, Refusal> 
         secret: Some(root.record.accessor),
         ..noted(Action::Issue)
     }))
+}
+
+/// Puts a new term, and perhaps a new master key, in the old one's place.
+async fn rotate(
+    vault: &KeyVault,
+    call: &Call,
+    action: Action,
+    master_key: Option<aead::Key>,
+    seal: Option<seal::Config>,
+) -> Result<(), Refusal> {
+    let path = call.path.as_str();
+    let mut event = Event::now(action, "keyring", path);
+    event.request = Some(call.request.clone());
+    event.source = Some(call.client);
+    let rotate = Rotate {
+        master_key,
+        seal,
+        event,
+    };
+    vault.barrier.rotate(rotate).await.map_err(|error| match error {
+        RotateError::Running => Refusal::invalid("another rotation is under way"),
+        RotateError::SameKey => Refusal::invalid("this is the master key already"),
+        RotateError::Failed(error) => error.into(),
+    })
+}
+
+async fn rekey_progress(vault: &KeyVault) -> Result<Planned, Refusal> {
+    needs_shares(vault)?;
+    let (_, required) = vault.shares().await?;
+    let progress = vault.ceremonies.rekey.progress();
+    let (count, threshold) = vault.ceremonies.rekey.shares();
+    Ok(bare(&json!({
+        "started": progress.is_started,
+        "nonce": progress.nonce,
+        "progress": progress.given,
+        "required": required,
+        "n": count,
+        "t": threshold,
+        "pgp_fingerprints": null,
+        "backup": false,
+        "verification_required": false,
+    })))
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RekeyStart {
+    secret_shares: Option<u8>,
+    secret_threshold: Option<u8>,
+    pgp_keys: Option<Vec<serde::de::IgnoredAny>>,
+    backup: bool,
+    require_verification: bool,
+}
+
+async fn rekey_start(vault: &KeyVault, call: &Call) -> Result<Planned, Refusal> {
+    needs_shares(vault)?;
+    let body: RekeyStart = call.body()?;
+    let has_pgp = body.pgp_keys.is_some_and(|keys| !keys.is_empty());
+    if has_pgp || body.backup || body.require_verification {
+        return Err(Refusal::invalid("neither PGP nor verification is supported"));
+    }
+    let shares = checked(
+        body.secret_shares.unwrap_or(5),
+        body.secret_threshold.unwrap_or(3),
+    )?;
+    if !vault.ceremonies.rekey.start_shares(shares) {
+        return Err(Refusal::invalid("rekey already in progress"));
+    }
+    rekey_progress(vault).await
+}
+
+async fn rekey_update(vault: &KeyVault, call: &Call) -> Result<Planned, Refusal> {
+    needs_shares(vault)?;
+    let given: Given = call.body()?;
+    let ceremony = &vault.ceremonies.rekey;
+    let (count, threshold) = ceremony.shares();
+    if !collected(vault, ceremony, &given).await? {
+        return rekey_progress(vault).await;
+    }
+    let key = aead::Key::generate();
+    let shares = shamir::split(&key, count, threshold);
+    let seal = seal::Config::Shares { count, threshold };
+    rotate(vault, call, Action::Rekey, Some(key), Some(seal)).await?;
+    ceremony.finish();
+    let rest = json!({
+        "complete": true,
+        "nonce": given.nonce,
+        "n": count,
+        "t": threshold,
+        "backup": false,
+        "pgp_fingerprints": null,
+        "verification_required": false,
+    });
+    let keys = [
+        ("keys", texts(&shares, Share::to_hex)),
+        ("keys_base64", texts(&shares, Share::to_base64)),
+    ];
+    let body = match Document::of(&rest).public_members() {
+        Some(members) => members.with(keys),
+        None => Document::object(keys),
+    };
+    let answer = Answer::Bare(http::StatusCode::OK, body);
+    Ok(Planned::answer(answer).noting(noted(Action::Rekey)))
 }
