@@ -51,7 +51,10 @@ async fn live(cluster: &Cluster, native: &Native, session: &str) -> Session {
 async fn a_revoked_subjects_sessions_close_within_five_seconds_and_others_go_on() {
     let cluster = cluster();
     let native = cluster.native();
-    let (of_subject, other) = (live(&cluster, &native, "tab").await, native.open("/open").await);
+    let (of_subject, other) = (
+        live(&cluster, &native, "tab").await,
+        native.open("/open").await,
+    );
     let token = cluster.token("closed", "later", "10m");
     let operator = cluster.operator_token("operator");
 
@@ -59,7 +62,11 @@ async fn a_revoked_subjects_sessions_close_within_five_seconds_and_others_go_on(
     let revoke = ["token", "revoke", "--subject", "tester", "--json"];
     let refused = cluster.operate(&viewer, &revoke);
     assert!(!refused.status.success());
-    assert!(stderr(&refused).contains("role operator"), "{}", stderr(&refused));
+    assert!(
+        stderr(&refused).contains("role operator"),
+        "{}",
+        stderr(&refused)
+    );
     echo(&of_subject, b"still there").await.unwrap();
 
     let asked = Instant::now();

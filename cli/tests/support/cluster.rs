@@ -187,13 +187,23 @@ impl Cluster {
 
     fn process(&self, role: &str) -> &RoleProcess {
         let mut processes = self.processes.iter();
-        processes.find(|p| p.ready["role"] == role).expect("it runs")
+        processes
+            .find(|p| p.ready["role"] == role)
+            .expect("it runs")
     }
 
     /// A file with a new operator's token.
     pub(crate) fn operator_token(&self, role: &str) -> PathBuf {
         let file = self.directory().join(format!("{role}.token"));
-        let arguments = ["token", "operator", "--subject", "alice", "--role", role, "--out"];
+        let arguments = [
+            "token",
+            "operator",
+            "--subject",
+            "alice",
+            "--role",
+            role,
+            "--out",
+        ];
         run(self.signing(&arguments).arg(&file));
         file
     }

@@ -107,8 +107,9 @@ async fn each_route_serves_the_roles_that_reach_so_far_and_nobody_else() {
                 &world,
                 OperatorRole::Admin,
                 Validity {
+                    iat: unix_time() - 60,
+                    nbf: unix_time() - 60,
                     exp: unix_time(),
-                    ..valid_for(0)
                 },
             )),
             "token-expired",
