@@ -11,6 +11,7 @@
 //! * [`operate`]: what operators ask of it.
 //! * [`problem`]: every way it says no.
 //! * [`provision`]: the tokens its key signs.
+//! * [`keyvault`]: secrets, kept encrypted and handed out by policy.
 
 mod api;
 mod audit_file;
@@ -18,6 +19,7 @@ mod audited;
 mod channel;
 pub mod config;
 mod error;
+pub mod keyvault;
 mod metrics;
 pub mod operate;
 pub mod presence;
