@@ -13,9 +13,9 @@ use tokio::{
 };
 use wavry_credentials::{
     audit::Event,
-    clock::unix_time,
     token::{KeySet, Rejected, Scope, SigningKey},
 };
+pub(crate) use wavry_credentials::clock::unix_time;
 use wavry_proto::{
     control::{Node, Revocation, Role, Roster},
     id::{ClusterName, NodeId, ServiceName, SubjectDigest},
