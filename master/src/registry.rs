@@ -11,11 +11,11 @@ use tokio::{
     sync::{Notify, watch},
     time::timeout,
 };
+pub(crate) use wavry_credentials::clock::unix_time;
 use wavry_credentials::{
     audit::Event,
     token::{KeySet, Rejected, Scope, SigningKey},
 };
-pub(crate) use wavry_credentials::clock::unix_time;
 use wavry_proto::{
     control::{Node, Revocation, Role, Roster},
     id::{ClusterName, NodeId, ServiceName, SubjectDigest},
