@@ -222,6 +222,12 @@ impl KeyVault {
                     "what expired was not swept away; it will be tried again"
                 );
             }
+            if rounds.is_multiple_of(WRAPPING_ROUNDS)
+                && let Err(error) = login::sweep(&self.authorizer).await
+            {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "what expired below auth methods was not swept away");
+            }
         }
     }
 
