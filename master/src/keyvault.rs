@@ -213,6 +213,9 @@ impl KeyVault {
                 if rounds.is_multiple_of(WRAPPING_ROUNDS) {
                     wrapping::sweep(tokens).await?;
                 }
+                for mount in self.mounted(mount::Kind::Bootstrap).await? {
+                    login::bootstrap::sweep(&self.barrier, &mount.prefix(), tokens.now()).await?;
+                }
                 tokens.sweep(&mut sweep).await
             };
             if let Err(error) = swept.await.map(drop) {
@@ -223,6 +226,12 @@ impl KeyVault {
                 );
             }
         }
+    }
+
+    async fn mounted(&self, kind: mount::Kind) -> Result<Vec<mount::Mount>, Error> {
+        let table = mount::Read::from(&self.barrier).await?.table;
+        let mounts = table.list(kind.is_auth()).filter(|mount| mount.kind == kind);
+        Ok(mounts.cloned().collect())
     }
 
     /// Takes a master key that came from a secret: unseals with it, or holds it until there is a

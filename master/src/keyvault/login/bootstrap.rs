@@ -19,7 +19,7 @@ use super::{
     terms::{Login, Parameters, Terms},
 };
 use crate::keyvault::{
-    barrier::{Barrier, Change, CommitError, Revision},
+    barrier::{Barrier, Change, CommitError, Error, Revision},
     call::{Answer, Call, Noted, Operation, Planned, Refusal},
     parameter::{Facts, Texts},
     token::{self, MAX_LEN},
@@ -230,7 +230,7 @@ async fn login(at: &At<'_>, call: &Call) -> Result<Planned, Refusal> {
 }
 
 /// Takes away tokens below a mount that expired; a thousand at most.
-pub(super) async fn sweep(barrier: &Barrier, prefix: &str, now: u64) -> Result<u64, Refusal> {
+pub(super) async fn sweep(barrier: &Barrier, prefix: &str, now: u64) -> Result<u64, Error> {
     const AT_ONCE: usize = 1000;
     let folder = format!("{prefix}bootstrap/");
     let mut swept = 0;
@@ -246,7 +246,7 @@ pub(super) async fn sweep(barrier: &Barrier, prefix: &str, now: u64) -> Result<u
         match barrier.commit(change).await {
             Ok(()) => swept += 1,
             Err(CommitError::Conflict) => (),
-            Err(CommitError::Failed(error)) => return Err(error.into()),
+            Err(CommitError::Failed(error)) => return Err(error),
         }
     }
     Ok(swept)
