@@ -14,7 +14,8 @@ use base64::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use wavry_proto::{
     control::Register,
-    token::{Claims, MAX_TOKEN_LEN},
+    id::{ClusterName, ServiceName},
+    token::{Claims, MAX_TOKEN_LEN, Session},
 };
 
 use zeroize::Zeroizing;
@@ -22,7 +23,7 @@ use zeroize::Zeroizing;
 use crate::{
     audit, random,
     secret::Secret,
-    token::{KeySet, Rejected, Scope},
+    token::{Grounds, KeySet, Rejected, Scope, Standing},
 };
 
 pub use json::{Document, Json, MAX_DEPTH, Members, Misread, Plaintext};
@@ -125,6 +126,18 @@ impl Token {
         now: u64,
     ) -> Result<C, Rejected> {
         keys.verify(self.0.expose(), scope, now)
+    }
+
+    /// Verifies a session token; see [`Standing::verify`].
+    #[expect(clippy::disallowed_methods, reason = "a token is checked here")]
+    pub fn verify_session(
+        &self,
+        standing: &Standing,
+        cluster: &ClusterName,
+        service: &ServiceName,
+        now: u64,
+    ) -> Result<(Session, Grounds), Rejected> {
+        standing.verify(self.0.expose(), cluster, service, now)
     }
 
     /// The value of an `authorization` header that carries it (RFC 6750, section 2.1).

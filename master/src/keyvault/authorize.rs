@@ -128,7 +128,7 @@ impl Authorizer {
     /// For what is behind a barrier.
     pub(super) fn new(barrier: Barrier, limits: token::Limits, logins: login::Limits) -> Self {
         Self {
-            tokens: Tokens::new(barrier.clone(), Arc::new(Clock::new()), limits),
+            tokens: Tokens::new(barrier.clone(), Arc::new(Clock::default()), limits),
             policies: Policies::new(barrier.clone()),
             barrier,
             logins: login::Gate::new(logins),

@@ -23,6 +23,8 @@ use crate::keyvault::{
     token::{self, MAX_LEN},
 };
 
+pub(super) use secret_ids::sweep;
+
 use roles::Role;
 use secret_ids::SecretId;
 

@@ -15,11 +15,11 @@ use wavry_credentials::{
 };
 
 use super::{
-    At, configured, role_name,
+    At, Authorizer, Mount, configured, role_name,
     terms::{Login, Parameters, Terms},
 };
 use crate::keyvault::{
-    barrier::{Barrier, Change, CommitError, Error, Revision},
+    barrier::{Change, CommitError, Revision},
     call::{Answer, Call, Noted, Operation, Planned, Refusal},
     parameter::{Facts, Texts},
     token::{self, MAX_LEN},
@@ -230,9 +230,10 @@ async fn login(at: &At<'_>, call: &Call) -> Result<Planned, Refusal> {
 }
 
 /// Takes away tokens below a mount that expired; a thousand at most.
-pub(super) async fn sweep(barrier: &Barrier, prefix: &str, now: u64) -> Result<u64, Error> {
+pub(super) async fn sweep(authorizer: &Authorizer, mount: &Mount) -> Result<u64, Refusal> {
     const AT_ONCE: usize = 1000;
-    let folder = format!("{prefix}bootstrap/");
+    let (barrier, now) = (authorizer.barrier(), authorizer.tokens().now());
+    let folder = format!("{}bootstrap/", mount.prefix());
     let mut swept = 0;
     for name in barrier.list(&folder, None, AT_ONCE).await? {
         let path = format!("{folder}{name}");
@@ -246,8 +247,11 @@ pub(super) async fn sweep(barrier: &Barrier, prefix: &str, now: u64) -> Result<u
         match barrier.commit(change).await {
             Ok(()) => swept += 1,
             Err(CommitError::Conflict) => (),
-            Err(CommitError::Failed(error)) => return Err(error),
+            Err(CommitError::Failed(error)) => return Err(error.into()),
         }
     }
     Ok(swept)
 }
+
+#[cfg(test)]
+mod tests;

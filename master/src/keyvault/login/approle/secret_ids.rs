@@ -12,11 +12,11 @@ use wavry_credentials::{
 };
 
 use super::{
-    super::{At, keys},
+    super::{At, Authorizer, Mount, keys},
     roles::{self, Role},
 };
 use crate::keyvault::{
-    barrier::{Change, Revision},
+    barrier::{Change, CommitError, Revision},
     call::{Answer, Call, Noted, Planned, Refusal},
     parameter::{Facts, Texts},
     random_id,
@@ -81,7 +81,13 @@ impl Held {
 
     fn delete(&self, at: &At<'_>, fingerprints: &Fingerprints, role: &Role, change: &mut Change) {
         change.delete(path(at, &role.id, self.print));
-        change.delete(accessor_path(at, fingerprints, &role.id, &self.id.accessor));
+        let prefix = at.mount.prefix();
+        change.delete(accessor_path(
+            &prefix,
+            fingerprints,
+            &role.id,
+            &self.id.accessor,
+        ));
     }
 }
 
@@ -89,9 +95,9 @@ pub(super) fn path(at: &At<'_>, role: &str, print: Fingerprint) -> String {
     at.entry(&format!("secret-id/{role}/{print}"))
 }
 
-fn accessor_path(at: &At<'_>, fingerprints: &Fingerprints, role: &str, accessor: &str) -> String {
+fn accessor_path(prefix: &str, fingerprints: &Fingerprints, role: &str, accessor: &str) -> String {
     let print = fingerprints.of_name("secret-id-accessor", accessor);
-    at.entry(&format!("accessor/{role}/{print}"))
+    format!("{prefix}accessor/{role}/{print}")
 }
 
 /// An accessor, and whose it is.
@@ -183,7 +189,7 @@ async fn make(at: &At<'_>, name: &str, secret_id: Token, body: Body) -> Result<P
         secret_id: print,
         accessor: id.accessor.clone(),
     };
-    let accessor_path = accessor_path(at, &fingerprints, &role.id, &id.accessor);
+    let accessor_path = accessor_path(&at.mount.prefix(), &fingerprints, &role.id, &id.accessor);
     change.put_record(accessor_path, &accessor);
     let plain = |value: Value| Document::of(&value);
     let answer = Document::object([
@@ -239,7 +245,7 @@ async fn find_by_accessor(at: &At<'_>, role: &Role, call: &Call) -> Result<Optio
     let missing = Refusal::invalid("missing secret_id_accessor");
     let accessor = body.secret_id_accessor.ok_or(missing)?;
     let fingerprints = at.authorizer.tokens().fingerprints().await?;
-    let path = accessor_path(at, &fingerprints, &role.id, &accessor);
+    let path = accessor_path(&at.mount.prefix(), &fingerprints, &role.id, &accessor);
     match at.barrier().read_record::<Accessor>(&path).await? {
         Some((_, named)) => held(at, role, named.secret_id).await,
         None => Ok(None),
@@ -352,57 +358,91 @@ pub(super) async fn delete_all(
     Ok(())
 }
 
-/// Takes away what is left of roles that are gone, and secret-ids that expired; some thousand in one
+/// Takes away what is left of roles that are gone, and secret-ids that expired; some hundred in one
 /// go.
 pub(super) async fn tidy(at: &At<'_>) -> Result<Planned, Refusal> {
-    let fingerprints = at.authorizer.tokens().fingerprints().await?;
-    let now = at.authorizer.tokens().now();
-    let mut change = Change::default();
-    let mut room = AT_ONCE;
-    let mut known = std::collections::BTreeSet::new();
-    for name in at.list("role/").await? {
-        let Some((_, role)) = roles::read(at, &name).await? else {
-            continue;
-        };
-        let folder = format!("secret-id/{}/", role.id);
-        for name in at.list(&folder).await? {
-            if room == 0 {
-                break;
-            }
-            let print = name
-                .parse()
-                .map_err(|_| Refusal::Internal("a secret-id's entry has no name"))?;
-            let record = at
-                .barrier()
-                .read_record::<SecretId>(&path(at, &role.id, print))
-                .await?;
-            if let Some((revision, id)) = record.filter(|(_, id)| !id.is_good(now)) {
-                change.expect(path(at, &role.id, print), Some(revision));
-                Held {
-                    print,
-                    revision,
-                    id,
-                }
-                .delete(at, &fingerprints, &role, &mut change);
-                room -= 1;
-            }
-        }
-        known.insert(role.id);
-    }
-    for kind in ["secret-id/", "accessor/"] {
-        for folder in at.list(kind).await? {
-            if known.contains(folder.trim_end_matches('/')) {
-                continue;
-            }
-            let folder = at.entry(&format!("{kind}{folder}"));
-            for name in at.barrier().list(&folder, None, room).await? {
-                change.delete(format!("{folder}{name}"));
-            }
-        }
-    }
+    let (change, _) = plan_tidy(at.authorizer, at.mount).await?;
     let noted = Noted {
         action: Some(Action::Revoke),
         ..Noted::default()
     };
     Ok(Planned::done(change).noting(noted))
+}
+
+/// The same in the background. Gives how many entries were taken away.
+pub(in crate::keyvault::login) async fn sweep(
+    authorizer: &Authorizer,
+    mount: &Mount,
+) -> Result<u64, Refusal> {
+    let (change, count) = plan_tidy(authorizer, mount).await?;
+    if count == 0 {
+        return Ok(0);
+    }
+    match authorizer.barrier().commit(change).await {
+        Ok(()) => Ok(count),
+        // Another one is used meanwhile; the next round finds the rest.
+        Err(CommitError::Conflict) => Ok(0),
+        Err(CommitError::Failed(error)) => Err(error.into()),
+    }
+}
+
+async fn plan_tidy(authorizer: &Authorizer, mount: &Mount) -> Result<(Change, u64), Refusal> {
+    let barrier = authorizer.barrier();
+    let prefix = mount.prefix();
+    let now = authorizer.tokens().now();
+    let fingerprints = authorizer.tokens().fingerprints().await?;
+    let mut change = Change::default();
+    let mut room = AT_ONCE;
+    // Before the roles: whatever is there and belongs to none of them is left of one that is gone.
+    let mut folders = Vec::new();
+    for kind in ["secret-id", "accessor"] {
+        let kind = format!("{prefix}{kind}/");
+        for folder in barrier.list(&kind, None, usize::MAX).await? {
+            folders.push((kind.clone(), folder));
+        }
+    }
+    let mut known = std::collections::BTreeSet::new();
+    let roles = format!("{prefix}role/");
+    for name in barrier.list(&roles, None, usize::MAX).await? {
+        let Some((_, role)) = barrier
+            .read_record::<Role>(&format!("{roles}{name}"))
+            .await?
+        else {
+            continue;
+        };
+        let folder = format!("{prefix}secret-id/{}/", role.id);
+        for name in barrier.list(&folder, None, usize::MAX).await? {
+            let path = format!("{folder}{name}");
+            let record = barrier.read_record::<SecretId>(&path).await?;
+            if let Some((revision, id)) = record.filter(|(_, id)| !id.is_good(now)) {
+                change.expect(&*path, Some(revision));
+                change.delete(path);
+                change.delete(accessor_path(
+                    &prefix,
+                    &fingerprints,
+                    &role.id,
+                    &id.accessor,
+                ));
+                room -= 1;
+            }
+            if room == 0 {
+                break;
+            }
+        }
+        known.insert(role.id);
+        if room == 0 {
+            break;
+        }
+    }
+    for (kind, folder) in folders {
+        if room == 0 || known.contains(folder.trim_end_matches('/')) {
+            continue;
+        }
+        let folder = format!("{kind}{folder}");
+        for name in barrier.list(&folder, None, room).await? {
+            change.delete(format!("{folder}{name}"));
+            room -= 1;
+        }
+    }
+    Ok((change, (AT_ONCE - room) as u64))
 }
