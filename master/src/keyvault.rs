@@ -68,8 +68,8 @@ use store::Store;
 /// The audit log's name in its seals.
 pub const LOG: &str = "keyvault";
 
-/// In each how many rounds of upkeep wrapped answers are looked at.
-const WRAPPING_ROUNDS: u32 = 10;
+/// In each how many rounds of upkeep wrapped answers and what logins keep are looked at.
+const RARE_ROUNDS: u32 = 10;
 
 /// Whether the KeyVault can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -210,17 +210,16 @@ impl KeyVault {
             rounds = rounds.wrapping_add(1);
             let swept = async {
                 mount::sweep(&self.barrier).await?;
-                if rounds.is_multiple_of(WRAPPING_ROUNDS) {
+                if rounds.is_multiple_of(RARE_ROUNDS) {
                     wrapping::sweep(tokens).await?;
+                    login::sweep(&self.authorizer).await?;
                 }
-                tokens.sweep(&mut sweep).await
+                tokens.sweep(&mut sweep).await?;
+                Ok::<_, call::Refusal>(())
             };
-            if let Err(error) = swept.await.map(drop) {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(
-                    error,
-                    "what expired was not swept away; it will be tried again"
-                );
+            if let Err(refusal) = swept.await {
+                let reason = refusal.word();
+                tracing::warn!(reason, "what expired was not swept away; it will be tried again");
             }
             if rounds.is_multiple_of(WRAPPING_ROUNDS)
                 && let Err(error) = login::sweep(&self.authorizer).await

@@ -195,3 +195,122 @@ impl Dispatch<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::keyvault::{call::Refusal, world::World};
+
+    #[tokio::test]
+    async fn both_dialects_know_one_secret_by_one_name() {
+        let world = World::new().await;
+        let root = world.root();
+        root.post("secret/app/db", json!({"value": "s3cret", "user": "a"}))
+            .await
+            .unwrap();
+        let plain = root.get("secret/app/db").await.unwrap();
+        assert_eq!(plain, json!({"value": "s3cret", "user": "a"}));
+        let full = root.get("secret/data/app/db").await.unwrap();
+        assert_eq!(full["data"], plain);
+        assert_eq!(full["metadata"]["version"], 1);
+        let names = root.list("secret/app").await.unwrap();
+        assert_eq!(names, json!({"keys": ["db"]}));
+        root.delete("secret/app/db").await.unwrap();
+        assert!(matches!(root.get("secret/app/db").await, Err(Refusal::Absent)));
+
+        // Policies and the audit log have the one name.
+        let log = world.log().await;
+        assert!(log.iter().all(|line| line.path != "secret/app/db"));
+        assert!(log.iter().any(|line| line.path == "secret/data/app/db"));
+        world
+            .put_policy("app", r#"path "secret/data/app/*" { capabilities = ["read"] }"#)
+            .await;
+        let auth = root.token("auth/token/create", json!({"policies": ["app"]})).await;
+        let app = world.with(&auth.unwrap().client_token);
+        root.post("secret/app/key", json!({"value": "x"})).await.unwrap();
+        root.post("secret/other", json!({"value": "x"})).await.unwrap();
+        assert_eq!(app.get("secret/app/key").await.unwrap()["value"], "x");
+        assert!(matches!(app.get("secret/other").await, Err(Refusal::Denied)));
+        let write = app.post("secret/app/key", json!({"value": "y"})).await;
+        assert!(matches!(write, Err(Refusal::Denied)));
+    }
+
+    #[tokio::test]
+    async fn what_was_unmounted_is_gone_at_once_and_swept_away_after() {
+        let world = World::new().await;
+        let root = world.root();
+        let mount = json!({"type": "kv", "options": {"version": "1"}});
+        root.post("sys/mounts/kv", mount.clone()).await.unwrap();
+        root.post("kv/a/b", json!({"x": "s3cret"})).await.unwrap();
+        root.delete("sys/mounts/kv").await.unwrap();
+        root.post("sys/mounts/kv", mount).await.unwrap();
+        assert!(matches!(root.get("kv/a/b").await, Err(Refusal::Absent)));
+        let barrier = world.vault.barrier();
+        let before = barrier.list("logical/", None, 10).await.unwrap();
+        super::super::mount::sweep(barrier).await.unwrap();
+        let after = barrier.list("logical/", None, 10).await.unwrap();
+        assert_eq!((before.len(), after.len()), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn of_two_who_write_the_same_version_one_is_refused() {
+        let world = World::new().await;
+        let root = world.root();
+        let write = |cas: u64| root.post("secret/data/a", json!({"data": {"v": 1}, "options": {"cas": cas}}));
+        let (one, other) = tokio::join!(write(0), write(0));
+        assert!(one.is_ok() != other.is_ok());
+        assert!(write(1).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_destroyed_version_leaves_nothing_behind() {
+        let world = World::new().await;
+        let root = world.root();
+        root.post("secret/data/a", json!({"data": {"v": 1}})).await.unwrap();
+        let barrier = world.vault.barrier();
+        let mounts = barrier.list("logical/", None, 10).await.unwrap();
+        let versions = format!("logical/{}version/a/", mounts[0]);
+        assert_eq!(barrier.list(&versions, None, 10).await.unwrap(), ["1"]);
+        root.post("secret/destroy/a", json!({"versions": [1]})).await.unwrap();
+        assert!(barrier.list(&versions, None, 10).await.unwrap().is_empty());
+        let gone = root.get("secret/data/a").await;
+        assert!(matches!(gone, Err(Refusal::Gone(_))));
+    }
+
+    #[tokio::test]
+    async fn transit_signs_and_encrypts_across_rotations() {
+        let world = World::new().await;
+        let root = world.root();
+        root.post("sys/mounts/transit", json!({"type": "transit"})).await.unwrap();
+        root.post("transit/keys/e", json!({})).await.unwrap();
+        root.post("transit/keys/s", json!({"type": "ed25519"})).await.unwrap();
+        let plaintext = json!({"plaintext": "aGk="});
+        let sealed = root.post("transit/encrypt/e", plaintext).await.unwrap();
+        let signed = root.post("transit/sign/s", json!({"input": "aGk="})).await.unwrap();
+        for key in ["e", "s"] {
+            let path = format!("transit/keys/{key}/rotate");
+            root.post(&path, json!({})).await.unwrap();
+        }
+        let ciphertext = json!({"ciphertext": sealed["ciphertext"]});
+        let opened = root.post("transit/decrypt/e", ciphertext.clone()).await.unwrap();
+        assert_eq!(opened["plaintext"], "aGk=");
+        let again = root.post("transit/rewrap/e", ciphertext.clone()).await.unwrap();
+        assert_eq!(again["key_version"], 2);
+        let verify = |input: &str| {
+            let body = json!({"input": input, "signature": signed["signature"]});
+            root.post("transit/verify/s", body)
+        };
+        assert_eq!(verify("aGk=").await.unwrap()["valid"], true);
+        assert_eq!(verify("aGkh").await.unwrap()["valid"], false);
+
+        let config = json!({"min_decryption_version": 2});
+        root.post("transit/keys/e/config", config).await.unwrap();
+        let refused = root.post("transit/decrypt/e", ciphertext).await;
+        assert!(matches!(refused, Err(Refusal::Invalid(_))));
+        let wrong_kind = root.post("transit/sign/e", json!({"input": "aGk="})).await;
+        assert!(matches!(wrong_kind, Err(Refusal::Invalid(_))));
+        let exported = root.post("transit/keys/x", json!({"exportable": true})).await;
+        assert!(matches!(exported, Err(Refusal::Invalid(_))));
+    }
+}

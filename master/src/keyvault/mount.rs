@@ -209,7 +209,7 @@ pub struct Read {
 
 impl Read {
     /// Reads the table.
-    pub async fn from(barrier: &Barrier) -> Result<Self, Refusal> {
+    pub async fn from(barrier: &Barrier) -> Result<Self, Error> {
         let read = barrier.read_record(TABLE).await?;
         Ok(match read {
             Some((revision, table)) => Self {

@@ -307,3 +307,6 @@ pub(super) fn rfc3339(seconds: u64) -> String {
     time.and_then(|time| time.format(&Rfc3339).ok())
         .unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;
