@@ -11,6 +11,12 @@
 //! started here): what is left out in one of them shows what it costs. The parts can be left out here
 //! only. Databases lie in the directory that `TMPDIR` names, whose disk the syncs are of.
 
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what a command prints is its result"
+)]
+
 use std::{
     env, fs,
     sync::{

@@ -91,23 +91,26 @@ async fn check(directory: &Path, with_log: bool) -> (u64, u32) {
     let vault = unsealed(directory).await;
     let barrier = vault.barrier();
     let number = async |path| {
-        let record = barrier.read_record::<u64>(path).await.unwrap();
+        let record = barrier.read_record::<u64>(path).await.expect("it is whole");
         record.map(|(_, number)| number)
     };
     let (one, other) = (number("one").await, number("other").await);
     assert_eq!(one, other, "half a change was made");
     assert_eq!(number("before").await, one.map(|one| one - 1));
     for i in 0..BALLAST {
-        let entry = barrier.read(&format!("ballast/{i}")).await.unwrap();
-        assert!(entry.unwrap().value.matches(&[7; 100]));
+        let entry = barrier
+            .read(&format!("ballast/{i}"))
+            .await
+            .expect("it is whole");
+        assert!(entry.expect("it is whole").value.matches(&[7; 100]));
     }
-    let one = one.unwrap();
+    let one = one.expect("it is whole");
     if with_log {
         let lines = lines(&vault).await;
         let numbers: Vec<u64> = lines
             .iter()
             .filter(|event| event.action == Action::Write)
-            .map(|event| event.subject.parse().unwrap())
+            .map(|event| event.subject.parse().expect("it is whole"))
             .collect();
         assert_eq!(
             numbers,
@@ -115,28 +118,32 @@ async fn check(directory: &Path, with_log: bool) -> (u64, u32) {
             "each change has its line"
         );
     }
-    let term = barrier.key_status().await.unwrap().term;
+    let term = barrier.key_status().await.expect("it is whole").term;
     vault.close().await;
     (one, term)
 }
 
 /// The events of the log, which verifies.
 async fn lines(vault: &KeyVault) -> Vec<Event> {
-    let (_, seal) = vault.barrier().audit_lines(0).await.unwrap();
+    let (_, seal) = vault.barrier().audit_lines(0).await.expect("it is whole");
     let verifier = vault.barrier().audit_key().verifier();
-    let sealed = seal.map(|seal| verifier.open(LOG, &seal).unwrap());
+    let sealed = seal.map(|seal| verifier.open(LOG, &seal).expect("it is whole"));
     let mut reading = Reading::expecting(sealed.into_iter().collect());
     let mut events = Vec::new();
     let mut after = 0;
     loop {
-        let (lines, _) = vault.barrier().audit_lines(after).await.unwrap();
+        let (lines, _) = vault
+            .barrier()
+            .audit_lines(after)
+            .await
+            .expect("it is whole");
         let Some((last, _)) = lines.last() else { break };
         after = *last;
         for (_, line) in &lines {
-            events.push(reading.line(line).unwrap().event);
+            events.push(reading.line(line).expect("it is whole").event);
         }
     }
-    reading.end().unwrap();
+    reading.end().expect("it is whole");
     events
 }
 
