@@ -231,10 +231,10 @@ async fn rotate(directory: &Path, vault: &KeyVault) {
 /// The next key is the current one, if a rotation to it was at its end.
 async fn settle(directory: &Path, vault: &KeyVault) {
     let status = vault.barrier().key_status().await.expect("it is unsealed");
-    if let Some(next_key) = read_key(&next(directory)) {
-        if next_key.id() == status.master_key {
-            fs::rename(next(directory), current(directory)).expect("it is renamed");
-        }
+    if let Some(next_key) = read_key(&next(directory))
+        && next_key.id() == status.master_key
+    {
+        fs::rename(next(directory), current(directory)).expect("it is renamed");
     }
 }
 
