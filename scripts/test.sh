@@ -45,6 +45,7 @@ install_packages() {
   local wanted=()
   have python3 || wanted+=(python3)
   have shellcheck || wanted+=(shellcheck)
+  have curl || wanted+=(curl)
   [ -n "$(type -P kill)" ] || wanted+=(procps)
   if [ -z "$fast" ]; then
     python3 -c 'import ensurepip, venv' 2>/dev/null || wanted+=(python3-venv)
@@ -181,4 +182,8 @@ elif [ -n "$fast" ]; then
   cargo nextest run --workspace --locked -E 'not (binary(browser) | binary(peers) | binary(interop))'
 else
   cargo nextest run --workspace --locked
+fi
+if [ -z "$fast" ]; then
+  heading "hvac's own tests against the KeyVault"
+  ./scripts/test-hvac.sh
 fi
