@@ -47,6 +47,7 @@ install_packages() {
   have shellcheck || wanted+=(shellcheck)
   # The KeyVault's tests start servers of their own.
   [ -d /usr/lib/postgresql ] || have postgres || wanted+=(postgresql)
+  have curl || wanted+=(curl)
   [ -n "$(type -P kill)" ] || wanted+=(procps)
   if [ -z "$fast" ]; then
     python3 -c 'import ensurepip, venv' 2>/dev/null || wanted+=(python3-venv)
@@ -183,4 +184,8 @@ elif [ -n "$fast" ]; then
   cargo nextest run --workspace --locked -E 'not (binary(browser) | binary(peers) | binary(interop))'
 else
   cargo nextest run --workspace --locked
+fi
+if [ -z "$fast" ]; then
+  heading "hvac's own tests against the KeyVault"
+  ./scripts/test-hvac.sh
 fi

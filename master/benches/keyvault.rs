@@ -34,7 +34,7 @@ use wavry_credentials::{
 };
 use wavry_master::keyvault::{
     Config, KeyVault,
-    barrier::{Barrier, Change, Guard, Rotate},
+    barrier::{Barrier, Change, Rotate},
     seal,
     store::Location,
 };
@@ -187,11 +187,7 @@ async fn filled(location: Location) -> KeyVault {
 }
 
 async fn open(location: Location, audit: &Arc<audit::Key>) -> KeyVault {
-    let config = Config {
-        store: location,
-        guard: Guard::default(),
-    };
-    KeyVault::open(&config, audit.clone())
+    KeyVault::open(&Config::at(location), audit.clone())
         .await
         .expect("it opens")
 }

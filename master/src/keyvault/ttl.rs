@@ -93,6 +93,10 @@ impl<'de> Deserialize<'de> for Ttl {
             fn visit_u64<E: Error>(self, seconds: u64) -> Result<Ttl, E> {
                 Ttl(seconds).checked().map_err(E::custom)
             }
+            // `null` says nothing.
+            fn visit_unit<E: Error>(self) -> Result<Ttl, E> {
+                Ok(Ttl(0))
+            }
             fn visit_i64<E: Error>(self, _negative: i64) -> Result<Ttl, E> {
                 Err(E::custom(Malformed))
             }
@@ -124,8 +128,8 @@ mod tests {
         ] {
             assert_eq!(Ttl::parse(text), Ok(Ttl(seconds)), "{text}");
         }
-        for text in ["1", "\"1s\""] {
-            assert_eq!(serde_json::from_str::<Ttl>(text).unwrap(), Ttl(1));
+        for (text, seconds) in [("1", 1), ("\"1s\"", 1), ("null", 0)] {
+            assert_eq!(serde_json::from_str::<Ttl>(text).unwrap(), Ttl(seconds));
         }
     }
 

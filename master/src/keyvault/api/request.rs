@@ -44,7 +44,7 @@ pub(super) async fn read(request: Request, channel: &Channel, id: &str) -> Resul
         .ok_or(Refusal::Absent)?;
     let path = Canonical::parse(path).map_err(|error| Refusal::invalid(error.to_string()))?;
     let mut query = query(head.uri.query().unwrap_or_default())?;
-    let lists = query.remove("list").is_some_and(|value| value == "true");
+    let lists = query.remove("list").is_some_and(|value| is_true(&value));
     let operation = match (head.method.as_str(), lists) {
         ("GET" | "HEAD", false) => Operation::Read,
         ("GET", true) | ("LIST", _) => Operation::List,
@@ -74,6 +74,11 @@ pub(super) async fn read(request: Request, channel: &Channel, id: &str) -> Resul
         wrap_ttl,
         request: id.to_owned(),
     })
+}
+
+/// Whether a text is true in the forms that Go takes, and Vault's clients send.
+fn is_true(text: &str) -> bool {
+    matches!(text, "1" | "t" | "T" | "true" | "True" | "TRUE")
 }
 
 /// Who asks: `X-Vault-Token`, or a bearer token.
