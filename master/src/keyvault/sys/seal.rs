@@ -24,7 +24,7 @@ use crate::keyvault::{
 };
 
 /// What Vault's clients take the KeyVault for.
-const VERSION: &str = concat!("1.13.3+wavry.", env!("CARGO_PKG_VERSION"));
+const VERSION: &str = concat!("1.15.6+wavry.", env!("CARGO_PKG_VERSION"));
 
 /// Plans an answer about the seal.
 pub(super) async fn handle(vault: &KeyVault, call: &Call, rest: &str) -> Result<Planned, Refusal> {
