@@ -76,7 +76,9 @@ impl Vault {
         let path = directory.path();
         fs::create_dir(at(path, "tls")).expect("a directory can be made");
         let authority = DevelopmentAuthority::open(&at(path, "tls")).expect("an authority");
-        authority.issue("vault", &["localhost"]).expect("a certificate");
+        authority
+            .issue("vault", &["localhost"])
+            .expect("a certificate");
         authority.issue("unit", &["unit-1"]).expect("a certificate");
         let mut key = wavry(&["key", "generate", "--out"]);
         key.arg(at(path, "audit.key"));
@@ -123,7 +125,15 @@ impl Vault {
     fn run(&self, arguments: &[&str]) -> (String, Option<i32>) {
         let ca = at(self.directory.path(), "tls/ca.crt");
         let mut command = Command::new("curl");
-        command.args(["-s", "-S", "--max-time", "30", "-w", "\n%{http_code}", "--cacert"]);
+        command.args([
+            "-s",
+            "-S",
+            "--max-time",
+            "30",
+            "-w",
+            "\n%{http_code}",
+            "--cacert",
+        ]);
         command.arg(ca);
         for argument in arguments {
             match argument.starts_with('/') {
@@ -151,7 +161,10 @@ fn a_unit_gets_a_token_and_a_secret_with_two_requests() {
         ("/v1/secret/other/database", json!({"value": "s3cret"})),
         ("/v1/sys/policies/acl/app", json!({"policy": policy})),
         ("/v1/sys/auth/approle", json!({"type": "approle"})),
-        ("/v1/auth/approle/role/app", json!({"token_policies": "app"})),
+        (
+            "/v1/auth/approle/role/app",
+            json!({"token_policies": "app"}),
+        ),
     ] {
         let (status, answer) = vault.as_root("POST", path, &body);
         assert!((200..300).contains(&status), "{path}: {status} {answer}");
@@ -174,10 +187,21 @@ fn a_unit_gets_a_token_and_a_secret_with_two_requests() {
     assert_eq!((status, &secret["data"]["value"]), (200, &json!("s3cret")));
 
     let (status, refused) = vault.curl(&["-H", &bearer, "/v1/secret/other/database"]);
-    assert_eq!((status, refused), (403, json!({"errors": ["permission denied"]})));
+    assert_eq!(
+        (status, refused),
+        (403, json!({"errors": ["permission denied"]}))
+    );
     let (status, _) = vault.curl(&["/v1/secret/app/database"]);
     assert_eq!(status, 403);
-    let write = ["-X", "POST", "-H", &bearer, "/v1/secret/app/database", "-d", r#"{"value":"x"}"#];
+    let write = [
+        "-X",
+        "POST",
+        "-H",
+        &bearer,
+        "/v1/secret/app/database",
+        "-d",
+        r#"{"value":"x"}"#,
+    ];
     assert_eq!(vault.curl(&write).0, 403);
     let wrong = json!({"role_id": login["role_id"], "secret_id": "wrong"});
     let (status, refused) = vault.curl(&["-X", "POST", "/v1/auth", "-d", &wrong.to_string()]);
@@ -201,14 +225,25 @@ fn bodies_and_paths_beyond_the_limits_get_clear_errors() {
     ] {
         let (status, answer) = put(body);
         assert_eq!(status, 400, "{body}");
-        assert!(answer["errors"][0].as_str().unwrap().contains(named), "{answer}");
+        assert!(
+            answer["errors"][0].as_str().unwrap().contains(named),
+            "{answer}"
+        );
     }
-    for path in ["/v1/secret/../sys/mounts", "/v1/secret/%2e%2e/x", "/v1/secret//x", "/v1/secret/a%00"] {
+    for path in [
+        "/v1/secret/../sys/mounts",
+        "/v1/secret/%2e%2e/x",
+        "/v1/secret//x",
+        "/v1/secret/a%00",
+    ] {
         let (status, answer) = vault.curl(&["--path-as-is", "-H", &header, path]);
         assert_eq!(status, 400, "{path}: {answer}");
     }
     let (status, document) = vault.curl(&["/openapi.json"]);
-    assert_eq!((status, &document["info"]["title"]), (200, &json!("Wavry KeyVault")));
+    assert_eq!(
+        (status, &document["info"]["title"]),
+        (200, &json!("Wavry KeyVault"))
+    );
     assert_eq!(vault.curl(&["/v1/nothing/here"]).0, 403);
     assert_eq!(vault.curl(&["/elsewhere"]).0, 404);
 }
@@ -250,7 +285,12 @@ fn tls_1_2_is_spoken_with_aead_and_nothing_older() {
     };
     assert_eq!(get(&["--tls-max", "1.2"]), Some(0));
     assert_eq!(get(&["--tlsv1.3"]), Some(0));
-    let cbc = ["--tls-max", "1.2", "--ciphers", "ECDHE-ECDSA-AES256-SHA384:ECDHE-RSA-AES256-SHA384:AES256-SHA"];
+    let cbc = [
+        "--tls-max",
+        "1.2",
+        "--ciphers",
+        "ECDHE-ECDSA-AES256-SHA384:ECDHE-RSA-AES256-SHA384:AES256-SHA",
+    ];
     assert_ne!(get(&cbc), Some(0));
     assert_ne!(get(&["--tlsv1.0", "--tls-max", "1.1"]), Some(0));
 }

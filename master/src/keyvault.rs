@@ -99,10 +99,7 @@ pub struct KeyVault {
 
 impl KeyVault {
     /// Opens the store, sealed. `audit` seals its audit log.
-    pub async fn open(
-        config: &Config,
-        audit: Arc<audit::Key>,
-    ) -> Result<Self, store::Error> {
+    pub async fn open(config: &Config, audit: Arc<audit::Key>) -> Result<Self, store::Error> {
         let store = Store::open(&config.store).await?;
         store.check_audit(&audit.verifier()).await?;
         let barrier = Barrier::new(store.clone(), audit, config.guard.clone());
@@ -219,7 +216,10 @@ impl KeyVault {
             };
             if let Err(refusal) = swept.await {
                 let reason = refusal.word();
-                tracing::warn!(reason, "what expired was not swept away; it will be tried again");
+                tracing::warn!(
+                    reason,
+                    "what expired was not swept away; it will be tried again"
+                );
             }
         }
     }

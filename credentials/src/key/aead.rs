@@ -51,7 +51,8 @@ impl Key {
         Self(Secret::random())
     }
 
-    pub(super) fn new(bytes: Secret<[u8; KEY_LEN]>) -> Self {
+    /// Of bytes that nobody can guess.
+    pub(crate) fn of(bytes: Secret<[u8; KEY_LEN]>) -> Self {
         Self(bytes)
     }
 

@@ -77,7 +77,7 @@ pub fn combine(shares: &[Share]) -> Result<Key, Malformed> {
             *byte ^= multiply(*value, weight);
         }
     }
-    Ok(Key::new(Secret::new(*key)))
+    Ok(Key::of(Secret::new(*key)))
 }
 
 impl Share {

@@ -217,21 +217,36 @@ mod tests {
         let names = root.list("secret/app").await.unwrap();
         assert_eq!(names, json!({"keys": ["db"]}));
         root.delete("secret/app/db").await.unwrap();
-        assert!(matches!(root.get("secret/app/db").await, Err(Refusal::Absent)));
+        assert!(matches!(
+            root.get("secret/app/db").await,
+            Err(Refusal::Absent)
+        ));
 
         // Policies and the audit log have the one name.
         let log = world.log().await;
         assert!(log.iter().all(|line| line.path != "secret/app/db"));
         assert!(log.iter().any(|line| line.path == "secret/data/app/db"));
         world
-            .put_policy("app", r#"path "secret/data/app/*" { capabilities = ["read"] }"#)
+            .put_policy(
+                "app",
+                r#"path "secret/data/app/*" { capabilities = ["read"] }"#,
+            )
             .await;
-        let auth = root.token("auth/token/create", json!({"policies": ["app"]})).await;
+        let auth = root
+            .token("auth/token/create", json!({"policies": ["app"]}))
+            .await;
         let app = world.with(&auth.unwrap().client_token);
-        root.post("secret/app/key", json!({"value": "x"})).await.unwrap();
-        root.post("secret/other", json!({"value": "x"})).await.unwrap();
+        root.post("secret/app/key", json!({"value": "x"}))
+            .await
+            .unwrap();
+        root.post("secret/other", json!({"value": "x"}))
+            .await
+            .unwrap();
         assert_eq!(app.get("secret/app/key").await.unwrap()["value"], "x");
-        assert!(matches!(app.get("secret/other").await, Err(Refusal::Denied)));
+        assert!(matches!(
+            app.get("secret/other").await,
+            Err(Refusal::Denied)
+        ));
         let write = app.post("secret/app/key", json!({"value": "y"})).await;
         assert!(matches!(write, Err(Refusal::Denied)));
     }
@@ -257,7 +272,12 @@ mod tests {
     async fn of_two_who_write_the_same_version_one_is_refused() {
         let world = World::new().await;
         let root = world.root();
-        let write = |cas: u64| root.post("secret/data/a", json!({"data": {"v": 1}, "options": {"cas": cas}}));
+        let write = |cas: u64| {
+            root.post(
+                "secret/data/a",
+                json!({"data": {"v": 1}, "options": {"cas": cas}}),
+            )
+        };
         let (one, other) = tokio::join!(write(0), write(0));
         assert!(one.is_ok() != other.is_ok());
         assert!(write(1).await.is_ok());
@@ -267,12 +287,16 @@ mod tests {
     async fn a_destroyed_version_leaves_nothing_behind() {
         let world = World::new().await;
         let root = world.root();
-        root.post("secret/data/a", json!({"data": {"v": 1}})).await.unwrap();
+        root.post("secret/data/a", json!({"data": {"v": 1}}))
+            .await
+            .unwrap();
         let barrier = world.vault.barrier();
         let mounts = barrier.list("logical/", None, 10).await.unwrap();
         let versions = format!("logical/{}version/a/", mounts[0]);
         assert_eq!(barrier.list(&versions, None, 10).await.unwrap(), ["1"]);
-        root.post("secret/destroy/a", json!({"versions": [1]})).await.unwrap();
+        root.post("secret/destroy/a", json!({"versions": [1]}))
+            .await
+            .unwrap();
         assert!(barrier.list(&versions, None, 10).await.unwrap().is_empty());
         let gone = root.get("secret/data/a").await;
         assert!(matches!(gone, Err(Refusal::Gone(_))));
@@ -282,20 +306,33 @@ mod tests {
     async fn transit_signs_and_encrypts_across_rotations() {
         let world = World::new().await;
         let root = world.root();
-        root.post("sys/mounts/transit", json!({"type": "transit"})).await.unwrap();
+        root.post("sys/mounts/transit", json!({"type": "transit"}))
+            .await
+            .unwrap();
         root.post("transit/keys/e", json!({})).await.unwrap();
-        root.post("transit/keys/s", json!({"type": "ed25519"})).await.unwrap();
+        root.post("transit/keys/s", json!({"type": "ed25519"}))
+            .await
+            .unwrap();
         let plaintext = json!({"plaintext": "aGk="});
         let sealed = root.post("transit/encrypt/e", plaintext).await.unwrap();
-        let signed = root.post("transit/sign/s", json!({"input": "aGk="})).await.unwrap();
+        let signed = root
+            .post("transit/sign/s", json!({"input": "aGk="}))
+            .await
+            .unwrap();
         for key in ["e", "s"] {
             let path = format!("transit/keys/{key}/rotate");
             root.post(&path, json!({})).await.unwrap();
         }
         let ciphertext = json!({"ciphertext": sealed["ciphertext"]});
-        let opened = root.post("transit/decrypt/e", ciphertext.clone()).await.unwrap();
+        let opened = root
+            .post("transit/decrypt/e", ciphertext.clone())
+            .await
+            .unwrap();
         assert_eq!(opened["plaintext"], "aGk=");
-        let again = root.post("transit/rewrap/e", ciphertext.clone()).await.unwrap();
+        let again = root
+            .post("transit/rewrap/e", ciphertext.clone())
+            .await
+            .unwrap();
         assert_eq!(again["key_version"], 2);
         let verify = |input: &str| {
             let body = json!({"input": input, "signature": signed["signature"]});
@@ -310,7 +347,9 @@ mod tests {
         assert!(matches!(refused, Err(Refusal::Invalid(_))));
         let wrong_kind = root.post("transit/sign/e", json!({"input": "aGk="})).await;
         assert!(matches!(wrong_kind, Err(Refusal::Invalid(_))));
-        let exported = root.post("transit/keys/x", json!({"exportable": true})).await;
+        let exported = root
+            .post("transit/keys/x", json!({"exportable": true}))
+            .await;
         assert!(matches!(exported, Err(Refusal::Invalid(_))));
     }
 }

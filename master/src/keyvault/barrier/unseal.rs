@@ -103,7 +103,7 @@ impl Shared {
         head.digest = digest;
         keyring.sign(&mut head);
         transaction.put_head(&head).await?;
-        let mut event = Event::now(Action::Unseal, "store", "--accept-rollback");
+        let mut event = Event::now(Action::Rollback, "store", "--accept-rollback");
         "operator".clone_into(&mut event.actor);
         event.outcome = rollback.to_string();
         let line = self.append(&mut transaction, &[&event]).await?;

@@ -1,6 +1,6 @@
 //! The store in PostgreSQL, used by any number of processes.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, fmt, time::Duration};
 
 use futures_util::TryStreamExt as _;
 use sqlx::{
@@ -20,10 +20,23 @@ const CONNECTIONS: u32 = 8;
 /// Lines of the audit log read at once.
 const PAGE: i64 = 1000;
 
-/// How the database is reached. Its password is not part of it.
-#[derive(Debug, Clone)]
+/// How the database is reached. A password is read from the file that libpq reads it from:
+/// `PGPASSFILE`, else `~/.pgpass`, of mode 0600.
+#[derive(Clone)]
 pub struct Server {
     options: Box<PgConnectOptions>,
+}
+
+/// Without the password, which the options hold once it was read.
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("host", &self.options.get_host())
+            .field("port", &self.options.get_port())
+            .field("user", &self.options.get_username())
+            .field("database", &self.options.get_database())
+            .finish_non_exhaustive()
+    }
 }
 
 /// What is no URL of a PostgreSQL database, or holds a password.
@@ -178,22 +191,18 @@ impl Postgres {
     }
 
     pub(super) async fn begin(&self) -> Result<Transaction, Error> {
-        self.begin_with("BEGIN", HEADS_LOCKED).await
+        self.begin_with(BEGIN).await
     }
 
     /// A transaction whose reads are all of one moment.
     async fn snapshot(&self) -> Result<Transaction, Error> {
         let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-        self.begin_with(begin, HEADS).await
+        self.begin_with(begin).await
     }
 
-    async fn begin_with(
-        &self,
-        begin: &'static str,
-        heads: &'static str,
-    ) -> Result<Transaction, Error> {
+    async fn begin_with(&self, begin: &'static str) -> Result<Transaction, Error> {
         let mut inner = self.pool.begin_with(begin).await?;
-        let row = sqlx::query(heads).fetch_one(&mut *inner).await?;
+        let row = sqlx::query(HEADS).fetch_one(&mut *inner).await?;
         let (log, head) = read_heads(&row)?;
         Ok(Transaction { inner, log, head })
     }
@@ -203,12 +212,9 @@ impl Postgres {
 const HEADS: &str = "SELECT audit_head.seq, audit_head.hash, audit_head.seal, vault, position,
     generation, term, master_key, wraps, digest, mac
     FROM audit_head LEFT JOIN head ON head.one = audit_head.one";
-/// The same, held: changes follow each other in one order.
-const HEADS_LOCKED: &str =
-    "SELECT audit_head.seq, audit_head.hash, audit_head.seal, vault, position,
-    generation, term, master_key, wraps, digest, mac
-    FROM audit_head LEFT JOIN head ON head.one = audit_head.one
-    FOR UPDATE OF audit_head";
+/// Changes follow each other in one order: who makes one holds this row. What is read after it, in a
+/// statement of its own, is as whoever held it before has left it.
+const BEGIN: &str = "BEGIN; SELECT 1 FROM audit_head FOR UPDATE";
 const ROW: &str = "SELECT revision, term, wrapped_key, ciphertext FROM entry WHERE path = $1";
 
 impl Transaction {
@@ -497,4 +503,47 @@ fn read_row(path: &str, row: &PgRow) -> Result<Row, Error> {
         wrapped_key: row.try_get(2)?,
         ciphertext: row.try_get(3)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_names_a_database_and_never_a_password() {
+        let server: Server = "postgres://wavry@db.example:5433/vault".parse().unwrap();
+        let text = format!("{server:?}");
+        assert!(
+            text.contains("db.example") && text.contains("vault"),
+            "{text}"
+        );
+        for url in [
+            "postgres://wavry:s3cret@db.example/vault",
+            "postgres://wavry:@db.example/vault",
+            "postgres://db.example/vault?password=s3cret",
+        ] {
+            assert_eq!(
+                url.parse::<Server>().err(),
+                Some(UnusableUrl::Password),
+                "{url}"
+            );
+        }
+        for url in ["", "keyvault.db", "mysql://a@b/c", "postgres://a@b:port/c"] {
+            assert_eq!(
+                url.parse::<Server>().err(),
+                Some(UnusableUrl::Malformed),
+                "{url}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_server_does_not_print_its_password() {
+        let server: Server = "postgres://wavry@db.example/vault".parse().unwrap();
+        let options = server.options.password("s3cret");
+        let server = Server {
+            options: Box::new(options),
+        };
+        assert!(!format!("{server:?}").contains("s3cret"));
+    }
 }

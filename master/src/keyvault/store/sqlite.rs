@@ -196,6 +196,12 @@ impl Sqlite {
         }
     }
 
+    /// Does something to the connection that writes.
+    #[cfg(test)]
+    pub(in crate::keyvault) async fn run(&self, sql: &'static str) {
+        sqlx::query(sql).execute(&self.writer).await.unwrap();
+    }
+
     pub(super) async fn begin(&self) -> Result<Transaction, Error> {
         begin_with(&self.writer, "BEGIN IMMEDIATE").await
     }

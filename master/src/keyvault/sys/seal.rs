@@ -80,9 +80,11 @@ pub(super) async fn handle(vault: &KeyVault, call: &Call, rest: &str) -> Result<
         ("rekey/backup" | "rekey/recovery-key-backup", Read) => {
             Err(Refusal::invalid("no backed-up keys found"))
         }
-        ("init" | "unseal" | "seal" | "seal-status" | "health" | "leader" | "rotate" | "key-status", _) => {
-            Err(Refusal::Unsupported)
-        }
+        (
+            "init" | "unseal" | "seal" | "seal-status" | "health" | "leader" | "rotate"
+            | "key-status",
+            _,
+        ) => Err(Refusal::Unsupported),
         _ => Err(Refusal::Absent),
     }
 }
@@ -416,11 +418,15 @@ async fn rotate(
         seal,
         event,
     };
-    vault.barrier.rotate(rotate).await.map_err(|error| match error {
-        RotateError::Running => Refusal::invalid("another rotation is under way"),
-        RotateError::SameKey => Refusal::invalid("this is the master key already"),
-        RotateError::Failed(error) => error.into(),
-    })
+    vault
+        .barrier
+        .rotate(rotate)
+        .await
+        .map_err(|error| match error {
+            RotateError::Running => Refusal::invalid("another rotation is under way"),
+            RotateError::SameKey => Refusal::invalid("this is the master key already"),
+            RotateError::Failed(error) => error.into(),
+        })
 }
 
 async fn rekey_progress(vault: &KeyVault) -> Result<Planned, Refusal> {
@@ -456,7 +462,9 @@ async fn rekey_start(vault: &KeyVault, call: &Call) -> Result<Planned, Refusal> 
     let body: RekeyStart = call.body()?;
     let has_pgp = body.pgp_keys.is_some_and(|keys| !keys.is_empty());
     if has_pgp || body.backup || body.require_verification {
-        return Err(Refusal::invalid("neither PGP nor verification is supported"));
+        return Err(Refusal::invalid(
+            "neither PGP nor verification is supported",
+        ));
     }
     let shares = checked(
         body.secret_shares.unwrap_or(5),

@@ -65,6 +65,7 @@ async fn a_store_that_was_rolled_back_is_refused_until_it_is_accepted_which_is_p
     vault.unseal(world.key()).await.unwrap();
     assert!(reads(vault.barrier(), "a", "1").await);
     let events = verified(&vault).await;
+    assert_eq!(events[0].action, Action::Rollback);
     assert_eq!(events[0].path, "--accept-rollback");
     assert!(
         events[0].outcome.contains("rolled back"),
@@ -201,4 +202,41 @@ async fn a_store_that_cannot_be_written_refuses_in_time_and_is_written_again_whe
     vault.barrier().commit(put("a", "2")).await.unwrap();
     assert!(verified(&vault).await.is_empty());
     vault.close().await;
+}
+
+#[tokio::test]
+async fn a_disk_that_is_full_or_read_only_refuses_and_is_written_again_when_it_can_be() {
+    let world = World::sqlite();
+    let vault = world.vault().await;
+    vault.barrier().commit(put("a", "1")).await.unwrap();
+    let store::Store::Sqlite(sqlite) = &vault.barrier().shared.store else {
+        panic!("it is SQLite");
+    };
+    for (hindrance, relief) in [
+        (
+            "PRAGMA max_page_count = 1",
+            "PRAGMA max_page_count = 1000000",
+        ),
+        ("PRAGMA query_only = ON", "PRAGMA query_only = OFF"),
+    ] {
+        sqlite.run(hindrance).await;
+        let large = "x".repeat(100_000);
+        let began = tokio::time::Instant::now();
+        let refused = vault.barrier().commit(put("b", &large)).await.unwrap_err();
+        match refused {
+            CommitError::Failed(error) => assert!(error.is_of_the_moment(), "{error}"),
+            CommitError::Conflict => panic!("no conflict"),
+        }
+        assert!(began.elapsed() < DEADLINE + Duration::from_millis(500));
+        assert!(reads(vault.barrier(), "a", "1").await);
+        sqlite.run(relief).await;
+        let mut change = put("b", &large);
+        change.record(event(hindrance));
+        vault.barrier().commit(change).await.unwrap();
+        assert!(reads(vault.barrier(), "b", &large).await);
+        vault.barrier().commit(delete("b")).await.unwrap();
+    }
+    assert_eq!(verified(&vault).await.len(), 2);
+    vault.close().await;
+    world.vault().await.close().await;
 }

@@ -201,16 +201,19 @@ async fn settings_and_roles_that_mean_nothing_are_refused() {
     ));
 }
 
+/// The bearer and the body of each request.
+type Asked = Arc<Mutex<Vec<(Option<String>, Value)>>>;
+
 /// What an API server was asked, and a TLS address that answers as one.
 struct ApiServer {
     address: String,
     authority: String,
-    asked: Arc<Mutex<Vec<(Option<String>, Value)>>>,
+    asked: Asked,
 }
 
 /// Nothing real can be had for tests, so this speaks TokenReview as its reference has it.
 async fn api_server(status: Value) -> ApiServer {
-    let asked: Arc<Mutex<Vec<_>>> = Arc::default();
+    let asked = Asked::default();
     let record = asked.clone();
     let review = move |headers: HeaderMap, Json(body): Json<Value>| async move {
         let bearer = headers
