@@ -18,7 +18,7 @@ use wavry_credentials::{
 
 use super::{
     barrier::{Error, Shared},
-    keyring::{self, Keyring, Unreadable},
+    keyring::{self, Keyring, Unopened, Unreadable},
     seal, store,
 };
 use crate::{metrics as names, registry::unix_time};
@@ -233,7 +233,7 @@ impl Keeper {
         let keyring = self.shared.keyring()?;
         let mut transaction = self.shared.store.begin().await?;
         let (keyring, head) = match self.shared.locked(&mut transaction).await {
-            Err(error @ Error::Keyring(_)) => {
+            Err(error @ Error::Keyring(Unopened::OtherKey { .. })) => {
                 // The keys were changed while nobody here looked: what is left of them is of no use.
                 tracing::error!(
                     error = &error as &dyn std::error::Error,

@@ -49,7 +49,7 @@ impl Shared {
         match rollback {
             Ok(()) => self.reset(&keyring, mark).await?,
             Err(rollback) if self.accept_rollback.swap(false, Ordering::Relaxed) => {
-                self.accept(&keyring, digest, rollback).await?;
+                self.accept(&keyring, mark, digest, rollback).await?;
             }
             Err(rollback) => return Err(rollback.into()),
         }
@@ -89,12 +89,17 @@ impl Shared {
     async fn accept(
         &self,
         keyring: &Keyring,
+        mark: Mark,
         digest: [u8; 32],
         rollback: Rollback,
     ) -> Result<(), Error> {
-        tracing::warn!(%rollback, "a rollback is accepted");
         let mut transaction = self.store.begin().await?;
         let mut head = transaction.head().cloned().ok_or(Error::Sealed)?;
+        if head.position != mark.position {
+            // Another instance writes on: what was looked at is not what would be accepted.
+            return Err(rollback.into());
+        }
+        tracing::warn!(%rollback, "a rollback is accepted");
         // Revisions must not come twice: go on behind whatever was there.
         if let Rollback::Behind { seen_position, .. } = rollback {
             head.position = head.position.max(seen_position);

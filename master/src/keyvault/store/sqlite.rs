@@ -12,7 +12,7 @@ use std::{
 
 use futures_util::TryStreamExt as _;
 use sqlx::{
-    AssertSqlSafe, Row as _, SqlitePool,
+    AssertSqlSafe, Connection as _, Row as _, SqlitePool,
     sqlite::{
         SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
     },
@@ -65,6 +65,12 @@ impl Sqlite {
         let writer = SqlitePoolOptions::new()
             .max_connections(1)
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            // SQLite itself ends a transaction for which the disk has no room, and the library, which
+            // cannot end it again, would take it for going on for ever: another connection then.
+            .before_acquire(|connection, _| {
+                let is_free = !connection.is_in_transaction();
+                Box::pin(async move { Ok(is_free) })
+            })
             .connect_with(options.clone())
             .await?;
         sqlx::migrate!("keyvault/sqlite").run(&writer).await?;

@@ -209,7 +209,7 @@ async fn a_disk_that_is_full_or_read_only_refuses_and_is_written_again_when_it_c
     let world = World::sqlite();
     let vault = world.vault().await;
     vault.barrier().commit(put("a", "1")).await.unwrap();
-    let store::Store::Sqlite(sqlite) = &vault.barrier().shared.store else {
+    let Store::Sqlite(sqlite) = &vault.barrier().shared.store else {
         panic!("it is SQLite");
     };
     for (hindrance, relief) in [
