@@ -34,7 +34,7 @@ use wavry_credentials::{
 };
 use wavry_master::keyvault::{
     Config, KeyVault,
-    barrier::{Barrier, Change, Rotate},
+    barrier::{Barrier, Change, Guard, Rotate},
     seal,
     store::Location,
 };
@@ -187,7 +187,11 @@ async fn filled(location: Location) -> KeyVault {
 }
 
 async fn open(location: Location, audit: &Arc<audit::Key>) -> KeyVault {
-    KeyVault::open(&Config::at(location), audit.clone())
+    let config = Config {
+        guard: Guard::default(),
+        ..Config::at(location)
+    };
+    KeyVault::open(&config, audit.clone())
         .await
         .expect("it opens")
 }
