@@ -145,13 +145,14 @@ impl<S: Source> Inbox<S> {
     }
 
     /// The next datagram of the session `own`, whose queue is `queue`; `None` once that is closed and
-    /// empty. Cancel-safe. Whoever calls it in a loop gives way to other tasks now and then.
+    /// empty. Gives way to other tasks when many are there at once. Cancel-safe.
     pub async fn recv<T: Recipients>(
         &self,
         queue: &Queue,
         sessions: &T,
         own: T::Id,
     ) -> Option<Bytes> {
+        tokio::task::coop::consume_budget().await;
         let mut present = Present {
             inbox: self,
             counted: false,
@@ -357,7 +358,8 @@ impl<S> Present<'_, S> {
         if std::mem::take(&mut self.counted) {
             state.present -= 1;
             state.left = true;
-            if state.present == 0 && std::mem::take(&mut state.rests)
+            if state.present == 0
+                && std::mem::take(&mut state.rests)
                 && let Some(task) = state.task.take()
             {
                 task.wake();

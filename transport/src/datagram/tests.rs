@@ -89,7 +89,11 @@ fn who_waits_again_and_again_is_woken_once() {
     let (queue, wakes) = (queue(), Arc::<Wakes>::default());
     let waker = Waker::from(wakes.clone());
     for _ in 0..100 {
-        assert!(queue.poll_pop(&mut Context::from_waker(&waker)).is_pending());
+        assert!(
+            queue
+                .poll_pop(&mut Context::from_waker(&waker))
+                .is_pending()
+        );
     }
     queue.push(Bytes::from_static(b"one"));
     assert_eq!(wakes.0.load(Ordering::Relaxed), 1);

@@ -184,7 +184,11 @@ impl session::Session for Session {
             id,
             ..
         } = &*self.shared;
-        match connection.datagrams.recv(datagrams, &**connection, *id).await {
+        match connection
+            .datagrams
+            .recv(datagrams, &**connection, *id)
+            .await
+        {
             Some(payload) => Ok(payload),
             None => Err(self.shared.over().await),
         }

@@ -49,9 +49,6 @@ impl Meter {
 
     /// Datagrams read, and dropped.
     pub fn counts(&self) -> (u64, u64) {
-        (
-            self.0.received.load(Relaxed),
-            self.0.dropped.load(Relaxed),
-        )
+        (self.0.received.load(Relaxed), self.0.dropped.load(Relaxed))
     }
 }

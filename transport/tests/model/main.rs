@@ -2,6 +2,7 @@
 //! that reads for itself, the connection's task, and what arrives. The sources are the crate's own,
 //! over loom's locks.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(
     dead_code,
     unreachable_pub,
