@@ -166,8 +166,6 @@ impl<S: Source> Inbox<S> {
                     return Poll::Ready(popped);
                 }
                 if state.sessions != 1 {
-                    // No longer woken by what arrives for others.
-                    reading.set(self.source.read());
                     present.leave(&mut state);
                     return Poll::Pending;
                 }
