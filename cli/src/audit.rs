@@ -63,7 +63,7 @@ pub(crate) struct Tail {
 pub(crate) struct Query {
     #[command(flatten)]
     log: Log,
-    /// What was done: issue, register, rotate, revoke, deny
+    /// What was done: issue, read, deny, …
     #[arg(long)]
     action: Option<Action>,
     /// To whom or what
@@ -78,6 +78,9 @@ pub(crate) struct Query {
     /// About which secret, as its HMAC in another line
     #[arg(long)]
     secret: Option<String>,
+    /// By the holder of which token, as its HMAC in another line
+    #[arg(long)]
+    token: Option<String>,
     /// Id of the request
     #[arg(long)]
     request: Option<String>,
@@ -267,6 +270,7 @@ impl Query {
             && is(&self.actor, &event.actor)
             && is(&self.outcome, &event.outcome)
             && has(&self.secret, &event.secret)
+            && has(&self.token, &event.token)
             && has(&self.request, &event.request)
             && self.since.is_none_or(|since| event.time >= since)
             && self.until.is_none_or(|until| event.time < until)

@@ -34,25 +34,94 @@ pub use chain::{Head, Line, MalformedLine};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// A credential was made.
+    /// A credential was made: a token, a key, an id.
     Issue,
     /// A node took its place in the cluster.
     Register,
+    /// A unit showed who it is.
+    Login,
+    /// A credential was made to last longer.
+    Renew,
     /// A key took another's place.
     Rotate,
     /// A credential was made worthless.
     Revoke,
+    /// A secret, or what is known of one, was given out.
+    Read,
+    /// Names of secrets were given out.
+    List,
+    /// A secret, or a new version of one, was kept.
+    Write,
+    /// A secret was hidden, and can be brought back.
+    Delete,
+    /// A deleted secret was brought back.
+    Undelete,
+    /// A secret was made unreadable for good.
+    Destroy,
+    /// An answer was kept back behind a token that can be used once.
+    Wrap,
+    /// An answer that was kept back was given out.
+    Unwrap,
+    /// A key that stays here encrypted something.
+    Encrypt,
+    /// A key that stays here decrypted something.
+    Decrypt,
+    /// A key that stays here signed something.
+    Sign,
+    /// A key that stays here checked something.
+    Verify,
+    /// A KeyVault got its master key.
+    Init,
+    /// A KeyVault forgot its master key.
+    Seal,
+    /// A KeyVault was given its master key, or a share of it.
+    Unseal,
+    /// The master key, or its shares, took the place of others.
+    Rekey,
+    /// A secret engine or a way to log in was put at a path.
+    Mount,
+    /// A secret engine or a way to log in was taken away, with all it kept.
+    Unmount,
+    /// A policy, a role or a setting was changed.
+    Configure,
+    /// An older state of the store was accepted.
+    Rollback,
     /// A request was refused.
     Deny,
+    /// Something happened that an attack explains best, such as the second use of what serves once.
+    Alarm,
 }
 
 /// The actions and their names.
-const ACTIONS: [(Action, &str); 5] = [
+const ACTIONS: [(Action, &str); 28] = [
     (Action::Issue, "issue"),
     (Action::Register, "register"),
+    (Action::Login, "login"),
+    (Action::Renew, "renew"),
     (Action::Rotate, "rotate"),
     (Action::Revoke, "revoke"),
+    (Action::Read, "read"),
+    (Action::List, "list"),
+    (Action::Write, "write"),
+    (Action::Delete, "delete"),
+    (Action::Undelete, "undelete"),
+    (Action::Destroy, "destroy"),
+    (Action::Wrap, "wrap"),
+    (Action::Unwrap, "unwrap"),
+    (Action::Encrypt, "encrypt"),
+    (Action::Decrypt, "decrypt"),
+    (Action::Sign, "sign"),
+    (Action::Verify, "verify"),
+    (Action::Init, "init"),
+    (Action::Seal, "seal"),
+    (Action::Unseal, "unseal"),
+    (Action::Rekey, "rekey"),
+    (Action::Mount, "mount"),
+    (Action::Unmount, "unmount"),
+    (Action::Configure, "configure"),
+    (Action::Rollback, "rollback"),
     (Action::Deny, "deny"),
+    (Action::Alarm, "alarm"),
 ];
 
 impl fmt::Display for Action {
@@ -64,7 +133,7 @@ impl fmt::Display for Action {
 
 /// Not the name of an action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("expected issue, register, rotate, revoke or deny")]
+#[error("expected one of {}", ACTIONS.map(|(_, name)| name).join(", "))]
 pub struct UnknownAction;
 
 impl FromStr for Action {
@@ -83,9 +152,11 @@ pub struct Event {
     pub time: OffsetDateTime,
     /// What was done.
     pub action: Action,
-    /// To whom or what: a node, a client, a key.
+    /// To whom or what: a node, a client, a key; in a KeyVault a unit, a policy, or a secret by its
+    /// mount and name.
     pub subject: String,
-    /// By whom: a node, or the user of the operating system who ran a command.
+    /// By whom: a node, a unit as its login names it (`approle/web`), or the user of the operating
+    /// system who ran a command.
     pub actor: String,
     /// The path or command by which.
     pub path: String,
@@ -100,14 +171,21 @@ pub struct Event {
     /// The secret that it is about: [`Key::identifier`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<String>,
+    /// The token that the actor showed: [`Key::identifier`] of its accessor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// Which version of the subject.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
     /// How many events like this one were not written since the last line, because strangers caused
     /// too many.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub unwritten: u64,
 }
 
-/// Longest text of an event, in bytes; the rest is cut off.
-pub const MAX_TEXT: usize = 256;
+/// Longest text of an event, in bytes; the rest is cut off. A path that may be longer than that is not
+/// told from others that begin like it.
+pub const MAX_TEXT: usize = 512;
 /// Outcome of what was done.
 pub const DONE: &str = "done";
 
@@ -126,6 +204,8 @@ impl Event {
             request: None,
             source: None,
             secret: None,
+            token: None,
+            version: None,
             unwritten: 0,
         }
     }

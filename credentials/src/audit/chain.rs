@@ -168,12 +168,14 @@ mod tests {
         fn a_line_that_was_made_is_read(
             subject in "[a-z\u{e4}\"\\\\ ]{0,40}",
             secret in prop::option::of("[0-9a-f]{32}"),
+            token in prop::option::of("[0-9a-f]{32}"),
+            version: Option<u64>,
             unwritten: u64,
             seq in 0..u64::MAX,
             hash: [u8; 32],
         ) {
             let before = Head { seq, hash };
-            let event = event(&subject, secret, unwritten);
+            let event = Event { token, version, ..event(&subject, secret, unwritten) };
             let (head, text) = before.follow(&event);
             prop_assert!(!text.contains('\n'));
             prop_assert_eq!(Line::read(&text), Ok(Line { head, prev: hash, event }));

@@ -5,6 +5,7 @@
 
 mod audit;
 mod joining;
+mod operate;
 mod refusals;
 mod registry;
 mod wire;
