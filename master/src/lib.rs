@@ -6,6 +6,7 @@
 //! signed when it changes and served from memory.
 //!
 //! * [`config`]: what the master is told.
+//! * [`keys`]: the life of keys that sign.
 //! * [`store`]: what it remembers, the audit log too.
 //! * [`presence`]: which nodes are heard of.
 //! * [`operate`]: what operators ask of it.
@@ -19,6 +20,7 @@ mod audited;
 mod channel;
 pub mod config;
 mod error;
+pub mod keys;
 pub mod keyvault;
 mod metrics;
 pub mod operate;
@@ -26,6 +28,7 @@ pub mod presence;
 pub mod problem;
 pub mod provision;
 mod registry;
+mod ring;
 mod server;
 pub mod store;
 
@@ -35,13 +38,7 @@ use axum::Router;
 use tokio::{net::TcpListener, task::JoinHandle, time::MissedTickBehavior};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use wavry_credentials::{
-    audit, cert,
-    secret::Secret,
-    source,
-    token::{KeySet, SigningKey},
-};
-use wavry_proto::control::PublishedKey;
+use wavry_credentials::{audit, cert, clock::unix_time, secret::Secret, source, token::SigningKey};
 
 pub use config::Config;
 pub use error::StartError;
@@ -88,12 +85,6 @@ impl Master {
             file: config.database.clone(),
             source,
         };
-        let paserk = key.public_paserk();
-        let key_set = KeySet::from_paserk(&[&paserk]).map_err(|_| StartError::MasterKey)?;
-        let keys = vec![PublishedKey {
-            kid: key.key_id().to_string(),
-            paserk: paserk.clone(),
-        }];
         let store = store::Store::open(&config.database, audit_key.clone())
             .await
             .map_err(unusable)?;
@@ -104,16 +95,15 @@ impl Master {
                 source,
             },
         })?;
-        store
-            .configure(&config.services, &[paserk])
-            .await
-            .map_err(unusable)?;
+        store.adopt(&key, unix_time()).await.map_err(unusable)?;
+        store.configure(&config.services).await.map_err(unusable)?;
         // Nodes may hold what was signed long ago, and shall know that it is current.
         let snapshot = store.renew().await.map_err(unusable)?;
         let times = Times {
             suspect_after: config.suspect_after,
             gone_after: config.gone_after,
             roster_refresh: config.roster_refresh,
+            pace: config.key_pace,
         };
         let registry = Registry::new(store, snapshot, key, config.cluster, times)
             .await
@@ -130,8 +120,6 @@ impl Master {
         let leaving = CancellationToken::new();
         let router = api::router(Arc::new(api::Api {
             registry: registry.clone(),
-            keys,
-            key_set,
             audit_key,
             strangers: Strangers::default(),
             heartbeat_interval: config.heartbeat_interval,

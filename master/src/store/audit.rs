@@ -7,9 +7,12 @@ use sqlx::{
     Sqlite, SqliteExecutor, SqlitePool, Transaction,
     sqlite::{SqliteConnectOptions, SqlitePoolOptions},
 };
-use wavry_credentials::audit::{
-    Event, Head, Key, Line, Verifier,
-    verify::{Bad, Reading},
+use wavry_credentials::{
+    audit::{
+        Event, Head, Key, Line, Verifier,
+        verify::{Bad, Reading},
+    },
+    token::SigningKey,
 };
 
 use super::{Error, Store};
@@ -127,7 +130,7 @@ async fn lines_after(
         .collect())
 }
 
-/// A master's audit log, to be read while the master runs or not.
+/// A master's database, to be read while the master runs or not.
 pub struct Reader {
     pool: SqlitePool,
 }
@@ -141,6 +144,11 @@ impl Reader {
             .connect_with(options)
             .await?;
         Ok(Self { pool })
+    }
+
+    /// The key with which the master signs now; `master` is what its secret `master_key` holds.
+    pub async fn signing_key(&self, master: &SigningKey) -> Result<SigningKey, Error> {
+        super::keys::signing(&self.pool, master).await
     }
 
     /// The lines after number `after` with their numbers, in order, some thousand at most.

@@ -8,5 +8,6 @@ mod joining;
 mod operate;
 mod refusals;
 mod registry;
+mod rotation;
 mod wire;
 mod world;
