@@ -45,6 +45,7 @@ install_packages() {
   local wanted=()
   have python3 || wanted+=(python3)
   have shellcheck || wanted+=(shellcheck)
+  have curl || wanted+=(curl)
   # The KeyVault's tests start servers of their own.
   [ -d /usr/lib/postgresql ] || have postgres || wanted+=(postgresql)
   [ -n "$(type -P kill)" ] || wanted+=(procps)
@@ -183,4 +184,8 @@ elif [ -n "$fast" ]; then
   cargo nextest run --workspace --locked -E 'not (binary(browser) | binary(peers) | binary(interop))'
 else
   cargo nextest run --workspace --locked
+fi
+if [ -z "$fast" ]; then
+  heading "hvac's own tests against the KeyVault"
+  ./scripts/test-hvac.sh
 fi

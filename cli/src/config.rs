@@ -25,7 +25,7 @@ use wavry_proto::config::Invalid;
 use crate::{log, ops};
 
 /// Tables that a file or a variable may have.
-const TABLES: [&str; 5] = ["master", "gateway", "relay", "ops", "log"];
+const TABLES: [&str; 6] = ["master", "keyvault", "gateway", "relay", "ops", "log"];
 
 /// A role's own table: what it is called, what may stand in it, and what that becomes.
 pub(crate) trait Table {
@@ -660,7 +660,7 @@ mod tests {
         assert_eq!(
             error_of("", &[("WAVRY_GATEWEY__LIMIT", CANARY)]),
             "environment variable WAVRY_GATEWEY__LIMIT: gatewey.limit: unknown table; expected one \
-             of master, gateway, relay, ops, log"
+             of master, keyvault, gateway, relay, ops, log"
         );
     }
 

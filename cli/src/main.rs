@@ -35,6 +35,9 @@ enum Command {
     /// Run the master: registry, roster, tokens
     #[command(after_long_help = MASTER_HELP)]
     Master(roles::MasterArgs),
+    /// Run a KeyVault: keeps secrets, and hands them to whom its policies allow
+    #[command(name = "keyvault", after_long_help = KEYVAULT_HELP)]
+    KeyVault(roles::KeyVaultArgs),
     /// Run a gateway: terminates WebTransport, authenticates, routes
     #[command(after_long_help = GATEWAY_HELP)]
     Gateway(roles::GatewayArgs),
@@ -120,6 +123,21 @@ const MASTER_HELP: &str = "\
 
 Secrets: master_key, audit_key, tls_key. Each is read from the file that WAVRY_<NAME>_FILE names, or from
 /run/secrets/wavry_<name>. Any key can be set by variable: WAVRY_MASTER__LISTEN, WAVRY_OPS__LISTEN.";
+
+const KEYVAULT_HELP: &str = "\
+  export WAVRY_AUDIT_KEY_FILE=audit.key WAVRY_TLS_KEY_FILE=tls.key
+  wavry keyvault --config keyvault.toml
+
+  [keyvault]
+  listen = \"0.0.0.0:8200\"
+  database = \"/var/lib/wavry/keyvault.sqlite\"   # or postgres://wavry@db.example/keyvault
+  certificate = \"/etc/wavry/keyvault.crt\"
+  seal = \"shares\"                              # or \"key\": secret keyvault_key
+
+It speaks HashiCorp Vault's HTTP API: `vault operator init`, `vault operator unseal`, and then any of
+Vault's clients. Secrets: audit_key, tls_key, and keyvault_key with seal = \"key\". Each is read from the
+file that WAVRY_<NAME>_FILE names, or from /run/secrets/wavry_<name>. Any key can be set by variable:
+WAVRY_KEYVAULT__LISTEN, WAVRY_OPS__LISTEN.";
 
 const GATEWAY_HELP: &str = "\
   [gateway]
@@ -277,6 +295,9 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             }
             None => role::run::<roles::Master>(&args.role, &args.flags()).await?,
         },
+        Command::KeyVault(args) => {
+            role::run::<roles::KeyVault>(&args.role, &args.flags()).await?;
+        }
         Command::Gateway(args) => role::run::<roles::Gateway>(&args.role, &args.flags()).await?,
         Command::Relay(args) => role::run::<roles::Relay>(&args.role, &args.flags()).await?,
         Command::Probe(args) => return probe_exit(probe::run(&args).await),

@@ -140,7 +140,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::roles::{Gateway, Master, Relay};
+    use crate::roles::{Gateway, KeyVault, Master, Relay};
 
     /// Keeps the names, and in which words each kind was described.
     #[derive(Default)]
@@ -181,6 +181,7 @@ mod tests {
         let names = Names::default();
         metrics::with_local_recorder(&names, || {
             describe_metrics::<Master>();
+            describe_metrics::<KeyVault>();
             describe_metrics::<Gateway>();
             describe_metrics::<Relay>();
         });

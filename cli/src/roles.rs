@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use tokio_util::sync::CancellationToken;
+use wavry_master::keyvault;
 use wavry_proto::config::Invalid;
 
 use crate::{
@@ -32,6 +33,41 @@ macro_rules! role {
 role!(Master, wavry_master, "master", ops "127.0.0.1:9640");
 role!(Gateway, wavry_gateway, "gateway", ops "127.0.0.1:9641");
 role!(Relay, wavry_relay, "relay", ops "127.0.0.1:9642");
+
+/// Role `keyvault`.
+pub(crate) struct KeyVault;
+
+impl Table for KeyVault {
+    const NAME: &'static str = "keyvault";
+    const OPS: &'static str = "127.0.0.1:9643";
+    type Raw = keyvault::config::Raw;
+    type Config = keyvault::config::Standalone;
+
+    fn validate(raw: Self::Raw) -> Result<Self::Config, Invalid> {
+        raw.try_into()
+    }
+}
+
+impl Role for KeyVault {
+    type Running = keyvault::Standalone;
+
+    fn describe_metrics() {
+        wavry_master::describe_keyvault_metrics();
+    }
+
+    async fn start(config: Self::Config) -> anyhow::Result<Self::Running> {
+        Ok(keyvault::Standalone::start(config).await?)
+    }
+
+    fn address(running: &Self::Running) -> SocketAddr {
+        running.local_addr()
+    }
+
+    async fn run(running: Self::Running, shutdown: CancellationToken) -> anyhow::Result<()> {
+        running.run(shutdown).await;
+        Ok(())
+    }
+}
 
 impl Role for Master {
     type Running = wavry_master::Master;
@@ -137,6 +173,44 @@ impl MasterArgs {
             "master.certificate",
             "--certificate",
             text(&self.certificate),
+        );
+        flags
+    }
+}
+
+/// `wavry keyvault`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct KeyVaultArgs {
+    #[command(flatten)]
+    pub(crate) role: Args,
+    /// TCP address of the HTTPS listener; overrides keyvault.listen
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// SQLite file, or postgres://USER@HOST/DATABASE; overrides keyvault.database
+    #[arg(long, value_name = "DATABASE")]
+    database: Option<String>,
+    /// PEM file with the certificate chain; overrides keyvault.certificate
+    #[arg(long, value_name = "FILE")]
+    certificate: Option<PathBuf>,
+    /// Take a store for current that is older than one seen before: a restored backup. Audited
+    #[arg(long)]
+    accept_rollback: bool,
+}
+
+impl KeyVaultArgs {
+    pub(crate) fn flags(&self) -> Flags {
+        let mut flags = self.role.flags();
+        flags.set("keyvault.listen", "--listen", self.listen.clone());
+        flags.set("keyvault.database", "--database", self.database.clone());
+        flags.set(
+            "keyvault.certificate",
+            "--certificate",
+            text(&self.certificate),
+        );
+        flags.set(
+            "keyvault.accept_rollback",
+            "--accept-rollback",
+            self.accept_rollback.then_some(true),
         );
         flags
     }

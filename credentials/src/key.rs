@@ -7,9 +7,13 @@
 //!
 //! * [`aead`]: keys that encrypt, and wrap other keys.
 //! * [`record`]: records of our own as secret text.
+//! * [`shamir`]: a key in shares.
+//! * [`transit`]: keys that the KeyVault uses for others.
 
 pub mod aead;
 pub mod record;
+pub mod shamir;
+pub mod transit;
 
 use std::sync::Arc;
 

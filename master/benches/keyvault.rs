@@ -188,8 +188,8 @@ async fn filled(location: Location) -> KeyVault {
 
 async fn open(location: Location, audit: &Arc<audit::Key>) -> KeyVault {
     let config = Config {
-        store: location,
         guard: Guard::default(),
+        ..Config::at(location)
     };
     KeyVault::open(&config, audit.clone())
         .await

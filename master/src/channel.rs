@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustls::pki_types::CertificateDer;
 use wavry_credentials::random;
 use wavry_proto::control::EXPORTER_LEN;
 
@@ -17,6 +18,8 @@ pub(crate) struct Channel {
     pub(crate) exporter: [u8; EXPORTER_LEN],
     /// The other end.
     pub(crate) peer: SocketAddr,
+    /// The certificates that the client proved to hold, its own first; none where none were asked for.
+    pub(crate) peer_certificates: Vec<CertificateDer<'static>>,
     nonces: Mutex<VecDeque<(String, Instant)>>,
 }
 
@@ -30,7 +33,16 @@ impl Channel {
         Self {
             exporter,
             peer,
+            peer_certificates: Vec::new(),
             nonces: Mutex::default(),
+        }
+    }
+
+    /// The same, of a client that proved to hold certificates.
+    pub(crate) fn with_peer_certificates(self, certificates: Vec<CertificateDer<'static>>) -> Self {
+        Self {
+            peer_certificates: certificates,
+            ..self
         }
     }
 

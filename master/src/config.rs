@@ -15,7 +15,7 @@ use wavry_proto::{
     id::ClusterName,
 };
 
-use crate::keys::Pace;
+use crate::{keys::Pace, keyvault};
 
 /// Configuration as it is written, in table `master`. Every key may be left out; those without a
 /// default are missed by [`Config::try_from`].
@@ -59,6 +59,9 @@ pub struct Raw {
     pub drain_timeout: Duration,
     /// Most connections at once.
     pub max_connections: usize,
+    /// The KeyVault that the master has in it; none unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keyvault: Option<keyvault::config::RawVault>,
     /// The services clients can connect to.
     pub services: Vec<RawService>,
 }
@@ -100,6 +103,7 @@ impl Default for Raw {
             key_overlap: Pace::default().overlap,
             drain_timeout: Duration::from_secs(5),
             max_connections: 4096,
+            keyvault: None,
             services: Vec::new(),
         }
     }
@@ -132,6 +136,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// What a client can make the master hold.
     pub limits: Limits,
+    /// The KeyVault that the master has in it.
+    pub keyvault: Option<keyvault::config::Vault>,
     /// The services, in lower case and without duplicates.
     pub services: Vec<Service>,
     /// File of the secret `master_key`; `None` for where the credentials' source finds it.
@@ -196,6 +202,10 @@ impl TryFrom<Raw> for Config {
             return Err(Invalid::new("key_lifetime", "must be longer than key_wait"));
         }
         at_least_one("max_connections", raw.max_connections as u64)?;
+        let keyvault = raw.keyvault.map(TryInto::try_into).transpose();
+        let keyvault = keyvault.map_err(|invalid: Invalid| {
+            Invalid::new(format!("keyvault.{}", invalid.key), invalid.problem)
+        })?;
         Ok(Self {
             listen: raw.listen,
             cluster,
@@ -216,6 +226,7 @@ impl TryFrom<Raw> for Config {
                 max_connections: raw.max_connections,
                 ..Limits::default()
             },
+            keyvault,
             services: services(raw.services)?,
             master_key: None,
             audit_key: None,

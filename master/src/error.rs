@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use wavry_credentials::{cert, source};
 
-use crate::store;
+use crate::{keyvault, store};
 
 /// Why the master does not start. Nothing is bound when it is about a secret, a certificate or the
 /// database.
@@ -38,6 +38,9 @@ pub enum StartError {
         /// What is wrong with it.
         source: store::Error,
     },
+    /// The KeyVault cannot be used.
+    #[error("KeyVault (master.keyvault)")]
+    KeyVault(#[source] Box<keyvault::StartError>),
     /// The address is taken, or not of this host.
     #[error("cannot listen on {address} (master.listen)")]
     Listen {

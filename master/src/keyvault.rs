@@ -11,38 +11,65 @@
 //! * [`counter`]: how far the store has come, kept apart from it.
 //! * [`seal`]: where the master key comes from.
 //! * [`store`]: what is kept, in SQLite or PostgreSQL.
+//! * [`call`]: what is asked and said; [`api`]: how that looks in HTTP.
+//! * [`authorize`]: the one way from a call to its answer, by [`token`] and [`policy`]; [`login`]: how
+//!   units get tokens.
+//! * [`dispatch`]: what lies where; [`mount`], [`engine`], [`wrapping`] and [`sys`] answer.
+//! * [`standalone`]: a KeyVault that runs alone.
 
+pub mod api;
+pub mod authorize;
 pub mod barrier;
+pub mod call;
+mod ceremony;
+pub mod clock;
+pub mod config;
 mod counter;
+mod dispatch;
+mod engine;
 mod keyring;
+pub mod login;
+pub mod mount;
+mod namespace;
+mod parameter;
+pub mod path;
+pub mod policy;
 #[cfg(test)]
 #[path = "../tests/support/postgres.rs"]
 mod postgres_server;
 mod rotation;
 pub mod seal;
+mod standalone;
 pub mod store;
+mod sys;
+pub mod token;
+pub mod ttl;
+#[cfg(test)]
+mod world;
+mod wrapping;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use wavry_credentials::{audit, key::aead};
+use tokio::sync::Notify;
+use wavry_credentials::{audit, bearer::Token, key::aead};
 
+pub use config::Vault as Config;
 pub use counter::Rollback;
 pub use keyring::Unopened;
+pub use standalone::{Standalone, StartError};
 
-use barrier::{Barrier, Error, Guard};
-use store::{Location, Store};
+use authorize::Authorizer;
+use barrier::{Barrier, Change, CommitError, Error};
+use ceremony::Ceremonies;
+use config::Seal;
+use dispatch::Mounts;
+use store::Store;
 
 /// The audit log's name in its seals.
 pub const LOG: &str = "keyvault";
 
-/// What the KeyVault is told.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// Where it keeps what it keeps.
-    pub store: Location,
-    /// How a rollback of it is noticed.
-    pub guard: Guard,
-}
+/// In each how many rounds of upkeep wrapped answers and what logins keep are looked at.
+const RARE_ROUNDS: u32 = 10;
 
 /// Whether the KeyVault can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +87,14 @@ pub enum Status {
 pub struct KeyVault {
     store: Store,
     barrier: Barrier,
+    authorizer: Arc<Authorizer>,
+    mounts: Arc<Mounts>,
+    ceremonies: Arc<Ceremonies>,
+    seal_by: Seal,
+    /// A master key that came from a secret before there was a keyring.
+    held_key: Arc<Mutex<Option<aead::Key>>>,
+    /// Something is to be swept away.
+    upkeep: Arc<Notify>,
 }
 
 impl KeyVault {
@@ -67,9 +102,17 @@ impl KeyVault {
     pub async fn open(config: &Config, audit: Arc<audit::Key>) -> Result<Self, store::Error> {
         let store = Store::open(&config.store).await?;
         store.check_audit(&audit.verifier()).await?;
+        let barrier = Barrier::new(store.clone(), audit, config.guard.clone());
+        let authorizer = Authorizer::new(barrier.clone(), config.tokens, login::Limits::default());
         Ok(Self {
-            barrier: Barrier::new(store.clone(), audit, config.guard.clone()),
             store,
+            barrier,
+            authorizer: Arc::new(authorizer),
+            mounts: Arc::default(),
+            ceremonies: Arc::default(),
+            seal_by: config.seal,
+            held_key: Arc::default(),
+            upkeep: Arc::default(),
         })
     }
 
@@ -98,6 +141,29 @@ impl KeyVault {
         self.barrier.initialise(master_key, seal).await
     }
 
+    /// Makes a keyring, unseals it, and fills it with what a fresh KeyVault has. Gives the root token,
+    /// or nothing if there was a keyring.
+    pub async fn bootstrap(
+        &self,
+        master_key: aead::Key,
+        seal: seal::Config,
+    ) -> Result<Option<Token>, Error> {
+        if !self.initialise(&master_key, seal).await? {
+            return Ok(None);
+        }
+        self.unseal(master_key).await?;
+        let mut change = Change::default();
+        mount::initialize(&mut change);
+        let tokens = self.authorizer.tokens();
+        let root = tokens.issue_root(&mut change, "sys/init").await?;
+        match self.barrier.commit(change).await {
+            Ok(()) => Ok(Some(root.token)),
+            // Nobody else has the key yet.
+            Err(CommitError::Conflict) => Ok(None),
+            Err(CommitError::Failed(error)) => Err(error),
+        }
+    }
+
     /// How it is unsealed; `None` before it is initialised.
     pub async fn seal_config(&self) -> Result<Option<seal::Config>, Error> {
         let config = self.store.seal_config().await?;
@@ -108,12 +174,17 @@ impl KeyVault {
 
     /// Opens the keyring.
     pub async fn unseal(&self, master_key: aead::Key) -> Result<(), Error> {
-        self.barrier.unseal(master_key).await
+        self.barrier.unseal(master_key).await?;
+        metrics::gauge!(crate::metrics::KEYVAULT_UNSEALED).set(1.0);
+        Ok(())
     }
 
-    /// Forgets the keys.
+    /// Forgets the keys, and what was read with them.
     pub fn seal(&self) {
         self.barrier.seal();
+        self.authorizer.forget();
+        self.mounts.forget();
+        metrics::gauge!(crate::metrics::KEYVAULT_UNSEALED).set(0.0);
     }
 
     /// Closes the store.
@@ -122,6 +193,68 @@ impl KeyVault {
         self.seal();
         self.store.close().await;
     }
+
+    /// Sweeps away what expired and what was unmounted, now and then. It never ends.
+    pub async fn keep_up(self) {
+        let mut sweep = token::Sweep::default();
+        let mut rounds = 0_u32;
+        loop {
+            let _ = tokio::time::timeout(token::PAUSE, self.upkeep.notified()).await;
+            if !self.barrier.is_unsealed() {
+                continue;
+            }
+            let tokens = self.authorizer.tokens();
+            rounds = rounds.wrapping_add(1);
+            let swept = async {
+                mount::sweep(&self.barrier).await?;
+                if rounds.is_multiple_of(RARE_ROUNDS) {
+                    wrapping::sweep(tokens).await?;
+                    login::sweep(&self.authorizer).await?;
+                }
+                tokens.sweep(&mut sweep).await?;
+                Ok::<_, call::Refusal>(())
+            };
+            if let Err(refusal) = swept.await {
+                let reason = refusal.word();
+                tracing::warn!(
+                    reason,
+                    "what expired was not swept away; it will be tried again"
+                );
+            }
+        }
+    }
+
+    /// Takes a master key that came from a secret: unseals with it, or holds it until there is a
+    /// keyring to be made.
+    async fn use_key(&self, key: aead::Key) -> Result<(), Error> {
+        match self.status().await? {
+            Status::Uninitialised => {
+                let mut held = self.held_key.lock().unwrap_or_else(PoisonError::into_inner);
+                *held = Some(key);
+                Ok(())
+            }
+            _ => self.unseal(key).await,
+        }
+    }
+
+    fn take_held_key(&self) -> Option<aead::Key> {
+        let mut held = self.held_key.lock().unwrap_or_else(PoisonError::into_inner);
+        held.take()
+    }
+
+    /// How many shares there are, and how many make the master key.
+    async fn shares(&self) -> Result<(u8, u8), Error> {
+        Ok(match self.seal_config().await? {
+            Some(seal::Config::Shares { count, threshold }) => (count, threshold),
+            _ => (0, 0),
+        })
+    }
+}
+
+/// What names something, and cannot be guessed (RFC 9562, version 4).
+fn random_id() -> String {
+    let id = uuid::Builder::from_random_bytes(wavry_credentials::random::bytes());
+    id.into_uuid().to_string()
 }
 
 #[cfg(test)]
@@ -137,12 +270,13 @@ pub(crate) mod tests {
 
     /// A new KeyVault in a directory, unsealed.
     pub(crate) async fn unsealed(directory: &Path) -> KeyVault {
+        let store = store::Location::Sqlite(directory.join("keyvault.db"));
         let config = Config {
-            store: Location::Sqlite(directory.join("keyvault.db")),
-            guard: Guard {
+            guard: barrier::Guard {
                 counter: Some(directory.join("keyvault.counter")),
                 accept_rollback: false,
             },
+            ..Config::at(store)
         };
         let vault = KeyVault::open(&config, audit_key()).await.unwrap();
         let key = aead::Key::generate();
@@ -159,10 +293,7 @@ pub(crate) mod tests {
         vault.seal();
         assert_eq!(vault.status().await.unwrap(), Status::Sealed);
         vault.close().await;
-        let empty = Config {
-            store: Location::Sqlite(directory.path().join("empty.db")),
-            guard: Guard::default(),
-        };
+        let empty = Config::at(store::Location::Sqlite(directory.path().join("empty.db")));
         let vault = KeyVault::open(&empty, audit_key()).await.unwrap();
         assert_eq!(vault.status().await.unwrap(), Status::Uninitialised);
     }

@@ -42,7 +42,7 @@ use wavry_credentials::{audit, cert, clock::unix_time, secret::Secret, source, t
 
 pub use config::Config;
 pub use error::StartError;
-pub use metrics::describe as describe_metrics;
+pub use metrics::{describe as describe_metrics, describe_keyvault as describe_keyvault_metrics};
 
 use audited::Strangers;
 use registry::{Registry, Times};
@@ -59,6 +59,7 @@ pub struct Master {
     drain_timeout: Duration,
     leaving: CancellationToken,
     audit_file: Option<PathBuf>,
+    keyvault: Option<keyvault::KeyVault>,
     certificate_watch: Abort,
 }
 
@@ -109,6 +110,14 @@ impl Master {
             .await
             .map_err(unusable)?;
 
+        let keyvault = match &config.keyvault {
+            None => None,
+            Some(vault) => {
+                let started = keyvault::KeyVault::start(vault, audit_key.clone()).await;
+                Some(started.map_err(|error| StartError::KeyVault(Box::new(error)))?)
+            }
+        };
+
         let cannot_listen = |source| StartError::Listen {
             address: config.listen,
             source,
@@ -127,6 +136,11 @@ impl Master {
             poll_timeout: config.limits.poll_timeout,
             leaving: leaving.clone(),
         }));
+        // What is no route of the master's is the KeyVault's, and so are its limits.
+        let router = match &keyvault {
+            Some(vault) => router.fallback_service(keyvault::api::router(vault.clone())),
+            None => router,
+        };
         Ok(Self {
             listener,
             address,
@@ -138,6 +152,7 @@ impl Master {
             drain_timeout: config.drain_timeout,
             leaving,
             audit_file: config.audit_file,
+            keyvault,
             certificate_watch: Abort(certificates.watch(&config.certificate, &tls_key)),
         })
     }
@@ -156,6 +171,10 @@ impl Master {
         let _audit_file = self
             .audit_file
             .map(|file| Abort(tokio::spawn(self.registry.copy_audit_to(file))));
+        let _upkeep = self
+            .keyvault
+            .clone()
+            .map(|vault| Abort(tokio::spawn(vault.keep_up())));
         let keeping = async move {
             let mut tick = tokio::time::interval(self.heartbeat_interval);
             tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -167,14 +186,17 @@ impl Master {
         // Connections end with this future, also when it is dropped.
         let _ended = leaving.clone().drop_guard();
         tracing::info!(address = %self.address, "master serves");
-        let serve = server::serve(
-            self.listener,
-            self.tls,
-            self.router,
-            self.limits,
-            leaving.clone(),
-            self.drain_timeout,
-        );
+        let service = server::Service {
+            tls: self.tls,
+            router: self.router,
+            limits: self.limits,
+            needs_exporter: true,
+            metrics: server::Names {
+                connections: metrics::CONNECTIONS,
+                handshakes_failed: metrics::HANDSHAKES_FAILED,
+            },
+        };
+        let serve = server::serve(self.listener, service, leaving.clone(), self.drain_timeout);
         let leave = async {
             shutdown.cancelled().await;
             leaving.cancel();
@@ -184,6 +206,9 @@ impl Master {
             () = serve => (),
             () = keeping => (),
             () = leave => (),
+        }
+        if let Some(vault) = self.keyvault {
+            vault.close().await;
         }
         self.registry.close().await;
         tracing::info!("master stopped");

@@ -19,6 +19,12 @@ pub(crate) const AUDIT_UNWRITTEN: &str = "wavry_master_audit_unwritten_total";
 
 pub(crate) const AUDIT_FILE_FAILURES: &str = "wavry_master_audit_file_failures_total";
 
+pub(crate) const KEYVAULT_REQUESTS: &str = "wavry_keyvault_requests_total";
+pub(crate) const KEYVAULT_REQUEST_SECONDS: &str = "wavry_keyvault_request_seconds";
+pub(crate) const KEYVAULT_CONNECTIONS: &str = "wavry_keyvault_connections";
+pub(crate) const KEYVAULT_HANDSHAKES_FAILED: &str = "wavry_keyvault_handshakes_failed_total";
+pub(crate) const KEYVAULT_UNSEALED: &str = "wavry_keyvault_unsealed";
+pub(crate) const KEYVAULT_UNWRAPS: &str = "wavry_keyvault_unwraps_total";
 pub(crate) const KEYVAULT_GROUP_CHANGES: &str = "wavry_keyvault_group_changes";
 pub(crate) const KEYVAULT_CHANGES_REFUSED: &str = "wavry_keyvault_changes_refused_total";
 pub(crate) const KEYVAULT_COMMIT_FAILURES: &str = "wavry_keyvault_commit_failures_total";
@@ -75,6 +81,23 @@ pub fn describe() {
         Unit::Count,
         "Attempts to copy the audit log to its file that failed"
     );
+    describe_gauge!(CONNECTIONS, Unit::Count, "Open TLS connections");
+    describe_counter!(
+        HANDSHAKES_FAILED,
+        Unit::Count,
+        "Connections that ended before a request could be read, by reason: timeout, tls, version"
+    );
+    describe_gauge!(ROSTER_EPOCH, Unit::Count, "Epoch of the roster served");
+    describe_gauge!(
+        NODES,
+        Unit::Count,
+        "Registered nodes, by role and by how they do: present, draining, suspect, gone"
+    );
+    describe_keyvault();
+}
+
+/// Describes the metrics of a KeyVault.
+pub fn describe_keyvault() {
     describe_histogram!(
         KEYVAULT_GROUP_CHANGES,
         Unit::Count,
@@ -111,16 +134,34 @@ pub fn describe() {
         Unit::Count,
         "Lines written to the KeyVault's audit log"
     );
-    describe_gauge!(CONNECTIONS, Unit::Count, "Open TLS connections");
     describe_counter!(
-        HANDSHAKES_FAILED,
+        KEYVAULT_REQUESTS,
         Unit::Count,
-        "Connections that ended before a request could be read, by reason: timeout, tls, version"
+        "Requests answered by the KeyVault, by outcome: done, or the word of the refusal"
     );
-    describe_gauge!(ROSTER_EPOCH, Unit::Count, "Epoch of the roster served");
+    describe_histogram!(
+        KEYVAULT_REQUEST_SECONDS,
+        Unit::Seconds,
+        "From the head of a request to the KeyVault to its answer, audit line included"
+    );
     describe_gauge!(
-        NODES,
+        KEYVAULT_CONNECTIONS,
         Unit::Count,
-        "Registered nodes, by role and by how they do: present, draining, suspect, gone"
+        "Open TLS connections of a KeyVault that runs alone"
+    );
+    describe_counter!(
+        KEYVAULT_HANDSHAKES_FAILED,
+        Unit::Count,
+        "Connections to a KeyVault that runs alone that ended before a request could be read, by reason: timeout, tls"
+    );
+    describe_gauge!(
+        KEYVAULT_UNSEALED,
+        Unit::Count,
+        "1 while the KeyVault is unsealed, else 0"
+    );
+    describe_counter!(
+        KEYVAULT_UNWRAPS,
+        Unit::Count,
+        "Wrapping tokens brought, by outcome: done, used (an alarm: somebody else has what was in it), unknown"
     );
 }

@@ -1,4 +1,4 @@
-//! The listener: TCP, TLS 1.3, HTTP/1.1, each with its deadline.
+//! The listener: TCP, TLS, HTTP/1.1, each with its deadline.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -16,23 +16,39 @@ use tower::ServiceExt as _;
 use tracing::Instrument as _;
 use wavry_proto::control::{EXPORTER_LABEL, EXPORTER_LEN};
 
-use crate::{channel::Channel, config::Limits, metrics as names};
+use crate::{channel::Channel, config::Limits};
 
 /// Longest head of a request, in bytes: twice the longest token.
 const MAX_HEAD: usize = 16 * 1024;
 
+/// How a role serves.
+#[derive(Clone)]
+pub(crate) struct Service {
+    pub(crate) tls: TlsAcceptor,
+    pub(crate) router: Router,
+    pub(crate) limits: Limits,
+    /// Whether requests are bound to their connection, which TLS 1.2 cannot do.
+    pub(crate) needs_exporter: bool,
+    pub(crate) metrics: Names,
+}
+
+/// What its connections are counted as.
+#[derive(Clone, Copy)]
+pub(crate) struct Names {
+    pub(crate) connections: &'static str,
+    pub(crate) handshakes_failed: &'static str,
+}
+
 /// Serves connections until `leaving`, then waits for the requests under way.
 pub(crate) async fn serve(
     listener: TcpListener,
-    tls: TlsAcceptor,
-    router: Router,
-    limits: Limits,
+    service: Service,
     leaving: CancellationToken,
     drain_timeout: Duration,
 ) {
     let connections = TaskTracker::new();
-    // Bounds connections, and with them nonces and bodies: limits.max_connections × 64 KiB.
-    let places = Arc::new(Semaphore::new(limits.max_connections));
+    // Bounds connections, and with them nonces and bodies: limits.max_connections × the longest body.
+    let places = Arc::new(Semaphore::new(service.limits.max_connections));
     // Cancelled at the end of this function, whichever way it ends.
     let cut = CancellationToken::new();
     let _cut = cut.clone().drop_guard();
@@ -51,18 +67,18 @@ pub(crate) async fn serve(
             }
         };
         let span = tracing::info_span!("connection", %peer);
-        let (tls, router, limits) = (tls.clone(), router.clone(), limits.clone());
+        let (service, names) = (service.clone(), service.metrics);
         let (leaving, cut) = (leaving.clone(), cut.clone());
         connections.spawn(
             async move {
                 let _place = place;
-                metrics::gauge!(names::CONNECTIONS).increment(1.0);
-                let served = connection(stream, peer, tls, router, limits, leaving);
+                metrics::gauge!(names.connections).increment(1.0);
+                let served = connection(stream, peer, service, leaving);
                 if let Some(Err(reason)) = cut.run_until_cancelled(served).await {
-                    metrics::counter!(names::HANDSHAKES_FAILED, "reason" => reason).increment(1);
+                    metrics::counter!(names.handshakes_failed, "reason" => reason).increment(1);
                     tracing::debug!(reason, "handshake failed");
                 }
-                metrics::gauge!(names::CONNECTIONS).decrement(1.0);
+                metrics::gauge!(names.connections).decrement(1.0);
             }
             .instrument(span),
         );
@@ -94,11 +110,16 @@ async fn accept(
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
-    tls: TlsAcceptor,
-    router: Router,
-    limits: Limits,
+    service: Service,
     leaving: CancellationToken,
 ) -> Result<(), &'static str> {
+    let Service {
+        tls,
+        router,
+        limits,
+        needs_exporter,
+        ..
+    } = service;
     // Answers are small and waited for.
     let _ = stream.set_nodelay(true);
     let handshake = timeout(limits.handshake_timeout, tls.accept(stream));
@@ -108,13 +129,16 @@ async fn connection(
     let stream = handshake.map_err(|_| "timeout")?.map_err(|_| "tls")?;
     let session = stream.get_ref().1;
     // Below 1.3 an exporter is not unique to its connection (RFC 9266, section 1).
-    if session.protocol_version() != Some(rustls::ProtocolVersion::TLSv1_3) {
+    if needs_exporter && session.protocol_version() != Some(rustls::ProtocolVersion::TLSv1_3) {
         return Err("version");
     }
     let exporter = session
         .export_keying_material([0; EXPORTER_LEN], EXPORTER_LABEL, None)
         .map_err(|_| "tls")?;
-    let channel = Arc::new(Channel::new(exporter, peer));
+    let certificates = session.peer_certificates().unwrap_or_default();
+    let certificates = certificates.iter().map(|der| der.clone().into_owned());
+    let channel = Channel::new(exporter, peer).with_peer_certificates(certificates.collect());
+    let channel = Arc::new(channel);
 
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(channel.clone());

@@ -257,11 +257,11 @@ async fn unsealed(directory: &Path) -> KeyVault {
 
 async fn open(directory: &Path) -> KeyVault {
     let config = Config {
-        store: Location::Sqlite(directory.join("keyvault.db")),
         guard: Guard {
             counter: Some(directory.join("counter")),
             accept_rollback: false,
         },
+        ..Config::at(Location::Sqlite(directory.join("keyvault.db")))
     };
     let key = source::read_file(&directory.join("audit")).expect("the key is there");
     let cluster = "test".parse().expect("a name");

@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use metrics::{counter, gauge};
 use rustls::{
     crypto::aws_lc_rs,
-    server::{ClientHello, ResolvesServerCert},
+    server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier},
     sign::CertifiedKey,
 };
 use tokio::task::JoinHandle;
@@ -69,6 +69,29 @@ impl Store {
             .expect("aws-lc-rs has the cipher suites of TLS 1.2 and 1.3")
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(Resolver(self.current.clone())))
+    }
+
+    /// TLS for a server whose clients show certificates that the authorities in a PEM file vouch for;
+    /// if `required`, each must.
+    pub fn mutual_config(
+        &self,
+        authorities: &Path,
+        required: bool,
+    ) -> Result<rustls::ServerConfig, Error> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let roots = Arc::new(super::trust::authorities(authorities)?);
+        let mut verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
+        if !required {
+            verifier = verifier.allow_unauthenticated();
+        }
+        let verifier = verifier
+            .build()
+            .map_err(|_| Error::malformed(authorities, "holds no authorities"))?;
+        Ok(rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("aws-lc-rs has the cipher suites of TLS 1.2 and 1.3")
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(Arc::new(Resolver(self.current.clone()))))
     }
 
     /// The earliest expiry of what is loaded.

@@ -49,7 +49,7 @@ pub fn client_config(trust: &Trust) -> Result<rustls::ClientConfig, Error> {
     Ok(builder.with_no_client_auth())
 }
 
-fn authorities(file: &Path) -> Result<RootCertStore, Error> {
+pub(super) fn authorities(file: &Path) -> Result<RootCertStore, Error> {
     let mut roots = RootCertStore::empty();
     for certificate in read_certificates(file)? {
         roots

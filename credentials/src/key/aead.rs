@@ -56,6 +56,11 @@ impl Key {
         Self(bytes)
     }
 
+    #[expect(clippy::disallowed_methods, reason = "a key is used here")]
+    pub(super) fn bytes(&self) -> &[u8; KEY_LEN] {
+        self.0.expose()
+    }
+
     /// Reads PASERK `k4.local`, 64 hexadecimal digits or base64; white space around it is ignored. A
     /// key of zeros is none.
     #[expect(clippy::disallowed_methods, reason = "a key is read here")]
@@ -235,11 +240,6 @@ mod tests {
     }
 
     impl Key {
-        #[expect(clippy::disallowed_methods, reason = "a test looks")]
-        fn bytes(&self) -> &[u8; KEY_LEN] {
-            self.0.expose()
-        }
-
         #[expect(clippy::disallowed_methods, reason = "a test looks")]
         fn to_paserk_for_test(&self) -> Vec<u8> {
             self.to_paserk().expose().to_vec()

@@ -323,6 +323,12 @@ impl Barrier {
         self.shared.unseal(master_key).await
     }
 
+    /// Whether a key opens the keyring.
+    pub(super) async fn is_master_key(&self, key: aead::Key) -> Result<bool, Error> {
+        let (head, terms) = self.shared.store.keyring().await?.ok_or(Error::Sealed)?;
+        Ok(Keyring::open(&head, &terms, Arc::new(key)).is_ok())
+    }
+
     pub(super) fn seal(&self) {
         self.shared.seal();
     }

@@ -22,7 +22,7 @@ pub enum Location {
     Postgres(Server),
 }
 
-pub use postgres::Server;
+pub use postgres::{Server, UnusableUrl};
 
 /// Why the store could not be read or written.
 #[derive(Debug, thiserror::Error)]

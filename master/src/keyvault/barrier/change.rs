@@ -50,6 +50,11 @@ impl Change {
         self.events.push(event);
     }
 
+    /// Whether there is nothing to be written or put on record.
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty() && self.events.is_empty() && self.unwritable.is_none()
+    }
+
     /// Does what `other` does too. Where both write, `other` does.
     pub fn merge(&mut self, other: Self) {
         self.expected.extend(other.expected);

@@ -58,8 +58,8 @@ impl World {
             accept_rollback,
         };
         let config = Config {
-            store: self.location.clone(),
             guard,
+            ..Config::at(self.location.clone())
         };
         KeyVault::open(&config, self.audit.clone()).await
     }

@@ -1,0 +1,301 @@
+//! What a KeyVault is told: [`Raw`] as it is written, [`Standalone`] and [`Vault`] as it was checked.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use wavry_proto::{
+    config::{Invalid, at_least_one, required},
+    id::ClusterName,
+};
+
+use super::{barrier::Guard, store::Location, token};
+
+/// Configuration as it is written, in table `keyvault`. Every key may be left out; those without a
+/// default are missed by [`Standalone::try_from`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Raw {
+    /// TCP address of the HTTPS listener.
+    pub listen: SocketAddr,
+    /// Name of the cluster, which the audit log's seals name.
+    pub cluster: String,
+    /// PEM file with the certificate chain; its key is secret `tls_key`.
+    pub certificate: Option<PathBuf>,
+    /// PEM file of the authorities that vouch for clients; without it clients show no certificates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_ca: Option<PathBuf>,
+    /// Whether a client without a certificate is refused. Only with `client_ca`.
+    pub require_client_certificate: bool,
+    /// How long requests may go on once the KeyVault was told to leave.
+    #[serde(with = "wavry_proto::duration")]
+    pub drain_timeout: Duration,
+    /// Most connections at once.
+    pub max_connections: usize,
+    /// As in [`RawVault`].
+    pub database: Option<String>,
+    /// As in [`RawVault`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counter: Option<PathBuf>,
+    /// As in [`RawVault`].
+    pub seal: Seal,
+    /// As in [`RawVault`].
+    #[serde(with = "wavry_proto::duration")]
+    pub default_ttl: Duration,
+    /// As in [`RawVault`].
+    #[serde(with = "wavry_proto::duration")]
+    pub max_ttl: Duration,
+    /// As in [`RawVault`].
+    pub accept_rollback: bool,
+}
+
+/// The part that a KeyVault has wherever it runs: also table `master.keyvault`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawVault {
+    /// SQLite file, made when there is none, or `postgres://USER@HOST/DATABASE`.
+    pub database: Option<String>,
+    /// File that tells how far the store has come, best on another disk. Unless given, it is beside an
+    /// SQLite file; a PostgreSQL server has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counter: Option<PathBuf>,
+    /// Where the master key comes from: `shares` that people bring (Shamir), or secret
+    /// `keyvault_key`.
+    pub seal: Seal,
+    /// How long tokens last where nobody says otherwise.
+    #[serde(with = "wavry_proto::duration")]
+    pub default_ttl: Duration,
+    /// How long they last at most, however often they are renewed.
+    #[serde(with = "wavry_proto::duration")]
+    pub max_ttl: Duration,
+    /// Takes a store for current that is older than one seen before: for one start, as a flag.
+    pub accept_rollback: bool,
+}
+
+/// Where the master key comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Seal {
+    /// From shares that people bring after each start.
+    #[default]
+    Shares,
+    /// From secret `keyvault_key`.
+    Key,
+}
+
+impl Default for Raw {
+    fn default() -> Self {
+        let vault = RawVault::default();
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8200)),
+            cluster: "wavry".to_owned(),
+            certificate: None,
+            client_ca: None,
+            require_client_certificate: true,
+            drain_timeout: Duration::from_secs(5),
+            max_connections: 4096,
+            database: vault.database,
+            counter: vault.counter,
+            seal: vault.seal,
+            default_ttl: vault.default_ttl,
+            max_ttl: vault.max_ttl,
+            accept_rollback: vault.accept_rollback,
+        }
+    }
+}
+
+impl Default for RawVault {
+    fn default() -> Self {
+        let limits = token::Limits::default();
+        Self {
+            database: None,
+            counter: None,
+            seal: Seal::default(),
+            default_ttl: Duration::from_secs(limits.default_ttl),
+            max_ttl: Duration::from_secs(limits.max_ttl),
+            accept_rollback: false,
+        }
+    }
+}
+
+/// Configuration of a KeyVault that runs alone.
+#[derive(Debug, Clone)]
+pub struct Standalone {
+    /// TCP address of the HTTPS listener.
+    pub listen: SocketAddr,
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// PEM file with the certificate chain.
+    pub certificate: PathBuf,
+    /// Who vouches for clients, and whether one must.
+    pub clients: Option<Clients>,
+    /// How long requests may go on once the KeyVault was told to leave.
+    pub drain_timeout: Duration,
+    /// What a client can make it hold.
+    pub limits: crate::config::Limits,
+    /// What it keeps, and how.
+    pub vault: Vault,
+}
+
+/// Who vouches for clients.
+#[derive(Debug, Clone)]
+pub struct Clients {
+    /// PEM file of the authorities.
+    pub authorities: PathBuf,
+    /// Whether a client without a certificate is refused.
+    pub required: bool,
+}
+
+/// What a KeyVault keeps, and how.
+#[derive(Debug, Clone)]
+pub struct Vault {
+    /// Where.
+    pub store: Location,
+    /// Where the master key comes from.
+    pub seal: Seal,
+    /// How long tokens last.
+    pub tokens: token::Limits,
+    /// How a rollback of the store is noticed.
+    pub guard: Guard,
+}
+
+impl Vault {
+    /// In this store, with everything else as it is by default.
+    pub fn at(store: Location) -> Self {
+        Self {
+            store,
+            seal: Seal::default(),
+            tokens: token::Limits::default(),
+            guard: Guard::default(),
+        }
+    }
+}
+
+impl TryFrom<Raw> for Standalone {
+    type Error = Invalid;
+
+    fn try_from(raw: Raw) -> Result<Self, Invalid> {
+        let cluster = raw
+            .cluster
+            .parse()
+            .map_err(|e: wavry_proto::id::InvalidId| Invalid::new("cluster", e.to_string()))?;
+        at_least_one("max_connections", raw.max_connections as u64)?;
+        let clients = raw.client_ca.map(|authorities| Clients {
+            authorities,
+            required: raw.require_client_certificate,
+        });
+        Ok(Self {
+            listen: raw.listen,
+            cluster,
+            certificate: required("certificate", raw.certificate)?,
+            clients,
+            drain_timeout: raw.drain_timeout,
+            limits: crate::config::Limits {
+                max_connections: raw.max_connections,
+                ..crate::config::Limits::default()
+            },
+            vault: Vault::try_from(RawVault {
+                database: raw.database,
+                counter: raw.counter,
+                seal: raw.seal,
+                default_ttl: raw.default_ttl,
+                max_ttl: raw.max_ttl,
+                accept_rollback: raw.accept_rollback,
+            })?,
+        })
+    }
+}
+
+/// Tokens end so soon at the earliest: renewing them is a load otherwise.
+const MIN_TTL: Duration = Duration::from_secs(10);
+
+impl TryFrom<RawVault> for Vault {
+    type Error = Invalid;
+
+    fn try_from(raw: RawVault) -> Result<Self, Invalid> {
+        let database = required("database", raw.database)?;
+        let store = match database.contains("://") {
+            true => {
+                let server = database.parse();
+                Location::Postgres(server.map_err(|e: super::store::UnusableUrl| {
+                    Invalid::new("database", e.to_string())
+                })?)
+            }
+            false => Location::Sqlite(database.into()),
+        };
+        let counter = raw.counter.or_else(|| match &store {
+            Location::Sqlite(file) => {
+                let mut name = file.clone().into_os_string();
+                name.push(".counter");
+                Some(name.into())
+            }
+            Location::Postgres(_) => None,
+        });
+        if raw.default_ttl < MIN_TTL {
+            return Err(Invalid::new("default_ttl", "must be at least 10s"));
+        }
+        if raw.max_ttl < raw.default_ttl {
+            return Err(Invalid::new("max_ttl", "must not be less than default_ttl"));
+        }
+        Ok(Self {
+            store,
+            seal: raw.seal,
+            tokens: token::Limits {
+                default_ttl: raw.default_ttl.as_secs(),
+                max_ttl: raw.max_ttl.as_secs(),
+            },
+            guard: Guard {
+                counter,
+                accept_rollback: raw.accept_rollback,
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn complete() -> Raw {
+        Raw {
+            certificate: Some("keyvault.crt".into()),
+            database: Some("keyvault.sqlite".into()),
+            ..Raw::default()
+        }
+    }
+
+    fn refused(change: impl FnOnce(&mut Raw)) -> String {
+        let mut raw = complete();
+        change(&mut raw);
+        Standalone::try_from(raw).unwrap_err().key
+    }
+
+    #[test]
+    fn what_is_needed_and_missing_or_senseless_is_named() {
+        assert!(Standalone::try_from(complete()).is_ok());
+        assert_eq!(refused(|raw| raw.certificate = None), "certificate");
+        assert_eq!(refused(|raw| raw.database = None), "database");
+        let ttl = Duration::from_secs(5);
+        assert_eq!(refused(|raw| raw.default_ttl = ttl), "default_ttl");
+        assert_eq!(refused(|raw| raw.max_ttl = ttl), "max_ttl");
+    }
+
+    #[test]
+    fn a_database_is_a_file_or_a_server_and_its_url_holds_no_password() {
+        let with = |database: &str| {
+            let mut raw = complete();
+            raw.database = Some(database.to_owned());
+            Standalone::try_from(raw).map(|config| config.vault.store)
+        };
+        assert!(matches!(with("kv.sqlite"), Ok(Location::Sqlite(_))));
+        let server = with("postgres://wavry@localhost/keyvault");
+        assert!(matches!(server, Ok(Location::Postgres(_))));
+        for url in [
+            "postgres://wavry:s3cret@localhost/keyvault",
+            "mysql://localhost/keyvault",
+        ] {
+            let refused = with(url).unwrap_err();
+            assert_eq!(refused.key, "database");
+            assert!(!refused.problem.contains("s3cret"));
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! A KeyVault that runs alone: its listener, and its life.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use wavry_credentials::{audit, cert, source};
+
+use super::{
+    KeyVault, api, barrier,
+    config::{self, Seal, Vault},
+    store,
+};
+use crate::{
+    Abort, metrics as names,
+    server::{self, Names, Service},
+};
+
+/// A KeyVault that is bound and ready to serve, sealed or not.
+pub struct Standalone {
+    listener: TcpListener,
+    address: SocketAddr,
+    service: Service,
+    vault: KeyVault,
+    drain_timeout: std::time::Duration,
+    leaving: CancellationToken,
+    certificate_watch: Abort,
+}
+
+/// Why a KeyVault does not start. Nothing is bound when it is about a secret, a certificate or the
+/// store.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A secret is missing or must not be used; the error names variable and path.
+    #[error(transparent)]
+    Secret(#[from] source::Error),
+    /// The secret `audit_key` is not a key.
+    #[error("secret audit_key is not a PASERK k4.secret key")]
+    AuditKey,
+    /// The secret `keyvault_key` is not a key.
+    #[error("secret keyvault_key")]
+    MasterKey(#[source] wavry_credentials::key::aead::MalformedKey),
+    /// The certificate cannot be served.
+    #[error(transparent)]
+    Certificate(#[from] cert::Error),
+    /// The authorities of clients cannot be used.
+    #[error("{path} (keyvault.client_ca)", path = .file.display())]
+    ClientAuthorities {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        source: cert::Error,
+    },
+    /// The store cannot be used.
+    #[error("cannot use the KeyVault's store")]
+    Store(#[from] store::Error),
+    /// The store cannot be opened with this master key, or is not what was written.
+    #[error("cannot unseal the KeyVault")]
+    Unseal(#[from] barrier::Error),
+    /// The address is taken, or not of this host.
+    #[error("cannot listen on {address} (keyvault.listen)")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+}
+
+impl Standalone {
+    /// Reads secrets and certificate, opens the store, and binds. Clients that connect from now on
+    /// are served as soon as [`Standalone::run`] is.
+    pub async fn start(config: config::Standalone) -> Result<Self, StartError> {
+        let audit_key = source::read("audit_key")?;
+        let audit_key = audit::Key::from_paserk(&audit_key, config.cluster)
+            .map_err(|_| StartError::AuditKey)?;
+        let tls_key = source::locate("tls_key")?;
+        let certificates = cert::Store::new();
+        certificates.load(&config.certificate, &tls_key)?;
+        let mut tls = match &config.clients {
+            None => certificates.server_config(),
+            Some(clients) => {
+                let unusable = |source| StartError::ClientAuthorities {
+                    file: clients.authorities.clone(),
+                    source,
+                };
+                certificates
+                    .mutual_config(&clients.authorities, clients.required)
+                    .map_err(unusable)?
+            }
+        };
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let vault = KeyVault::start(&config.vault, Arc::new(audit_key)).await?;
+
+        let cannot_listen = |source| StartError::Listen {
+            address: config.listen,
+            source,
+        };
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .map_err(cannot_listen)?;
+        let address = listener.local_addr().map_err(cannot_listen)?;
+        Ok(Self {
+            listener,
+            address,
+            service: Service {
+                tls: TlsAcceptor::from(Arc::new(tls)),
+                router: api::router(vault.clone()),
+                limits: config.limits,
+                needs_exporter: false,
+                metrics: Names {
+                    connections: names::KEYVAULT_CONNECTIONS,
+                    handshakes_failed: names::KEYVAULT_HANDSHAKES_FAILED,
+                },
+            },
+            vault,
+            drain_timeout: config.drain_timeout,
+            leaving: CancellationToken::new(),
+            certificate_watch: Abort(certificates.watch(&config.certificate, &tls_key)),
+        })
+    }
+
+    /// The address clients connect to.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown`, then waits for requests under way within the drain timeout, seals,
+    /// and closes the store. It never stops by itself.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let leaving = self.leaving;
+        let _certificate_watch = self.certificate_watch;
+        let _ended = leaving.clone().drop_guard();
+        let _upkeep = Abort(tokio::spawn(self.vault.clone().keep_up()));
+        tracing::info!(address = %self.address, "KeyVault serves");
+        let serve = server::serve(
+            self.listener,
+            self.service,
+            leaving.clone(),
+            self.drain_timeout,
+        );
+        let leave = async {
+            shutdown.cancelled().await;
+            leaving.cancel();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = serve => (),
+            () = leave => (),
+        }
+        self.vault.close().await;
+        tracing::info!("KeyVault stopped");
+    }
+}
+
+impl KeyVault {
+    /// Opens the store, and unseals it if the master key is a secret that is there; one that was
+    /// never initialised waits for that.
+    pub async fn start(config: &Vault, audit: Arc<audit::Key>) -> Result<Self, StartError> {
+        let vault = Self::open(config, audit).await?;
+        if config.seal == Seal::Key {
+            let key = source::read("keyvault_key")?;
+            let key =
+                wavry_credentials::key::aead::Key::read(&key).map_err(StartError::MasterKey)?;
+            vault.use_key(key).await?;
+        }
+        Ok(vault)
+    }
+}

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Sends schemathesis' requests, made from the KeyVault's own OpenAPI document, to a KeyVault: none may be
+# answered with a status of 500 or above.
+#
+#   ./scripts/test-openapi.sh           some 25 requests for each operation and phase
+#   ./scripts/test-openapi.sh 200       so many
+#
+# Wants python3 with venv, curl and openssl, and a built `wavry` (WAVRY, else target/debug/wavry).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+: "${CARGO_TARGET_DIR:=$PWD/target}"
+: "${WAVRY:=$CARGO_TARGET_DIR/debug/wavry}"
+examples="${1:-25}"
+peers="$CARGO_TARGET_DIR/peers"
+list="$PWD/scripts/peers/schemathesis.txt"
+
+mkdir -p "$peers"
+if ! cmp -s "$list" "$peers/schemathesis.txt"; then
+  rm -rf "$peers/schemathesis"
+  python3 -m venv "$peers/schemathesis"
+  "$peers/schemathesis/bin/pip" install --quiet --disable-pip-version-check -r "$list"
+  cp "$list" "$peers/schemathesis.txt"
+fi
+
+state="$(mktemp -d)"
+chmod 700 "$state"
+vault=
+# shellcheck disable=SC2317  # the trap calls it
+stop() {
+  if [ -n "$vault" ]; then kill "$vault" 2>/dev/null || true; wait "$vault" 2>/dev/null || true; fi
+  rm -rf "$state"
+}
+trap stop EXIT
+
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost \
+  -addext subjectAltName=DNS:localhost -keyout "$state/tls.key" -out "$state/tls.crt" 2>/dev/null
+chmod 600 "$state/tls.key"
+"$WAVRY" key generate --out "$state/audit.key" >/dev/null
+openssl rand -hex 32 >"$state/keyvault.key"
+chmod 600 "$state/keyvault.key"
+printf '[keyvault]\nlisten = "127.0.0.1:0"\nseal = "key"\n[ops]\nlisten = "127.0.0.1:0"\n' >"$state/keyvault.toml"
+WAVRY_TLS_KEY_FILE="$state/tls.key" WAVRY_AUDIT_KEY_FILE="$state/audit.key" \
+  WAVRY_KEYVAULT_KEY_FILE="$state/keyvault.key" "$WAVRY" keyvault --config "$state/keyvault.toml" \
+  --database "$state/keyvault.sqlite" --certificate "$state/tls.crt" --ready-file "$state/ready.json" \
+  2>"$state/log" &
+vault=$!
+for _ in $(seq 300); do
+  [ -s "$state/ready.json" ] && break
+  kill -0 "$vault" || { cat "$state/log" >&2; exit 1; }
+  sleep 0.1
+done
+port="$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["address"].rpartition(":")[2])' "$state/ready.json")"
+url="https://localhost:$port"
+ask() { curl --silent --show-error --fail --cacert "$state/tls.crt" "$@"; }
+token="$(ask -X PUT "$url/v1/sys/init" | python3 -c 'import json, sys; print(json.load(sys.stdin)["root_token"])')"
+ask -H "X-Vault-Token: $token" "$url/v1/sys/mounts/transit" -d '{"type":"transit"}'
+for method in approle kubernetes cert bootstrap; do
+  ask -H "X-Vault-Token: $token" "$url/v1/sys/auth/$method" -d "{\"type\":\"$method\"}"
+done
+
+# What the token's end would end, or the mounts', is left out: everything after it would be 403 or 404.
+status=0
+"$peers/schemathesis/bin/schemathesis" run "$url/openapi.json" --tls-verify "$state/tls.crt" \
+  --header "X-Vault-Token: $token" --checks not_a_server_error --max-examples "$examples" \
+  --exclude-path /v1/auth/token/revoke-self --exclude-path "/v1/sys/auth/{path}" \
+  --exclude-path "/v1/sys/mounts/{path}" --exclude-path /v1/sys/remount \
+  --phases examples,coverage,fuzzing --seed 1 --no-color || status=$?
+if [ "$status" != 0 ]; then tail -20 "$state/log" >&2; fi
+exit "$status"
