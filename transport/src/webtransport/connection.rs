@@ -30,7 +30,7 @@ use super::{
     stream::varint,
 };
 use crate::{
-    datagram::{Meter, Receiver},
+    datagram::{Inbox, Meter, Recipients},
     metrics::{CONNECTIONS, SESSIONS},
     session::Closed,
 };
@@ -60,6 +60,7 @@ pub(super) struct Connection {
     pub(super) quic: quinn::Connection,
     pub(super) limits: Limits,
     pub(super) meter: Meter,
+    pub(super) datagrams: Inbox<quinn::Connection>,
     side: Side,
     /// What was agreed with the peer, once its settings came.
     agreed: OnceLock<Result<Agreement, Unmet>>,
@@ -137,15 +138,12 @@ pub(super) enum Refused {
 }
 
 impl Connection {
-    /// Serves `quic` until it is closed. `intake` takes what clients ask for, `drain` turns true
-    /// when no more of it is wanted; both are for servers.
-    pub(super) fn start(
+    /// A connection over `quic`, for somebody to [serve](Self::serve).
+    pub(super) fn new(
         quic: quinn::Connection,
         side: Side,
         limits: Limits,
         meter: Meter,
-        intake: Option<Arc<Intake>>,
-        drain: watch::Receiver<bool>,
     ) -> Arc<Self> {
         let table = Table {
             sessions: HashMap::new(),
@@ -162,7 +160,8 @@ impl Connection {
             window: SHARE,
             close_at: Some(Instant::now() + limits.header_timeout),
         };
-        let this = Arc::new(Self {
+        Arc::new(Self {
+            datagrams: Inbox::new(quic.clone(), meter.clone()),
             meter,
             quic,
             limits,
@@ -174,15 +173,22 @@ impl Connection {
             added: Notify::new(),
             waiting: Semaphore::new(WAITING_STREAMS),
             changed: Notify::new(),
-        });
+        })
+    }
+
+    /// Serves it until it is closed. `intake` takes what clients ask for, `drain` turns true when no
+    /// more of it is wanted; both are for servers.
+    pub(super) fn serve(
+        self: Arc<Self>,
+        intake: Option<Arc<Intake>>,
+        drain: watch::Receiver<bool>,
+    ) -> impl Future<Output = ()> {
         let span = tracing::debug_span!(
             "connection",
-            id = this.quic.stable_id(),
-            remote = %this.quic.remote_address()
+            id = self.quic.stable_id(),
+            remote = %self.quic.remote_address()
         );
-        let serve = this.clone().serve(intake, drain);
-        tokio::spawn(serve.instrument(span));
-        this
+        self.run(intake, drain).instrument(span)
     }
 
     /// What was agreed with the peer; waits for its settings. `None` when the connection is lost
@@ -241,6 +247,7 @@ impl Connection {
             *session != id
         });
         drop(table);
+        self.datagrams.came();
         // The peer may be waiting for what was granted to the others.
         self.grant(Kind::Bidi);
         self.grant(Kind::Uni);
@@ -290,6 +297,7 @@ impl Connection {
             self.changed.notify_waiters();
         }
         drop(table);
+        self.datagrams.went();
         self.share();
     }
 
@@ -329,17 +337,22 @@ impl Connection {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn serve(self: Arc<Self>, intake: Option<Arc<Intake>>, drain: watch::Receiver<bool>) {
+    async fn run(self: Arc<Self>, intake: Option<Arc<Intake>>, drain: watch::Receiver<bool>) {
         self.gauge(CONNECTIONS).increment(1.0);
         // Apart from the rest, which would be looked at with every datagram. Ends with the connection.
-        tokio::spawn(self.clone().read_datagrams().in_current_span());
+        let this = self.clone();
+        let attend = async move { this.datagrams.attend(&*this).await };
+        tokio::spawn(attend.in_current_span());
         let error = tokio::select! {
             error = self.quic.closed() => error,
             error = async {
                 tokio::join!(
+                    // In this order what came together is read at one go: the peer's settings, then
+                    // the request that must not be answered without them.
+                    biased;
                     self.run_control(drain),
-                    self.read_critical(),
                     self.accept_uni(),
+                    self.read_critical(),
                     self.accept_bi(intake),
                     self.close_when_unused(),
                     self.keep_fair(),
@@ -397,33 +410,38 @@ impl Connection {
             }
         }
     }
+}
 
-    async fn read_datagrams(self: Arc<Self>) {
-        let mut receiver = Receiver::new(self.quic.clone(), self.meter.clone());
-        while let Ok(datagram) = receiver.recv().await {
-            let Some((id, payload)) = wt_stream::parse_datagram(datagram) else {
-                self.meter.malformed();
-                self.violation(code::DATAGRAM_ERROR, &"malformed datagram");
-                continue;
-            };
-            let mut table = self.lock();
-            if let Some(shared) = table.sessions.get(&id) {
-                shared.datagrams.push(payload);
-            } else if table.gone.contains(&id) {
-                self.meter.unknown_session();
-            } else if self.side == Side::Server && !table.bidi.reaches(id / 4) {
-                drop(table);
-                self.meter.malformed();
-                // RFC 9297, section 2.1.
-                self.violation(code::ID_ERROR, &"datagram of a stream that was not granted");
-            } else {
-                if table.datagrams.len() == WAITING_DATAGRAMS {
-                    table.datagrams.pop_front();
-                    self.meter.unknown_session();
-                }
-                table.datagrams.push_back((id, payload));
-            }
+impl Recipients for Connection {
+    type Id = u64;
+
+    fn sort(&self, datagram: Bytes, own: Option<u64>) -> Option<Bytes> {
+        let Some((id, payload)) = wt_stream::parse_datagram(datagram) else {
+            self.meter.malformed();
+            self.violation(code::DATAGRAM_ERROR, &"malformed datagram");
+            return None;
+        };
+        if own == Some(id) {
+            return Some(payload);
         }
+        let mut table = self.lock();
+        if let Some(shared) = table.sessions.get(&id) {
+            shared.datagrams.push(payload);
+        } else if table.gone.contains(&id) {
+            self.meter.unknown_session();
+        } else if self.side == Side::Server && !table.bidi.reaches(id / 4) {
+            drop(table);
+            self.meter.malformed();
+            // RFC 9297, section 2.1.
+            self.violation(code::ID_ERROR, &"datagram of a stream that was not granted");
+        } else {
+            if table.datagrams.len() == WAITING_DATAGRAMS {
+                table.datagrams.pop_front();
+                self.meter.unknown_session();
+            }
+            table.datagrams.push_back((id, payload));
+        }
+        None
     }
 }
 
