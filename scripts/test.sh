@@ -49,6 +49,8 @@ install_packages() {
   if [ -z "$fast" ]; then
     python3 -c 'import ensurepip, venv' 2>/dev/null || wanted+=(python3-venv)
     have socat || wanted+=(socat)
+    [ -x /usr/sbin/rsyslogd ] || wanted+=(rsyslog)
+    dpkg -s rsyslog-gnutls >/dev/null 2>&1 || wanted+=(rsyslog-gnutls)
     have node || wanted+=(nodejs)
     have npm || wanted+=(npm)
     have_any chromium google-chrome || wanted+=(chromium)

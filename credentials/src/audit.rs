@@ -11,6 +11,7 @@
 
 mod chain;
 pub mod file;
+pub mod syslog;
 pub mod verify;
 
 use std::{fmt, net::SocketAddr, str::FromStr, time::SystemTime};

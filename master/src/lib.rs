@@ -6,13 +6,14 @@
 //! signed when it changes and served from memory.
 //!
 //! * [`config`]: what the master is told.
+//! * [`audit_sink`]: copies of the audit log elsewhere.
 //! * [`store`]: what it remembers, the audit log too.
 //! * [`presence`]: which nodes are heard of.
 //! * [`problem`]: every way it says no.
 //! * [`provision`]: the tokens its key signs.
 
 mod api;
-mod audit_file;
+pub mod audit_sink;
 mod audited;
 mod channel;
 pub mod config;
@@ -57,7 +58,7 @@ pub struct Master {
     heartbeat_interval: Duration,
     drain_timeout: Duration,
     leaving: CancellationToken,
-    audit_file: Option<PathBuf>,
+    audit_sinks: Vec<audit_sink::Config>,
     certificate_watch: Abort,
 }
 
@@ -138,7 +139,7 @@ impl Master {
             heartbeat_interval: config.heartbeat_interval,
             drain_timeout: config.drain_timeout,
             leaving,
-            audit_file: config.audit_file,
+            audit_sinks: config.audit_sinks,
             certificate_watch: Abort(certificates.watch(&config.certificate, &tls_key)),
         })
     }
@@ -154,9 +155,10 @@ impl Master {
         let leaving = self.leaving;
         let registry = self.registry.clone();
         let _certificate_watch = self.certificate_watch;
-        let _audit_file = self
-            .audit_file
-            .map(|file| Abort(tokio::spawn(self.registry.copy_audit_to(file))));
+        let sinks = self.audit_sinks.into_iter();
+        let _sinks: Vec<_> = sinks
+            .map(|sink| Abort(tokio::spawn(self.registry.copy_audit_to(sink))))
+            .collect();
         let silence_watch = async move {
             let mut tick = tokio::time::interval(self.heartbeat_interval);
             tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -1,16 +1,12 @@
 //! The registry at work: the store, who is heard of, and the signed roster that is served.
 
 use std::{
-    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
-use tokio::{
-    sync::{Notify, watch},
-    time::timeout,
-};
+use tokio::{sync::watch, time::timeout};
 use wavry_credentials::{
     audit::Event,
     token::{KeySet, Rejected, Scope, SigningKey},
@@ -22,7 +18,7 @@ use wavry_proto::{
 };
 
 use crate::{
-    audit_file, metrics as names,
+    audit_sink, metrics as names,
     presence::Presence,
     problem::Refusal,
     store::{self, Admission, Announcement, RegisterError, Snapshot, Store},
@@ -47,7 +43,7 @@ struct Shared {
     writing: tokio::sync::Mutex<()>,
     published: watch::Sender<Arc<Published>>,
     /// Told after each line of the audit log.
-    audited: Arc<Notify>,
+    audited: watch::Sender<()>,
 }
 
 /// A roster as it is served.
@@ -81,7 +77,7 @@ impl Registry {
                 presence: Mutex::new(presence),
                 writing: tokio::sync::Mutex::new(()),
                 published: watch::Sender::new(first),
-                audited: Arc::default(),
+                audited: watch::Sender::new(()),
             }),
         })
     }
@@ -141,7 +137,7 @@ impl Registry {
                 Ok(Err(RegisterError::TokenUsed | RegisterError::KeyInUse)) => {}
             }
             let (_writing, changed) = written.unwrap_or(Err(store::Error::TooSlow.into()))?;
-            shared.audited.notify_one();
+            shared.audited.send_replace(());
             shared
                 .presence()
                 .wrote(&admission.node, admission.announcement, Instant::now());
@@ -160,15 +156,19 @@ impl Registry {
             });
             let written = written.await.unwrap_or(Err(store::Error::TooSlow));
             count_line(if written.is_ok() { "written" } else { "failed" });
-            shared.audited.notify_one();
+            shared.audited.send_replace(());
             Ok(written?)
         })
         .await
     }
 
-    /// Copies the audit log to a file, as long as it is polled.
-    pub(crate) fn copy_audit_to(&self, file: PathBuf) -> impl Future<Output = ()> + use<> {
-        audit_file::follow(self.shared.store.clone(), file, self.shared.audited.clone())
+    /// Copies the audit log to a sink, as long as it is polled.
+    pub(crate) fn copy_audit_to(
+        &self,
+        sink: audit_sink::Config,
+    ) -> impl Future<Output = ()> + use<> {
+        let news = self.shared.audited.subscribe();
+        audit_sink::follow(self.shared.store.clone(), sink, news)
     }
 
     /// Takes a heartbeat. One that says nothing new costs no write.

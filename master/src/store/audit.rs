@@ -13,6 +13,7 @@ use wavry_credentials::audit::{
 };
 
 use super::{Error, Store};
+use crate::audit_sink::{Log, Page};
 
 /// The log's name in its seals.
 pub const LOG: &str = "master";
@@ -41,16 +42,6 @@ impl Store {
         Ok(transaction.commit().await?)
     }
 
-    /// The lines after number `after` with their numbers, in order, some thousand at most, and the seal.
-    pub(crate) async fn audit_lines(
-        &self,
-        after: u64,
-    ) -> Result<(Vec<(u64, String)>, Option<String>), Error> {
-        let mut transaction = self.pool.begin().await?;
-        let lines = lines_after(&mut *transaction, after).await?;
-        Ok((lines, seal(&mut transaction).await?))
-    }
-
     /// Checks the end of the log: its newest line is what the seal says.
     pub async fn check_audit(&self) -> Result<(), ReadError> {
         let verifier = self.audit.verifier();
@@ -70,6 +61,36 @@ impl Store {
             })?,
             () => Err(Bad::Seal { line: head.seq })?,
         }
+    }
+}
+
+impl Log for Store {
+    type Error = Error;
+
+    async fn page(&self, after: u64) -> Result<Page, Error> {
+        let mut transaction = self.pool.begin().await?;
+        let lines = lines_after(&mut *transaction, after).await?;
+        Ok((lines, seal(&mut transaction).await?))
+    }
+
+    async fn delivered(&self, sink: &str) -> Result<u64, Error> {
+        let seq: Option<i64> = sqlx::query_scalar("SELECT seq FROM audit_sink WHERE name = ?")
+            .bind(sink)
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(seq.unwrap_or_default().cast_unsigned())
+    }
+
+    async fn keep_delivered(&self, sink: &str, seq: u64) -> Result<(), Error> {
+        sqlx::query(
+            "INSERT INTO audit_sink (name, seq) VALUES (?, ?)
+             ON CONFLICT (name) DO UPDATE SET seq = excluded.seq",
+        )
+        .bind(sink)
+        .bind(seq.cast_signed())
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 }
 

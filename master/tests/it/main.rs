@@ -5,7 +5,9 @@
 
 mod audit;
 mod joining;
+mod receiver;
 mod refusals;
 mod registry;
+mod sinks;
 mod wire;
 mod world;
