@@ -4,6 +4,12 @@
 //! A key rests in [`Secret`] pages. Each operation makes the form that its library wants, on the
 //! stack or for a moment on the heap, and zeroes it. TLS keys are the exception: rustls hands them
 //! to aws-lc, which keeps them in memory of its own.
+//!
+//! * [`aead`]: keys that encrypt, and wrap other keys.
+//! * [`record`]: records of our own as secret text.
+
+pub mod aead;
+pub mod record;
 
 use std::sync::Arc;
 
@@ -182,11 +188,11 @@ fn signing_key(seed: &Secret<[u8; 32]>) -> SigningKey {
 }
 
 /// A key under which identifiers are told apart without being told.
-pub(crate) struct MacKey(hmac::Key);
+pub struct MacKey(hmac::Key);
 
 impl MacKey {
     /// HMAC-SHA-256 of `message`.
-    pub(crate) fn mac(&self, message: &[u8]) -> [u8; 32] {
+    pub fn mac(&self, message: &[u8]) -> [u8; 32] {
         let tag = hmac::sign(&self.0, message);
         tag.as_ref().try_into().expect("SHA-256 gives 32 bytes")
     }

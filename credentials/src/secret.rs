@@ -84,6 +84,11 @@ impl<const N: usize> Secret<[u8; N]> {
         random::fill(pages.bytes_mut());
         Self::of(pages)
     }
+
+    /// A copy of bytes that stay where they are, in another secret.
+    pub(crate) fn copy_of(bytes: &[u8; N]) -> Self {
+        Self::of(Pages::holding(bytes))
+    }
 }
 
 impl Form for Vec<u8> {

@@ -11,6 +11,7 @@
 //! * [`presence`]: which nodes are heard of.
 //! * [`problem`]: every way it says no.
 //! * [`provision`]: the tokens its key signs.
+//! * [`keyvault`]: secrets, kept encrypted and handed out by policy.
 
 mod api;
 pub mod audit_sink;
@@ -18,6 +19,7 @@ mod audited;
 mod channel;
 pub mod config;
 mod error;
+pub mod keyvault;
 mod metrics;
 pub mod presence;
 pub mod problem;

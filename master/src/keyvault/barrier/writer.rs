@@ -1,0 +1,268 @@
+//! Group commit: one task, one transaction for all that wait.
+
+use std::{collections::HashMap, sync::Arc};
+
+use arc_swap::ArcSwapOption;
+use tokio::sync::{mpsc, oneshot};
+use wavry_credentials::{
+    audit::{self, Event},
+    key::aead::MAX_SEALED,
+};
+
+use super::{Change, CommitError, DEADLINE, Error, Revision};
+use crate::keyvault::{
+    LOG,
+    keyring::{self, Keyring},
+    store::{Head, Store, Transaction},
+};
+
+/// Changes committed together: enough to spread the cost of a sync, and few enough to be planned in
+/// some milliseconds.
+const GROUP: usize = 512;
+
+/// A change that waits.
+pub(super) struct Job {
+    pub(super) change: Change,
+    pub(super) done: oneshot::Sender<Result<(), CommitError>>,
+}
+
+pub(super) struct Writer {
+    pub(super) store: Store,
+    pub(super) keyring: Arc<ArcSwapOption<Keyring>>,
+    pub(super) audit: Arc<audit::Key>,
+}
+
+impl Writer {
+    /// Commits until nobody can send any more.
+    pub(super) async fn run(self, mut jobs: mpsc::Receiver<Job>) {
+        let mut group = Vec::with_capacity(GROUP);
+        while jobs.recv_many(&mut group, GROUP).await > 0 {
+            // Whoever waited in vain was told so: it must not happen behind their back.
+            group.retain(|job| !job.done.is_closed());
+            if group.is_empty() {
+                continue;
+            }
+            let committed = tokio::time::timeout(DEADLINE, self.commit(&group)).await;
+            let outcomes = match committed.unwrap_or(Err(Error::TooSlow)) {
+                Ok(outcomes) => outcomes,
+                Err(error) => {
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "nothing was written"
+                    );
+                    vec![Err(error.into()); group.len()]
+                }
+            };
+            for (job, outcome) in group.drain(..).zip(outcomes) {
+                // Nobody waits any more: it is done all the same.
+                let _ = job.done.send(outcome);
+            }
+        }
+    }
+
+    async fn commit(&self, group: &[Job]) -> Result<Vec<Result<(), CommitError>>, Error> {
+        let mut transaction = self.store.begin().await?;
+        let keyring = self.keyring.load_full();
+        let head = transaction.head().await?;
+        let mut plan = match (keyring, head) {
+            (Some(keyring), Some(head)) => {
+                let keyring = self.current(keyring, &head, &mut transaction).await?;
+                let mut plan = Plan::new(keyring, head);
+                plan.look(group, &mut transaction).await?;
+                Some(plan)
+            }
+            _ => None,
+        };
+        let mut outcomes = Vec::with_capacity(group.len());
+        let mut events = Vec::new();
+        for job in group {
+            let planned = match &mut plan {
+                Some(plan) => plan.add(&job.change),
+                None if job.change.writes.is_empty() && job.change.expected.is_empty() => Ok(()),
+                None => Err(Error::Sealed.into()),
+            };
+            if planned.is_ok() {
+                events.extend(&job.change.events);
+            }
+            outcomes.push(planned);
+        }
+        if let Some(plan) = plan {
+            plan.write(&mut transaction).await?;
+        }
+        append(&mut transaction, &self.audit, &events).await?;
+        transaction.commit().await?;
+        Ok(outcomes)
+    }
+
+    /// The keyring that the head is of: another process may have changed it.
+    async fn current(
+        &self,
+        keyring: Arc<Keyring>,
+        head: &Head,
+        transaction: &mut Transaction,
+    ) -> Result<Arc<Keyring>, Error> {
+        let keyring = if keyring.generation == head.generation {
+            keyring
+        } else {
+            let newer = Arc::new(keyring.reopen(head, &transaction.keyring().await?)?);
+            self.keyring
+                .compare_and_swap(&Some(keyring), Some(newer.clone()));
+            newer
+        };
+        match keyring.vouches_for(head) {
+            true => Ok(keyring),
+            false => Err(keyring::Unopened::Head.into()),
+        }
+    }
+}
+
+/// Writes events to the audit log, with one seal for all.
+pub(in crate::keyvault) async fn append(
+    transaction: &mut Transaction,
+    key: &audit::Key,
+    events: &[&Event],
+) -> Result<(), Error> {
+    if events.is_empty() {
+        return Ok(());
+    }
+    let mut log = transaction.log().await?;
+    let lines: Vec<_> = events
+        .iter()
+        .map(|event| {
+            let (head, line) = log.head.follow(event);
+            log.head = head;
+            (head.seq, line)
+        })
+        .collect();
+    log.seal = Some(key.seal(LOG, &log.head));
+    Ok(transaction.put_lines(&lines, &log).await?)
+}
+
+/// What a group of changes comes to.
+struct Plan<'a> {
+    keyring: Arc<Keyring>,
+    head: Head,
+    /// Revisions of the entries that are expected or written, as far as the plan goes.
+    now: HashMap<&'a str, u64>,
+    /// Those that are written, as they are in the store: their revision and term, and whether they
+    /// authenticate.
+    before: HashMap<&'a str, Before>,
+    /// What is written at last, by path: the change that does, and the revision.
+    writes: HashMap<&'a str, (&'a Change, u64)>,
+}
+
+struct Before {
+    revision: u64,
+    term: u32,
+    is_intact: bool,
+}
+
+impl<'a> Plan<'a> {
+    fn new(keyring: Arc<Keyring>, head: Head) -> Self {
+        Self {
+            keyring,
+            head,
+            now: HashMap::new(),
+            before: HashMap::new(),
+            writes: HashMap::new(),
+        }
+    }
+
+    /// Looks at what is there of all that the group is about.
+    async fn look(&mut self, group: &'a [Job], transaction: &mut Transaction) -> Result<(), Error> {
+        let changes = || group.iter().map(|job| &job.change);
+        let expected = changes().flat_map(|change| &change.expected);
+        let written = changes().flat_map(|change| change.writes.keys());
+        let mut paths: Vec<&str> = expected.map(|(path, _)| &**path).collect();
+        paths.extend(written.clone().map(|path| &**path));
+        paths.sort_unstable();
+        paths.dedup();
+        if paths.is_empty() {
+            return Ok(());
+        }
+        let revisions = transaction.revisions(&paths).await?;
+        for path in paths {
+            if let Some(revision) = revisions.get(path) {
+                self.now.insert(path, *revision);
+            }
+        }
+        for path in written {
+            if self.now.contains_key(&**path)
+                && !self.before.contains_key(&**path)
+                && let Some(row) = transaction.row(path).await?
+            {
+                let before = Before {
+                    revision: row.revision,
+                    term: row.term,
+                    is_intact: self.keyring.open_entry(&row).is_ok(),
+                };
+                self.before.insert(path, before);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a change to the plan, or says why it cannot be made.
+    fn add(&mut self, change: &'a Change) -> Result<(), CommitError> {
+        let is_so = |(path, revision): &(String, Option<Revision>)| {
+            self.now.get(&**path).copied() == revision.map(|Revision(number)| number)
+        };
+        if !change.expected.iter().all(is_so) {
+            return Err(CommitError::Conflict);
+        }
+        // What was tampered with is evidence, and is not written over.
+        let mut paths = change.writes.keys();
+        if let Some(path) =
+            paths.find(|path| self.before.get(&***path).is_some_and(|b| !b.is_intact))
+        {
+            let path = path.clone();
+            return Err(Error::Integrity { path }.into());
+        }
+        if change.writes.is_empty() {
+            return Ok(());
+        }
+        let puts = change.writes.values().flatten().count() as u64;
+        if self.head.wraps + puts > MAX_SEALED {
+            return Err(Error::Exhausted.into());
+        }
+        self.head.wraps += puts;
+        self.head.position += 1;
+        for (path, value) in &change.writes {
+            match value {
+                Some(_) => self.now.insert(path, self.head.position),
+                None => self.now.remove(&**path),
+            };
+            self.writes.insert(path, (change, self.head.position));
+        }
+        Ok(())
+    }
+
+    async fn write(mut self, transaction: &mut Transaction) -> Result<(), Error> {
+        if self.writes.is_empty() {
+            return Ok(());
+        }
+        let mut rows = Vec::new();
+        let mut deleted = Vec::new();
+        for (path, (change, revision)) in self.writes {
+            if let Some(before) = self.before.get(path)
+                && let Some(mark) = self.keyring.mark(path, before.revision, before.term)
+            {
+                keyring::subtract(&mut self.head.digest, &mark);
+            }
+            match change.writes.get(path) {
+                Some(Some(value)) => {
+                    let row = self.keyring.seal_entry(path, revision, value);
+                    if let Some(mark) = self.keyring.mark(path, revision, row.term) {
+                        keyring::add(&mut self.head.digest, &mark);
+                    }
+                    rows.push(row);
+                }
+                _ => deleted.push(path.to_owned()),
+            }
+        }
+        transaction.put(&rows).await?;
+        transaction.delete(&deleted).await?;
+        self.keyring.sign(&mut self.head);
+        Ok(transaction.put_head(&self.head).await?)
+    }
+}

@@ -1,0 +1,241 @@
+//! What the KeyVault keeps, in SQLite or PostgreSQL: ciphertext, wrapped keys, the audit log. The only
+//! SQL of the KeyVault. It knows no key and understands nothing of what it keeps.
+//!
+//! Whoever changes anything does it in a [`Transaction`]; there is one at a time among all processes
+//! that use the store. Reads see what was committed and wait for nobody.
+
+mod postgres;
+mod sqlite;
+
+use std::{collections::HashMap, path::PathBuf};
+
+use wavry_credentials::audit;
+
+/// Where the store is.
+#[derive(Debug, Clone)]
+pub enum Location {
+    /// A file of SQLite, used by one process.
+    Sqlite(PathBuf),
+    /// A database of PostgreSQL, used by any number of processes.
+    Postgres(Server),
+}
+
+pub use postgres::Server;
+
+/// Why the store could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database said no.
+    #[error("database")]
+    Database(#[from] sqlx::Error),
+    /// The schema could not be brought up to date.
+    #[error("database schema")]
+    Schema(#[from] sqlx::migrate::MigrateError),
+    /// A row that no version of Wavry wrote.
+    #[error("database row in {0} cannot be read")]
+    Row(&'static str),
+    /// Another process uses the file.
+    #[error("{path} is in use by {holder}", path = .path.display())]
+    InUse {
+        /// The database.
+        path: PathBuf,
+        /// Who uses it, as it said itself.
+        holder: String,
+    },
+    /// The file that holds the lock cannot be used.
+    #[error("{path} cannot be locked", path = .path.display())]
+    Lock {
+        /// The lock file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// It took longer than an answer may wait.
+    #[error("the store did not write in time")]
+    TooSlow,
+}
+
+/// An entry as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Row {
+    pub(super) path: String,
+    pub(super) revision: u64,
+    /// The term whose key wraps this entry's own.
+    pub(super) term: u32,
+    pub(super) wrapped_key: Vec<u8>,
+    pub(super) ciphertext: Vec<u8>,
+}
+
+/// How far the writes have come. It carries a MAC under the key of its term.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Head {
+    /// Which KeyVault this is; random.
+    pub(super) vault: [u8; 16],
+    /// Grows with each change.
+    pub(super) position: u64,
+    /// Grows with each change of the keyring.
+    pub(super) generation: u64,
+    /// The current term.
+    pub(super) term: u32,
+    /// How many keys its key wrapped.
+    pub(super) wraps: u64,
+    /// Of the set of all entries.
+    pub(super) digest: [u8; 32],
+    pub(super) mac: [u8; 32],
+}
+
+/// A key of the keyring, wrapped under a master key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct WrappedTerm {
+    pub(super) term: u32,
+    /// Id of the master key.
+    pub(super) master_key: String,
+    /// In seconds since the Unix epoch.
+    pub(super) created: u64,
+    pub(super) wrapped_key: Vec<u8>,
+}
+
+/// How far the audit log goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Log {
+    pub(super) head: audit::Head,
+    /// Of the head; none of an empty log.
+    pub(super) seal: Option<String>,
+}
+
+/// The store.
+#[derive(Clone)]
+pub(super) enum Store {
+    Sqlite(sqlite::Sqlite),
+    Postgres(postgres::Postgres),
+}
+
+macro_rules! either {
+    ($self:expr, $kind:ident, $store:ident => $work:expr) => {
+        match $self {
+            $kind::Sqlite($store) => $work,
+            $kind::Postgres($store) => $work,
+        }
+    };
+}
+
+impl Store {
+    pub(super) async fn open(location: &Location) -> Result<Self, Error> {
+        Ok(match location {
+            Location::Sqlite(file) => Self::Sqlite(sqlite::Sqlite::open(file).await?),
+            Location::Postgres(server) => Self::Postgres(postgres::Postgres::open(server).await?),
+        })
+    }
+
+    /// How it is unsealed, as text; `None` when it was never initialised.
+    pub(super) async fn seal_config(&self) -> Result<Option<String>, Error> {
+        either!(self, Store, store => store.seal_config().await)
+    }
+
+    /// Head and keyring, of one moment; `None` when it was never initialised.
+    pub(super) async fn keyring(&self) -> Result<Option<(Head, Vec<WrappedTerm>)>, Error> {
+        either!(self, Store, store => store.keyring().await)
+    }
+
+    pub(super) async fn row(&self, path: &str) -> Result<Option<Row>, Error> {
+        either!(self, Store, store => store.row(path).await)
+    }
+
+    /// Paths from `from` on and before `to`, in order of their bytes.
+    pub(super) async fn paths(
+        &self,
+        from: &str,
+        to: &str,
+        limit: u32,
+    ) -> Result<Vec<String>, Error> {
+        either!(self, Store, store => store.paths(from, to, limit).await)
+    }
+
+    /// Lines of the audit log after number `after` with their numbers, in order, some thousand at
+    /// most, and the seal.
+    pub(super) async fn audit_lines(
+        &self,
+        after: u64,
+    ) -> Result<(Vec<(u64, String)>, Option<String>), Error> {
+        either!(self, Store, store => store.audit_lines(after).await)
+    }
+
+    /// Begins to change something: waits for others to end theirs.
+    pub(super) async fn begin(&self) -> Result<Transaction, Error> {
+        Ok(match self {
+            Self::Sqlite(store) => Transaction::Sqlite(store.begin().await?),
+            Self::Postgres(store) => Transaction::Postgres(store.begin().await?),
+        })
+    }
+
+    /// Closes it, and lets go of its lock.
+    pub(super) async fn close(&self) {
+        either!(self, Store, store => store.close().await)
+    }
+}
+
+/// Changes that are made together or not at all; not when it is dropped.
+pub(super) enum Transaction {
+    Sqlite(sqlite::Transaction),
+    Postgres(postgres::Transaction),
+}
+
+impl Transaction {
+    pub(super) async fn log(&mut self) -> Result<Log, Error> {
+        either!(self, Transaction, store => store.log().await)
+    }
+
+    pub(super) async fn head(&mut self) -> Result<Option<Head>, Error> {
+        either!(self, Transaction, store => store.head().await)
+    }
+
+    pub(super) async fn keyring(&mut self) -> Result<Vec<WrappedTerm>, Error> {
+        either!(self, Transaction, store => store.keyring().await)
+    }
+
+    /// Revisions of those of `paths` that are there.
+    pub(super) async fn revisions(
+        &mut self,
+        paths: &[&str],
+    ) -> Result<HashMap<String, u64>, Error> {
+        either!(self, Transaction, store => store.revisions(paths).await)
+    }
+
+    pub(super) async fn row(&mut self, path: &str) -> Result<Option<Row>, Error> {
+        either!(self, Transaction, store => store.row(path).await)
+    }
+
+    /// Writes entries over those of the same paths.
+    pub(super) async fn put(&mut self, rows: &[Row]) -> Result<(), Error> {
+        either!(self, Transaction, store => store.put(rows).await)
+    }
+
+    pub(super) async fn delete(&mut self, paths: &[String]) -> Result<(), Error> {
+        either!(self, Transaction, store => store.delete(paths).await)
+    }
+
+    pub(super) async fn put_seal_config(&mut self, config: &str) -> Result<(), Error> {
+        either!(self, Transaction, store => store.put_seal_config(config).await)
+    }
+
+    pub(super) async fn put_terms(&mut self, terms: &[WrappedTerm]) -> Result<(), Error> {
+        either!(self, Transaction, store => store.put_terms(terms).await)
+    }
+
+    pub(super) async fn put_head(&mut self, head: &Head) -> Result<(), Error> {
+        either!(self, Transaction, store => store.put_head(head).await)
+    }
+
+    /// Adds lines with their numbers to the audit log, which then goes as far as `log` says.
+    pub(super) async fn put_lines(
+        &mut self,
+        lines: &[(u64, String)],
+        log: &Log,
+    ) -> Result<(), Error> {
+        either!(self, Transaction, store => store.put_lines(lines, log).await)
+    }
+
+    pub(super) async fn commit(self) -> Result<(), Error> {
+        either!(self, Transaction, store => store.commit().await)
+    }
+}
