@@ -14,10 +14,7 @@ use wavry_credentials::{
     audit::{Action, Event, Head, Key, Line, Verifier, file, syslog::line_within},
     source,
 };
-use wavry_master::{
-    provision,
-    store::audit::{ReadError, Reader},
-};
+use wavry_master::{audit_reader::Reader, keyvault, provision, store::audit::ReadError};
 use wavry_proto::id::ClusterName;
 
 use crate::{log, provision::DEFAULT_CLUSTER, shutdown};
@@ -37,9 +34,9 @@ pub(crate) enum Command {
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct Log {
-    /// A master's database
-    #[arg(long, value_name = "FILE")]
-    database: Option<PathBuf>,
+    /// The database of a master or KeyVault: a SQLite file, or postgres://USER@HOST/DATABASE
+    #[arg(long, value_name = "FILE|URL")]
+    database: Option<String>,
     /// What `wavry provision` and `wavry token` wrote, or an audit sink that is a file
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
@@ -162,9 +159,10 @@ async fn tail(args: &Tail) -> anyhow::Result<()> {
 async fn verify(args: &Verify) -> anyhow::Result<ExitCode> {
     let verifier = match &args.public_key {
         Some(text) => Verifier::from_paserk(text, args.cluster.clone()).context("--public-key")?,
-        None => Key::from_paserk(&source::read("audit_key")?, args.cluster.clone())
-            .context("secret audit_key")?
-            .verifier(),
+        None => {
+            let cluster = args.cluster.clone();
+            source::read_as("audit_key", None, |text| Key::read(text, cluster))?.verifier()
+        }
     };
     let shown = args.log.path().display();
     let bad = match args.log.source().await? {
@@ -202,12 +200,15 @@ fn first_bad(read: Result<Head, file::Error>) -> anyhow::Result<Result<Head, Str
     }
 }
 
-/// Reads a log of which only its seal knows whether the issuing commands or a master wrote it.
+/// Reads a log of which only its seal knows whose it is.
 fn under_its_name(read: impl Fn(&str) -> Result<Head, file::Error>) -> Result<Head, file::Error> {
-    match read(provision::LOG) {
-        Err(file::Error::Foreign { .. }) => read(wavry_master::store::audit::LOG),
-        other => other,
-    }
+    let others = [wavry_master::store::audit::LOG, keyvault::LOG];
+    others
+        .iter()
+        .fold(read(provision::LOG), |outcome, name| match outcome {
+            Err(file::Error::Foreign { .. }) => read(name),
+            outcome => outcome,
+        })
 }
 
 /// A log, open for reading.
@@ -219,15 +220,18 @@ enum Source {
 
 impl Log {
     fn path(&self) -> &Path {
-        let mut paths = [&self.database, &self.file, &self.syslog].into_iter();
-        let path = paths.find_map(Option::as_deref);
+        let database = self.database.as_deref().map(Path::new);
+        let path = database.or(self.file.as_deref()).or(self.syslog.as_deref());
         path.expect("clap sees to it that one is given")
     }
 
     async fn source(&self) -> anyhow::Result<Source> {
         let path = self.path();
-        if self.database.is_some() {
-            let reader = Reader::open(path).await;
+        if let Some(database) = &self.database {
+            let reader = match database.contains("://") {
+                true => Reader::connect(&database.parse().context("--database")?).await,
+                false => Reader::open(path).await,
+            };
             return reader
                 .map(Source::Database)
                 .with_context(|| path.display().to_string());

@@ -22,12 +22,19 @@ use crate::metrics as names;
 pub(crate) trait Log: Send + Sync + 'static {
     /// Why it cannot be read now.
     type Error: StdError + Send + Sync + 'static;
+    /// The right to serve a sink that several processes would serve, until it is dropped.
+    type Claim: Send;
 
     /// The lines after number `after` with their numbers, in order, some thousand at most, and the seal
     /// of the newest line there was.
     fn page(&self, after: u64) -> impl Future<Output = Result<Page, Self::Error>> + Send;
     /// Number of the last line that a sink has for certain; 0 if it has none.
     fn delivered(&self, sink: &str) -> impl Future<Output = Result<u64, Self::Error>> + Send;
+    /// Takes the right to serve a sink; `None` while another process has it.
+    fn claim(
+        &self,
+        sink: &str,
+    ) -> impl Future<Output = Result<Option<Self::Claim>, Self::Error>> + Send;
     /// Keeps that number.
     fn keep_delivered(
         &self,
@@ -51,7 +58,15 @@ pub(crate) async fn follow(log: impl Log, sink: Config, mut news: News) {
     loop {
         let ended: Result<Infallible, Error> = match &sink.target {
             Target::File(path) => file::follow(&log, path, &mut news, &mut progress).await,
-            Target::Syslog(target) => syslog::follow(&log, target, &mut news, &mut progress).await,
+            Target::Syslog(target) => match log.claim(&sink.name).await {
+                Ok(Some(_claim)) => syslog::follow(&log, target, &mut news, &mut progress).await,
+                // Another process serves it, and may end.
+                Ok(None) => {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                    continue;
+                }
+                Err(error) => Err(Error::log(error)),
+            },
         };
         let Err(error) = ended;
         tokio::time::sleep(progress.failed(&error)).await;

@@ -13,7 +13,7 @@ use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use serde::de::DeserializeOwned;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use wavry_credentials::{
     audit,
     key::{aead, record},
@@ -27,7 +27,7 @@ use super::{
     seal,
     store::{self, Store},
 };
-use crate::registry::unix_time;
+use crate::{audit_sink, registry::unix_time};
 use writer::{Job, Writer};
 
 /// How long a commit may take, its time in the queue included.
@@ -118,6 +118,8 @@ pub struct Barrier {
     keyring: Arc<ArcSwapOption<Keyring>>,
     audit: Arc<audit::Key>,
     queue: mpsc::Sender<Job>,
+    /// Told after each group that was written.
+    audited: watch::Sender<()>,
 }
 
 impl Barrier {
@@ -125,10 +127,12 @@ impl Barrier {
     pub(super) fn new(store: Store, audit: Arc<audit::Key>) -> Self {
         let keyring = Arc::new(ArcSwapOption::empty());
         let (queue, jobs) = mpsc::channel(QUEUE);
+        let audited = watch::Sender::new(());
         let writer = Writer {
             store: store.clone(),
             keyring: keyring.clone(),
             audit: audit.clone(),
+            audited: audited.clone(),
         };
         tokio::spawn(writer.run(jobs));
         Self {
@@ -136,6 +140,7 @@ impl Barrier {
             keyring,
             audit,
             queue,
+            audited,
         }
     }
 
@@ -237,6 +242,11 @@ impl Barrier {
         after: u64,
     ) -> Result<(Vec<(u64, String)>, Option<String>), Error> {
         Ok(self.store.audit_lines(after).await?)
+    }
+
+    /// Copies the audit log to a sink, as long as it is polled.
+    pub fn copy_audit_to(&self, sink: audit_sink::Config) -> impl Future<Output = ()> + use<> {
+        audit_sink::follow(self.store.clone(), sink, self.audited.subscribe())
     }
 
     /// Hides identifiers in audit events.

@@ -10,9 +10,10 @@ use wavry_credentials::{
 };
 use wavry_master::{
     Master, StartError,
+    audit_reader::Reader,
     audit_sink::{self, RawSink},
     provision,
-    store::audit::{ReadError, Reader},
+    store::audit::ReadError,
 };
 use wavry_proto::control::Role;
 

@@ -10,8 +10,8 @@ use tokio_rustls::TlsAcceptor;
 use wavry_credentials::{cert, identity::Identity};
 use wavry_master::{
     Config,
+    audit_reader::Reader,
     audit_sink::{self, RawSink, Target, Transport},
-    store::audit::Reader,
 };
 use wavry_proto::control::Role;
 

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use arc_swap::ArcSwapOption;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use wavry_credentials::{
     audit::{self, Event},
     key::aead::MAX_SEALED,
@@ -30,6 +30,7 @@ pub(super) struct Writer {
     pub(super) store: Store,
     pub(super) keyring: Arc<ArcSwapOption<Keyring>>,
     pub(super) audit: Arc<audit::Key>,
+    pub(super) audited: watch::Sender<()>,
 }
 
 impl Writer {
@@ -53,6 +54,7 @@ impl Writer {
                     vec![Err(error.into()); group.len()]
                 }
             };
+            self.audited.send_replace(());
             for (job, outcome) in group.drain(..).zip(outcomes) {
                 // Nobody waits any more: it is done all the same.
                 let _ = job.done.send(outcome);

@@ -19,6 +19,7 @@ use sqlx::{
 use wavry_credentials::audit;
 
 use super::{Error, Head, Log, Row, WrappedTerm};
+use crate::store::sound;
 
 /// How long a write waits for a reader of another kind (a backup) to let go of the file: less than the
 /// deadline of an answer.
@@ -53,7 +54,7 @@ impl Sqlite {
             // What is deleted is written over with zeros.
             .pragma("secure_delete", "ON")
             .busy_timeout(BUSY_TIMEOUT);
-        let writer = SqlitePoolOptions::new()
+        let writer = sound(SqlitePoolOptions::new())
             .max_connections(1)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_with(options.clone())
@@ -133,6 +134,26 @@ impl Sqlite {
         let lines = lines.into_iter();
         let lines = lines.map(|(seq, line)| (seq.cast_unsigned(), line));
         Ok((lines.collect(), seal))
+    }
+
+    pub(super) async fn delivered(&self, sink: &str) -> Result<u64, Error> {
+        let seq: Option<i64> = sqlx::query_scalar("SELECT seq FROM audit_sink WHERE name = ?")
+            .bind(sink)
+            .fetch_optional(&self.readers)
+            .await?;
+        Ok(seq.unwrap_or_default().cast_unsigned())
+    }
+
+    pub(super) async fn keep_delivered(&self, sink: &str, seq: u64) -> Result<(), Error> {
+        sqlx::query(
+            "INSERT INTO audit_sink (name, seq) VALUES (?, ?)
+             ON CONFLICT (name) DO UPDATE SET seq = excluded.seq",
+        )
+        .bind(sink)
+        .bind(seq.cast_signed())
+        .execute(&self.writer)
+        .await?;
+        Ok(())
     }
 
     pub(super) async fn begin(&self) -> Result<Transaction, Error> {
