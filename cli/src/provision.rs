@@ -139,10 +139,10 @@ impl Record {
     /// Signs with the secret `master_key`, and puts tokens on record with the secret `audit_key`.
     fn issuer(&self, cluster: &ClusterName) -> anyhow::Result<Issuer> {
         let key_file = source::locate("master_key")?;
-        let key = SigningKey::from_paserk(&source::read_file(&key_file)?);
-        let key = key.context("secret master_key")?;
-        let audit_key = audit::Key::from_paserk(&source::read("audit_key")?, cluster.clone());
-        let audit_key = audit_key.context("secret audit_key")?;
+        let key = source::read_as("master_key", Some(&key_file), SigningKey::read)?;
+        let audit_key = source::read_as("audit_key", None, |text| {
+            audit::Key::read(text, cluster.clone())
+        })?;
         let file = match &self.audit_log {
             Some(file) => file.clone(),
             None => key_file.with_file_name(DEFAULT_LOG),

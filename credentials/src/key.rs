@@ -7,8 +7,10 @@
 //!
 //! * [`aead`]: keys that encrypt, and wrap other keys.
 //! * [`record`]: records of our own as secret text.
+//! * [`format`]: the forms in which people keep secrets.
 
 pub mod aead;
+pub mod format;
 pub mod record;
 
 use std::sync::Arc;

@@ -1,20 +1,28 @@
 //! The one door through which a secret is read.
 //!
 //! A secret named `master_key` comes from the file that `WAVRY_MASTER_KEY_FILE` names, else from
-//! `/run/secrets/wavry_master_key`. It is the same in development, CI and production.
+//! `/run/secrets/wavry_master_key`. It is the same in development, CI and production. A file may hold several
+//! secrets as a JSON object: `WAVRY_MASTER_KEY_FIELD` says which of its fields is this one.
 
 use std::{
     env,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::{
+    fs::{Mode, OFlags, ResolveFlags},
+    io::Errno,
+};
 
 use crate::{
+    key::format::{self, Fault},
     random,
     secret::{Form, Secret},
 };
@@ -46,6 +54,16 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// The file does not hold what it should.
+    #[error("secret {name} in {path}: {fault}", path = .path.display())]
+    Malformed {
+        /// The secret's name.
+        name: String,
+        /// The file.
+        path: PathBuf,
+        /// Where what was expected.
+        fault: Fault,
+    },
 }
 
 /// The file that secret `name` (lower case, `_`) is read from. The error names both places.
@@ -57,23 +75,52 @@ pub fn locate(name: &str) -> Result<PathBuf, Error> {
     )
 }
 
+/// Reads secret `name`, from `file` where that is given, and what its text means. Where
+/// `WAVRY_<NAME>_FIELD` is set, that text is a field of a JSON object.
+pub fn read_as<T>(
+    name: &str,
+    file: Option<&Path>,
+    parse: impl FnOnce(&Secret<Vec<u8>>) -> Result<T, Fault>,
+) -> Result<T, Error> {
+    let path = match file {
+        Some(file) => file.to_owned(),
+        None => locate(name)?,
+    };
+    let mut text = read_file(&path)?;
+    let malformed = |fault| Error::Malformed {
+        name: name.to_owned(),
+        path: path.clone(),
+        fault,
+    };
+    if let Some(field) = field_of(name, |variable| env::var_os(variable)) {
+        text = format::field(&text, &field).map_err(malformed)?;
+    }
+    parse(&text).map_err(malformed)
+}
+
 /// Reads secret `name`; see the module.
 pub fn read(name: &str) -> Result<Secret<Vec<u8>>, Error> {
     read_file(&locate(name)?)
 }
 
 /// Reads a secret from a file: opened without following links, a regular file, owned by this user
-/// or root, no access for group and others, at most 64 KiB.
+/// or root, no access for group and others, at most 64 KiB, in a directory where nobody else can put
+/// another file in its place: it too belongs to this user or root, and group and others cannot write
+/// to it, unless it is one in which each may move only his own (sticky, as `/tmp` and what Kubernetes
+/// mounts).
 ///
 /// One kind of link is followed: one that stays below the file's own directory, as Kubernetes lays
-/// out a mounted secret (`key` → `..data/key` → `..2026_11_22/key`).
+/// out a mounted secret (`key` → `..data/key` → `..2026_11_22/key`). The directories on that way are held
+/// to the same rules.
 pub fn read_file(path: &Path) -> Result<Secret<Vec<u8>>, Error> {
     let problem = |problem: String| Error::File {
         path: path.to_owned(),
         problem,
     };
-    let mut file =
-        open_no_follow(path).map_err(|error| problem(format!("cannot be opened: {error}")))?;
+    let mut file = open_no_follow(path).map_err(|refused| match refused {
+        Refused::Io(error) => problem(format!("cannot be opened: {error}")),
+        Refused::Directory(why) => problem(why),
+    })?;
     // All checks are of what was opened; what the name points at may change meanwhile.
     let metadata = file
         .metadata()
@@ -142,6 +189,13 @@ pub fn write_public(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     write(path, |file| file.write_all(bytes), 0o644)
 }
 
+/// The field of a JSON object that secret `name` is.
+fn field_of(name: &str, variable_of: impl Fn(&str) -> Option<OsString>) -> Option<String> {
+    let variable = format!("WAVRY_{}_FIELD", name.to_ascii_uppercase());
+    let field = variable_of(&variable)?.to_string_lossy().into_owned();
+    (!field.is_empty()).then_some(field)
+}
+
 fn locate_among(
     name: &str,
     variable_of: impl Fn(&str) -> Option<OsString>,
@@ -171,44 +225,105 @@ fn locate_among(
     }
 }
 
-fn open_no_follow(path: &Path) -> io::Result<File> {
-    // Not blocking: opening a FIFO would wait for whoever writes to it.
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits() as i32)
-        .open(path);
-    match opened {
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-            open_beneath(path)
-        }
-        opened => opened,
+/// Why a file was not opened.
+enum Refused {
+    Io(io::Error),
+    /// What is wrong with a directory.
+    Directory(String),
+}
+
+impl From<io::Error> for Refused {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
     }
+}
+
+impl From<Errno> for Refused {
+    fn from(error: Errno) -> Self {
+        match error {
+            Errno::XDEV => Self::Io(io::Error::other("it is a link that leaves its directory")),
+            error => Self::Io(error.into()),
+        }
+    }
+}
+
+/// Opens a file in a directory that was opened and checked before: what is checked is what is used.
+fn open_no_follow(path: &Path) -> Result<File, Refused> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput);
+    let name = name.map_err(io::Error::from)?;
+    let flags = DIRECTORY | OFlags::CLOEXEC;
+    let directory = File::from(rustix::fs::open(directory_of(path), flags, Mode::empty())?);
+    check_directory(&directory, "its directory")?;
+    match open_in(&directory, name, OFlags::NOFOLLOW) {
+        Err(Errno::LOOP) => open_beneath(&directory, name),
+        opened => Ok(opened?),
+    }
+}
+
+/// How a directory is opened that may be one to pass through and not to list.
+#[cfg(target_os = "linux")]
+const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::PATH);
+#[cfg(not(target_os = "linux"))]
+const DIRECTORY: OFlags = OFlags::DIRECTORY;
+
+fn open_in(directory: &File, name: &OsStr, flags: OFlags) -> Result<File, Errno> {
+    // Not blocking: opening a FIFO would wait for whoever writes to it.
+    let flags = flags | OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::openat(directory, name, flags, Mode::empty()).map(File::from)
 }
 
 /// Follows a link, as long as it stays below the directory it is in; the kernel sees to that in the
 /// same step as it opens the file.
 #[cfg(target_os = "linux")]
-fn open_beneath(path: &Path) -> io::Result<File> {
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    let directory = File::open(directory_of(path))?;
-    rustix::fs::openat2(
-        directory,
-        name,
-        OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
-    )
-    .map(File::from)
-    .map_err(|error| match error {
-        rustix::io::Errno::XDEV => io::Error::other("it is a link that leaves its directory"),
-        error => error.into(),
-    })
+fn open_beneath(directory: &File, name: &OsStr) -> Result<File, Refused> {
+    let within = |path: &Path, flags| {
+        let how = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let flags = flags | OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        rustix::fs::openat2(directory, path, flags, Mode::empty(), how).map(File::from)
+    };
+    // Kubernetes changes where the link leads in one step, by `..data`; each file that is behind it has
+    // a directory of its own name there. Where it leads now is looked at before it is gone through.
+    let target = rustix::fs::readlinkat(directory, name, Vec::new())?;
+    let target = PathBuf::from(OsStr::from_bytes(target.as_bytes()));
+    if let Some(parent) = target
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
+        let parent = within(parent, DIRECTORY)?;
+        check_directory(&parent, "the directory behind its link")?;
+        let last = target.file_name().ok_or(io::ErrorKind::InvalidInput);
+        let last = last.map_err(io::Error::from)?;
+        return match open_in(&parent, last, OFlags::NOFOLLOW) {
+            Err(Errno::LOOP) => Err(io::Error::other("it is a link to a link").into()),
+            opened => Ok(opened?),
+        };
+    }
+    Ok(within(Path::new(name), OFlags::empty())?)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn open_beneath(_path: &Path) -> io::Result<File> {
-    Err(io::Error::other("it is a link"))
+fn open_beneath(_directory: &File, _name: &OsStr) -> Result<File, Refused> {
+    Err(io::Error::other("it is a link").into())
+}
+
+/// Whether somebody else could put another file in the place of one in this directory.
+fn check_directory(directory: &File, what: &str) -> Result<(), Refused> {
+    const STICKY: u32 = 0o1000;
+    let metadata = directory.metadata()?;
+    let us = rustix::process::geteuid().as_raw();
+    if metadata.uid() != us && metadata.uid() != 0 {
+        return Err(Refused::Directory(format!(
+            "can be replaced by user {}, to whom {what} belongs: it must belong to user {us} or root",
+            metadata.uid()
+        )));
+    }
+    if metadata.mode() & 0o022 != 0 && metadata.mode() & STICKY == 0 {
+        return Err(Refused::Directory(format!(
+            "can be replaced by others, who may write to {what} (mode {:04o}): chmod go-w",
+            metadata.mode() & 0o7777
+        )));
+    }
+    Ok(())
 }
 
 fn read_up_to(file: &mut File, bytes: &mut [u8]) -> io::Result<usize> {
@@ -333,6 +448,35 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_that_is_malformed_is_named_with_its_file_and_place_and_without_its_value() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = file(directory.path(), "key", 0o600);
+        let refused = read_as("master_key", Some(&path), format::symmetric::<32>);
+        let text = refused.err().unwrap().to_string();
+        assert!(text.starts_with("secret master_key in /"), "{text}");
+        assert!(
+            text.contains("key: line 1, column 1: expected the bytes"),
+            "{text}"
+        );
+        assert!(!text.contains("s3cret"), "{text}");
+        let read = read_as("password", Some(&path), format::password);
+        assert!(read.is_ok_and(|read| read.matches(b"s3cret")));
+    }
+
+    #[test]
+    fn a_variable_says_which_field_of_an_object_a_secret_is() {
+        let with = |value: &str| {
+            field_of("master_key", |variable| {
+                assert_eq!(variable, "WAVRY_MASTER_KEY_FIELD");
+                Some(value.into())
+            })
+        };
+        assert_eq!(with("key").as_deref(), Some("key"));
+        assert_eq!(with(""), None);
+        assert_eq!(field_of("master_key", |_| None), None);
+    }
+
+    #[test]
     fn a_private_file_is_read_whole() {
         let directory = tempfile::tempdir().unwrap();
         for mode in [0o600, 0o400] {
@@ -414,6 +558,44 @@ mod tests {
             symlink(to, &link).unwrap();
             assert!(refusal(&link).contains("cannot be opened"));
         }
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_to_is_refused_but_for_a_sticky_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = file(directory.path(), "key", 0o600);
+        for mode in [0o770, 0o707, 0o777, 0o720] {
+            fs::set_permissions(directory.path(), fs::Permissions::from_mode(mode)).unwrap();
+            assert!(refusal(&path).contains("chmod go-w"), "{mode:o}");
+        }
+        for mode in [0o700, 0o755, 0o1777, 0o1770] {
+            fs::set_permissions(directory.path(), fs::Permissions::from_mode(mode)).unwrap();
+            assert!(read_file(&path).is_ok(), "{mode:o}");
+        }
+        // Only root can give a directory away; for anyone else there is nothing to try.
+        if std::os::unix::fs::chown(directory.path(), Some(12345), None).is_ok() {
+            assert!(refusal(&path).contains("replaced by user 12345"));
+        }
+    }
+
+    #[test]
+    fn a_mounted_secret_is_read_whichever_version_its_link_leads_to() {
+        let mount = tempfile::tempdir().unwrap();
+        fs::set_permissions(mount.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+        let path = mount.path().join("key");
+        symlink("..data/key", &path).unwrap();
+        for (version, text) in [("..one", "1"), ("..two", "2")] {
+            let directory = mount.path().join(version);
+            fs::create_dir(&directory).unwrap();
+            write_private(&directory.join("key"), text.as_bytes()).unwrap();
+            // As the kubelet does it: the new link takes the old one's place in one step.
+            symlink(version, mount.path().join("..data_tmp")).unwrap();
+            fs::rename(mount.path().join("..data_tmp"), mount.path().join("..data")).unwrap();
+            assert!(read_file(&path).unwrap().matches(text.as_bytes()));
+        }
+        let behind = mount.path().join("..two");
+        fs::set_permissions(&behind, fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(refusal(&path).contains("behind its link"));
     }
 
     #[test]

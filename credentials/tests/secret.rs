@@ -41,6 +41,7 @@ fn two_modules_see_the_bytes_of_secrets() {
             "credentials/src/bearer.rs",
             "credentials/src/key.rs",
             "credentials/src/key/aead.rs",
+            "credentials/src/key/format.rs",
             "credentials/src/key/record.rs",
         ]
     );

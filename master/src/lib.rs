@@ -6,7 +6,7 @@
 //! signed when it changes and served from memory.
 //!
 //! * [`config`]: what the master is told.
-//! * [`audit_sink`]: copies of the audit log elsewhere.
+//! * [`audit_sink`]: copies of the audit log elsewhere; [`audit_reader`]: the log, read and checked.
 //! * [`store`]: what it remembers, the audit log too.
 //! * [`presence`]: which nodes are heard of.
 //! * [`problem`]: every way it says no.
@@ -14,6 +14,7 @@
 //! * [`keyvault`]: secrets, kept encrypted and handed out by policy.
 
 mod api;
+pub mod audit_reader;
 pub mod audit_sink;
 mod audited;
 mod channel;
@@ -28,16 +29,14 @@ mod registry;
 mod server;
 pub mod store;
 
-use std::{convert::Infallible, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use tokio::{net::TcpListener, task::JoinHandle, time::MissedTickBehavior};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use wavry_credentials::{
-    audit, cert,
-    secret::Secret,
-    source,
+    audit, cert, source,
     token::{KeySet, SigningKey},
 };
 use wavry_proto::control::PublishedKey;
@@ -68,11 +67,12 @@ impl Master {
     /// Reads secrets and certificate, opens the database, and binds. Clients that connect from now
     /// on are served as soon as [`Master::run`] is.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        let master_key = read_secret("master_key", config.master_key.as_ref())?;
-        let key = SigningKey::from_paserk(&master_key).map_err(|_| StartError::MasterKey)?;
-        let audit_key = read_secret("audit_key", config.audit_key.as_ref())?;
-        let audit_key = audit::Key::from_paserk(&audit_key, config.cluster.clone())
-            .map_err(|_| StartError::AuditKey)?;
+        let file = config.master_key.as_deref();
+        let key = source::read_as("master_key", file, SigningKey::read)?;
+        let file = config.audit_key.as_deref();
+        let audit_key = source::read_as("audit_key", file, |text| {
+            audit::Key::read(text, config.cluster.clone())
+        })?;
         let audit_key = Arc::new(audit_key);
         let tls_key = match config.tls_key {
             Some(file) => file,
@@ -193,13 +193,6 @@ impl Master {
         self.registry.close().await;
         tracing::info!("master stopped");
         Ok(())
-    }
-}
-
-fn read_secret(name: &str, file: Option<&PathBuf>) -> Result<Secret<Vec<u8>>, source::Error> {
-    match file {
-        Some(file) => source::read_file(file),
-        None => source::read(name),
     }
 }
 
