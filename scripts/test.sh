@@ -45,6 +45,7 @@ install_packages() {
   local wanted=()
   have python3 || wanted+=(python3)
   have shellcheck || wanted+=(shellcheck)
+  have strace || wanted+=(strace)
   [ -n "$(type -P kill)" ] || wanted+=(procps)
   if [ -z "$fast" ]; then
     python3 -c 'import ensurepip, venv' 2>/dev/null || wanted+=(python3-venv)

@@ -68,7 +68,7 @@ impl World {
     }
 
     /// A relay that registers as soon as it can.
-    fn relay(&self, master: &RoleProcess) -> thread::JoinHandle<RoleProcess> {
+    fn relay(&self, master: &RoleProcess) -> RoleProcess {
         let mut provision = wavry(&["provision", "relay", "exit", "--services", "echo", "--out"]);
         provision.arg(self.at("exit"));
         self.signing(&mut provision);
@@ -88,8 +88,7 @@ impl World {
         ] {
             command.env(variable, self.at(file));
         }
-        let ready = self.at("relay.ready");
-        thread::spawn(move || RoleProcess::start(command, &ready))
+        RoleProcess::start(command, &self.at("relay.ready"))
     }
 
     fn role(&self, role: &str, text: &str) -> Command {
@@ -155,19 +154,20 @@ fn a_full_disk_is_answered_with_503_and_what_waited_goes_on_when_there_is_room()
     assert_eq!(world.lines_on_record(), 1);
 
     world.filesystem.fill();
-    let relay = world.relay(&master);
-    for _ in 0..3 {
-        assert_eq!(refused(directory, &master), 503);
-    }
-    assert!(!relay.is_finished(), "a node was admitted off the record");
     let pid = master.pid();
-    world.filesystem.empty();
-    wait_until_well(directory, &master);
-    let relay = relay.join().expect("the relay registers");
+    thread::scope(|scope| {
+        let relay = scope.spawn(|| world.relay(&master));
+        for _ in 0..3 {
+            assert_eq!(refused(directory, &master), 503);
+        }
+        assert!(!relay.is_finished(), "a node was admitted off the record");
+        world.filesystem.empty();
+        wait_until_well(directory, &master);
+        relay.join().expect("the relay registers");
+    });
     assert!(support::is_alive(pid));
     // The first refusal, one after the room was given back, and the registration.
     assert!(world.lines_on_record() >= 3);
-    drop(relay);
 }
 
 #[test]

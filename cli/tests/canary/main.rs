@@ -358,7 +358,6 @@ fn malformed(seen: &mut Seen, canaries: &mut Canaries, directory: &Path) {
         }
         for line in [
             "listen = 'C'",
-            
             "services = 'C'",
             "ca_file = ['C']",
             "[C",
