@@ -1,6 +1,8 @@
 //! Bearer tokens as their holders present them: secrets, until they expire. One of the two places
 //! that see a secret's bytes; [`crate::key`] is the other.
 
+mod unit;
+
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Deserialize;
 use wavry_proto::{
@@ -12,6 +14,8 @@ use crate::{
     secret::Secret,
     token::{KeySet, Rejected, Scope},
 };
+
+pub(crate) use unit::approle_login;
 
 /// A token that proves who its holder is.
 pub struct Token(Secret<String>);

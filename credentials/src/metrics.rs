@@ -7,6 +7,9 @@ use metrics::{Unit, describe_counter, describe_gauge};
 pub const CERTIFICATE_EXPIRY: &str = "wavry_gateway_certificate_expiry_timestamp_seconds";
 /// Attempts to load a certificate. Labels: `source`; `outcome`, `loaded` or `failed`.
 pub const CERTIFICATE_LOADS: &str = "wavry_credentials_certificate_loads_total";
+/// Attempts to read a secret that is watched. Labels: `secret`, its name; `outcome`, `loaded` or
+/// `failed`.
+pub const SECRET_LOADS: &str = "wavry_credentials_secret_loads_total";
 
 /// Describes them to the recorder.
 pub fn describe() {
@@ -15,6 +18,11 @@ pub fn describe() {
         CERTIFICATE_EXPIRY,
         Unit::Seconds,
         "When a certificate that is in use expires, in seconds since the Unix epoch"
+    );
+    describe_counter!(
+        SECRET_LOADS,
+        Unit::Count,
+        "Versions of a watched secret; after one that failed the last good one stays"
     );
     describe_counter!(
         CERTIFICATE_LOADS,

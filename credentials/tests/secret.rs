@@ -39,6 +39,7 @@ fn two_modules_see_the_bytes_of_secrets() {
         found,
         [
             "credentials/src/bearer.rs",
+            "credentials/src/bearer/unit.rs",
             "credentials/src/key.rs",
             "credentials/src/key/aead.rs",
             "credentials/src/key/format.rs",

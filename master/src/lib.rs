@@ -68,11 +68,12 @@ impl Master {
     /// on are served as soon as [`Master::run`] is.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let file = config.master_key.as_deref();
-        let key = source::read_as("master_key", file, SigningKey::read)?;
+        let key = source::load("master_key", file, SigningKey::read).await?;
         let file = config.audit_key.as_deref();
-        let audit_key = source::read_as("audit_key", file, |text| {
+        let audit_key = source::load("audit_key", file, |text| {
             audit::Key::read(text, config.cluster.clone())
-        })?;
+        })
+        .await?;
         let audit_key = Arc::new(audit_key);
         let tls_key = match config.tls_key {
             Some(file) => file,

@@ -89,12 +89,13 @@ pub fn password(text: &Secret<Vec<u8>>) -> Result<Secret<Vec<u8>>, Fault> {
     }
 }
 
-/// Takes the text of one field out of a JSON object.
+/// Takes the text of one field out of a JSON object; of an object within, if the path to it has several
+/// names.
 #[expect(clippy::disallowed_methods, reason = "a secret is read here")]
-pub fn field(text: &Secret<Vec<u8>>, name: &str) -> Result<Secret<Vec<u8>>, Fault> {
+pub fn field(text: &Secret<Vec<u8>>, path: &[&str]) -> Result<Secret<Vec<u8>>, Fault> {
     let bytes = text.expose();
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    let found = Field(name).deserialize(&mut json);
+    let found = Field(path).deserialize(&mut json);
     let found = found.and_then(|found| json.end().map(|()| found));
     let found = found.map_err(|error| Fault {
         place: Place::from(&error),
@@ -106,8 +107,20 @@ pub fn field(text: &Secret<Vec<u8>>, name: &str) -> Result<Secret<Vec<u8>>, Faul
     found.ok_or_else(|| fault(bytes, 0, "an object with that field"))
 }
 
-/// One field of an object; the others are passed over.
-struct Field<'a>(&'a str);
+/// Reads what is no secret out of a JSON object that holds secrets as well.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what is beside a secret is read here"
+)]
+pub(crate) fn beside<T: serde::de::DeserializeOwned>(text: &Secret<Vec<u8>>) -> Result<T, Fault> {
+    serde_json::from_slice(text.expose()).map_err(|error| Fault {
+        place: Place::from(&error),
+        expected: "an object of its kind",
+    })
+}
+
+/// One field of an object, by the names on the way to it; the others are passed over.
+struct Field<'a>(&'a [&'a str]);
 
 impl<'de> DeserializeSeed<'de> for Field<'_> {
     type Value = Option<Secret<Vec<u8>>>;
@@ -125,14 +138,17 @@ impl<'de> Visitor<'de> for Field<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
+        let (name, within) = self.0.split_first().unwrap_or((&"", &[]));
         let mut found = None;
-        while let Some(is_wanted) = object.next_key_seed(Is(self.0))? {
+        while let Some(is_wanted) = object.next_key_seed(Is(name))? {
             if !is_wanted {
                 object.next_value::<IgnoredAny>()?;
             } else if found.is_some() {
                 return Err(A::Error::custom("given twice"));
-            } else {
+            } else if within.is_empty() {
                 found = Some(object.next_value_seed(Text)?);
+            } else {
+                found = object.next_value_seed(Field(within))?;
             }
         }
         Ok(found)
@@ -345,10 +361,10 @@ mod tests {
     fn a_field_of_an_object_is_taken_out() {
         let text = r#"{"user": "ann", "data": {"password": "x"}, "password": "s3\"cret"}"#;
         let text = secret(text);
-        assert!(field(&text, "password").is_ok_and(|read| read.matches(b"s3\"cret")));
-        assert!(field(&text, "user").is_ok_and(|read| read.matches(b"ann")));
+        assert!(field(&text, &["password"]).is_ok_and(|read| read.matches(b"s3\"cret")));
+        assert!(field(&text, &["user"]).is_ok_and(|read| read.matches(b"ann")));
         assert_eq!(
-            refusal(field(&text, "token")).2,
+            refusal(field(&text, &["token"])).2,
             "an object with that field"
         );
         let shape = "an object whose field is text, and is there once";
@@ -360,14 +376,14 @@ mod tests {
             (r#"{"password": "a"} x"#, "JSON"),
         ] {
             assert_eq!(
-                refusal(field(&secret(text), "password")).2,
+                refusal(field(&secret(text), &["password"])).2,
                 expected,
                 "{text}"
             );
         }
-        let (line, column, _) = refusal(field(&secret("{\"a\": 1,\n  oops}"), "a"));
+        let (line, column, _) = refusal(field(&secret("{\"a\": 1,\n  oops}"), &["a"]));
         assert_eq!((line, column), (1, 7));
-        let (line, column, _) = refusal(field(&secret("{\"b\": 1,\n  oops}"), "a"));
+        let (line, column, _) = refusal(field(&secret("{\"b\": 1,\n  oops}"), &["a"]));
         assert_eq!((line, column), (2, 3));
     }
 
@@ -378,7 +394,7 @@ mod tests {
             ed25519(&text).err(),
             symmetric::<32>(&text).err(),
             password(&text).err(),
-            field(&text, "password").err(),
+            field(&text, &["password"]).err(),
         ];
         let said = said.into_iter().flatten();
         said.map(|fault| fault.to_string()).collect()
