@@ -5,6 +5,7 @@ mod config;
 mod demo;
 mod dev;
 mod log;
+mod operate;
 mod ops;
 mod probe;
 mod provision;
@@ -49,7 +50,10 @@ enum Command {
     /// Make a relay's or gateway's identity and registration token
     #[command(after_long_help = PROVISION_HELP)]
     Provision(provision::NodeArgs),
-    /// Make tokens for clients
+    /// Look at the cluster's gateways and relays, and revoke them
+    #[command(subcommand, after_long_help = NODE_HELP)]
+    Node(operate::NodeCommand),
+    /// Make tokens for clients and operators, and revoke clients' tokens
     #[command(subcommand)]
     Token(Token),
     /// Make keys
@@ -68,6 +72,12 @@ enum Token {
     /// Print a token that opens sessions to a service
     #[command(after_long_help = TOKEN_HELP)]
     Session(provision::SessionArgs),
+    /// Write a token with which an operator works on the cluster, readable by its owner alone
+    #[command(after_long_help = OPERATOR_HELP)]
+    Operator(provision::OperatorArgs),
+    /// Make the session tokens of a subject worthless, and close the sessions they opened
+    #[command(after_long_help = REVOKE_HELP)]
+    Revoke(operate::RevokeArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -171,6 +181,36 @@ Writes to an audit log that is sealed with the audit key: WAVRY_AUDIT_KEY_FILE, 
 
 The client sends it as `Authorization: Bearer TOKEN`, or, from a browser, as `?token=TOKEN`.";
 
+const OPERATOR_HELP: &str = "\
+Signs with the master key: the file that WAVRY_MASTER_KEY_FILE names, or /run/secrets/wavry_master_key.
+Writes to an audit log that is sealed with the audit key: WAVRY_AUDIT_KEY_FILE, or
+/run/secrets/wavry_audit_key.
+
+  wavry token operator --subject alice --role operator --ttl 8h --out operator.token
+  export WAVRY_OPERATOR_TOKEN_FILE=operator.token
+  wavry node list --master https://master.example:8443 --ca-file ca.crt
+
+A viewer looks; an operator also revokes; an admin may do everything. Who holds the file is the
+operator until the token expires.";
+
+const NODE_HELP: &str = "\
+  export WAVRY_MASTER=https://master.example:8443 WAVRY_CA_FILE=ca.crt
+  export WAVRY_OPERATOR_TOKEN_FILE=operator.token       # see `wavry token operator`
+  wavry node list
+  wavry node revoke edge-1
+
+A revoked node leaves the roster at once, and every node closes its connections to it. Its keys never
+register again. To take it back, provision it anew, 30 s later or more, with a new identity.";
+
+const REVOKE_HELP: &str = "\
+  export WAVRY_MASTER=https://master.example:8443 WAVRY_CA_FILE=ca.crt
+  export WAVRY_OPERATOR_TOKEN_FILE=operator.token       # see `wavry token operator`
+  wavry token revoke --subject alice
+  wavry token revoke --subject alice --service chat
+
+Every token of the subject that was issued until now, and in the next 30 s as clocks may differ,
+holds no more. Sessions that were opened with one are closed with code 0x57560009.";
+
 const AUDIT_HELP: &str = "\
   wavry audit tail --database /var/lib/wavry/master.sqlite --follow
   wavry audit query --database /var/lib/wavry/master.sqlite --action deny --since 2026-11-22T10:00:00Z
@@ -220,7 +260,10 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Sample(args) => sample::run(&args).await?,
         Command::Provision(args) => provision::node(&args)?,
+        Command::Node(command) => operate::node(&command).await?,
         Command::Token(Token::Session(args)) => provision::session(&args)?,
+        Command::Token(Token::Operator(args)) => provision::operator(&args)?,
+        Command::Token(Token::Revoke(args)) => operate::revoke(&args).await?,
         Command::Key(Key::Generate(args)) => provision::key(&args)?,
         Command::Audit(command) => return audit::run(&command).await,
     }

@@ -13,6 +13,7 @@ use wavry_master::provision::{self, Issuer};
 use wavry_proto::{
     control::Role,
     id::{ClusterName, NodeId, ServiceName},
+    token::{MAX_LIFETIME, MAX_OPERATOR_LIFETIME, OperatorRole},
 };
 
 /// What a node may be.
@@ -68,6 +69,39 @@ pub(crate) struct SessionArgs {
     record: Record,
 }
 
+/// `wavry token operator`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct OperatorArgs {
+    /// Who works with it; the audit log names them
+    #[arg(long)]
+    subject: String,
+    /// What they may do
+    #[arg(long)]
+    role: RoleOfOperator,
+    /// File for the token; it must not exist
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// How long the token holds; 12h at most
+    #[arg(long, default_value = "1h", value_parser = parse_duration)]
+    ttl: Duration,
+    /// Cluster the token is for
+    #[arg(long, default_value = DEFAULT_CLUSTER)]
+    cluster: ClusterName,
+    #[command(flatten)]
+    record: Record,
+}
+
+/// What an operator may do.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub(crate) enum RoleOfOperator {
+    /// Look
+    Viewer,
+    /// Also revoke
+    Operator,
+    /// Everything
+    Admin,
+}
+
 /// Where what is issued is put on record.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Record {
@@ -97,6 +131,7 @@ pub(crate) fn node(args: &NodeArgs) -> anyhow::Result<()> {
     for file in [&identity_file, &token_file] {
         refuse_to_overwrite(file)?;
     }
+    at_most(args.ttl, MAX_LIFETIME)?;
     let role = match args.role {
         NodeRole::Relay => Role::Relay,
         NodeRole::Gateway => Role::Gateway,
@@ -117,6 +152,7 @@ pub(crate) fn node(args: &NodeArgs) -> anyhow::Result<()> {
 
 /// Prints a session token, signed with the secret `master_key`.
 pub(crate) fn session(args: &SessionArgs) -> anyhow::Result<()> {
+    at_most(args.ttl, MAX_LIFETIME)?;
     let issuer = args.record.issuer(&args.cluster)?;
     let token = issuer.session_token(
         &args.service,
@@ -126,6 +162,21 @@ pub(crate) fn session(args: &SessionArgs) -> anyhow::Result<()> {
         args.ttl,
     )?;
     say(&token)
+}
+
+/// Writes an operator's token, signed with the secret `master_key`.
+pub(crate) fn operator(args: &OperatorArgs) -> anyhow::Result<()> {
+    refuse_to_overwrite(&args.out)?;
+    at_most(args.ttl, MAX_OPERATOR_LIFETIME)?;
+    let role = match args.role {
+        RoleOfOperator::Viewer => OperatorRole::Viewer,
+        RoleOfOperator::Operator => OperatorRole::Operator,
+        RoleOfOperator::Admin => OperatorRole::Admin,
+    };
+    let issuer = args.record.issuer(&args.cluster)?;
+    let token = issuer.operator_token(args.subject.clone(), role, args.ttl)?;
+    source::write_private(&args.out, token.as_bytes())?;
+    say(&args.out.display().to_string())
 }
 
 /// Makes a master key.
@@ -159,6 +210,18 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         Ok(duration) => Ok(duration),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// A token that would hold for longer is refused wherever it is shown.
+fn at_most(ttl: Duration, seconds: u64) -> anyhow::Result<()> {
+    let most = Duration::from_secs(seconds);
+    if ttl > most {
+        bail!(
+            "--ttl: such a token holds for {} at most",
+            wavry_proto::duration::format(most)
+        );
+    }
+    Ok(())
 }
 
 fn refuse_to_overwrite(file: &Path) -> anyhow::Result<()> {

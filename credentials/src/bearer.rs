@@ -7,12 +7,13 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Deserialize;
 use wavry_proto::{
     control::Register,
-    token::{Claims, MAX_TOKEN_LEN},
+    id::{ClusterName, ServiceName},
+    token::{Claims, MAX_TOKEN_LEN, Session},
 };
 
 use crate::{
     secret::Secret,
-    token::{KeySet, Rejected, Scope},
+    token::{Grounds, KeySet, Rejected, Scope, Standing},
 };
 
 pub(crate) use unit::approle_login;
@@ -51,6 +52,18 @@ impl Token {
         now: u64,
     ) -> Result<C, Rejected> {
         keys.verify(self.0.expose(), scope, now)
+    }
+
+    /// Verifies a session token; see [`Standing::verify`].
+    #[expect(clippy::disallowed_methods, reason = "a token is checked here")]
+    pub fn verify_session(
+        &self,
+        standing: &Standing,
+        cluster: &ClusterName,
+        service: &ServiceName,
+        now: u64,
+    ) -> Result<(Session, Grounds), Rejected> {
+        standing.verify(self.0.expose(), cluster, service, now)
     }
 
     /// The value of an `authorization` header that carries it (RFC 6750, section 2.1).

@@ -7,7 +7,9 @@
 //! * [`identity`]: a node's Ed25519 key, and the TLS of the mesh.
 //! * [`token`]: PASETO v4.public, signed and verified by purpose.
 //! * [`cert`]: certificates — store, resolver, and a development authority.
+//! * [`clock`]: the time that tokens are checked against.
 //! * [`key`]: private and symmetric keys, and what is done with them.
+//! * [`master`]: the way to the master.
 //! * [`membership`]: a node's place in a cluster: registration, heartbeats, the roster it watches.
 //! * [`process`]: what keeps a process's memory to itself.
 //! * [`redact`]: the backstop that takes secrets out of text.
@@ -17,8 +19,10 @@
 pub mod audit;
 pub mod bearer;
 pub mod cert;
+pub mod clock;
 pub mod identity;
 pub mod key;
+pub mod master;
 pub mod membership;
 pub mod metrics;
 pub mod process;

@@ -1,6 +1,7 @@
 //! A node's place in a cluster: registration, heartbeats, and the roster it watches.
 
-mod client;
+mod age;
+mod kept;
 mod metrics;
 mod pinned;
 mod record;
@@ -21,8 +22,14 @@ use wavry_proto::{
     id::{ClusterName, NodeId, ServiceName},
 };
 
-use crate::{cert, identity::Identity, secret::Secret, source};
+use crate::{
+    identity::Identity,
+    master::{self, Failure},
+    secret::Secret,
+    source,
+};
 
+use kept::Kept;
 pub(crate) use metrics::describe as describe_metrics;
 use record::Record;
 use work::{Link, Said};
@@ -34,10 +41,13 @@ pub struct Config {
     pub master: String,
     /// PEM file of the authorities that the master's certificate is checked against.
     pub ca_file: PathBuf,
-    /// Directory that keeps what registration gave: node id, cluster and roster keys. Not secret.
+    /// Directory that keeps what registration gave — node id, cluster and roster keys — and the newest
+    /// roster. Not secret.
     pub state_dir: PathBuf,
     /// Services this node has upstreams for.
     pub services: Vec<ServiceName>,
+    /// The node acts on a roster for so long after it was signed.
+    pub max_roster_age: Duration,
     /// File of the secret `identity_key`; `None` for where [`source::locate`] finds it.
     pub identity_key: Option<PathBuf>,
     /// File of the secret `registration_token`; `None` for where [`source::locate`] finds it.
@@ -45,7 +55,7 @@ pub struct Config {
 }
 
 /// A node that belongs to a cluster. Heartbeats and the roster's watch go on in the background
-/// until it is dropped; when the master is away, the last roster stays.
+/// until it is dropped; when the master is away, the last roster stays for as long as it may.
 pub struct Membership {
     link: Arc<Link>,
     roster: watch::Receiver<Arc<Roster>>,
@@ -64,9 +74,9 @@ pub enum Error {
     /// The identity.
     #[error(transparent)]
     Identity(#[from] crate::identity::Error),
-    /// The authorities that vouch for the master.
+    /// The address given for the master, or the authorities that vouch for it.
     #[error(transparent)]
-    Authorities(#[from] cert::Error),
+    Master(#[from] master::Unusable),
     /// The master refused; waiting does not help.
     #[error("the master refused: {status} {detail}")]
     Refused {
@@ -80,14 +90,25 @@ pub enum Error {
     Invalid(String),
 }
 
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Refused { status, detail } => Self::Refused { status, detail },
+            other => Self::Invalid(other.to_string()),
+        }
+    }
+}
+
 /// How long [`Membership::leave`] waits for the master.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A node that has what joining takes: secrets and state were read, and nobody was asked yet.
 pub struct Candidate {
-    client: client::Client,
+    client: master::Client,
     identity: Identity,
     services: Vec<ServiceName>,
+    max_roster_age: Duration,
+    kept: Kept,
     standing: Standing,
 }
 
@@ -113,7 +134,7 @@ impl Candidate {
                 config.state_dir.display()
             ))
         })?;
-        let client = client::Client::new(&config.master, &config.ca_file)?;
+        let client = master::Client::new(&config.master, &config.ca_file)?;
         let file = config.state_dir.join("membership.json");
         let standing = match Record::read(&file)? {
             Some(record) if record.public_key == identity.public_key() => {
@@ -128,11 +149,14 @@ impl Candidate {
             client,
             identity,
             services: config.services,
+            max_roster_age: config.max_roster_age,
+            kept: Kept::in_directory(&config.state_dir),
             standing,
         })
     }
 
-    /// Registers if that is still to be done, and waits for the first roster. A master that cannot
+    /// Registers if that is still to be done, and waits for the first roster: the master's, or, where
+    /// no master answers, the one that was kept, if it is not too old. Otherwise a master that cannot
     /// be reached is waited for.
     ///
     /// Until [`Membership::announce`] is called the node has no address, and the roster shows it
@@ -142,6 +166,8 @@ impl Candidate {
             client,
             identity,
             services,
+            max_roster_age,
+            kept,
             standing,
         } = self;
         let record = match standing {
@@ -153,13 +179,16 @@ impl Candidate {
             }
         };
         let pinned = record.pinned()?;
-        let link = Arc::new(Link::new(client, identity, record, pinned, services));
+        let link = Arc::new(Link::new(client, identity, record, pinned, services, kept));
 
-        let (roster, connection) = work::first_roster(&link).await?;
-        let (roster_sender, roster) = watch::channel(Arc::new(roster));
+        let (first, connection) = work::first_roster(&link, max_roster_age).await?;
+        let first = Arc::new(first);
+        let (newest_sender, newest) = watch::channel(first.clone());
+        let (roster_sender, roster) = watch::channel(first);
         let (farewell_sender, farewell) = watch::channel(false);
         let mut work = JoinSet::new();
-        work.spawn(work::follow_roster(link.clone(), connection, roster_sender));
+        work.spawn(work::follow_roster(link.clone(), connection, newest_sender));
+        work.spawn(age::publish(newest, max_roster_age, roster_sender));
         work.spawn(work::send_heartbeats(
             link.clone(),
             roster.clone(),
@@ -195,7 +224,8 @@ impl Membership {
         &self.link.identity
     }
 
-    /// The current roster; the sender is gone when the membership is.
+    /// The current roster, or [`Roster::empty`] while the newest is too old to act on; the sender is
+    /// gone when the membership is.
     pub fn roster(&self) -> watch::Receiver<Arc<Roster>> {
         self.roster.clone()
     }

@@ -10,6 +10,8 @@ pub const CERTIFICATE_LOADS: &str = "wavry_credentials_certificate_loads_total";
 /// Attempts to read a secret that is watched. Labels: `secret`, its name; `outcome`, `loaded` or
 /// `failed`.
 pub const SECRET_LOADS: &str = "wavry_credentials_secret_loads_total";
+/// How far the system's clock was set back.
+pub(crate) const CLOCK_BEHIND: &str = "wavry_credentials_clock_behind_seconds";
 
 /// Describes them to the recorder.
 pub fn describe() {
@@ -18,6 +20,11 @@ pub fn describe() {
         CERTIFICATE_EXPIRY,
         Unit::Seconds,
         "When a certificate that is in use expires, in seconds since the Unix epoch"
+    );
+    describe_gauge!(
+        CLOCK_BEHIND,
+        Unit::Seconds,
+        "How far the system's clock was behind the time that tokens are checked against, when it was last set back; 0 once it caught up"
     );
     describe_counter!(
         SECRET_LOADS,

@@ -4,6 +4,8 @@
 //! audience and, where one exists, the channel binding ([`wavry_proto::token::implicit_assertion`]
 //! has its encoding); it is not sent, so a token is only good for whoever expects it.
 
+mod standing;
+
 use std::{collections::HashMap, sync::Arc};
 
 use pasetors::{
@@ -23,6 +25,8 @@ use crate::{
     key::{Ed25519, MacKey, format},
     secret::Secret,
 };
+
+pub use standing::{Grounds, Standing, digest};
 
 /// Where a token is good: its cluster, audience and channel binding (empty for none).
 #[derive(Debug, Clone, Copy)]
@@ -145,7 +149,8 @@ impl KeySet {
     }
 
     /// Checks length, grammar, key, signature, scope and — against `now`, seconds since the Unix
-    /// epoch — validity: 30 s of skew on `nbf` and `iat`, none on `exp`.
+    /// epoch — validity: no longer than its purpose may have, 30 s of skew on `nbf` and `iat`, none on
+    /// `exp`.
     pub fn verify<C: Claims>(
         &self,
         token: &str,
@@ -157,15 +162,18 @@ impl KeySet {
         }
         let unverified = token::parse(token).map_err(|_| Rejected::Malformed)?;
         let key = self.keys.get(&unverified.key).ok_or(Rejected::UnknownKey)?;
-        let untrusted =
-            UntrustedToken::<Public, V4>::try_from(token).map_err(|_| Rejected::Malformed)?;
-        let trusted = PublicToken::verify(key, &untrusted, None, Some(&scope.assertion::<C>()))
-            .map_err(|_| Rejected::Signature)?;
-        let claims: C = serde_json::from_str(trusted.payload()).map_err(|_| Rejected::Claims)?;
+        let payload = signed_payload(key, token, &scope.assertion::<C>())?;
+        let claims: C = serde_json::from_str(&payload).map_err(|_| Rejected::Claims)?;
         if let Some(validity) = claims.validity() {
+            validity.lasts(C::MAX_LIFETIME)?;
             validity.check(now)?;
         }
         Ok(claims)
+    }
+
+    /// Whether a key is in it.
+    pub fn has(&self, key: &KeyId) -> bool {
+        self.keys.contains_key(key)
     }
 
     fn index(keys: impl IntoIterator<Item = AsymmetricPublicKey<V4>>) -> Self {
@@ -174,6 +182,19 @@ impl KeySet {
             keys: Arc::new(keys),
         }
     }
+}
+
+/// What `key` signed, together with the token's footer and `assertion`.
+fn signed_payload(
+    key: &AsymmetricPublicKey<V4>,
+    token: &str,
+    assertion: &[u8],
+) -> Result<String, Rejected> {
+    let untrusted =
+        UntrustedToken::<Public, V4>::try_from(token).map_err(|_| Rejected::Malformed)?;
+    let trusted = PublicToken::verify(key, &untrusted, None, Some(assertion))
+        .map_err(|_| Rejected::Signature)?;
+    Ok(trusted.payload().to_owned())
 }
 
 fn paserk(key: &impl FormatAsPaserk) -> String {
@@ -212,6 +233,12 @@ pub enum Rejected {
     /// Not valid any more.
     #[error("token has expired")]
     Expired,
+    /// Valid for longer than a token of its purpose may be.
+    #[error("token holds for longer than one of its purpose may")]
+    TooLasting,
+    /// Issued before its subject, or its node, was revoked.
+    #[error("token was revoked")]
+    Revoked,
 }
 
 impl Rejected {
@@ -225,6 +252,8 @@ impl Rejected {
             Self::Claims => "claims",
             Self::NotYetValid => "not_yet_valid",
             Self::Expired => "expired",
+            Self::TooLasting => "too_lasting",
+            Self::Revoked => "revoked",
         }
     }
 }
@@ -235,9 +264,13 @@ impl From<NotValid> for Rejected {
             NotValid::Never => Self::Claims,
             NotValid::NotYet => Self::NotYetValid,
             NotValid::Expired => Self::Expired,
+            NotValid::TooLasting => Self::TooLasting,
         }
     }
 }
+
+#[cfg(test)]
+mod vectors;
 
 #[cfg(test)]
 mod tests {
@@ -435,6 +468,36 @@ mod tests {
                 "{payload:.60}"
             );
         }
+    }
+
+    #[test]
+    fn a_token_that_would_hold_for_longer_than_its_purpose_may_is_refused() {
+        let key = SigningKey::generate();
+        let cluster = cluster();
+        let scope = Scope {
+            cluster: &cluster,
+            audience: "echo",
+            binding: b"",
+        };
+        let lasting = |seconds| Validity {
+            exp: NOW + seconds,
+            ..valid()
+        };
+        for (seconds, outcome) in [
+            (token::MAX_LIFETIME, None),
+            (token::MAX_LIFETIME + 1, Some(Rejected::TooLasting)),
+        ] {
+            let token = key.sign(&session(lasting(seconds)), scope);
+            let verified = key_set(&key).verify::<Session>(&token, scope, NOW);
+            assert_eq!(verified.err(), outcome);
+        }
+        let node = NodeRequest {
+            sub: "relay-1".parse().unwrap(),
+            validity: lasting(61),
+        };
+        let token = key.sign(&node, scope);
+        let verified = key_set(&key).verify::<NodeRequest>(&token, scope, NOW);
+        assert_eq!(verified, Err(Rejected::TooLasting));
     }
 
     #[test]

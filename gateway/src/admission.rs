@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use wavry_credentials::token::Scope;
+use wavry_credentials::token::Grounds;
 use wavry_proto::{
     control::{Access, RefuseWith, Roster, Service},
     mesh::Open,
@@ -48,6 +48,9 @@ pub(crate) fn admit(
     now: u64,
 ) -> Result<Admitted, Denied> {
     let roster = core.roster.borrow().clone();
+    if roster.is_empty() {
+        return Err(Refusal::RosterTooOld.into());
+    }
     let route::Route { service, path } = route::find(&roster, &request.authority, &request.path)
         .map_err(|_| Refusal::Path)?
         .ok_or(Refusal::UnknownService)?;
@@ -73,17 +76,17 @@ pub(crate) fn admit(
         Access::Token => Some(verify(core, &roster, service, bearer, now).map_err(denied)?),
     };
     let mut expiry = None;
-    if let Some(token) = &token {
+    if let Some((token, grounds)) = &token {
         permit = core
             .limits
             .of_subject(permit, &token.sub)
             .map_err(exceeded)?;
-        expiry = Some(core.expiries.open(&service.name, token));
+        expiry = Some(core.expiries.open(&service.name, token, *grounds));
     }
     request.path = path;
     request.headers = core.forward_headers.of_request(&request.headers);
     let (subject, claims) = match token {
-        Some(token) => {
+        Some((token, _)) => {
             let claims = serde_json::Value::Object(token.claims).to_string();
             (Some(token.sub), Some(claims))
         }
@@ -121,17 +124,14 @@ pub(crate) fn verify(
     service: &Service,
     bearer: Bearer,
     now: u64,
-) -> Result<token::Session, Refusal> {
+) -> Result<(token::Session, Grounds), Refusal> {
     let token = match bearer {
         Bearer::Token(token) => token,
         Bearer::None => return Err(Refusal::TokenMissing),
         Bearer::Malformed => return Err(Refusal::TokenMalformed),
     };
-    let scope = Scope {
-        cluster: &core.cluster,
-        audience: service.name.as_str(),
-        binding: &[],
-    };
-    let keys = core.keys.of(roster);
-    token.verify(&keys, scope, now).map_err(Refusal::Token)
+    let standing = core.standing.of(roster);
+    token
+        .verify_session(&standing, &core.cluster, &service.name, now)
+        .map_err(Refusal::Token)
 }

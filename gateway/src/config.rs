@@ -25,6 +25,9 @@ pub struct Raw {
     pub master: Option<String>,
     /// PEM file of the authorities that vouch for the master.
     pub ca_file: Option<PathBuf>,
+    /// What is known of the cluster is acted on for so long after a master signed it.
+    #[serde(with = "wavry_proto::duration")]
+    pub max_roster_age: Duration,
     /// UDP address from which the mesh is dialled.
     pub mesh_bind: SocketAddr,
     /// Most sessions at once.
@@ -91,6 +94,7 @@ impl Default for Raw {
             state_dir: None,
             master: None,
             ca_file: None,
+            max_roster_age: Duration::from_secs(24 * 3600),
             mesh_bind: SocketAddr::from(([0, 0, 0, 0], 0)),
             max_sessions: 10_000,
             sessions_per_ip: 100,
@@ -139,6 +143,8 @@ pub struct Config {
     pub master: String,
     /// PEM file of the authorities that vouch for the master.
     pub ca_file: PathBuf,
+    /// What is known of the cluster is acted on for so long after a master signed it.
+    pub max_roster_age: Duration,
     /// UDP address from which the mesh is dialled.
     pub mesh_bind: SocketAddr,
     /// Most sessions at once.
@@ -165,6 +171,9 @@ impl TryFrom<Raw> for Config {
     type Error = Invalid;
 
     fn try_from(raw: Raw) -> Result<Self, Invalid> {
+        if raw.max_roster_age < Duration::from_secs(1) {
+            return Err(Invalid::new("max_roster_age", "must be at least 1s"));
+        }
         let master = required("master", raw.master)?;
         if !master.starts_with("https://") {
             return Err(Invalid::new("master", "must be https://HOST:PORT"));
@@ -218,6 +227,7 @@ impl TryFrom<Raw> for Config {
             state_dir: required("state_dir", raw.state_dir)?,
             master,
             ca_file: required("ca_file", raw.ca_file)?,
+            max_roster_age: raw.max_roster_age,
             mesh_bind: raw.mesh_bind,
             max_sessions: raw.max_sessions,
             sessions_per_ip: raw.sessions_per_ip,

@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
-use wavry_credentials::{cert, token::KeySet};
+use wavry_credentials::{cert, token::Standing};
 use wavry_proto::{control::Roster, id::ClusterName};
 use wavry_transport::{mesh, mirror::Ledger};
 
@@ -28,7 +28,7 @@ pub(crate) struct Core {
     /// What handshakes show.
     pub(crate) certificates: cert::Store,
     pub(crate) roster: watch::Receiver<Arc<Roster>>,
-    pub(crate) keys: Keys,
+    pub(crate) standing: Standings,
     pub(crate) mesh: mesh::Endpoint,
     pub(crate) exits: Exits,
     pub(crate) limits: Limits,
@@ -62,7 +62,7 @@ impl Core {
             cluster,
             certificates,
             roster,
-            keys: Keys::default(),
+            standing: Standings::default(),
             mesh,
             exits: Exits::default(),
             limits: Limits::new(
@@ -89,26 +89,26 @@ impl Core {
     }
 }
 
-/// The keys that sign session tokens, read once from each roster.
+/// Which session tokens hold, read once from each roster.
 #[derive(Default)]
-pub(crate) struct Keys {
-    read: Mutex<Option<(Arc<Roster>, KeySet)>>,
+pub(crate) struct Standings {
+    read: Mutex<Option<(Arc<Roster>, Standing)>>,
 }
 
-impl Keys {
-    /// The keys of `roster`.
-    pub(crate) fn of(&self, roster: &Arc<Roster>) -> KeySet {
+impl Standings {
+    /// What holds under `roster`.
+    pub(crate) fn of(&self, roster: &Arc<Roster>) -> Standing {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((of, keys)) = &*read
+        if let Some((of, standing)) = &*read
             && Arc::ptr_eq(of, roster)
         {
-            return keys.clone();
+            return standing.clone();
         }
-        let keys = KeySet::from_paserk(&roster.token_keys).unwrap_or_else(|error| {
+        let standing = Standing::of(roster).unwrap_or_else(|error| {
             warn!(%error, epoch = %roster.epoch, "no token can be verified");
-            KeySet::default()
+            Standing::default()
         });
-        *read = Some((roster.clone(), keys.clone()));
-        keys
+        *read = Some((roster.clone(), standing.clone()));
+        standing
     }
 }

@@ -57,6 +57,8 @@ pub enum RunError {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     Draining,
+    /// No master was heard for so long that what is known of the cluster is not acted on.
+    RosterTooOld,
     Path,
     UnknownService,
     Origin,
@@ -88,6 +90,7 @@ impl Refusal {
     pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::Draining => "draining",
+            Self::RosterTooOld => "roster_too_old",
             Self::Path => "bad_path",
             Self::UnknownService => "unknown_service",
             Self::Origin => "origin",
@@ -104,6 +107,8 @@ impl Refusal {
             Self::Token(Rejected::Claims) => "token_claims",
             Self::Token(Rejected::NotYetValid) => "token_not_yet_valid",
             Self::Token(Rejected::Expired) => "token_expired",
+            Self::Token(Rejected::TooLasting) => "token_too_lasting",
+            Self::Token(Rejected::Revoked) => "token_revoked",
             Self::NoExit => "no_exit",
             Self::Unreachable => "exit_unreachable",
             Self::Timeout => "exit_timeout",
@@ -136,9 +141,11 @@ impl Refusal {
             Self::Limit(Exceeded::Ip | Exceeded::Service | Exceeded::Subject) => {
                 Response::status(429)
             }
-            Self::Draining | Self::Limit(Exceeded::Gateway) | Self::NoExit | Self::Unreachable => {
-                Response::status(503)
-            }
+            Self::Draining
+            | Self::RosterTooOld
+            | Self::Limit(Exceeded::Gateway)
+            | Self::NoExit
+            | Self::Unreachable => Response::status(503),
             Self::Timeout => Response::status(504),
             Self::UpstreamStatus => Response::status(502),
             Self::Upstream(mut response) => {

@@ -4,13 +4,11 @@
 //! session (claim `sid`), a newer one for the same service, subject and session takes its place,
 //! and nothing of the session notices.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::Duration};
 
 use dashmap::{DashMap, Entry};
 use tokio::{sync::watch, time::sleep};
+use wavry_credentials::{clock::since_epoch, token::Grounds};
 use wavry_proto::{id::ServiceName, token};
 
 /// The wall clock may be set while a session waits for its end, so it looks again so often.
@@ -56,18 +54,25 @@ struct Term {
 struct Times {
     iat: u64,
     exp: u64,
+    grounds: Grounds,
     /// The session is being closed; nothing extends it any more.
     over: bool,
 }
 
 impl Table {
     /// A session that `token` opens.
-    pub(crate) fn open(self: &Arc<Self>, service: &ServiceName, token: &token::Session) -> Expiry {
+    pub(crate) fn open(
+        self: &Arc<Self>,
+        service: &ServiceName,
+        token: &token::Session,
+        grounds: Grounds,
+    ) -> Expiry {
         let term = Arc::new(Term {
             subject: token.sub.as_str().into(),
             times: watch::Sender::new(Times {
                 iat: token.validity.iat,
                 exp: token.validity.exp,
+                grounds,
                 over: false,
             }),
         });
@@ -88,12 +93,13 @@ impl Table {
         &self,
         service: &ServiceName,
         token: &token::Session,
+        grounds: Grounds,
     ) -> Result<usize, Unchanged> {
         let name = name(service, token).ok_or(Unchanged::NoSession)?;
         let named = self.sessions.get(&name).map(|sessions| sessions.clone());
         let mut outcome = Err(Unchanged::UnknownSession);
         for term in named.unwrap_or_default() {
-            let extended = term.extend(token);
+            let extended = term.extend(token, grounds);
             outcome = match (outcome, extended) {
                 (Ok(count), Ok(())) => Ok(count + 1),
                 (Err(_), Ok(())) => Ok(1),
@@ -124,7 +130,7 @@ impl Unchanged {
 }
 
 impl Term {
-    fn extend(&self, token: &token::Session) -> Result<(), Unchanged> {
+    fn extend(&self, token: &token::Session, grounds: Grounds) -> Result<(), Unchanged> {
         if *self.subject != *token.sub {
             return Err(Unchanged::OtherSubject);
         }
@@ -141,6 +147,7 @@ impl Term {
             }
             times.iat = new.iat;
             times.exp = new.exp;
+            times.grounds = grounds;
             true
         });
         outcome
@@ -162,6 +169,16 @@ impl Expiry {
     /// When the session's newest token expires, in seconds since the Unix epoch.
     pub(crate) fn at(&self) -> u64 {
         self.term.times.borrow().exp
+    }
+
+    /// On what the session's newest token stands.
+    pub(crate) fn grounds(&self) -> Grounds {
+        self.term.times.borrow().grounds
+    }
+
+    /// From now on nothing extends the session.
+    pub(crate) fn end(&self) {
+        self.term.times.send_modify(|times| times.over = true);
     }
 
     /// Resolves when the end is no more than `ahead` away. Cancel-safe.
@@ -215,13 +232,6 @@ fn left(exp: u64, ahead: Duration, now: Duration) -> Option<Duration> {
         .filter(|left| !left.is_zero())
 }
 
-/// Time since the Unix epoch. A clock before 1970 makes every token not valid yet.
-pub(crate) fn since_epoch() -> Duration {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -242,12 +252,22 @@ mod tests {
         }
     }
 
+    fn grounds() -> Grounds {
+        Grounds {
+            key: "k4.pid.9ShR3xc8-qVJ_di0tc9nx0IDIqbatdeM2mqLFBJsKRHs"
+                .parse()
+                .unwrap(),
+            subject: wavry_credentials::token::digest("ana"),
+            iat: 100,
+        }
+    }
+
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
     fn a_newer_token_of_the_same_session_subject_and_service_extends_and_no_other_does() {
         let (table, echo) = (Arc::new(Table::default()), service("echo"));
-        let session = table.open(&echo, &token("ana", Some("tab"), 100, 200));
+        let session = table.open(&echo, &token("ana", Some("tab"), 100, 200), grounds());
         for (service, other, why) in [
             ("echo", token("ana", None, 150, 300), Unchanged::NoSession),
             (
@@ -276,13 +296,13 @@ mod tests {
                 Unchanged::NotNewer,
             ),
         ] {
-            let refused = table.extend(&self::service(service), &other);
+            let refused = table.extend(&self::service(service), &other, grounds());
             assert_eq!(refused, Err(why), "{other:?}");
             assert_eq!(session.at(), 200);
         }
         let newer = token("ana", Some("tab"), 150, 300);
         for _ in 0..2 {
-            assert_eq!(table.extend(&echo, &newer), Ok(1));
+            assert_eq!(table.extend(&echo, &newer, grounds()), Ok(1));
             assert_eq!(session.at(), 300);
         }
     }
@@ -290,17 +310,20 @@ mod tests {
     #[test]
     fn all_sessions_of_one_name_are_extended_and_those_of_another_subject_are_not() {
         let (table, echo) = (Arc::new(Table::default()), service("echo"));
-        let open = |sub, iat, exp| table.open(&echo, &token(sub, Some("tab"), iat, exp));
+        let open = |sub, iat, exp| table.open(&echo, &token(sub, Some("tab"), iat, exp), grounds());
         let (one, two, other) = (
             open("ana", 100, 200),
             open("ana", 110, 210),
             open("bob", 100, 200),
         );
         let newer = token("ana", Some("tab"), 120, 300);
-        assert_eq!(table.extend(&echo, &newer), Ok(2));
+        assert_eq!(table.extend(&echo, &newer, grounds()), Ok(2));
         assert_eq!([one.at(), two.at(), other.at()], [300, 300, 200]);
         drop((one, two));
-        assert_eq!(table.extend(&echo, &newer), Err(Unchanged::OtherSubject));
+        assert_eq!(
+            table.extend(&echo, &newer, grounds()),
+            Err(Unchanged::OtherSubject)
+        );
         drop(other);
         assert!(table.sessions.is_empty());
     }
@@ -308,16 +331,16 @@ mod tests {
     #[test]
     fn an_extension_and_the_end_cannot_both_win() {
         let (table, echo) = (Arc::new(Table::default()), service("echo"));
-        let session = table.open(&echo, &token("ana", Some("tab"), 100, 200));
+        let session = table.open(&echo, &token("ana", Some("tab"), 100, 200), grounds());
         assert!(!session.term.end(199 * SECOND));
         assert_eq!(
-            table.extend(&echo, &token("ana", Some("tab"), 150, 300)),
+            table.extend(&echo, &token("ana", Some("tab"), 150, 300), grounds()),
             Ok(1)
         );
         assert!(!session.term.end(200 * SECOND));
         assert!(session.term.end(300 * SECOND));
         assert_eq!(
-            table.extend(&echo, &token("ana", Some("tab"), 290, 400)),
+            table.extend(&echo, &token("ana", Some("tab"), 290, 400), grounds()),
             Err(Unchanged::UnknownSession)
         );
         assert!(session.term.end(300 * SECOND));
@@ -341,11 +364,11 @@ mod tests {
             let (table, echo) = (Arc::new(Table::default()), service("echo"));
             let mut tokens = tokens.into_iter().map(|(iat, ttl)| token("ana", Some("tab"), iat, iat + ttl));
             let first = tokens.next().unwrap();
-            let session = table.open(&echo, &first);
+            let session = table.open(&echo, &first, grounds());
             let mut newest = first.validity;
             for token in tokens {
                 let before = session.at();
-                let extended = table.extend(&echo, &token);
+                let extended = table.extend(&echo, &token, grounds());
                 prop_assert!(session.at() >= before);
                 if extended.is_ok() {
                     prop_assert_eq!(session.at(), token.validity.exp);

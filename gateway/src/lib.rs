@@ -32,18 +32,20 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, info, info_span};
 use wavry_credentials::{
-    cert, identity,
+    cert,
+    clock::since_epoch,
+    identity,
     membership::{self, Candidate, Membership},
     source,
 };
 use wavry_transport::{mesh, socket, webtransport};
 
+use crate::core::Core;
 pub use crate::{
     config::Config,
     error::{RunError, StartError},
     metrics::describe as describe_metrics,
 };
-use crate::{core::Core, expiry::since_epoch};
 
 /// How often the master may learn a new number of sessions, and what was carried is counted.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -79,6 +81,7 @@ impl Gateway {
             ca_file: config.ca_file.clone(),
             state_dir: config.state_dir.clone(),
             services: Vec::new(),
+            max_roster_age: config.max_roster_age,
             identity_key: None,
             registration_token: None,
         })?;

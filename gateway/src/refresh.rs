@@ -156,8 +156,9 @@ fn extend(
     let bearer = token::take(&mut request);
     let roster = core.roster.borrow().clone();
     let extended = service(&roster, &request).map(|service| {
-        let token = verify(core, &roster, service, bearer, now)?;
-        Ok::<_, Failure>(core.expiries.extend(&service.name, &token).map(drop)?)
+        let (token, grounds) = verify(core, &roster, service, bearer, now)?;
+        let extended = core.expiries.extend(&service.name, &token, grounds);
+        Ok::<_, Failure>(extended.map(drop)?)
     });
     let outcome = match &extended {
         Ok(Ok(())) => "extended",

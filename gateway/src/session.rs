@@ -9,6 +9,7 @@ use std::{convert::Infallible, time::Instant};
 use metrics::{counter, gauge, histogram};
 use tokio::time::{timeout, timeout_at};
 use tracing::{debug, info, warn};
+use wavry_credentials::clock::since_epoch;
 use wavry_proto::{
     control::RefuseWith,
     id::ServiceName,
@@ -27,7 +28,7 @@ use crate::{
     core::Core,
     error::Refusal,
     exits::Load,
-    expiry::{Expiry, since_epoch},
+    expiry::Expiry,
     forward,
     limits::Permit,
     metrics as names, refresh, token,
@@ -280,6 +281,7 @@ impl Live<'_> {
             ended = Box::pin(mirror(&self.client, &self.exit, &options, &traffic)) => ended,
             never = self.leave_with_the_gateway() => match never {},
             never = self.expire_with_the_token() => match never {},
+            never = self.end_with_the_tokens_standing() => match never {},
         };
         let reason = reason(&ended);
         info!(reason, code = code(&ended), "over");
@@ -309,6 +311,27 @@ impl Live<'_> {
             }
             expiry.over().await;
             self.close(Close::new(close_code::TOKEN_EXPIRED, "token expired"));
+        }
+        std::future::pending().await
+    }
+
+    /// Ends the session when its token is revoked, or the key that signed it. An old roster that is
+    /// not acted on any more ends sessions by ending the mesh.
+    async fn end_with_the_tokens_standing(&self) -> Infallible {
+        if let Some(expiry) = &self.expiry {
+            let mut roster = self.core.roster.clone();
+            loop {
+                let current = roster.borrow_and_update().clone();
+                let standing = self.core.standing.of(&current);
+                if !current.is_empty() && !standing.holds(&self.service, &expiry.grounds()) {
+                    expiry.end();
+                    self.close(Close::new(close_code::TOKEN_REVOKED, "token revoked"));
+                    break;
+                }
+                if roster.changed().await.is_err() {
+                    break;
+                }
+            }
         }
         std::future::pending().await
     }
@@ -379,6 +402,7 @@ fn reason(ended: &mirror::Ended) -> &'static str {
             close_code::IDLE => "idle",
             close_code::DRAINED => "drained",
             close_code::TOKEN_EXPIRED => "token_expired",
+            close_code::TOKEN_REVOKED => "token_revoked",
             close_code::UNREAD => "unread",
             _ => "gateway",
         },

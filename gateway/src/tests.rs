@@ -19,7 +19,7 @@ use wavry_credentials::{
 };
 use wavry_proto::{
     control::{Access, Node, RefuseWith, Role, Roster, Service},
-    id::ClusterName,
+    id::{ClusterName, Epoch},
     session::{Header, Request, Response},
     token::{self, Validity},
 };
@@ -141,6 +141,16 @@ impl World {
         });
     }
 
+    /// Publishes a changed roster.
+    fn change_roster(&self, change: impl FnOnce(&mut Roster)) {
+        self.roster.send_modify(|roster| {
+            let mut changed = Roster::clone(roster);
+            changed.epoch.0 += 1;
+            change(&mut changed);
+            *roster = Arc::new(changed);
+        });
+    }
+
     async fn ask(
         &self,
         request: Request,
@@ -252,6 +262,7 @@ fn roster(key: &SigningKey, exit: &Identity, gateway: &Identity) -> Roster {
         ],
         services,
         token_keys: vec![key.public_paserk()],
+        epoch: Epoch(1),
         ..Roster::empty("test".parse().unwrap())
     }
 }

@@ -10,7 +10,7 @@ use axum::{
     Extension, Json, Router,
     body::Bytes,
     extract::{
-        DefaultBodyLimit, Query, Request, State,
+        DefaultBodyLimit, MatchedPath, Query, Request, State,
         rejection::{BytesRejection, FailedToBufferBody, QueryRejection},
     },
     http::{HeaderMap, HeaderValue, StatusCode, header},
@@ -22,13 +22,15 @@ use serde::{Deserialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
 use wavry_credentials::{
     audit::{self, Action, Event},
+    clock::unix_time,
     identity,
     redact::Place,
     token::{KeySet, Scope},
 };
 use wavry_proto::{
     control::{
-        Challenge, Heard, Heartbeat, PublishedKey, Register, Registered, possession_message,
+        Challenge, Heard, Heartbeat, MAX_VERSION_LEN, PublishedKey, Register, Registered,
+        possession_message,
     },
     id::{Epoch, NodeId},
     token::Registration,
@@ -37,9 +39,10 @@ use wavry_proto::{
 use crate::{
     audited::{Asked, Strangers, Word, is_denial},
     channel::Channel,
-    metrics as names,
+    metrics as names, operate,
+    presence::Report,
     problem::Refusal,
-    registry::{Registry, unix_time},
+    registry::Registry,
     store::{Admission, Announcement},
 };
 
@@ -78,6 +81,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route(HEARTBEAT, post(heartbeat))
         .route(ROSTER, get(roster))
         .route(KEYS, get(keys))
+        .merge(operate::router())
         .fallback(async || Refusal::NotFound)
         .method_not_allowed_fallback(async || Refusal::MethodNotAllowed)
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -94,16 +98,11 @@ async fn observe(
 ) -> Response {
     let asked = Arc::new(Asked::new());
     request.extensions_mut().insert(asked.clone());
-    let route = match request.uri().path() {
-        path @ (CHALLENGE | REGISTER | HEARTBEAT | ROSTER | KEYS) => {
-            // One of the constants, so that the label's values are few.
-            [CHALLENGE, REGISTER, HEARTBEAT, ROSTER, KEYS]
-                .into_iter()
-                .find(|route| *route == path)
-                .unwrap_or("other")
-        }
-        _ => "other",
-    };
+    // The route and not the path, so that the label's values are few.
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or_else(|| "other".to_owned(), |path| path.as_str().to_owned());
     let mut response = match tokio::time::timeout(api.request_timeout, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Refusal::Timeout.into_response(),
@@ -113,7 +112,7 @@ async fn observe(
             .extensions()
             .get::<Word>()
             .map_or("", |word| word.0);
-        let event = asked.event(Action::Deny, route, channel.peer);
+        let event = asked.event(Action::Deny, &route, channel.peer);
         if let Err(refusal) = record_denial(&api, event, outcome).await {
             response = refusal.into_response();
         }
@@ -182,7 +181,7 @@ async fn try_register(
         binding: &[],
     };
     let token: Registration = api.key_set.verify(&request.token, scope, now)?;
-    let _ = asked.who.set(token.sub.clone());
+    let _ = asked.who.set(token.sub.to_string());
     let _ = asked.secret.set(api.audit_key.identifier(&token.jti));
     if !nonce_is_good {
         return Err(Refusal::Nonce);
@@ -202,6 +201,7 @@ async fn try_register(
     }
     let admission = Admission {
         jti: token.jti,
+        issued_at: token.validity.iat,
         expires_at: token.validity.exp,
         node: token.sub.clone(),
         role: token.role,
@@ -243,7 +243,15 @@ async fn heartbeat(
         services: request.services,
         draining: request.draining,
     };
-    api.registry.heartbeat(node, said).await?;
+    if request.version.len() > MAX_VERSION_LEN {
+        return Err(Refusal::Malformed("the version is too long".to_owned()));
+    }
+    let report = Report {
+        sessions: request.sessions,
+        epoch: request.epoch,
+        version: request.version,
+    };
+    api.registry.heartbeat(node, said, report).await?;
     Ok(Json(Heard {
         interval_ms: u64::try_from(api.heartbeat_interval.as_millis()).unwrap_or(u64::MAX),
     }))
@@ -263,17 +271,17 @@ async fn roster(
     query: Result<Query<After>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    authenticate(&api, &channel, &asked, &headers)?;
+    let node = authenticate(&api, &channel, &asked, &headers)?;
     let Query(After { after }) =
         query.map_err(|_| Refusal::Malformed("after is not an epoch".to_owned()))?;
     let mut published = api.registry.published();
     let newer = published.wait_for(|p| after.is_none_or(|after| p.roster.epoch > Epoch(after)));
     let answer = tokio::select! {
-        newer = newer => newer.ok().map(|current| (current.token.clone(), current.roster.epoch)),
+        newer = newer => newer.ok().map(|current| current.clone()),
         () = tokio::time::sleep(api.poll_timeout) => None,
         () = api.leaving.cancelled() => return Err(Refusal::Leaving),
     };
-    let Some((token, epoch)) = answer else {
+    let Some(current) = answer else {
         let current = entity_tag(api.registry.published().borrow().roster.epoch);
         let status = match headers.get(header::IF_NONE_MATCH) {
             Some(held) if *held == current => StatusCode::NOT_MODIFIED,
@@ -281,15 +289,19 @@ async fn roster(
         };
         return Ok((status, [(header::ETAG, current)]).into_response());
     };
+    // Revoked while it waited.
+    if current.roster.node(&node).is_none() {
+        return Err(Refusal::UnknownNode);
+    }
     let headers = [
-        (header::ETAG, entity_tag(epoch)),
+        (header::ETAG, entity_tag(current.roster.epoch)),
         (
             header::CONTENT_TYPE,
             HeaderValue::from_static("text/plain; charset=utf-8"),
         ),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
     ];
-    Ok((headers, token).into_response())
+    Ok((headers, current.token.clone()).into_response())
 }
 
 async fn keys(State(api): State<Arc<Api>>) -> Response {
@@ -310,22 +322,28 @@ fn authenticate(
     asked: &Asked,
     headers: &HeaderMap,
 ) -> Result<NodeId, Refusal> {
-    let token = headers
+    let node = api
+        .registry
+        .authenticate(bearer(headers)?, &channel.exporter, unix_time())?;
+    let _ = asked.who.set(node.to_string());
+    Ok(node)
+}
+
+/// The token of an `authorization: Bearer TOKEN` header.
+pub(crate) fn bearer(headers: &HeaderMap) -> Result<&str, Refusal> {
+    headers
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.split_once(' '))
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, token)| token.trim())
-        .ok_or(Refusal::TokenMissing)?;
-    let node = api
-        .registry
-        .authenticate(token, &channel.exporter, unix_time())?;
-    let _ = asked.who.set(node.clone());
-    Ok(node)
+        .ok_or(Refusal::TokenMissing)
 }
 
 /// Reads JSON.
-fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Refusal> {
+pub(crate) fn parse<T: DeserializeOwned>(
+    body: Result<Bytes, BytesRejection>,
+) -> Result<T, Refusal> {
     let body = body.map_err(|rejection| match rejection {
         BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
             Refusal::BodyTooLarge

@@ -11,15 +11,14 @@ use wavry_credentials::{
     audit::{Action, Event},
     random,
 };
-use wavry_proto::id::NodeId;
 
 /// What is known of a request beside its content. It travels as an extension of the request.
 pub(crate) struct Asked {
     /// Its id, which the answer and the audit log have.
     pub(crate) id: String,
-    /// Who asks, once a token has shown it.
-    pub(crate) who: OnceLock<NodeId>,
-    /// The registration token, as the audit log names it.
+    /// Who asks, a node or an operator, once a token has shown it.
+    pub(crate) who: OnceLock<String>,
+    /// The registration or operator's token, as the audit log names it.
     pub(crate) secret: OnceLock<String>,
 }
 
@@ -38,7 +37,7 @@ impl Asked {
 
     /// An event of this request.
     pub(crate) fn event(&self, action: Action, path: &str, source: SocketAddr) -> Event {
-        let who = self.who.get().map(NodeId::to_string);
+        let who = self.who.get().cloned();
         let mut event = Event::now(action, who.clone().unwrap_or_default(), path);
         event.actor = who.unwrap_or_else(|| "stranger".to_owned());
         event.request = Some(self.id.clone());

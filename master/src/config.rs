@@ -38,6 +38,12 @@ pub struct Raw {
     /// A node not heard for so long loses its services until it is heard again.
     #[serde(with = "wavry_proto::duration")]
     pub suspect_after: Duration,
+    /// A node not heard for so long counts as gone, not only as suspect.
+    #[serde(with = "wavry_proto::duration")]
+    pub gone_after: Duration,
+    /// A roster is signed anew at the latest when it is so old, so that nodes know that it is current.
+    #[serde(with = "wavry_proto::duration")]
+    pub roster_refresh: Duration,
     /// How long requests may go on once the master was told to leave.
     #[serde(with = "wavry_proto::duration")]
     pub drain_timeout: Duration,
@@ -77,6 +83,8 @@ impl Default for Raw {
             certificate: None,
             heartbeat_interval: Duration::from_secs(2),
             suspect_after: Duration::from_secs(10),
+            gone_after: Duration::from_secs(3600),
+            roster_refresh: Duration::from_secs(3600),
             drain_timeout: Duration::from_secs(5),
             max_connections: 4096,
             services: Vec::new(),
@@ -101,6 +109,10 @@ pub struct Config {
     pub heartbeat_interval: Duration,
     /// A node not heard for so long loses its services until it is heard again.
     pub suspect_after: Duration,
+    /// A node not heard for so long counts as gone, not only as suspect.
+    pub gone_after: Duration,
+    /// A roster is signed anew at the latest when it is so old.
+    pub roster_refresh: Duration,
     /// How long requests may go on once the master was told to leave.
     pub drain_timeout: Duration,
     /// What a client can make the master hold.
@@ -159,6 +171,12 @@ impl TryFrom<Raw> for Config {
                 "must be at least twice heartbeat_interval, or one late heartbeat is a silence",
             ));
         }
+        if raw.gone_after < raw.suspect_after {
+            return Err(Invalid::new("gone_after", "must be at least suspect_after"));
+        }
+        if raw.roster_refresh < Duration::from_secs(1) {
+            return Err(Invalid::new("roster_refresh", "must be at least 1s"));
+        }
         at_least_one("max_connections", raw.max_connections as u64)?;
         Ok(Self {
             listen: raw.listen,
@@ -168,6 +186,8 @@ impl TryFrom<Raw> for Config {
             certificate: required("certificate", raw.certificate)?,
             heartbeat_interval: raw.heartbeat_interval,
             suspect_after: raw.suspect_after,
+            gone_after: raw.gone_after,
+            roster_refresh: raw.roster_refresh,
             drain_timeout: raw.drain_timeout,
             limits: Limits {
                 max_connections: raw.max_connections,
@@ -329,6 +349,12 @@ mod tests {
         let mut raw = complete();
         raw.suspect_after = Duration::from_secs(3);
         assert_eq!(Config::try_from(raw).unwrap_err().key, "suspect_after");
+        let mut raw = complete();
+        raw.gone_after = Duration::from_secs(9);
+        assert_eq!(Config::try_from(raw).unwrap_err().key, "gone_after");
+        let mut raw = complete();
+        raw.roster_refresh = Duration::from_millis(999);
+        assert_eq!(Config::try_from(raw).unwrap_err().key, "roster_refresh");
         let mut raw = complete();
         raw.heartbeat_interval = Duration::ZERO;
         assert_eq!(Config::try_from(raw).unwrap_err().key, "heartbeat_interval");

@@ -9,6 +9,7 @@
 //! * [`audit_sink`]: copies of the audit log elsewhere; [`audit_reader`]: the log, read and checked.
 //! * [`store`]: what it remembers, the audit log too.
 //! * [`presence`]: which nodes are heard of.
+//! * [`operate`]: what operators ask of it.
 //! * [`problem`]: every way it says no.
 //! * [`provision`]: the tokens its key signs.
 //! * [`keyvault`]: secrets, kept encrypted and handed out by policy.
@@ -22,6 +23,7 @@ pub mod config;
 mod error;
 pub mod keyvault;
 mod metrics;
+pub mod operate;
 pub mod presence;
 pub mod problem;
 pub mod provision;
@@ -46,7 +48,7 @@ pub use error::StartError;
 pub use metrics::describe as describe_metrics;
 
 use audited::Strangers;
-use registry::Registry;
+use registry::{Registry, Times};
 
 /// A master that is bound and ready to serve.
 pub struct Master {
@@ -104,11 +106,18 @@ impl Master {
                 source,
             },
         })?;
-        let snapshot = store
+        store
             .configure(&config.services, &[paserk])
             .await
             .map_err(unusable)?;
-        let registry = Registry::new(store, snapshot, key, config.cluster, config.suspect_after)
+        // Nodes may hold what was signed long ago, and shall know that it is current.
+        let snapshot = store.renew().await.map_err(unusable)?;
+        let times = Times {
+            suspect_after: config.suspect_after,
+            gone_after: config.gone_after,
+            roster_refresh: config.roster_refresh,
+        };
+        let registry = Registry::new(store, snapshot, key, config.cluster, times)
             .await
             .map_err(unusable)?;
 
@@ -162,12 +171,12 @@ impl Master {
         let _sinks: Vec<_> = sinks
             .map(|sink| Abort(tokio::spawn(self.registry.copy_audit_to(sink))))
             .collect();
-        let silence_watch = async move {
+        let keeping = async move {
             let mut tick = tokio::time::interval(self.heartbeat_interval);
             tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 tick.tick().await;
-                registry.look_for_silence().await;
+                registry.keep().await;
             }
         };
         // Connections end with this future, also when it is dropped.
@@ -188,7 +197,7 @@ impl Master {
         };
         tokio::select! {
             () = serve => (),
-            () = silence_watch => (),
+            () = keeping => (),
             () = leave => (),
         }
         self.registry.close().await;

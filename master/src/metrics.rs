@@ -9,6 +9,8 @@ pub(crate) const HANDSHAKES_FAILED: &str = "wavry_master_handshakes_failed_total
 pub(crate) const ROSTER_EPOCH: &str = "wavry_master_roster_epoch";
 pub(crate) const NODES: &str = "wavry_master_nodes";
 
+pub(crate) const REVOCATIONS: &str = "wavry_master_revocations_total";
+
 pub(crate) const AUDIT_LINES: &str = "wavry_master_audit_lines_total";
 pub(crate) const AUDIT_UNWRITTEN: &str = "wavry_master_audit_unwritten_total";
 
@@ -28,6 +30,11 @@ pub fn describe() {
         REGISTRATIONS,
         Unit::Count,
         "Registrations tried, by outcome: registered, or the word of the problem"
+    );
+    describe_counter!(
+        REVOCATIONS,
+        Unit::Count,
+        "What operators revoked, by kind: node, subject"
     );
     describe_counter!(
         AUDIT_LINES,
@@ -61,5 +68,9 @@ pub fn describe() {
         "Connections that ended before a request could be read, by reason: timeout, tls, version"
     );
     describe_gauge!(ROSTER_EPOCH, Unit::Count, "Epoch of the roster served");
-    describe_gauge!(NODES, Unit::Count, "Registered nodes, by role");
+    describe_gauge!(
+        NODES,
+        Unit::Count,
+        "Registered nodes, by role and by how they do: present, draining, suspect, gone"
+    );
 }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wavry_proto::id::NodeId;
+use wavry_proto::id::{Epoch, NodeId};
 
 use crate::store::Announcement;
 
@@ -22,6 +22,57 @@ struct Heard {
     /// What the registry holds of the node; `None` when this process has not written it.
     announcement: Option<Announcement>,
     silent: bool,
+    report: Report,
+}
+
+/// What a node tells of itself that the roster does not show.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Report {
+    /// Sessions live on it.
+    pub sessions: u64,
+    /// Epoch of the roster it acts on.
+    pub epoch: Epoch,
+    /// Version of its program.
+    pub version: String,
+}
+
+/// How a node does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum State {
+    /// Heard of lately.
+    Present,
+    /// Heard of lately, and said that it leaves.
+    Draining,
+    /// Not heard of for `suspect_after`: it offers no service until it is.
+    Suspect,
+    /// Not heard of for `gone_after`.
+    Gone,
+}
+
+impl State {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Present, Self::Draining, Self::Suspect, Self::Gone];
+
+    /// The state as it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Present => "present",
+            Self::Draining => "draining",
+            Self::Suspect => "suspect",
+            Self::Gone => "gone",
+        }
+    }
+}
+
+/// What is known of a node's whereabouts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// How it does.
+    pub state: State,
+    /// How long ago it was heard, or this process started.
+    pub heard: Duration,
+    /// What it told.
+    pub report: Report,
 }
 
 impl Presence {
@@ -33,6 +84,7 @@ impl Presence {
                 at: now,
                 announcement: None,
                 silent: false,
+                report: Report::default(),
             };
             (node, heard)
         };
@@ -59,8 +111,46 @@ impl Presence {
             at: now,
             announcement: Some(said),
             silent: false,
+            report: self
+                .nodes
+                .remove(node)
+                .map(|heard| heard.report)
+                .unwrap_or_default(),
         };
         self.nodes.insert(node.clone(), heard);
+    }
+
+    /// What a registered node tells beside.
+    pub fn told(&mut self, node: &NodeId, report: Report) {
+        if let Some(heard) = self.nodes.get_mut(node) {
+            heard.report = report;
+        }
+    }
+
+    /// What is known of a registered node.
+    pub fn of(&self, node: &NodeId, gone_after: Duration, now: Instant) -> Option<Whereabouts> {
+        let heard = self.nodes.get(node)?;
+        let ago = now.saturating_duration_since(heard.at);
+        let drains = heard
+            .announcement
+            .as_ref()
+            .is_some_and(|said| said.draining);
+        let state = match heard.silent {
+            true if ago >= gone_after => State::Gone,
+            true => State::Suspect,
+            false if drains => State::Draining,
+            false => State::Present,
+        };
+        Some(Whereabouts {
+            state,
+            heard: ago,
+            report: heard.report.clone(),
+        })
+    }
+
+    /// The node is not registered any more.
+    pub fn forget(&mut self, node: &NodeId) {
+        self.nodes.remove(node);
     }
 
     /// Nodes not heard for `suspect_after` that counted as present; from now on they do not.
@@ -150,6 +240,36 @@ mod tests {
         let late = after(start, 6_000);
         presence.take_silent(SUSPECT_AFTER, late);
         assert!(!presence.is_old_news(&node("a"), &said, late));
+    }
+
+    #[test]
+    fn a_node_is_present_or_draining_then_suspect_then_gone_at_the_stated_times() {
+        const GONE_AFTER: Duration = Duration::from_secs(60);
+        let start = Instant::now();
+        let a = node("a");
+        let mut presence = Presence::new([a.clone()], start);
+        let mut state = |millis, said: Option<Announcement>| {
+            let now = after(start, millis);
+            if let Some(said) = said {
+                presence.wrote(&a, said, now);
+            }
+            presence.take_silent(SUSPECT_AFTER, now);
+            presence.of(&a, GONE_AFTER, now).unwrap().state
+        };
+        assert_eq!(state(0, None), State::Present);
+        let leaving = Announcement {
+            draining: true,
+            ..Announcement::default()
+        };
+        assert_eq!(state(1_000, Some(leaving)), State::Draining);
+        assert_eq!(state(6_999, None), State::Draining);
+        assert_eq!(state(7_000, None), State::Suspect);
+        assert_eq!(state(60_999, None), State::Suspect);
+        assert_eq!(state(61_000, None), State::Gone);
+        assert_eq!(state(70_000, Some(Announcement::default())), State::Present);
+        assert_eq!(presence.of(&node("b"), GONE_AFTER, start), None);
+        presence.forget(&a);
+        assert_eq!(presence.of(&a, GONE_AFTER, start), None);
     }
 
     #[test]

@@ -5,11 +5,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use wavry_credentials::{redact, token::Rejected};
-use wavry_proto::{control::Problem, id::ServiceName};
+use wavry_proto::{control::Problem, id::ServiceName, token::OperatorRole};
 
 use crate::{
     audited::Word,
-    store::{self, HeartbeatError, RegisterError},
+    store::{self, HeartbeatError, RegisterError, RevokeError},
 };
 
 /// Why a request was refused. No variant holds what the request held, but for names that were
@@ -37,9 +37,6 @@ pub enum Refusal {
     /// A token that does not hold.
     #[error("{0}")]
     Token(#[from] Rejected),
-    /// A node's own token that is good for too long.
-    #[error("a node's token is good for a minute at most")]
-    TokenTooLasting,
     /// The registration token served before.
     #[error("the registration token was used before; ask for a new one")]
     TokenUsed,
@@ -58,6 +55,21 @@ pub enum Refusal {
     /// Another node is known by the key.
     #[error("the key belongs to another node")]
     KeyInUse,
+    /// The node was revoked after its registration token was issued.
+    #[error("the node was revoked after the registration token was issued; ask for a new one")]
+    NodeRevoked,
+    /// The key is of a node that was revoked.
+    #[error("the key was revoked; make a new one")]
+    KeyRevoked,
+    /// The node that is spoken of is not registered.
+    #[error("there is no such node")]
+    NoSuchNode,
+    /// No further subject can be revoked.
+    #[error("{} subjects are revoked already", store::MAX_REVOCATIONS)]
+    TooManyRevocations,
+    /// The operator's role does not reach so far.
+    #[error("this needs role {}", .0.as_str())]
+    Role(OperatorRole),
     /// The node that speaks is not registered.
     #[error("the node is not registered here")]
     UnknownNode,
@@ -96,10 +108,11 @@ impl Refusal {
                     Rejected::Signature => ("token-not-verified", "Token does not verify"),
                     Rejected::NotYetValid => ("token-not-yet-valid", "Token not valid yet"),
                     Rejected::Expired => ("token-expired", "Token expired"),
+                    Rejected::TooLasting => ("token-too-lasting", "Token lasts too long"),
+                    Rejected::Revoked => ("token-revoked", "Token revoked"),
                 };
                 (S::UNAUTHORIZED, word, title)
             }
-            Self::TokenTooLasting => (S::UNAUTHORIZED, "token-too-lasting", "Token lasts too long"),
             Self::TokenUsed => (S::CONFLICT, "token-used", "Token used before"),
             Self::Nonce => (S::FORBIDDEN, "nonce-not-accepted", "Nonce not accepted"),
             Self::Possession => (
@@ -112,6 +125,15 @@ impl Refusal {
             }
             Self::Address(_) => (S::BAD_REQUEST, "address-not-usable", "Address not usable"),
             Self::KeyInUse => (S::CONFLICT, "key-in-use", "Key in use"),
+            Self::NodeRevoked => (S::FORBIDDEN, "node-revoked", "Node revoked"),
+            Self::KeyRevoked => (S::FORBIDDEN, "key-revoked", "Key revoked"),
+            Self::NoSuchNode => (S::NOT_FOUND, "no-such-node", "No such node"),
+            Self::TooManyRevocations => (
+                S::INSUFFICIENT_STORAGE,
+                "too-many-revocations",
+                "Too many revocations",
+            ),
+            Self::Role(_) => (S::FORBIDDEN, "role-not-sufficient", "Role not sufficient"),
             Self::UnknownNode => (S::UNAUTHORIZED, "node-unknown", "Node unknown"),
             Self::NotAudited(_) => (S::SERVICE_UNAVAILABLE, "not-audited", "Not on record"),
             Self::Leaving => (S::SERVICE_UNAVAILABLE, "leaving", "Shutting down"),
@@ -130,6 +152,9 @@ impl From<RegisterError> for Refusal {
         match error {
             RegisterError::TokenUsed => Self::TokenUsed,
             RegisterError::KeyInUse => Self::KeyInUse,
+            RegisterError::TokenExpired => Self::Token(Rejected::Expired),
+            RegisterError::NodeRevoked => Self::NodeRevoked,
+            RegisterError::KeyRevoked => Self::KeyRevoked,
             RegisterError::Store(error) => error.into(),
         }
     }
@@ -141,6 +166,16 @@ impl From<store::Error> for Refusal {
         match error.is_of_the_moment() {
             true => Self::NotAudited(error),
             false => Self::Internal(error),
+        }
+    }
+}
+
+impl From<RevokeError> for Refusal {
+    fn from(error: RevokeError) -> Self {
+        match error {
+            RevokeError::UnknownNode => Self::NoSuchNode,
+            RevokeError::TooMany => Self::TooManyRevocations,
+            RevokeError::Store(error) => error.into(),
         }
     }
 }

@@ -7,16 +7,15 @@ use wavry_credentials::{
         Action, Event,
         file::{Error, Log},
     },
+    clock::unix_time,
     random,
     token::{Scope, SigningKey},
 };
 use wavry_proto::{
     control::Role,
     id::{ClusterName, NodeId, ServiceName},
-    token::{Registration, Session, Validity},
+    token::{Operator, OperatorRole, Registration, Session, Validity},
 };
-
-use crate::registry::unix_time;
 
 /// Name of the audit log of those who issue with the key at hand, in its seals.
 pub const LOG: &str = "provision";
@@ -87,6 +86,28 @@ impl Issuer {
         let scope = Scope {
             cluster: &self.cluster,
             audience: service.as_str(),
+            binding: &[],
+        };
+        Ok(self.key.sign(&claims, scope))
+    }
+
+    /// A token with which `sub` can work on the cluster as far as `role` reaches, within `ttl` from now.
+    pub fn operator_token(
+        &self,
+        sub: String,
+        role: OperatorRole,
+        ttl: Duration,
+    ) -> Result<String, Error> {
+        let jti = self.on_record(&sub, format!("token operator {}", role.as_str()))?;
+        let claims = Operator {
+            jti,
+            sub,
+            role,
+            validity: validity(ttl),
+        };
+        let scope = Scope {
+            cluster: &self.cluster,
+            audience: "master",
             binding: &[],
         };
         Ok(self.key.sign(&claims, scope))

@@ -2,26 +2,27 @@
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use tokio::{sync::watch, time::timeout};
+pub(crate) use wavry_credentials::clock::unix_time;
 use wavry_credentials::{
     audit::Event,
     token::{KeySet, Rejected, Scope, SigningKey},
 };
 use wavry_proto::{
-    control::{Role, Roster},
-    id::{ClusterName, NodeId},
+    control::{Node, Revocation, Role, Roster},
+    id::{ClusterName, NodeId, ServiceName, SubjectDigest},
     token::NodeRequest,
 };
 
 use crate::{
     audit_sink, metrics as names,
-    presence::Presence,
+    presence::{Presence, Report, State, Whereabouts},
     problem::Refusal,
-    store::{self, Admission, Announcement, RegisterError, Snapshot, Store},
+    store::{self, Admission, Announcement, RegisterError, RevokeError, Snapshot, Store},
 };
 
 /// How long an answer waits for its line in the audit log.
@@ -37,13 +38,24 @@ struct Shared {
     store: Store,
     key: SigningKey,
     cluster: ClusterName,
-    suspect_after: Duration,
+    times: Times,
     presence: Mutex<Presence>,
     /// Held while the store is written, so that presence and store change in the same order.
     writing: tokio::sync::Mutex<()>,
     published: watch::Sender<Arc<Published>>,
     /// Told after each line of the audit log.
     audited: watch::Sender<()>,
+}
+
+/// When what was heard counts as old.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Times {
+    /// A node not heard for so long is suspect.
+    pub(crate) suspect_after: Duration,
+    /// And for so long, gone.
+    pub(crate) gone_after: Duration,
+    /// A roster is signed anew when it is so old.
+    pub(crate) roster_refresh: Duration,
 }
 
 /// A roster as it is served.
@@ -63,7 +75,7 @@ impl Registry {
         snapshot: Snapshot,
         key: SigningKey,
         cluster: ClusterName,
-        suspect_after: Duration,
+        times: Times,
     ) -> Result<Self, store::Error> {
         let presence = Presence::new(store.nodes().await?, Instant::now());
         let first = Arc::new(Published::sign(snapshot, &key, &cluster));
@@ -73,7 +85,7 @@ impl Registry {
                 store,
                 key,
                 cluster,
-                suspect_after,
+                times,
                 presence: Mutex::new(presence),
                 writing: tokio::sync::Mutex::new(()),
                 published: watch::Sender::new(first),
@@ -115,9 +127,6 @@ impl Registry {
             .node(&request.sub)
             .ok_or(Refusal::UnknownNode)?;
         KeySet::from_public_keys(&node.keys).verify::<NodeRequest>(token, scope, now)?;
-        if request.validity.exp.saturating_sub(request.validity.iat) > 60 {
-            return Err(Refusal::TokenTooLasting);
-        }
         Ok(request.sub)
     }
 
@@ -134,7 +143,7 @@ impl Registry {
             match &written {
                 Ok(Ok(_)) => count_line("written"),
                 Err(_) | Ok(Err(RegisterError::Store(_))) => count_line("failed"),
-                Ok(Err(RegisterError::TokenUsed | RegisterError::KeyInUse)) => {}
+                Ok(Err(_)) => {}
             }
             let (_writing, changed) = written.unwrap_or(Err(store::Error::TooSlow.into()))?;
             shared.audited.send_replace(());
@@ -143,6 +152,45 @@ impl Registry {
                 .wrote(&admission.node, admission.announcement, Instant::now());
             shared.publish(changed);
             Ok(())
+        })
+        .await
+    }
+
+    /// Takes a node out of the cluster for good; nodes are told at once.
+    pub(crate) async fn revoke_node(&self, node: NodeId, event: Event) -> Result<(), Refusal> {
+        self.detached(move |shared| async move {
+            let written = timeout(AUDIT_DEADLINE, async {
+                let writing = shared.writing.lock().await;
+                let changed = shared.store.revoke_node(&node, unix_time(), &event).await?;
+                Ok::<_, RevokeError>((writing, changed))
+            });
+            let (_writing, changed) = shared.audited(written.await)?;
+            shared.presence().forget(&node);
+            tracing::warn!(%node, "node revoked");
+            shared.publish(changed);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Makes the session tokens of a subject worthless; gateways are told at once.
+    pub(crate) async fn revoke_subject(
+        &self,
+        service: Option<ServiceName>,
+        subject: SubjectDigest,
+        event: Event,
+    ) -> Result<Revocation, Refusal> {
+        self.detached(move |shared| async move {
+            let written = timeout(AUDIT_DEADLINE, async {
+                let writing = shared.writing.lock().await;
+                let (store, now) = (&shared.store, unix_time());
+                let revoked = store.revoke_subject(service.as_ref(), subject, now, &event);
+                let (revocation, changed) = revoked.await?;
+                Ok::<_, RevokeError>((writing, revocation, changed))
+            });
+            let (_writing, revocation, changed) = shared.audited(written.await)?;
+            shared.publish(changed);
+            Ok(revocation)
         })
         .await
     }
@@ -172,13 +220,18 @@ impl Registry {
     }
 
     /// Takes a heartbeat. One that says nothing new costs no write.
-    pub(crate) async fn heartbeat(&self, node: NodeId, said: Announcement) -> Result<(), Refusal> {
-        if self
-            .shared
-            .presence()
-            .is_old_news(&node, &said, Instant::now())
+    pub(crate) async fn heartbeat(
+        &self,
+        node: NodeId,
+        said: Announcement,
+        report: Report,
+    ) -> Result<(), Refusal> {
         {
-            return Ok(());
+            let mut presence = self.shared.presence();
+            presence.told(&node, report);
+            if presence.is_old_news(&node, &said, Instant::now()) {
+                return Ok(());
+            }
         }
         self.detached(move |shared| async move {
             let _writing = shared.writing.lock().await;
@@ -190,13 +243,64 @@ impl Registry {
         .await
     }
 
-    /// Takes the services from nodes that were not heard for too long.
-    pub(crate) async fn look_for_silence(&self) {
+    /// Every registered node and what is known of its whereabouts, ordered by id.
+    pub(crate) fn nodes(&self) -> Vec<(Node, Option<Whereabouts>)> {
+        let roster = self.shared.published.borrow().roster.nodes.clone();
+        let (presence, now) = (self.shared.presence(), Instant::now());
+        let gone_after = self.shared.times.gone_after;
+        let nodes = roster.into_iter();
+        nodes
+            .map(|node| {
+                let whereabouts = presence.of(&node.id, gone_after, now);
+                (node, whereabouts)
+            })
+            .collect()
+    }
+
+    /// What is due as time passes: takes the services from nodes that were not heard for too long,
+    /// signs a roster anew that has become old, and counts nodes by how they do.
+    pub(crate) async fn keep(&self) {
+        self.look_for_silence().await;
+        self.refresh_roster().await;
+        self.report_nodes();
+    }
+
+    async fn refresh_roster(&self) {
+        let shared = &self.shared;
+        let age = unix_time().saturating_sub(shared.published.borrow().roster.issued_at);
+        if Duration::from_secs(age) < shared.times.roster_refresh {
+            return;
+        }
+        let _writing = shared.writing.lock().await;
+        match shared.store.renew().await {
+            Ok(snapshot) => shared.publish(Some(snapshot)),
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(error, "the roster could not be renewed");
+            }
+        }
+    }
+
+    fn report_nodes(&self) {
+        let nodes = self.nodes();
+        for role in [Role::Gateway, Role::Relay] {
+            for state in State::ALL {
+                let of_both = |(node, whereabouts): &&(Node, Option<Whereabouts>)| {
+                    node.role == role && whereabouts.as_ref().is_some_and(|w| w.state == state)
+                };
+                let count = nodes.iter().filter(of_both).count();
+                metrics::gauge!(names::NODES, "role" => role.as_str(), "state" => state.as_str())
+                    .set(count as f64);
+            }
+        }
+    }
+
+    async fn look_for_silence(&self) {
         let shared = &self.shared;
         let _writing = shared.writing.lock().await;
         let silent = shared
             .presence()
-            .take_silent(shared.suspect_after, Instant::now());
+            .take_silent(shared.times.suspect_after, Instant::now());
         if silent.is_empty() {
             return;
         }
@@ -224,10 +328,11 @@ impl Registry {
 
     /// Runs a write apart from the request that wants it: a client that goes away between commit
     /// and publication must not leave an old roster being served.
-    async fn detached<F, Fut>(&self, write: F) -> Result<(), Refusal>
+    async fn detached<F, Fut, T>(&self, write: F) -> Result<T, Refusal>
     where
         F: FnOnce(Arc<Shared>) -> Fut,
-        Fut: Future<Output = Result<(), Refusal>> + Send + 'static,
+        Fut: Future<Output = Result<T, Refusal>> + Send + 'static,
+        T: Send + 'static,
     {
         match tokio::spawn(write(self.shared.clone())).await {
             Ok(outcome) => outcome,
@@ -242,6 +347,21 @@ impl Registry {
 impl Shared {
     fn presence(&self) -> MutexGuard<'_, Presence> {
         self.presence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts the audit line of a write, which is `Err` where it took too long: then the transaction is
+    /// undone, and neither the change nor its line is there.
+    fn audited<T>(
+        &self,
+        written: Result<Result<T, RevokeError>, tokio::time::error::Elapsed>,
+    ) -> Result<T, Refusal> {
+        match &written {
+            Ok(Ok(_)) => count_line("written"),
+            Err(_) | Ok(Err(RevokeError::Store(_))) => count_line("failed"),
+            Ok(Err(_)) => {}
+        }
+        self.audited.send_replace(());
+        Ok(written.unwrap_or(Err(store::Error::TooSlow.into()))?)
     }
 
     fn publish(&self, changed: Option<Snapshot>) {
@@ -268,6 +388,8 @@ impl Published {
             nodes: snapshot.nodes,
             services: snapshot.services,
             token_keys: snapshot.token_keys,
+            roster_keys: Vec::new(),
+            revoked: snapshot.revoked,
         };
         let scope = Scope {
             cluster,
@@ -283,20 +405,9 @@ impl Published {
 
     fn report(&self) {
         metrics::gauge!(names::ROSTER_EPOCH).set(self.roster.epoch.0 as f64);
-        for role in [Role::Gateway, Role::Relay] {
-            let count = self.roster.nodes.iter().filter(|n| n.role == role).count();
-            metrics::gauge!(names::NODES, "role" => role.as_str()).set(count as f64);
-        }
     }
 }
 
 fn count_line(outcome: &'static str) {
     metrics::counter!(names::AUDIT_LINES, "outcome" => outcome).increment(1);
-}
-
-/// Seconds since the Unix epoch.
-pub(crate) fn unix_time() -> u64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
 }

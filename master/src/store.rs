@@ -2,6 +2,7 @@
 //! the same transaction; a change that the roster does not show leaves it.
 
 pub mod audit;
+mod revocation;
 
 use std::{collections::HashMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
@@ -9,11 +10,16 @@ use sqlx::{
     Connection as _, Row, Sqlite, SqlitePool, Transaction,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
-use wavry_credentials::audit::{Action, Event, Key};
+use wavry_credentials::{
+    audit::{Action, Event, Key},
+    clock::unix_time,
+};
 use wavry_proto::{
-    control::{Node, Role, Service},
+    control::{Node, Revocation, Role, Service},
     id::{Epoch, NodeId, PublicKey, ServiceName},
 };
+
+pub use revocation::{MAX_REVOCATIONS, RevokeError};
 
 /// The registry: nodes, services, used tokens, the epoch.
 #[derive(Clone)]
@@ -71,6 +77,15 @@ pub enum RegisterError {
     /// Another node is known by this key.
     #[error("the key belongs to another node")]
     KeyInUse,
+    /// The token expired so long ago that it is not remembered whether it was used.
+    #[error("the registration token has expired")]
+    TokenExpired,
+    /// The node was revoked after the token was issued.
+    #[error("the node was revoked after the registration token was issued")]
+    NodeRevoked,
+    /// The key is one of a node that was revoked.
+    #[error("the key was revoked")]
+    KeyRevoked,
     /// The registry failed.
     #[error(transparent)]
     Store(#[from] Error),
@@ -101,6 +116,8 @@ pub struct Snapshot {
     pub services: Vec<Service>,
     /// Public keys that sign session tokens, as PASERK `k4.public`.
     pub token_keys: Vec<String>,
+    /// Session tokens that hold no more.
+    pub revoked: Vec<Revocation>,
 }
 
 /// A registration that has been checked in every way but for the token's being used.
@@ -108,6 +125,8 @@ pub struct Snapshot {
 pub struct Admission {
     /// Id of the registration token.
     pub jti: String,
+    /// When the token was issued, in seconds since the Unix epoch.
+    pub issued_at: u64,
     /// When the token expires, in seconds since the Unix epoch.
     pub expires_at: u64,
     /// The node.
@@ -201,6 +220,20 @@ impl Store {
         self.snapshot().await
     }
 
+    /// Gives what the roster shows an epoch of its own, although nothing changed.
+    pub async fn renew(&self) -> Result<Snapshot, Error> {
+        let Change {
+            mut transaction,
+            before,
+        } = self.change().await?;
+        let renewed = Snapshot {
+            epoch: write_epoch(&mut transaction, before.epoch).await?,
+            ..before
+        };
+        transaction.commit().await?;
+        Ok(renewed)
+    }
+
     /// What the roster shows now.
     pub async fn snapshot(&self) -> Result<Snapshot, Error> {
         let mut transaction = self.pool.begin().await?;
@@ -229,12 +262,9 @@ impl Store {
         let transaction = &mut change.transaction;
         let id = admission.node.as_str();
 
-        let long_past = now.saturating_sub(USED_TOKEN_MARGIN);
-        sqlx::query("DELETE FROM used_token WHERE expires_at < ?")
-            .bind(long_past.cast_signed())
-            .execute(&mut **transaction)
-            .await
-            .map_err(Error::from)?;
+        if admission.expires_at < forget_used_tokens(transaction, now).await? {
+            return Err(RegisterError::TokenExpired);
+        }
         let first_use = sqlx::query(
             "INSERT INTO used_token (jti, expires_at) VALUES (?, ?) ON CONFLICT (jti) DO NOTHING",
         )
@@ -247,6 +277,7 @@ impl Store {
             return Err(RegisterError::TokenUsed);
         }
 
+        revocation::check(transaction, admission).await?;
         let other_holder = sqlx::query("SELECT 1 FROM node_key WHERE public_key = ? AND node <> ?")
             .bind(&admission.key.0[..])
             .bind(id)
@@ -346,15 +377,45 @@ impl Change {
         let mut after = read_snapshot(&mut self.transaction).await?;
         let changed = after != self.before;
         if changed {
-            after.epoch.0 += 1;
-            sqlx::query("UPDATE roster SET epoch = ?")
-                .bind(after.epoch.0.cast_signed())
-                .execute(&mut *self.transaction)
-                .await?;
+            after.epoch = write_epoch(&mut self.transaction, after.epoch).await?;
         }
         self.transaction.commit().await?;
         Ok(changed.then_some(after))
     }
+}
+
+/// Gives the roster its next epoch. That is at least the time in seconds since the Unix epoch, so that
+/// a database that was restored from an old copy soon has one that no node has seen.
+async fn write_epoch(
+    transaction: &mut Transaction<'static, Sqlite>,
+    epoch: Epoch,
+) -> Result<Epoch, Error> {
+    let next = Epoch((epoch.0 + 1).max(unix_time()));
+    sqlx::query("UPDATE roster SET epoch = ?")
+        .bind(next.0.cast_signed())
+        .execute(&mut **transaction)
+        .await?;
+    Ok(next)
+}
+
+/// Forgets used tokens that expired long ago, and gives the time before which tokens that expired may
+/// be forgotten. It is kept: a clock that is set back makes none of them good again.
+async fn forget_used_tokens(
+    transaction: &mut Transaction<'static, Sqlite>,
+    now: u64,
+) -> Result<u64, Error> {
+    let long_past = now.saturating_sub(USED_TOKEN_MARGIN);
+    let forgotten: i64 = sqlx::query_scalar(
+        "UPDATE forgotten SET expires_at = max(expires_at, ?) RETURNING expires_at",
+    )
+    .bind(long_past.cast_signed())
+    .fetch_one(&mut **transaction)
+    .await?;
+    sqlx::query("DELETE FROM used_token WHERE expires_at < ?")
+        .bind(forgotten)
+        .execute(&mut **transaction)
+        .await?;
+    Ok(forgotten.cast_unsigned())
 }
 
 async fn write_node(
@@ -505,5 +566,6 @@ async fn read_snapshot(transaction: &mut Transaction<'static, Sqlite>) -> Result
         nodes,
         services,
         token_keys,
+        revoked: revocation::read(transaction).await?,
     })
 }

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{ClusterName, Epoch, NodeId, PublicKey, ServiceName};
+use crate::id::{ClusterName, Epoch, NodeId, PublicKey, ServiceName, SubjectDigest};
 
 /// What a node does in the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -102,6 +102,20 @@ pub struct Service {
     pub refuse_with: RefuseWith,
 }
 
+/// Session tokens of one subject that hold no more, although they have not expired.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revocation {
+    /// The service they are for; `None` for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceName>,
+    /// The subject, as a digest: the roster goes to every node, and who it is concerns few.
+    pub subject: SubjectDigest,
+    /// Those issued in this second since the Unix epoch, or before, hold no more. For a subject it
+    /// only ever grows.
+    pub through: u64,
+}
+
 /// The list of nodes, keys, addresses and services. Signed by the master.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -118,6 +132,13 @@ pub struct Roster {
     pub services: Vec<Service>,
     /// Public keys that sign session tokens, as PASERK `k4.public`.
     pub token_keys: Vec<String>,
+    /// Public keys that sign rosters from this one on, as PASERK `k4.public`: who accepts this one
+    /// trusts these and no others. Empty for those that were trusted before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub roster_keys: Vec<String>,
+    /// Session tokens that hold no more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub revoked: Vec<Revocation>,
 }
 
 impl Roster {
@@ -130,7 +151,14 @@ impl Roster {
             nodes: Vec::new(),
             services: Vec::new(),
             token_keys: Vec::new(),
+            roster_keys: Vec::new(),
+            revoked: Vec::new(),
         }
+    }
+
+    /// Whether it is [`Roster::empty`]: nothing is known, or what was known is too old to act on.
+    pub fn is_empty(&self) -> bool {
+        self.epoch == Epoch(0)
     }
 
     /// The node with this id.
@@ -215,7 +243,13 @@ pub struct Heartbeat {
     pub epoch: Epoch,
     /// The node leaves: no new sessions should be sent to it.
     pub draining: bool,
+    /// Version of the node's program; at most [`MAX_VERSION_LEN`] bytes.
+    #[serde(default)]
+    pub version: String,
 }
+
+/// Longest version that a heartbeat may have, in bytes.
+pub const MAX_VERSION_LEN: usize = 64;
 
 /// Answer to `POST /v1/nodes/heartbeat`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -310,6 +344,7 @@ mod tests {
             service in name(),
             max_sessions: Option<u32>,
             closes: bool,
+            revoked in prop::collection::vec((any::<bool>(), any::<[u8; 16]>(), any::<u64>()), 0..3),
         ) {
             let roster = Roster {
                 epoch: Epoch(epoch),
@@ -323,6 +358,14 @@ mod tests {
                     max_sessions,
                     refuse_with: if closes { RefuseWith::Close } else { RefuseWith::Status },
                 }],
+                revoked: revoked
+                    .into_iter()
+                    .map(|(everywhere, subject, through)| Revocation {
+                        service: (!everywhere).then(|| "echo".parse().unwrap()),
+                        subject: SubjectDigest(subject),
+                        through,
+                    })
+                    .collect(),
                 ..Roster::empty(cluster.parse().unwrap())
             };
             let text = serde_json::to_vec(&roster).unwrap();

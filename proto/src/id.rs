@@ -106,10 +106,65 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// A node's Ed25519 public key (RFC 8032), 32 bytes. Written as lower-case hexadecimal.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "Cow<'_, str>", into = "String")]
-pub struct PublicKey(pub [u8; 32]);
+macro_rules! bytes {
+    ($(#[$doc:meta])* $type:ident, $length:literal, $kind:literal, $rule:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "Cow<'_, str>", into = "String")]
+        pub struct $type(pub [u8; $length]);
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+            }
+        }
+
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($type), "({})"), self)
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = InvalidId;
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                let invalid = InvalidId { kind: $kind, rule: $rule };
+                if text.len() != 2 * $length || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+                    return Err(invalid);
+                }
+                let mut bytes = [0; $length];
+                for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+                    let pair = std::str::from_utf8(pair).map_err(|_| invalid.clone())?;
+                    *byte = u8::from_str_radix(pair, 16).map_err(|_| invalid.clone())?;
+                }
+                Ok(Self(bytes))
+            }
+        }
+
+        impl TryFrom<Cow<'_, str>> for $type {
+            type Error = InvalidId;
+            fn try_from(text: Cow<'_, str>) -> Result<Self, InvalidId> {
+                text.parse()
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(bytes: $type) -> String {
+                bytes.to_string()
+            }
+        }
+    };
+}
+
+bytes! {
+    /// A node's Ed25519 public key (RFC 8032), 32 bytes. Written as lower-case hexadecimal.
+    PublicKey, 32, "a public key", "64 hexadecimal digits"
+}
+bytes! {
+    /// What stands for the subject of session tokens where it need not be known who it is: the
+    /// first 16 bytes of the SHA-256 of its text. Written as lower-case hexadecimal.
+    SubjectDigest, 16, "a subject's digest", "32 hexadecimal digits"
+}
 
 /// DER of an Ed25519 SubjectPublicKeyInfo up to the key itself (RFC 8410, section 4).
 const SPKI_PREFIX: [u8; 12] = [
@@ -129,50 +184,6 @@ impl PublicKey {
     pub fn from_spki(spki: &[u8]) -> Option<Self> {
         let key = spki.strip_prefix(&SPKI_PREFIX)?;
         Some(Self(key.try_into().ok()?))
-    }
-}
-
-impl fmt::Display for PublicKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
-    }
-}
-
-impl fmt::Debug for PublicKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PublicKey({self})")
-    }
-}
-
-impl FromStr for PublicKey {
-    type Err = InvalidId;
-    fn from_str(text: &str) -> Result<Self, InvalidId> {
-        let invalid = InvalidId {
-            kind: "a public key",
-            rule: "64 hexadecimal digits",
-        };
-        if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(invalid);
-        }
-        let mut key = [0; 32];
-        for (byte, pair) in key.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            let pair = std::str::from_utf8(pair).map_err(|_| invalid.clone())?;
-            *byte = u8::from_str_radix(pair, 16).map_err(|_| invalid.clone())?;
-        }
-        Ok(Self(key))
-    }
-}
-
-impl TryFrom<Cow<'_, str>> for PublicKey {
-    type Error = InvalidId;
-    fn try_from(text: Cow<'_, str>) -> Result<Self, InvalidId> {
-        text.parse()
-    }
-}
-
-impl From<PublicKey> for String {
-    fn from(key: PublicKey) -> String {
-        key.to_string()
     }
 }
 
@@ -209,6 +220,14 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_digest_survives_its_text_and_arbitrary_text_is_none(bytes: [u8; 16], text: String) {
+            let digest = SubjectDigest(bytes);
+            prop_assert_eq!(digest.to_string().parse::<SubjectDigest>().unwrap(), digest);
+            let read = text.parse::<SubjectDigest>();
+            prop_assert!(read.is_err() || text.len() == 32);
+        }
+
         #[test]
         fn a_public_key_survives_its_texts(bytes: [u8; 32]) {
             let key = PublicKey(bytes);

@@ -98,7 +98,7 @@ pub mod close_code {
     pub const DRAINED: u32 = BASE | 0x03;
     /// Nothing moved for the idle timeout.
     pub const IDLE: u32 = BASE | 0x04;
-    /// The token that opened the session expired or was revoked.
+    /// The token that opened the session expired.
     pub const TOKEN_EXPIRED: u32 = BASE | 0x05;
     /// The peer broke the mesh protocol.
     pub const PROTOCOL: u32 = BASE | 0x06;
@@ -106,6 +106,8 @@ pub mod close_code {
     pub const CLIENT_LOST: u32 = BASE | 0x07;
     /// Nobody read the session, and it held up others on its connection.
     pub const UNREAD: u32 = BASE | 0x08;
+    /// The token that opened the session was revoked, or the key that signed it.
+    pub const TOKEN_REVOKED: u32 = BASE | 0x09;
     /// The session was refused: this and the HTTP status that says why.
     pub const REFUSED: u32 = BASE | 0x1000;
 

@@ -18,6 +18,13 @@ use crate::{
 pub const MAX_TOKEN_LEN: usize = 8 * 1024;
 /// Longest signed roster accepted, in bytes: some 10,000 nodes with their keys and addresses.
 pub const MAX_ROSTER_LEN: usize = 8 * 1024 * 1024;
+/// Longest that a registration or session token may hold, in seconds: 7 days. It bounds how long a
+/// key that signs no more is still accepted, and how long a revocation is remembered.
+pub const MAX_LIFETIME: u64 = 7 * 24 * 3600;
+/// Longest that a node's own token may hold, in seconds.
+pub const MAX_NODE_LIFETIME: u64 = 60;
+/// Longest that an operator's token may hold, in seconds: half a day's work.
+pub const MAX_OPERATOR_LIFETIME: u64 = 12 * 3600;
 /// Clocks may differ by this many seconds on `nbf` and `iat`. There is no leeway on `exp`.
 pub const CLOCK_SKEW: u64 = 30;
 
@@ -145,6 +152,9 @@ pub enum NotValid {
     /// It has expired.
     #[error("expired")]
     Expired,
+    /// It holds longer than tokens of its purpose may.
+    #[error("holds for too long")]
+    TooLasting,
 }
 
 impl Validity {
@@ -161,6 +171,14 @@ impl Validity {
             Ok(())
         }
     }
+
+    /// Whether it lasts no longer than `seconds`, from being issued to expiring.
+    pub fn lasts(&self, seconds: u64) -> Result<(), NotValid> {
+        match self.exp.saturating_sub(self.iat) <= seconds {
+            true => Ok(()),
+            false => Err(NotValid::TooLasting),
+        }
+    }
 }
 
 /// What a token says. Each purpose is its own type, so one cannot be taken for another.
@@ -169,6 +187,8 @@ pub trait Claims: Serialize + DeserializeOwned {
     const PURPOSE: &'static str;
     /// Longest token of this purpose that is accepted, in bytes.
     const MAX_LEN: usize = MAX_TOKEN_LEN;
+    /// Longest that a token of this purpose may hold, in seconds; one that claims more is refused.
+    const MAX_LIFETIME: u64 = MAX_LIFETIME;
     /// When the token holds; `None` for messages that have no expiry of their own.
     fn validity(&self) -> Option<&Validity>;
 }
@@ -235,6 +255,52 @@ pub struct NodeRequest {
 
 impl Claims for NodeRequest {
     const PURPOSE: &'static str = "node";
+    const MAX_LIFETIME: u64 = MAX_NODE_LIFETIME;
+    fn validity(&self) -> Option<&Validity> {
+        Some(&self.validity)
+    }
+}
+
+/// What an operator may do. Each may do what those before it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OperatorRole {
+    /// Look.
+    Viewer,
+    /// Change services, issue tokens, revoke.
+    Operator,
+    /// Rotate keys.
+    Admin,
+}
+
+impl OperatorRole {
+    /// The role as it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+/// Lets a person or program work on the cluster through the master. Audience: `master`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operator {
+    /// Id of this token.
+    pub jti: String,
+    /// Who it is; the audit log names it as the actor.
+    pub sub: String,
+    /// What it may do.
+    pub role: OperatorRole,
+    /// When it holds: half a day at most.
+    #[serde(flatten)]
+    pub validity: Validity,
+}
+
+impl Claims for Operator {
+    const PURPOSE: &'static str = "operator";
+    const MAX_LIFETIME: u64 = MAX_OPERATOR_LIFETIME;
     fn validity(&self) -> Option<&Validity> {
         Some(&self.validity)
     }
@@ -334,6 +400,17 @@ mod tests {
     }
 
     #[test]
+    fn a_token_lasts_from_being_issued_to_expiring() {
+        let validity = Validity {
+            iat: 1000,
+            nbf: 1030,
+            exp: 1060,
+        };
+        assert_eq!(validity.lasts(60), Ok(()));
+        assert_eq!(validity.lasts(59), Err(NotValid::TooLasting));
+    }
+
+    #[test]
     fn the_implicit_assertion_is_the_pae_of_its_four_parts() {
         let cluster = "c1".parse().unwrap();
         assert_eq!(
@@ -384,7 +461,8 @@ mod tests {
 
         #[test]
         fn validity_never_panics(iat: u64, nbf: u64, exp: u64, now: u64) {
-            let _ = Validity { iat, nbf, exp }.check(now);
+            let validity = Validity { iat, nbf, exp };
+            let _ = (validity.check(now), validity.lasts(now));
         }
     }
 }

@@ -23,6 +23,9 @@ pub struct Raw {
     pub master: Option<String>,
     /// PEM file of the authorities that vouch for the master.
     pub ca_file: Option<PathBuf>,
+    /// What is known of the cluster is acted on for so long after a master signed it.
+    #[serde(with = "wavry_proto::duration")]
+    pub max_roster_age: Duration,
     /// Directory for what registration gave.
     pub state_dir: Option<PathBuf>,
     /// Most sessions at once.
@@ -77,6 +80,7 @@ impl Default for Raw {
             advertise: Vec::new(),
             master: None,
             ca_file: None,
+            max_roster_age: Duration::from_secs(24 * 3600),
             state_dir: None,
             max_sessions: 10_000,
             idle_timeout: Duration::from_secs(300),
@@ -97,6 +101,8 @@ pub struct Config {
     pub master: String,
     /// PEM file of the authorities that vouch for the master.
     pub ca_file: PathBuf,
+    /// What is known of the cluster is acted on for so long after a master signed it.
+    pub max_roster_age: Duration,
     /// Directory for what registration gave.
     pub state_dir: PathBuf,
     /// Most sessions at once.
@@ -160,6 +166,9 @@ impl TryFrom<Raw> for Config {
     type Error = Invalid;
 
     fn try_from(raw: Raw) -> Result<Self, Invalid> {
+        if raw.max_roster_age < Duration::from_secs(1) {
+            return Err(Invalid::new("max_roster_age", "must be at least 1s"));
+        }
         let master = required("master", raw.master)?;
         if !master.starts_with("https://") {
             return Err(Invalid::new("master", "must be https://HOST:PORT"));
@@ -195,6 +204,7 @@ impl TryFrom<Raw> for Config {
             advertise: raw.advertise,
             master,
             ca_file: required("ca_file", raw.ca_file)?,
+            max_roster_age: raw.max_roster_age,
             state_dir: required("state_dir", raw.state_dir)?,
             max_sessions: raw.max_sessions,
             idle_timeout: raw.idle_timeout,

@@ -104,6 +104,7 @@ impl Relay {
             ca_file: config.ca_file,
             state_dir: config.state_dir,
             services: upstreams.keys().cloned().collect(),
+            max_roster_age: config.max_roster_age,
             identity_key: None,
             registration_token: None,
         })?;

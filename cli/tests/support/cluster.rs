@@ -138,7 +138,8 @@ impl Cluster {
             self.services,
             self.sinks
         );
-        let mut master = role("master", &at("master.toml"), &text);
+        fs::write(at("master.toml"), text).unwrap();
+        let mut master = role("master", &at("master.toml"));
         master
             .env("WAVRY_MASTER_KEY_FILE", &key)
             .env("WAVRY_AUDIT_KEY_FILE", at("audit.key"))
@@ -155,22 +156,96 @@ impl Cluster {
             at("exit/state"),
             self.upstreams
         );
-        let mut relay = role("relay", &at("relay.toml"), &text);
-        identity(&mut relay, &at("exit"));
-        let relay = self.launch("relay", relay, &at("relay.ready"));
+        fs::write(at("relay.toml"), text).unwrap();
+        let relay = self.launch("relay", self.relay_command(), &at("relay.ready"));
 
         let text = format!(
             "[gateway]\nlisten = \"127.0.0.1:0\"\ncertificate = {:?}\nstate_dir = {:?}\n{node}\n{ops}\n",
             at("gateway.crt"),
             at("edge/state")
         );
-        let mut gateway = role("gateway", &at("gateway.toml"), &text);
-        identity(&mut gateway, &at("edge"));
-        gateway.env("WAVRY_TLS_KEY_FILE", at("gateway.key"));
-        let gateway = self.launch("gateway", gateway, &at("gateway.ready"));
+        fs::write(at("gateway.toml"), text).unwrap();
+        let gateway = self.launch("gateway", self.gateway_command(), &at("gateway.ready"));
 
         self.processes = vec![gateway, relay, master];
         self
+    }
+
+    fn relay_command(&self) -> Command {
+        let mut relay = role("relay", &self.directory().join("relay.toml"));
+        identity(&mut relay, &self.directory().join("exit"));
+        relay
+    }
+
+    fn gateway_command(&self) -> Command {
+        let mut gateway = role("gateway", &self.directory().join("gateway.toml"));
+        identity(&mut gateway, &self.directory().join("edge"));
+        gateway.env("WAVRY_TLS_KEY_FILE", self.directory().join("gateway.key"));
+        gateway
+    }
+
+    /// Kills gateway and relay, and starts them again where they were.
+    pub(crate) fn restart_nodes(&mut self) {
+        let addresses = [self.processes[0].address(), self.processes[1].address()];
+        let rest = self.processes.split_off(2);
+        self.processes.clear();
+        for (mut command, name, address) in [
+            (self.gateway_command(), "gateway", addresses[0]),
+            (self.relay_command(), "relay", addresses[1]),
+        ] {
+            command.args(["--listen", &address.to_string()]);
+            let ready = self.directory().join(format!("{name}.again"));
+            self.processes.push(RoleProcess::start(command, &ready));
+        }
+        self.processes.extend(rest);
+    }
+
+    /// Starts the relay again, which is not let in; what it says of that.
+    pub(crate) fn relay_that_is_refused(&mut self) -> String {
+        self.processes.remove(1);
+        let refused = output(self.relay_command());
+        assert!(!refused.status.success());
+        stderr(&refused)
+    }
+
+    /// What a role's metrics are now.
+    pub(crate) fn metrics(&self, role: &str) -> String {
+        let url = self.process(role).ready["ops"].as_str().unwrap();
+        super::http_get(url).1
+    }
+
+    fn process(&self, role: &str) -> &RoleProcess {
+        let mut processes = self.processes.iter();
+        processes
+            .find(|p| p.ready["role"] == role)
+            .expect("it runs")
+    }
+
+    /// A file with a new operator's token.
+    pub(crate) fn operator_token(&self, role: &str) -> PathBuf {
+        let file = self.directory().join(format!("{role}.token"));
+        let arguments = [
+            "token",
+            "operator",
+            "--subject",
+            "alice",
+            "--role",
+            role,
+            "--out",
+        ];
+        run(self.signing(&arguments).arg(&file));
+        file
+    }
+
+    /// A command to the master by an operator whose token is in `token`.
+    pub(crate) fn operate(&self, token: &Path, arguments: &[&str]) -> Output {
+        let mut command = wavry(arguments);
+        let master = self.process("master").address();
+        command
+            .env("WAVRY_OPERATOR_TOKEN_FILE", token)
+            .env("WAVRY_CA_FILE", self.directory().join("ca.crt"))
+            .env("WAVRY_MASTER", format!("https://{master}"));
+        output(command)
     }
 
     /// A command that signs with the master key.
@@ -254,8 +329,7 @@ impl Cluster {
     }
 }
 
-fn role(name: &str, config: &Path, text: &str) -> Command {
-    fs::write(config, text).unwrap();
+fn role(name: &str, config: &Path) -> Command {
     let mut command = wavry(&[name, "--config"]);
     command.arg(config);
     command

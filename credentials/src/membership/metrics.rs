@@ -4,6 +4,8 @@ use metrics::{Unit, describe_counter, describe_gauge};
 
 pub(super) const ROSTER_EPOCH: &str = "wavry_node_roster_epoch";
 pub(super) const ROSTER_ISSUED: &str = "wavry_node_roster_issued_timestamp_seconds";
+pub(super) const ROSTER_AGE: &str = "wavry_node_roster_age_seconds";
+pub(super) const ROSTER_STALE: &str = "wavry_node_roster_stale";
 pub(super) const MASTER_UP: &str = "wavry_node_master_up";
 pub(super) const MASTER_FAILURES: &str = "wavry_node_master_failures_total";
 
@@ -18,6 +20,16 @@ pub(crate) fn describe() {
         ROSTER_ISSUED,
         Unit::Seconds,
         "When the roster the node acts on was signed, since the Unix epoch"
+    );
+    describe_gauge!(
+        ROSTER_AGE,
+        Unit::Seconds,
+        "How long ago the newest roster was signed"
+    );
+    describe_gauge!(
+        ROSTER_STALE,
+        Unit::Count,
+        "1 when the newest roster is too old to act on, 0 when it is not"
     );
     describe_gauge!(
         MASTER_UP,

@@ -15,12 +15,12 @@ pub(super) struct Pinned {
 }
 
 impl Pinned {
-    /// Reads a signed roster newer than `held`. The error is a label. `now` is in seconds since
-    /// the Unix epoch.
+    /// Reads a signed roster of epoch `least` or a later one. The error is a label. `now` is in
+    /// seconds since the Unix epoch.
     pub(super) fn accept(
         &self,
         token: &[u8],
-        held: Epoch,
+        least: Epoch,
         now: u64,
     ) -> Result<Roster, &'static str> {
         let token = std::str::from_utf8(token).map_err(|_| "malformed")?;
@@ -37,7 +37,7 @@ impl Pinned {
         if roster.cluster != self.cluster {
             return Err("cluster");
         }
-        if roster.epoch <= held {
+        if roster.epoch < least {
             return Err("epoch");
         }
         Ok(roster)
@@ -80,16 +80,18 @@ mod tests {
     fn a_newer_roster_of_the_cluster_by_a_pinned_key_is_taken() {
         let key = SigningKey::generate();
         let token = sign(&key, &roster(7), "ours", "nodes");
-        let taken = pinned(&key).accept(&token, Epoch(6), 0).unwrap();
-        assert_eq!(taken, roster(7));
+        for least in [0, 6, 7] {
+            let taken = pinned(&key).accept(&token, Epoch(least), 0).unwrap();
+            assert_eq!(taken, roster(7));
+        }
     }
 
     #[test]
     fn a_roster_never_goes_back() {
         let key = SigningKey::generate();
         let token = sign(&key, &roster(7), "ours", "nodes");
-        for held in [7, 8, u64::MAX] {
-            assert_eq!(pinned(&key).accept(&token, Epoch(held), 0), Err("epoch"));
+        for least in [8, 9, u64::MAX] {
+            assert_eq!(pinned(&key).accept(&token, Epoch(least), 0), Err("epoch"));
         }
     }
 

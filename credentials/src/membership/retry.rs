@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use super::{client::Failure, metrics as names};
+use super::metrics as names;
+use crate::master::Failure;
 
 const FIRST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(5);

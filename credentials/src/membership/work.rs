@@ -6,10 +6,10 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
-use http::{Method, StatusCode};
+use http::StatusCode;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 use wavry_proto::{
@@ -19,16 +19,13 @@ use wavry_proto::{
 };
 
 use super::{
-    Error,
-    client::{Ask, Client, Connection, Failure},
-    metrics as names,
-    pinned::Pinned,
-    record::Record,
-    retry::Attempts,
+    Error, age::age, kept::Kept, metrics as names, pinned::Pinned, record::Record, retry::Attempts,
 };
 use crate::{
     bearer,
+    clock::{since_epoch, unix_time},
     identity::Identity,
+    master::{Ask, Client, Connection, Failure},
     secret::Secret,
     token::{Scope, SigningKey},
 };
@@ -41,6 +38,7 @@ pub(super) struct Link {
     pinned: Pinned,
     signing: SigningKey,
     services: Vec<ServiceName>,
+    kept: Kept,
     pub(super) said: watch::Sender<Said>,
     pub(super) sessions: AtomicU64,
 }
@@ -66,6 +64,7 @@ impl Link {
         record: Record,
         pinned: Pinned,
         services: Vec<ServiceName>,
+        kept: Kept,
     ) -> Self {
         Self {
             client,
@@ -74,13 +73,14 @@ impl Link {
             record,
             pinned,
             services,
+            kept,
             said: watch::Sender::default(),
             sessions: AtomicU64::new(0),
         }
     }
 
-    /// A token for one request on this connection.
-    fn bearer(&self, connection: &Connection) -> String {
+    /// The `authorization` of one request on this connection.
+    fn authorization(&self, connection: &Connection) -> String {
         let now = unix_time();
         let request = NodeRequest {
             sub: self.record.node_id.clone(),
@@ -95,38 +95,44 @@ impl Link {
             audience: "master",
             binding: &connection.exporter,
         };
-        self.signing.sign(&request, scope)
+        format!("Bearer {}", self.signing.sign(&request, scope))
     }
 
-    /// Asks for a roster newer than `held`; `None` when there was none while the master waited.
+    /// Asks for a roster newer than `held`, and keeps it; `None` when there was none while the master
+    /// waited.
     async fn newer_roster(
         &self,
         connection: &mut Connection,
-        held: Option<Epoch>,
+        held: Epoch,
     ) -> Result<Option<Roster>, Failure> {
-        let path = match held {
-            Some(epoch) => format!("/v1/roster?after={epoch}"),
-            None => "/v1/roster".to_owned(),
-        };
-        let bearer = self.bearer(connection);
+        let path = format!("/v1/roster?after={held}");
+        let least = Epoch(held.0.saturating_add(1));
+        self.roster(connection, &path, least).await
+    }
+
+    /// Asks for a roster of epoch `least` or a later one, and keeps it.
+    async fn roster(
+        &self,
+        connection: &mut Connection,
+        path: &str,
+        least: Epoch,
+    ) -> Result<Option<Roster>, Failure> {
+        let authorization = self.authorization(connection);
         let answer = connection
             .ask(Ask {
-                method: Method::GET,
-                path: &path,
-                bearer: Some(&bearer),
-                body: Vec::new(),
+                authorization: Some(&authorization),
                 deadline: ROSTER_DEADLINE,
                 max_answer: MAX_ROSTER_LEN,
+                ..Ask::get(path)
             })
             .await?;
-        match answer.status {
-            StatusCode::OK => self
-                .pinned
-                .accept(&answer.body, held.unwrap_or_default(), unix_time())
-                .map(Some)
-                .map_err(Failure::Roster),
-            _ => Ok(None),
+        if answer.status != StatusCode::OK {
+            return Ok(None);
         }
+        let roster = self.pinned.accept(&answer.body, least, unix_time());
+        let roster = roster.map_err(Failure::Roster)?;
+        self.kept.write(answer.body.to_vec()).await;
+        Ok(Some(roster))
     }
 
     async fn heartbeat(
@@ -141,10 +147,11 @@ impl Link {
             sessions: self.sessions.load(Ordering::Relaxed),
             epoch,
             draining: said.draining,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let bearer = self.bearer(connection);
+        let authorization = self.authorization(connection);
         let mut ask = Ask::post("/v1/nodes/heartbeat", json(&heartbeat)?);
-        ask.bearer = Some(&bearer);
+        ask.authorization = Some(&authorization);
         read(&connection.ask(ask).await?.body)
     }
 }
@@ -173,8 +180,8 @@ pub(super) async fn register(
             }
             Err(failure) => {
                 let pause = attempts.failed(&failure);
-                if let Some(error) = failure.is_final() {
-                    return Err(error);
+                if failure.is_final() {
+                    return Err(failure.into());
                 }
                 tokio::time::sleep(pause).await;
             }
@@ -208,52 +215,65 @@ async fn try_register(
     read(&connection.ask(ask).await?.body)
 }
 
-/// Waits for the first roster, and keeps the connection it came by.
-pub(super) async fn first_roster(link: &Link) -> Result<(Roster, Connection), Error> {
+/// The first roster, and the connection it came by: the master's, or, where no master answers, the
+/// one that was kept, if it is younger than `max_age`. No roster is older than the kept one.
+pub(super) async fn first_roster(
+    link: &Link,
+    max_age: Duration,
+) -> Result<(Roster, Option<Connection>), Error> {
+    let kept = link.kept.read(&link.pinned, unix_time());
+    let least = kept.as_ref().map(|roster| roster.epoch).unwrap_or_default();
     let mut attempts = Attempts::at("roster");
     loop {
         let attempt = async {
             let mut connection = link.client.connect().await?;
-            match link.newer_roster(&mut connection, None).await? {
+            match link.roster(&mut connection, "/v1/roster", least).await? {
                 Some(roster) => Ok((roster, connection)),
                 None => Err(Failure::Malformed),
             }
         };
-        match attempt.await {
+        let pause = match attempt.await {
             Ok((roster, connection)) => {
                 report(&roster);
-                return Ok((roster, connection));
+                return Ok((roster, Some(connection)));
             }
             Err(failure) => {
                 let pause = attempts.failed(&failure);
-                if let Some(error) = failure.is_final() {
-                    return Err(error);
+                if failure.is_final() {
+                    return Err(failure.into());
                 }
-                tokio::time::sleep(pause).await;
+                pause
             }
+        };
+        if let Some(roster) = &kept
+            && age(roster, since_epoch()) < max_age
+        {
+            tracing::warn!("no master answers; this node starts from the roster that it kept");
+            report(roster);
+            return Ok((roster.clone(), None));
         }
+        tokio::time::sleep(pause).await;
     }
 }
 
 /// Follows the roster until the receivers' side ends this task.
 pub(super) async fn follow_roster(
     link: Arc<Link>,
-    connection: Connection,
-    rosters: watch::Sender<Arc<Roster>>,
+    mut open: Option<Connection>,
+    newest: watch::Sender<Arc<Roster>>,
 ) {
     let mut attempts = Attempts::at("roster");
-    let mut open = Some(connection);
     loop {
-        let held = rosters.borrow().epoch;
+        let held = newest.borrow().epoch;
         match over_connection(&link, &mut open, async |link, connection| {
-            link.newer_roster(connection, Some(held)).await
+            link.newer_roster(connection, held).await
         })
         .await
         {
             Ok(Some(roster)) => {
                 attempts.succeeded();
                 report(&roster);
-                rosters.send_replace(Arc::new(roster));
+                newest.send_replace(Arc::new(roster));
             }
             Ok(None) => attempts.succeeded(),
             Err(failure) => {
@@ -328,10 +348,4 @@ fn json(value: &impl Serialize) -> Result<Vec<u8>, Failure> {
 
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
     serde_json::from_slice(body).map_err(|_| Failure::Malformed)
-}
-
-fn unix_time() -> u64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
 }

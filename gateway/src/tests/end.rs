@@ -1,5 +1,9 @@
 use bytes::Bytes;
-use wavry_proto::session::{Close, close_code};
+use wavry_credentials::token::digest;
+use wavry_proto::{
+    control::Revocation,
+    session::{Close, close_code},
+};
 use wavry_transport::session::{RecvStream as _, SendStream as _};
 
 use super::{close_code as code_of, *};
@@ -114,4 +118,63 @@ async fn a_client_is_asked_to_finish_before_its_token_expires_and_the_upstream_i
         () = client.draining() => panic!("asked to finish without a notice"),
         code = code_of(&client) => assert_eq!(code, close_code::TOKEN_EXPIRED),
     }
+}
+
+/// Tokens of `sub` that were issued until an hour from now.
+fn revoked(sub: &str, service: Option<&str>) -> Revocation {
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    Revocation {
+        service: service.map(|name| name.parse().unwrap()),
+        subject: digest(sub),
+        through: now + 3600,
+    }
+}
+
+#[tokio::test]
+async fn a_session_ends_when_its_subject_is_revoked_and_no_other_does() {
+    let world = World::new();
+    let (public, _public_exit) = world.live(to("/open")).await;
+    let token = world.token("closed", 60);
+    let (client, exit) = world.live(to(&format!("/closed?token={token}"))).await;
+    for other in [revoked("bob", None), revoked("ana", Some("told"))] {
+        world.change_roster(|roster| roster.revoked.push(other));
+    }
+    let (mut send, _recv) = client.open_bi().await.unwrap();
+    send.write(Bytes::from_static(b"still here")).await.unwrap();
+    let (_send, mut recv) = soon(exit.accept_bi()).await.unwrap();
+    assert_eq!(soon(recv.read()).await.unwrap().unwrap(), "still here");
+
+    world.change_roster(|roster| roster.revoked.push(revoked("ana", Some("closed"))));
+    assert_eq!(code_of(&client).await, close_code::TOKEN_REVOKED);
+    assert_eq!(code_of(&exit).await, close_code::TOKEN_REVOKED);
+    let again = world.refusal(to(&format!("/closed?token={token}"))).await;
+    assert_eq!(again.status, 401);
+    public.close(Close::new(7, "never noticed"));
+}
+
+#[tokio::test]
+async fn a_session_ends_when_the_key_that_signed_its_token_does_not_count_any_more() {
+    let world = World::new();
+    let token = world.token("closed", 60);
+    let (client, exit) = world.live(to(&format!("/closed?token={token}"))).await;
+    let other = SigningKey::generate().public_paserk();
+    world.change_roster(|roster| roster.token_keys = vec![other]);
+    assert_eq!(code_of(&client).await, close_code::TOKEN_REVOKED);
+    assert_eq!(code_of(&exit).await, close_code::TOKEN_REVOKED);
+}
+
+#[tokio::test]
+async fn a_gateway_that_knows_of_nothing_recent_takes_no_sessions_and_carries_none() {
+    let world = World::new();
+    let token = world.token("closed", 60);
+    let (client, _exit) = world.live(to(&format!("/closed?token={token}"))).await;
+    let known = world.roster.borrow().clone();
+    world
+        .roster
+        .send_replace(Arc::new(Roster::empty(known.cluster.clone())));
+    assert_eq!(code_of(&client).await, close_code::RELAY_LOST);
+    assert_eq!(world.status(to("/open")).await, 503);
+
+    world.roster.send_replace(known);
+    world.live(to("/open")).await;
 }

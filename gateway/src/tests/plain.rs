@@ -1,8 +1,8 @@
-use wavry_credentials::cert::file_hash;
+use wavry_credentials::{cert::file_hash, clock::since_epoch};
 use wavry_transport::webtransport::plain::{Request, Response};
 
 use super::*;
-use crate::{expiry::since_epoch, plain};
+use crate::plain;
 
 /// What is answered to a plain request.
 pub(super) fn ask(world: &World, method: &str, path: &str, headers: Vec<Header>) -> Response {

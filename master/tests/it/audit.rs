@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// The master's log, which must verify.
-async fn on_record(world: &World) -> Vec<Event> {
+pub(crate) async fn on_record(world: &World) -> Vec<Event> {
     let reader = Reader::open(&world.path("master.sqlite")).await.unwrap();
     let mut events = Vec::new();
     let verifier = world.audit_key().verifier();
@@ -32,7 +32,7 @@ async fn on_record(world: &World) -> Vec<Event> {
     events
 }
 
-async fn database(world: &World) -> SqliteConnection {
+pub(crate) async fn database(world: &World) -> SqliteConnection {
     let url = format!("sqlite://{}", world.path("master.sqlite").display());
     SqliteConnection::connect(&url).await.unwrap()
 }

@@ -216,3 +216,80 @@ async fn a_dropped_membership_ends_its_roster() {
     let ended = timeout(DEADLINE, async { while rosters.changed().await.is_ok() {} });
     ended.await.expect("the sender goes with the membership");
 }
+
+#[tokio::test]
+async fn a_node_starts_from_the_roster_it_kept_when_no_master_answers_and_finds_the_master_later() {
+    let world = World::new();
+    let master = world.start().await;
+    let gateway_config = world.node(&master, "gw", Role::Gateway, &[]);
+    let gateway = join(gateway_config.clone()).await;
+    let relay = join(world.node(&master, "exit", Role::Relay, &["echo"])).await;
+    relay.announce(vec![SocketAddr::from(RELAY_ADDRESS)]);
+    let mut rosters = gateway.roster();
+    let before = roster_where(&mut rosters, |r| exits(r, "echo") == 1).await;
+    drop(gateway);
+    let address = master.stop().await;
+
+    let gateway = join(gateway_config.clone()).await;
+    let mut rosters = gateway.roster();
+    assert_eq!(*rosters.borrow(), before);
+    let mut config = world.config();
+    config.listen = address;
+    let master = world.start_with(config).await;
+    let after = roster_where(&mut rosters, |r| r.epoch > before.epoch).await;
+    assert_eq!(after.nodes, before.nodes);
+    drop(gateway);
+    master.stop().await;
+
+    // Damaged, it is none, and the node waits for a master.
+    let kept = gateway_config.state_dir.join("roster");
+    let mut token = fs::read(&kept).unwrap();
+    let middle = token.len() / 2;
+    token[middle] ^= 1;
+    fs::write(&kept, token).unwrap();
+    let joining = timeout(Duration::from_millis(500), Membership::join(gateway_config));
+    assert!(joining.await.is_err(), "joined with a damaged roster");
+}
+
+#[tokio::test]
+async fn a_roster_that_is_too_old_is_not_acted_on_until_a_master_answers() {
+    let world = World::new();
+    let mut config = world.config();
+    config.roster_refresh = Duration::from_secs(1);
+    let master = world.start_with(config.clone()).await;
+    let mut gateway_config = world.node(&master, "gw", Role::Gateway, &[]);
+    gateway_config.max_roster_age = Duration::from_secs(4);
+    let gateway = join(gateway_config.clone()).await;
+    let mut rosters = gateway.roster();
+    let first = rosters.borrow().clone();
+    // Nothing changes, and still the roster is signed anew.
+    roster_where(&mut rosters, |r| r.issued_at > first.issued_at).await;
+
+    let address = master.stop().await;
+    roster_where(&mut rosters, |roster| roster.is_empty()).await;
+    drop(gateway);
+    // A node that starts now does not act on what it kept either.
+    let joining = tokio::spawn(Membership::join(gateway_config));
+    config.listen = address;
+    let _master = world.start_with(config).await;
+    let gateway = timeout(DEADLINE, joining).await.unwrap().unwrap().unwrap();
+    let roster = gateway.roster().borrow().clone();
+    assert!(roster.epoch > first.epoch && roster.issued_at > first.issued_at);
+}
+
+#[tokio::test]
+async fn a_node_that_kept_a_roster_takes_no_older_one() {
+    let world = World::new();
+    let master = world.start().await;
+    let config = world.node(&master, "gw", Role::Gateway, &[]);
+    let gateway = join(config.clone()).await;
+    let old = fs::read(config.state_dir.join("roster")).unwrap();
+    let relay = join(world.node(&master, "exit", Role::Relay, &["echo"])).await;
+    let newer = roster_where(&mut gateway.roster(), |r| r.nodes.len() == 2).await;
+    drop((gateway, relay));
+    let newest = fs::read(config.state_dir.join("roster")).unwrap();
+    assert_ne!(old, newest);
+    master.stop().await;
+    let gateway = join(config).await;
+    assert_eq!(gateway.roster().borrow().epoch, newer.epoch);
+}

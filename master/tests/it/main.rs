@@ -5,6 +5,7 @@
 
 mod audit;
 mod joining;
+mod operate;
 mod receiver;
 mod refusals;
 mod registry;

@@ -574,8 +574,13 @@ async fn a_stopping_master_ends_held_requests() {
     assert_eq!(wire.register(&identity, &token, "1").await, said(201, ""));
     let bearer = wire.bearer(&world, &identity, &node_id("exit"));
     let held = tokio::spawn(async move {
-        wire.problem(Method::GET, "/v1/roster?after=1000", Some(&bearer), "")
-            .await
+        wire.problem(
+            Method::GET,
+            "/v1/roster?after=99999999999",
+            Some(&bearer),
+            "",
+        )
+        .await
     });
     // The answer to a second connection shows that the master had time for the first.
     Wire::open(&world, master.address).await.nonce().await;

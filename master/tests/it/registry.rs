@@ -32,6 +32,7 @@ fn audit_key() -> Arc<audit::Key> {
 fn admission(jti: &str, key: u8) -> Admission {
     Admission {
         jti: jti.to_owned(),
+        issued_at: 900,
         expires_at: 1_000,
         node: node_id("exit"),
         role: Role::Relay,
@@ -128,6 +129,65 @@ async fn a_used_token_is_remembered_past_its_expiry() {
         let again = store.register(&admission("1", 1), now).await;
         assert!(matches!(again, Err(RegisterError::TokenUsed)), "{again:?}");
     }
+}
+
+#[tokio::test]
+async fn a_token_that_was_forgotten_is_not_taken_when_the_clock_is_set_back() {
+    let (_directory, store) = store().await;
+    store.register(&admission("1", 1), 0).await.unwrap();
+    // Five hours on, another registration has the first one's token forgotten.
+    let mut later = admission("2", 2);
+    later.node = node_id("later");
+    later.expires_at = 20_000;
+    store.register(&later, 18_000).await.unwrap();
+    for now in [999, 0] {
+        let again = store.register(&admission("1", 1), now).await;
+        assert!(
+            matches!(again, Err(RegisterError::TokenExpired)),
+            "{again:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_revocation_of_a_subject_only_grows_and_goes_when_all_it_revokes_has_expired() {
+    let (_directory, store) = store().await;
+    let event = Event::now(Action::Revoke, "ann", "/v1/revocations");
+    let ann = wavry_credentials::token::digest("ann");
+    let revoke = async |now| store.revoke_subject(None, ann, now, &event).await.unwrap();
+    assert_eq!(revoke(1_000).await.0.through, 1_030);
+    let (earlier, changed) = revoke(500).await;
+    assert_eq!((earlier.through, changed), (1_030, None));
+    let (later, changed) = revoke(2_000).await;
+    assert_eq!(later.through, 2_030);
+    assert_eq!(changed.unwrap().revoked, [later]);
+
+    let bob = wavry_credentials::token::digest("bob");
+    let week = 7 * 24 * 3600;
+    let echo = service("echo");
+    let (of_bob, both) = store
+        .revoke_subject(Some(&echo), bob, 2_030 + week, &event)
+        .await
+        .unwrap();
+    assert_eq!(both.unwrap().revoked.len(), 2);
+    let (_, one) = store
+        .revoke_subject(Some(&echo), bob, 2_031 + week, &event)
+        .await
+        .unwrap();
+    let one = one.unwrap().revoked;
+    assert_eq!(one.len(), 1);
+    assert_eq!(one[0].subject, of_bob.subject);
+}
+
+#[tokio::test]
+async fn the_epoch_of_a_restored_database_passes_those_that_nodes_have_seen() {
+    let (_directory, store) = store().await;
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let first = store.renew().await.unwrap();
+    assert!(first.epoch.0 >= now);
+    let second = store.renew().await.unwrap();
+    assert!(second.epoch > first.epoch);
+    assert_eq!(store.snapshot().await.unwrap(), second);
 }
 
 #[tokio::test]

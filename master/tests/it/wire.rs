@@ -190,6 +190,7 @@ pub(crate) fn heartbeat() -> Heartbeat {
         sessions: 0,
         epoch: Epoch(0),
         draining: false,
+        version: "1.2.3".to_owned(),
     }
 }
 

@@ -134,6 +134,7 @@ impl World {
             ca_file: self.path("ca.crt"),
             state_dir: self.path(&format!("{node}.state")),
             services: services.iter().map(|s| s.parse().unwrap()).collect(),
+            max_roster_age: Duration::from_secs(3600),
             identity_key: Some(identity),
             registration_token: Some(token),
         }

@@ -1,4 +1,5 @@
-//! HTTP/1.1 over TLS 1.3 to the master, by connections whose exporter is known.
+//! The way to the master, for nodes and for operators: HTTP/1.1 over TLS 1.3, by connections whose
+//! exporter is known.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -12,7 +13,6 @@ use tokio::{net::TcpStream, task::JoinHandle, time::timeout};
 use tokio_rustls::TlsConnector;
 use wavry_proto::control::{EXPORTER_LABEL, EXPORTER_LEN, Problem};
 
-use super::Error;
 use crate::cert::{self, Trust};
 
 /// From the first packet to the end of the TLS handshake.
@@ -20,8 +20,19 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest answer but for the roster's, in bytes.
 const MAX_ANSWER: usize = 64 * 1024;
 
+/// The address or the authorities given for the master are of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    /// The address.
+    #[error("the master's address is not https://HOST:PORT")]
+    Address,
+    /// The authorities that vouch for the master.
+    #[error(transparent)]
+    Authorities(#[from] cert::Error),
+}
+
 /// Where the master is and how it proves itself.
-pub(super) struct Client {
+pub struct Client {
     host: String,
     port: u16,
     authority: String,
@@ -30,31 +41,45 @@ pub(super) struct Client {
 }
 
 /// One connection to the master; closed when dropped.
-pub(super) struct Connection {
+pub struct Connection {
     /// TLS exporter (RFC 9266).
-    pub(super) exporter: [u8; EXPORTER_LEN],
+    pub exporter: [u8; EXPORTER_LEN],
     authority: String,
     sender: SendRequest<Full<Bytes>>,
     driver: JoinHandle<()>,
 }
 
 /// A request, and how long and how much its answer may be.
-pub(super) struct Ask<'a> {
-    pub(super) method: Method,
-    pub(super) path: &'a str,
-    pub(super) bearer: Option<&'a str>,
-    pub(super) body: Vec<u8>,
-    pub(super) deadline: Duration,
-    pub(super) max_answer: usize,
+pub struct Ask<'a> {
+    /// The method.
+    pub method: Method,
+    /// Path and query.
+    pub path: &'a str,
+    /// The `authorization` header.
+    pub authorization: Option<&'a str>,
+    /// JSON, or nothing.
+    pub body: Vec<u8>,
+    /// From sending it to the end of the answer.
+    pub deadline: Duration,
+    /// Longest answer, in bytes.
+    pub max_answer: usize,
 }
 
 impl<'a> Ask<'a> {
+    /// Asks for what is at `path`.
+    pub fn get(path: &'a str) -> Self {
+        Self {
+            method: Method::GET,
+            ..Self::post(path, Vec::new())
+        }
+    }
+
     /// Sends `body` as JSON.
-    pub(super) fn post(path: &'a str, body: Vec<u8>) -> Self {
+    pub fn post(path: &'a str, body: Vec<u8>) -> Self {
         Self {
             method: Method::POST,
             path,
-            bearer: None,
+            authorization: None,
             body,
             deadline: Duration::from_secs(10),
             max_answer: MAX_ANSWER,
@@ -63,34 +88,48 @@ impl<'a> Ask<'a> {
 }
 
 /// What the master said.
-pub(super) struct Answer {
-    pub(super) status: StatusCode,
-    pub(super) body: Bytes,
+pub struct Answer {
+    /// 2xx or 304.
+    pub status: StatusCode,
+    /// What came with it.
+    pub body: Bytes,
 }
 
 /// Why there is no answer that helps. Another attempt may succeed, but for [`Failure::Refused`]
 /// with a status that is about the request.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
+pub enum Failure {
+    /// No TCP connection.
     #[error("the master cannot be reached")]
     Unreachable(#[source] std::io::Error),
+    /// No TLS, or the master's certificate does not hold.
     #[error("TLS with the master failed")]
     Tls(#[source] std::io::Error),
+    /// Out of time.
     #[error("the master did not answer in time")]
     Timeout,
+    /// The connection ended.
     #[error("the connection to the master broke")]
     Broken,
+    /// Not what the protocol has there.
     #[error("the master's answer is not one")]
     Malformed,
+    /// A roster that this node does not take; a label says why.
     #[error("the master's roster was not accepted: {0}")]
     Roster(&'static str),
+    /// The master said no.
     #[error("the master refused: {status} {detail}")]
-    Refused { status: u16, detail: String },
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// The master's words.
+        detail: String,
+    },
 }
 
 impl Failure {
     /// A label for metrics.
-    pub(super) fn reason(&self) -> &'static str {
+    pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::Unreachable(_) => "unreachable",
             Self::Tls(_) => "tls",
@@ -103,27 +142,18 @@ impl Failure {
         }
     }
 
-    /// The error for the caller of join, when waiting does not help.
-    pub(super) fn is_final(&self) -> Option<Error> {
-        match self {
-            // 408 and 429 are about the moment, not about the request.
-            Self::Refused { status, detail }
-                if (400..500).contains(status) && ![408, 429].contains(status) =>
-            {
-                Some(Error::Refused {
-                    status: *status,
-                    detail: detail.clone(),
-                })
-            }
-            _ => None,
-        }
+    /// Whether waiting does not help.
+    pub fn is_final(&self) -> bool {
+        // 408 and 429 are about the moment, not about the request.
+        matches!(self, Self::Refused { status, .. }
+            if (400..500).contains(status) && ![408, 429].contains(status))
     }
 }
 
 impl Client {
     /// For the master at `https://HOST:PORT`, trusted by the authorities in `ca_file`.
-    pub(super) fn new(master: &str, ca_file: &Path) -> Result<Self, Error> {
-        let invalid = || Error::Invalid("the master's address is not https://HOST:PORT".to_owned());
+    pub fn new(master: &str, ca_file: &Path) -> Result<Self, Unusable> {
+        let invalid = || Unusable::Address;
         let uri: Uri = master.parse().map_err(|_| invalid())?;
         let authority = uri.authority().ok_or_else(invalid)?;
         if uri.scheme_str() != Some("https") || uri.path() != "/" || uri.query().is_some() {
@@ -143,7 +173,7 @@ impl Client {
     }
 
     /// A new connection.
-    pub(super) async fn connect(&self) -> Result<Connection, Failure> {
+    pub async fn connect(&self) -> Result<Connection, Failure> {
         timeout(CONNECT_TIMEOUT, self.connect_in_time())
             .await
             .map_err(|_| Failure::Timeout)?
@@ -187,13 +217,13 @@ impl Client {
 
 impl Connection {
     /// Whether the master has not closed it, as far as is known.
-    pub(super) fn is_open(&self) -> bool {
+    pub fn is_open(&self) -> bool {
         !self.sender.is_closed()
     }
 
     /// Sends a request and reads the whole answer. A status that is not of success is a
     /// [`Failure::Refused`].
-    pub(super) async fn ask(&mut self, ask: Ask<'_>) -> Result<Answer, Failure> {
+    pub async fn ask(&mut self, ask: Ask<'_>) -> Result<Answer, Failure> {
         let deadline = ask.deadline;
         timeout(deadline, self.ask_in_time(ask))
             .await
@@ -206,8 +236,8 @@ impl Connection {
             .uri(ask.path)
             .header(header::HOST, &self.authority)
             .header(header::CONTENT_TYPE, "application/json");
-        if let Some(token) = ask.bearer {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        if let Some(authorization) = ask.authorization {
+            request = request.header(header::AUTHORIZATION, authorization);
         }
         let request = request
             .body(Full::new(Bytes::from(ask.body)))

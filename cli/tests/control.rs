@@ -1,0 +1,157 @@
+//! What operators do to a running cluster, by the commands that they use.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "it is test code, outside of test functions"
+)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::{
+    DEADLINE,
+    client::{Ask, Native, echo, within},
+    cluster::Cluster,
+    stderr,
+};
+use wavry_proto::session::close_code;
+use wavry_transport::{
+    session::{Closed, Session as _},
+    webtransport::Session,
+};
+
+/// Within which what was revoked is closed everywhere.
+const REVOKED_WITHIN: Duration = Duration::from_secs(5);
+
+fn cluster() -> Cluster {
+    let mut cluster = Cluster::new();
+    cluster.add("open", "echo:", false);
+    cluster.add_with_token("closed", "echo:");
+    cluster.start()
+}
+
+async fn code(session: &Session, limit: Duration) -> u32 {
+    match within(limit, "the close", session.closed()).await {
+        Closed::Peer(close) => close.code,
+        other => panic!("{other}"),
+    }
+}
+
+/// A session with a token of a subject, that carries.
+async fn live(cluster: &Cluster, native: &Native, session: &str) -> Session {
+    let token = cluster.token("closed", session, "10m");
+    let session = native.open(&format!("/closed?token={token}")).await;
+    echo(&session, b"it carries").await.unwrap();
+    session
+}
+
+#[tokio::test]
+async fn a_revoked_subjects_sessions_close_within_five_seconds_and_others_go_on() {
+    let cluster = cluster();
+    let native = cluster.native();
+    let (of_subject, other) = (
+        live(&cluster, &native, "tab").await,
+        native.open("/open").await,
+    );
+    let token = cluster.token("closed", "later", "10m");
+    let operator = cluster.operator_token("operator");
+
+    let viewer = cluster.operator_token("viewer");
+    let revoke = ["token", "revoke", "--subject", "tester", "--json"];
+    let refused = cluster.operate(&viewer, &revoke);
+    assert!(!refused.status.success());
+    assert!(
+        stderr(&refused).contains("role operator"),
+        "{}",
+        stderr(&refused)
+    );
+    echo(&of_subject, b"still there").await.unwrap();
+
+    let asked = Instant::now();
+    let done = cluster.operate(&operator, &revoke);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let code = code(&of_subject, REVOKED_WITHIN).await;
+    assert_eq!(code, close_code::TOKEN_REVOKED);
+    println!("closed {:?} after the command began", asked.elapsed());
+    assert!(asked.elapsed() < REVOKED_WITHIN);
+    echo(&other, b"not revoked").await.unwrap();
+
+    // What was issued before opens nothing any more.
+    let asked = Ask {
+        path: "/closed",
+        bearer: Some(&token),
+        ..Ask::default()
+    };
+    assert_eq!(native.status(asked).await, 401);
+}
+
+#[tokio::test]
+async fn a_revoked_relays_sessions_close_within_five_seconds_and_it_does_not_come_back() {
+    let mut cluster = cluster();
+    let native = cluster.native();
+    let session = live(&cluster, &native, "tab").await;
+    let operator = cluster.operator_token("operator");
+    let listed = cluster.operate(&operator, &["node", "list", "--json"]);
+    let nodes: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    let of = |id: &str| {
+        let nodes = nodes.as_array().unwrap();
+        nodes.iter().find(|node| node["id"] == id).unwrap().clone()
+    };
+    assert_eq!(of("edge")["role"], "gateway");
+    assert_eq!(of("exit")["state"], "present");
+    assert_eq!(of("exit")["version"], env!("CARGO_PKG_VERSION"));
+
+    let asked = Instant::now();
+    let done = cluster.operate(&operator, &["node", "revoke", "exit"]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    assert_eq!(code(&session, REVOKED_WITHIN).await, close_code::RELAY_LOST);
+    println!("closed {:?} after the command began", asked.elapsed());
+    assert!(asked.elapsed() < REVOKED_WITHIN);
+
+    let table = cluster.operate(&operator, &["node", "list"]);
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert!(table.starts_with("ID") && table.contains("edge"), "{table}");
+    assert!(!table.contains("exit"), "{table}");
+    // Started anew with all that it has, it is not let in.
+    let refused = cluster.relay_that_is_refused();
+    assert!(refused.contains("not registered"), "{refused}");
+    let asked = Ask {
+        path: "/open",
+        ..Ask::default()
+    };
+    assert_eq!(native.status(asked).await, 503);
+}
+
+#[tokio::test]
+async fn nodes_start_again_and_find_each_other_while_the_master_is_dead() {
+    let mut cluster = cluster();
+    let token = cluster.token("closed", "tab", "10m");
+    let native = cluster.native();
+    live(&cluster, &native, "before").await;
+    cluster.kill_master();
+    cluster.restart_nodes();
+    let native = cluster.native();
+    let deadline = Instant::now() + DEADLINE;
+    let session = loop {
+        let asked = Ask {
+            path: "/closed",
+            bearer: Some(&token),
+            ..Ask::default()
+        };
+        match native.ask(asked).await {
+            Ok((session, _)) => break session,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+    };
+    echo(&session, b"without any master").await.unwrap();
+    let metrics = cluster.metrics("gateway");
+    let value = |name: &str| {
+        let line = metrics.lines().find(|line| line.starts_with(name));
+        let line = line.unwrap_or_else(|| panic!("no {name} in {metrics}"));
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    assert_eq!(value("wavry_node_roster_stale "), 0.0);
+    assert!(value("wavry_node_roster_age_seconds ") >= 0.0);
+}

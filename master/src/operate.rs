@@ -1,0 +1,405 @@
+//! What operators ask of the master: which nodes there are, and that a node or a subject's tokens be
+//! revoked. `GET /openapi.json` describes the routes.
+//!
+//! Every route takes an operator's token ([`Operator`]) as its bearer, and asks for a role. Whatever
+//! changes something is on record before it is answered, with the token's subject as the actor.
+
+#![expect(unused_qualifications, reason = "utoipa's macros write paths in full")]
+
+use std::sync::Arc;
+
+use axum::{
+    Extension, Json, Router,
+    body::Bytes,
+    extract::{
+        Path, Query, State,
+        rejection::{BytesRejection, PathRejection, QueryRejection},
+    },
+    http::{HeaderMap, StatusCode},
+    routing::get,
+};
+use serde::{Deserialize, Serialize};
+use utoipa::{
+    IntoParams, Modify, OpenApi, ToSchema,
+    openapi::security::{Http, HttpAuthScheme, SecurityScheme},
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
+use wavry_credentials::{
+    audit::Action,
+    clock::unix_time,
+    token::{Scope, digest},
+};
+use wavry_proto::{
+    control::{Node, Revocation},
+    id::{NodeId, ServiceName},
+    token::{Operator, OperatorRole},
+};
+
+use crate::{
+    api::{Api, bearer, parse},
+    audited::Asked,
+    channel::Channel,
+    metrics as names,
+    presence::{State as NodeState, Whereabouts},
+    problem::Refusal,
+};
+
+/// Where the description of the routes is.
+const DOCUMENT: &str = "/openapi.json";
+/// Entries of a page unless fewer are asked for.
+const PAGE: usize = 100;
+/// Longest subject that can be revoked, in bytes: tokens are not longer.
+const MAX_SUBJECT: usize = wavry_proto::token::MAX_TOKEN_LEN;
+
+/// Some registered nodes, ordered by id.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct NodePage {
+    /// The nodes.
+    pub nodes: Vec<NodeStatus>,
+    /// What to give as `after` for the next page; none after the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// A registered node.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct NodeStatus {
+    /// Its id.
+    #[schema(example = "edge-1")]
+    pub id: String,
+    /// `gateway` or `relay`.
+    #[schema(example = "relay")]
+    pub role: String,
+    /// `present`, `draining`, `suspect` (not heard for `suspect_after`) or `gone` (not heard for
+    /// `gone_after`).
+    #[schema(example = "present")]
+    pub state: String,
+    /// Seconds since it was heard, or since this master started.
+    pub heard_seconds_ago: u64,
+    /// Mesh UDP addresses, best first.
+    pub addresses: Vec<String>,
+    /// Services it is an exit for now.
+    pub services: Vec<String>,
+    /// Public keys it is known by, as hexadecimal.
+    pub keys: Vec<String>,
+    /// Sessions live on it, as it told.
+    pub sessions: u64,
+    /// Epoch of the roster it acts on, as it told.
+    pub roster_epoch: u64,
+    /// Version of its program, as it told.
+    pub version: String,
+}
+
+/// Whose session tokens are to hold no more.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RevokeSubject {
+    /// The subject that the tokens name (`sub`).
+    #[schema(example = "alice")]
+    pub subject: String,
+    /// The service they are for; all of them if it is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+}
+
+/// A subject whose session tokens hold no more.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct RevokedSubject {
+    /// The subject as the roster names it: the first 16 bytes of its SHA-256, as hexadecimal.
+    pub subject_digest: String,
+    /// The service the tokens are for; all of them if it is not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// Tokens issued in this second since the Unix epoch, or before, hold no more. It is 30 s after
+    /// the revocation, as clocks may differ so much.
+    pub through: u64,
+}
+
+/// The subjects whose session tokens hold no more.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct RevokedSubjects {
+    /// Those whose revoked tokens have not all expired anyhow.
+    pub revoked: Vec<RevokedSubject>,
+}
+
+/// Which page.
+#[derive(Debug, Deserialize, IntoParams)]
+pub(crate) struct PageQuery {
+    /// Id of the last entry of the page before.
+    after: Option<String>,
+    /// Most entries, up to 100.
+    limit: Option<usize>,
+}
+
+/// A refusal (RFC 9457).
+#[derive(ToSchema)]
+#[expect(
+    dead_code,
+    reason = "it describes `wavry_proto::control::Problem`, which knows no schemas"
+)]
+struct ProblemDocument {
+    /// `urn:wavry:problem:` and a word that programs can rely on.
+    r#type: String,
+    /// The kind in words.
+    title: String,
+    /// HTTP status.
+    status: u16,
+    /// This case in words.
+    detail: String,
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Wavry master", description = "What operators ask of a Wavry master."),
+    components(schemas(ProblemDocument)),
+    modifiers(&BearerScheme),
+    security(("operator_token" = []))
+)]
+struct Document;
+
+struct BearerScheme;
+
+impl Modify for BearerScheme {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let mut scheme = Http::new(HttpAuthScheme::Bearer);
+        scheme.bearer_format = Some("PASETO v4.public".to_owned());
+        let components = openapi.components.get_or_insert_default();
+        components.add_security_scheme("operator_token", SecurityScheme::Http(scheme));
+    }
+}
+
+/// The routes.
+pub(crate) fn router() -> Router<Arc<Api>> {
+    let (router, document) = documented();
+    let document = Bytes::from(document.to_json().unwrap_or_default());
+    let json = [("content-type", "application/json")];
+    router.route(DOCUMENT, get(async move || (json, document)))
+}
+
+fn documented() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(list_nodes))
+        .routes(routes!(show_node))
+        .routes(routes!(revoke_node))
+        .routes(routes!(list_revocations, revoke_subject))
+        .split_for_parts()
+}
+
+/// Lists nodes
+///
+/// Role viewer.
+#[utoipa::path(
+    get,
+    path = "/v1/nodes",
+    params(PageQuery),
+    responses(
+        (status = 200, body = NodePage),
+        (status = 400, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 401, body = ProblemDocument, content_type = "application/problem+json"),
+    )
+)]
+async fn list_nodes(
+    State(api): State<Arc<Api>>,
+    Extension(asked): Extension<Arc<Asked>>,
+    headers: HeaderMap,
+    query: Result<Query<PageQuery>, QueryRejection>,
+) -> Result<Json<NodePage>, Refusal> {
+    api.operator(&headers, &asked, OperatorRole::Viewer)?;
+    let malformed = |_| Refusal::Malformed("limit is not a number".to_owned());
+    let Query(PageQuery { after, limit }) = query.map_err(malformed)?;
+    let limit = limit.unwrap_or(PAGE).clamp(1, PAGE);
+    let after = after.unwrap_or_default();
+    let nodes = api.registry.nodes();
+    let mut rest = nodes
+        .iter()
+        .filter(|(node, _)| node.id.as_str() > after.as_str());
+    let page: Vec<_> = rest.by_ref().take(limit).map(status).collect();
+    let next = rest.next().and(page.last()).map(|node| node.id.clone());
+    Ok(Json(NodePage { nodes: page, next }))
+}
+
+/// Shows a node
+///
+/// Role viewer.
+#[utoipa::path(
+    get,
+    path = "/v1/nodes/{node}",
+    params(("node" = String, Path, description = "Its id")),
+    responses(
+        (status = 200, body = NodeStatus),
+        (status = 401, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json"),
+    )
+)]
+async fn show_node(
+    State(api): State<Arc<Api>>,
+    Extension(asked): Extension<Arc<Asked>>,
+    headers: HeaderMap,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<NodeStatus>, Refusal> {
+    api.operator(&headers, &asked, OperatorRole::Viewer)?;
+    let id = node_id(id)?;
+    let nodes = api.registry.nodes();
+    let found = nodes.iter().find(|(node, _)| node.id == id);
+    Ok(Json(status(found.ok_or(Refusal::NoSuchNode)?)))
+}
+
+/// Revokes a node
+///
+/// Takes it out of the roster for good: its connections are closed everywhere, its keys never register
+/// again, and neither do registration tokens for it that were issued by now or within the next 30 s.
+/// Role operator.
+#[utoipa::path(
+    post,
+    path = "/v1/nodes/{node}/revoke",
+    params(("node" = String, Path, description = "Its id")),
+    responses(
+        (status = 204, description = "It is revoked, and nodes are being told."),
+        (status = 401, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 403, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
+    )
+)]
+async fn revoke_node(
+    State(api): State<Arc<Api>>,
+    Extension(channel): Extension<Arc<Channel>>,
+    Extension(asked): Extension<Arc<Asked>>,
+    headers: HeaderMap,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<StatusCode, Refusal> {
+    api.operator(&headers, &asked, OperatorRole::Operator)?;
+    let id = node_id(id)?;
+    let mut event = asked.event(Action::Revoke, "/v1/nodes/{node}/revoke", channel.peer);
+    event.subject = id.to_string();
+    api.registry.revoke_node(id, event).await?;
+    metrics::counter!(names::REVOCATIONS, "kind" => "node").increment(1);
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Lists the subjects whose session tokens were revoked
+///
+/// Role viewer.
+#[utoipa::path(
+    get,
+    path = "/v1/revocations",
+    responses(
+        (status = 200, body = RevokedSubjects),
+        (status = 401, body = ProblemDocument, content_type = "application/problem+json"),
+    )
+)]
+async fn list_revocations(
+    State(api): State<Arc<Api>>,
+    Extension(asked): Extension<Arc<Asked>>,
+    headers: HeaderMap,
+) -> Result<Json<RevokedSubjects>, Refusal> {
+    api.operator(&headers, &asked, OperatorRole::Viewer)?;
+    let published = api.registry.published();
+    let revoked = published.borrow().roster.revoked.clone();
+    let revoked = revoked.into_iter().map(revoked_subject).collect();
+    Ok(Json(RevokedSubjects { revoked }))
+}
+
+/// Revokes the session tokens of a subject
+///
+/// Those issued by now or within the next 30 s hold no more, and live sessions that were opened with
+/// them are closed. Role operator.
+#[utoipa::path(
+    post,
+    path = "/v1/revocations",
+    request_body = RevokeSubject,
+    responses(
+        (status = 201, body = RevokedSubject),
+        (status = 400, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 401, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 403, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 413, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 507, body = ProblemDocument, content_type = "application/problem+json"),
+    )
+)]
+async fn revoke_subject(
+    State(api): State<Arc<Api>>,
+    Extension(channel): Extension<Arc<Channel>>,
+    Extension(asked): Extension<Arc<Asked>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<(StatusCode, Json<RevokedSubject>), Refusal> {
+    api.operator(&headers, &asked, OperatorRole::Operator)?;
+    let RevokeSubject { subject, service } = parse(body)?;
+    if subject.is_empty() || subject.len() > MAX_SUBJECT {
+        return Err(Refusal::Malformed(
+            "subject is empty or too long".to_owned(),
+        ));
+    }
+    let malformed = |_| Refusal::Malformed("service is not a service's name".to_owned());
+    let service: Option<ServiceName> = service
+        .map(|name| name.parse())
+        .transpose()
+        .map_err(malformed)?;
+    let mut event = asked.event(Action::Revoke, "/v1/revocations", channel.peer);
+    let subject_digest = digest(&subject);
+    event.subject = match &service {
+        Some(service) => format!("{subject} at {service}"),
+        None => subject,
+    };
+    let revoked = api.registry.revoke_subject(service, subject_digest, event);
+    let revocation = revoked.await?;
+    metrics::counter!(names::REVOCATIONS, "kind" => "subject").increment(1);
+    Ok((StatusCode::CREATED, Json(revoked_subject(revocation))))
+}
+
+impl Api {
+    /// The operator whose token a request has, if its role reaches as far as `needed`.
+    fn operator(
+        &self,
+        headers: &HeaderMap,
+        asked: &Asked,
+        needed: OperatorRole,
+    ) -> Result<Operator, Refusal> {
+        let scope = Scope {
+            cluster: self.registry.cluster(),
+            audience: "master",
+            binding: &[],
+        };
+        let operator: Operator = self.key_set.verify(bearer(headers)?, scope, unix_time())?;
+        let _ = asked.who.set(operator.sub.clone());
+        let _ = asked.secret.set(self.audit_key.identifier(&operator.jti));
+        match operator.role >= needed {
+            true => Ok(operator),
+            false => Err(Refusal::Role(needed)),
+        }
+    }
+}
+
+fn node_id(id: Result<Path<String>, PathRejection>) -> Result<NodeId, Refusal> {
+    let Path(id) = id.map_err(|_| Refusal::NoSuchNode)?;
+    id.parse().map_err(|_| Refusal::NoSuchNode)
+}
+
+fn status((node, whereabouts): &(Node, Option<Whereabouts>)) -> NodeStatus {
+    let texts = |items: &[ServiceName]| items.iter().map(ToString::to_string).collect();
+    let report = whereabouts.as_ref().map(|w| w.report.clone());
+    let report = report.unwrap_or_default();
+    let state = whereabouts.as_ref().map_or(NodeState::Suspect, |w| w.state);
+    NodeStatus {
+        id: node.id.to_string(),
+        role: node.role.as_str().to_owned(),
+        state: state.as_str().to_owned(),
+        heard_seconds_ago: whereabouts.as_ref().map_or(0, |w| w.heard.as_secs()),
+        addresses: node.addresses.iter().map(ToString::to_string).collect(),
+        services: texts(&node.services),
+        keys: node.keys.iter().map(ToString::to_string).collect(),
+        sessions: report.sessions,
+        roster_epoch: report.epoch.0,
+        version: report.version,
+    }
+}
+
+fn revoked_subject(revocation: Revocation) -> RevokedSubject {
+    RevokedSubject {
+        subject_digest: revocation.subject.to_string(),
+        service: revocation.service.map(|service| service.to_string()),
+        through: revocation.through,
+    }
+}

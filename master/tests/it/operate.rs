@@ -1,0 +1,393 @@
+//! What operators may ask, and what comes of it.
+
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+
+use hyper::Method;
+use serde_json::{Value, json};
+use sqlx::Connection as _;
+use wavry_credentials::{
+    audit::Action,
+    identity::Identity,
+    token::{Scope, digest},
+};
+use wavry_proto::{
+    control::Role,
+    token::{Operator, OperatorRole, Registration, Validity},
+};
+
+use crate::{
+    audit::{database, on_record},
+    wire::{self, Said, Wire, claims, heartbeat, sign, unix_time, valid_for},
+    world::{Running, World, exits, join, node_id, roster_where, service},
+};
+
+fn said(status: u16, word: &str) -> Said {
+    (status, word.to_owned())
+}
+
+fn operator(world: &World, role: OperatorRole) -> String {
+    operator_for(world, role, valid_for(60))
+}
+
+fn operator_for(world: &World, role: OperatorRole, validity: Validity) -> String {
+    let claims = Operator {
+        jti: "op".to_owned(),
+        sub: "alice".to_owned(),
+        role,
+        validity,
+    };
+    let scope = Scope {
+        cluster: &world.cluster,
+        audience: "master",
+        binding: &[],
+    };
+    world.key.sign(&claims, scope)
+}
+
+async fn get(wire: &mut Wire, path: &str, bearer: &str) -> Value {
+    let (status, _, body) = wire.send(Method::GET, path, Some(bearer), "").await;
+    assert_eq!(status, 200, "{path}");
+    wire::json(&body)
+}
+
+/// Every route that asks for a role, with a request that is right in every other way.
+const ROUTES: [(Method, &str, &str, OperatorRole); 5] = [
+    (Method::GET, "/v1/nodes", "", OperatorRole::Viewer),
+    (Method::GET, "/v1/nodes/exit", "", OperatorRole::Viewer),
+    (Method::GET, "/v1/revocations", "", OperatorRole::Viewer),
+    (
+        Method::POST,
+        "/v1/revocations",
+        r#"{"subject":"ann"}"#,
+        OperatorRole::Operator,
+    ),
+    // Last, as it cannot be done twice.
+    (
+        Method::POST,
+        "/v1/nodes/exit/revoke",
+        "",
+        OperatorRole::Operator,
+    ),
+];
+
+#[tokio::test]
+async fn each_route_serves_the_roles_that_reach_so_far_and_nobody_else() {
+    let world = World::new();
+    let master = world.start().await;
+    let mut wire = Wire::open(&world, master.address).await;
+    let identity = Identity::generate();
+    let token = sign(&world, &claims("1"));
+    assert_eq!(wire.register(&identity, &token, "1").await, said(201, ""));
+    let session = world.issuer().session_token(
+        &service("echo"),
+        "ann".into(),
+        None,
+        serde_json::Map::new(),
+        Duration::from_secs(60),
+    );
+    let strangers = [
+        (None, "token-missing"),
+        (Some("nonsense".to_owned()), "token-malformed"),
+        (Some(session.unwrap()), "token-not-verified"),
+        (Some(sign(&world, &claims("2"))), "token-not-verified"),
+        (
+            Some(wire.bearer(&world, &identity, &node_id("exit"))),
+            "token-unknown-key",
+        ),
+        (
+            Some(operator_for(
+                &world,
+                OperatorRole::Admin,
+                valid_for(13 * 3600),
+            )),
+            "token-too-lasting",
+        ),
+        (
+            Some(operator_for(
+                &world,
+                OperatorRole::Admin,
+                Validity {
+                    iat: unix_time() - 60,
+                    nbf: unix_time() - 60,
+                    exp: unix_time(),
+                },
+            )),
+            "token-expired",
+        ),
+    ];
+    for (method, path, body, needed) in ROUTES {
+        for (bearer, word) in &strangers {
+            let outcome = wire
+                .problem(method.clone(), path, bearer.as_deref(), body)
+                .await;
+            assert_eq!(outcome, said(401, word), "{method} {path}");
+        }
+        for role in [
+            OperatorRole::Viewer,
+            OperatorRole::Operator,
+            OperatorRole::Admin,
+        ] {
+            if path.ends_with("/revoke") && role == OperatorRole::Admin {
+                continue;
+            }
+            let bearer = operator(&world, role);
+            let outcome = wire
+                .problem(method.clone(), path, Some(&bearer), body)
+                .await;
+            let what = format!("{method} {path} {role:?}");
+            match role >= needed {
+                true => assert!((200..300).contains(&outcome.0), "{what}: {outcome:?}"),
+                false => assert_eq!(outcome, said(403, "role-not-sufficient"), "{what}"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_document_describes_the_routes_that_ask_for_a_role() {
+    let world = World::new();
+    let master = world.start().await;
+    let mut wire = Wire::open(&world, master.address).await;
+    let (status, _, body) = wire.send(Method::GET, "/openapi.json", None, "").await;
+    assert_eq!(status, 200);
+    let document = wire::json(&body);
+    let mut described = BTreeSet::new();
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            assert!(operation["responses"]["401"].is_object(), "{method} {path}");
+            described.insert((method.to_uppercase(), path.replace("{node}", "exit")));
+        }
+    }
+    let routes = ROUTES.map(|(method, path, ..)| (method.to_string(), path.to_owned()));
+    assert_eq!(described, BTreeSet::from(routes));
+    assert!(document["components"]["securitySchemes"]["operator_token"].is_object());
+}
+
+#[tokio::test]
+async fn nodes_are_listed_in_pages_with_what_they_told() {
+    let world = World::new();
+    let master = world.start().await;
+    let mut wire = Wire::open(&world, master.address).await;
+    let identity = Identity::generate();
+    for (jti, node) in [("1", "a"), ("2", "b"), ("3", "exit")] {
+        let mut claims = claims(jti);
+        claims.sub = node_id(node);
+        let key = if node == "exit" {
+            &identity
+        } else {
+            &Identity::generate()
+        };
+        assert_eq!(
+            wire.register(key, &sign(&world, &claims), jti).await,
+            said(201, "")
+        );
+    }
+    let mut told = heartbeat();
+    told.sessions = 7;
+    told.draining = true;
+    let bearer = wire.bearer(&world, &identity, &node_id("exit"));
+    assert_eq!(wire.heartbeat(Some(&bearer), &told).await, said(200, ""));
+    told.version = "x".repeat(65);
+    assert_eq!(wire.heartbeat(Some(&bearer), &told).await.0, 400);
+
+    let viewer = operator(&world, OperatorRole::Viewer);
+    let page = get(&mut wire, "/v1/nodes?limit=2", &viewer).await;
+    let ids: Vec<_> = page["nodes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|n| &n["id"])
+        .collect();
+    assert_eq!(ids, ["a", "b"]);
+    assert_eq!(page["next"], "b");
+    let page = get(&mut wire, "/v1/nodes?limit=2&after=b", &viewer).await;
+    assert_eq!(page["next"], Value::Null);
+    let exit = &page["nodes"][0];
+    assert_eq!(exit["id"], "exit");
+    assert_eq!(exit["state"], "draining");
+    assert_eq!(exit["sessions"], 7);
+    assert_eq!(exit["version"], "1.2.3");
+    assert_eq!(exit["keys"], json!([identity.public_key().to_string()]));
+    assert_eq!(*exit, get(&mut wire, "/v1/nodes/exit", &viewer).await);
+
+    for nobody in [
+        "/v1/nodes/nobody",
+        "/v1/nodes/%00",
+        "/v1/nodes/%ff",
+        "/v1/nodes/A'--",
+    ] {
+        let outcome = wire.problem(Method::GET, nobody, Some(&viewer), "").await;
+        assert_eq!(outcome, said(404, "no-such-node"), "{nobody}");
+    }
+    let outcome = wire
+        .problem(Method::GET, "/v1/nodes?limit=x", Some(&viewer), "")
+        .await;
+    assert_eq!(outcome, said(400, "malformed-request"));
+}
+
+#[tokio::test]
+async fn a_revoked_node_leaves_the_roster_and_comes_back_with_nothing_it_has() {
+    let world = World::new();
+    let master = world.start().await;
+    let mut wire = Wire::open(&world, master.address).await;
+    let identity = Identity::generate();
+    let token = sign(&world, &claims("1"));
+    assert_eq!(wire.register(&identity, &token, "1").await, said(201, ""));
+    // Issued before the revocation, and not used yet.
+    let spare = sign(&world, &claims("spare"));
+    let gateway = join(world.node(&master, "gw", Role::Gateway, &[])).await;
+    let mut rosters = gateway.roster();
+    roster_where(&mut rosters, |r| exits(r, "echo") == 1).await;
+    let mut polling = Wire::open(&world, master.address).await;
+    let bearer = polling.bearer(&world, &identity, &node_id("exit"));
+    let held = tokio::spawn(async move {
+        // Further than any epoch but the one that is to come.
+        let path = format!("/v1/roster?after={}", epoch_of(&mut polling, &bearer).await);
+        polling.problem(Method::GET, &path, Some(&bearer), "").await
+    });
+
+    let admin = operator(&world, OperatorRole::Operator);
+    let revoke = "/v1/nodes/exit/revoke";
+    let asked = std::time::Instant::now();
+    let outcome = wire.problem(Method::POST, revoke, Some(&admin), "").await;
+    assert_eq!(outcome, said(204, ""));
+    roster_where(&mut rosters, |r| r.node(&node_id("exit")).is_none()).await;
+    assert!(asked.elapsed() < Duration::from_secs(5));
+    assert_eq!(held.await.unwrap(), said(401, "node-unknown"));
+    let again = wire.problem(Method::POST, revoke, Some(&admin), "").await;
+    assert_eq!(again, said(404, "no-such-node"));
+
+    // Neither its identity, nor an old token with another, nor a new token with its identity.
+    let bearer = wire.bearer(&world, &identity, &node_id("exit"));
+    let outcome = wire.heartbeat(Some(&bearer), &heartbeat()).await;
+    assert_eq!(outcome, said(401, "node-unknown"));
+    let other = Identity::generate();
+    let outcome = wire.register(&other, &spare, "spare").await;
+    assert_eq!(outcome, said(403, "node-revoked"));
+    let fresh = |jti: &str| {
+        let later = unix_time() + 30;
+        Registration {
+            validity: Validity {
+                iat: later,
+                nbf: later,
+                exp: later + 60,
+            },
+            ..claims(jti)
+        }
+    };
+    // As far ahead as clocks may be.
+    let token = loop {
+        let token = fresh("2");
+        let outcome = wire.register(&identity, &sign(&world, &token), "2").await;
+        if outcome != said(403, "node-revoked") {
+            assert_eq!(outcome, said(403, "key-revoked"));
+            break token;
+        }
+    };
+    let outcome = wire.register(&other, &sign(&world, &token), "2").await;
+    assert_eq!(outcome, said(201, ""));
+
+    let events = on_record(&world).await;
+    let revoked: Vec<_> = events
+        .iter()
+        .filter(|e| e.action == Action::Revoke)
+        .collect();
+    assert_eq!(revoked.len(), 1);
+    assert_eq!(
+        (&*revoked[0].subject, &*revoked[0].actor),
+        ("exit", "alice")
+    );
+    assert!(revoked[0].secret.is_some());
+    let denied = |word: &str| {
+        events
+            .iter()
+            .any(|e| e.action == Action::Deny && e.outcome == word)
+    };
+    assert!(denied("node-revoked") && denied("key-revoked"));
+}
+
+/// The epoch that the node sees now.
+async fn epoch_of(wire: &mut Wire, bearer: &str) -> String {
+    let (status, tag, _) = wire.send(Method::GET, "/v1/roster", Some(bearer), "").await;
+    assert_eq!(status, 200);
+    tag.unwrap().trim_matches('"').to_owned()
+}
+
+#[tokio::test]
+async fn a_revoked_subject_is_in_the_roster_at_once_as_a_digest_and_stays_over_a_restart() {
+    let world = World::new();
+    let master = world.start().await;
+    let gateway = join(world.node(&master, "gw", Role::Gateway, &[])).await;
+    let mut rosters = gateway.roster();
+    let mut wire = Wire::open(&world, master.address).await;
+    let bearer = operator(&world, OperatorRole::Operator);
+    let now = unix_time();
+    for body in [
+        json!({"subject": "ann"}),
+        json!({"subject": "bob'; DROP TABLE node --", "service": "echo"}),
+    ] {
+        let sent = wire.send(
+            Method::POST,
+            "/v1/revocations",
+            Some(&bearer),
+            body.to_string(),
+        );
+        let (status, _, answer) = sent.await;
+        assert_eq!(status, 201);
+        let through = wire::json(&answer)["through"].as_u64().unwrap();
+        assert!((now + 30..now + 60).contains(&through));
+    }
+    let roster = roster_where(&mut rosters, |r| r.revoked.len() == 2).await;
+    assert_eq!(roster.revoked[0].subject, digest("ann"));
+    assert_eq!(roster.revoked[0].service, None);
+    assert_eq!(
+        roster.revoked[1].subject,
+        digest("bob'; DROP TABLE node --")
+    );
+    assert_eq!(roster.revoked[1].service, Some(service("echo")));
+
+    for body in [
+        json!({}),
+        json!({"subject": ""}),
+        json!({"subject": "a".repeat(9000)}),
+        json!({"subject": "ann", "service": "Not A Name"}),
+        json!({"subject": "ann", "more": 1}),
+    ] {
+        let body = body.to_string();
+        let outcome = wire
+            .problem(Method::POST, "/v1/revocations", Some(&bearer), body)
+            .await;
+        assert_eq!(outcome, said(400, "malformed-request"));
+    }
+    drop(wire);
+    master.stop().await;
+
+    let master = world.start().await;
+    let mut wire = Wire::open(&world, master.address).await;
+    let listed = get(&mut wire, "/v1/revocations", &bearer).await;
+    assert_eq!(listed["revoked"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        listed["revoked"][0]["subject_digest"],
+        digest("ann").to_string()
+    );
+}
+
+#[tokio::test]
+async fn a_revocation_that_cannot_be_put_on_record_is_not_done() {
+    let world = World::new();
+    let master: Running = world.start().await;
+    let relay = join(world.node(&master, "exit", Role::Relay, &["echo"])).await;
+    relay.announce(vec![SocketAddr::from(([127, 0, 0, 1], 4444))]);
+    let mut wire = Wire::open(&world, master.address).await;
+    let bearer = operator(&world, OperatorRole::Operator);
+    let mut other = database(&world).await;
+    let blocked = other.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    let revoke = "/v1/nodes/exit/revoke";
+    let outcome = wire.problem(Method::POST, revoke, Some(&bearer), "").await;
+    assert_eq!(outcome, said(503, "not-audited"));
+    blocked.rollback().await.unwrap();
+    assert_eq!(
+        get(&mut wire, "/v1/nodes/exit", &bearer).await["id"],
+        "exit"
+    );
+}
