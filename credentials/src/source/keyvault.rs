@@ -59,7 +59,7 @@ impl Config {
         const URL: &str = "WAVRY_KEYVAULT_URL";
         let url = variable_of(URL).ok_or_else(|| Error::KeyVault {
             place: "the KeyVault".to_owned(),
-            failure: Failure::NotSet(URL),
+            failure: Box::new(Failure::NotSet(URL)),
         })?;
         Ok(Self {
             url: url.to_string_lossy().into_owned(),
@@ -125,7 +125,7 @@ impl KeyVault {
         let place = format!("KeyVault path {path}");
         let failed = |failure| Error::KeyVault {
             place: place.clone(),
-            failure,
+            failure: Box::new(failure),
         };
         let is_name = |name: &str| {
             let is_one = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
@@ -153,7 +153,7 @@ impl Source for KeyVault {
         let found = self.client.read(&self.request, &self.field, known);
         found.await.map_err(|failure| Error::KeyVault {
             place: self.place.clone(),
-            failure,
+            failure: Box::new(failure),
         })
     }
 }
