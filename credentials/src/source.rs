@@ -327,7 +327,7 @@ mod tests {
         let text = refused.err().unwrap().to_string();
         assert!(text.starts_with("secret master_key in /"), "{text}");
         assert!(
-            text.contains("key: line 1, column 1: expected the bytes"),
+            text.contains("key: line 1, column 6: expected the bytes"),
             "{text}"
         );
         assert!(!text.contains("s3cret"), "{text}");

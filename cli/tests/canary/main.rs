@@ -175,7 +175,12 @@ fn master(seen: &mut Seen, canaries: &mut Canaries, cluster: &Cluster) {
             ];
             let headers: Vec<_> = headers.iter().map(|(n, v)| (*n, v.as_str())).collect();
             let answer = https.ask(method, &query, &headers, content.as_bytes());
-            assert!(status(&answer) < 500, "{place}: {answer}");
+            // A server that does not read what is too large may close before its answer is read.
+            let is_too_large = content.len() > 64 * 1024;
+            assert!(
+                is_too_large && answer.is_empty() || status(&answer) < 500,
+                "{place}: {answer}"
+            );
             seen.add(place.clone(), answer);
         }
         for headers in [

@@ -407,10 +407,10 @@ mod tests {
                 "", PASERK, "-----BEGIN PRIVATE KEY-----\n", "{\"password\": ", "{\"password\": \"",
             ]),
             // None of these characters stands in any message.
-            value in "[\u{391}-\u{3c9}\u{a1}-\u{ff}@#~^|]{0,80}",
+            value in "[\u{391}-\u{3c9}\u{a1}-\u{ff}@~^|]{0,80}",
         ) {
             for text in said(format!("{form}{value}").as_bytes()) {
-                prop_assert!(!text.contains(|c: char| !c.is_ascii() || "@#~^|".contains(c)), "{}", text);
+                prop_assert!(!text.contains(|c: char| !c.is_ascii() || "@~^|".contains(c)), "{}", text);
             }
         }
 

@@ -231,7 +231,7 @@ fn open_in(directory: &fs::File, name: &OsStr, flags: OFlags) -> Result<fs::File
 fn open_beneath(directory: &fs::File, name: &OsStr) -> Result<fs::File, Refused> {
     let within = |path: &Path, flags| {
         let how = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        let flags = flags | OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let flags = flags | OFlags::CLOEXEC;
         rustix::fs::openat2(directory, path, flags, Mode::empty(), how).map(fs::File::from)
     };
     // Kubernetes changes where the link leads in one step, by `..data`; each file that is behind it has
@@ -251,7 +251,7 @@ fn open_beneath(directory: &fs::File, name: &OsStr) -> Result<fs::File, Refused>
             opened => Ok(opened?),
         };
     }
-    Ok(within(Path::new(name), OFlags::empty())?)
+    Ok(within(Path::new(name), OFlags::RDONLY | OFlags::NONBLOCK)?)
 }
 
 #[cfg(not(target_os = "linux"))]
