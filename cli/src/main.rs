@@ -56,7 +56,7 @@ enum Command {
     /// Make tokens for clients and operators, and revoke clients' tokens
     #[command(subcommand)]
     Token(Token),
-    /// Make keys
+    /// Make keys, and rotate the one that signs tokens and rosters
     #[command(subcommand)]
     Key(Key),
     /// Read and check audit logs
@@ -85,6 +85,12 @@ enum Key {
     /// Write a new master or audit key (PASERK k4.secret), readable by its owner alone
     #[command(after_long_help = KEY_HELP)]
     Generate(provision::KeyArgs),
+    /// List the keys that sign tokens and rosters, and where in their lives they are
+    #[command(after_long_help = ROTATE_HELP)]
+    List(operate::Master),
+    /// Have a new key take the place of the one that signs
+    #[command(after_long_help = ROTATE_HELP)]
+    Rotate(operate::RotateArgs),
 }
 
 const DEV_HELP: &str = "\
@@ -211,6 +217,21 @@ const REVOKE_HELP: &str = "\
 Every token of the subject that was issued until now, and in the next 30 s as clocks may differ,
 holds no more. Sessions that were opened with one are closed with code 0x57560009.";
 
+const ROTATE_HELP: &str = "\
+  export WAVRY_MASTER=https://master.example:8443 WAVRY_CA_FILE=ca.crt
+  export WAVRY_OPERATOR_TOKEN_FILE=admin.token          # see `wavry token operator`
+  wavry key list
+  wavry key rotate --reason request
+  wavry key rotate --reason compromise
+
+A master rotates its key every year by itself. On request it does so now: the new key is published,
+signs after --wait, and the old one is accepted for --overlap more, so that nothing is dropped. After
+a compromise the new key signs at once, and nothing that any other signed holds any more: sessions that
+were opened with such a token are closed, and operators need new tokens. Nodes stay what they are.
+
+New keys are kept in the master's database, sealed under the secret master_key. Commands that sign with
+the master key at hand find the present one there: --database, or WAVRY_MASTER_DATABASE.";
+
 const AUDIT_HELP: &str = "\
   wavry audit tail --database /var/lib/wavry/master.sqlite --follow
   wavry audit query --database /var/lib/wavry/master.sqlite --action deny --since 2026-11-22T10:00:00Z
@@ -250,7 +271,12 @@ fn main() -> ExitCode {
 async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Dev(args) => dev::run(&args).await?,
-        Command::Master(args) => role::run::<roles::Master>(&args.role, &args.flags()).await?,
+        Command::Master(args) => match &args.command {
+            Some(roles::MasterCommand::Key(roles::MasterKey::Rotate(args))) => {
+                operate::rotate(args).await?;
+            }
+            None => role::run::<roles::Master>(&args.role, &args.flags()).await?,
+        },
         Command::Gateway(args) => role::run::<roles::Gateway>(&args.role, &args.flags()).await?,
         Command::Relay(args) => role::run::<roles::Relay>(&args.role, &args.flags()).await?,
         Command::Probe(args) => return probe_exit(probe::run(&args).await),
@@ -259,12 +285,14 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             return Ok(wavry_loadtest::run(&scenario).await?);
         }
         Command::Sample(args) => sample::run(&args).await?,
-        Command::Provision(args) => provision::node(&args)?,
+        Command::Provision(args) => provision::node(&args).await?,
         Command::Node(command) => operate::node(&command).await?,
-        Command::Token(Token::Session(args)) => provision::session(&args)?,
-        Command::Token(Token::Operator(args)) => provision::operator(&args)?,
+        Command::Token(Token::Session(args)) => provision::session(&args).await?,
+        Command::Token(Token::Operator(args)) => provision::operator(&args).await?,
         Command::Token(Token::Revoke(args)) => operate::revoke(&args).await?,
         Command::Key(Key::Generate(args)) => provision::key(&args)?,
+        Command::Key(Key::List(master)) => operate::keys(&master).await?,
+        Command::Key(Key::Rotate(args)) => operate::rotate(&args).await?,
         Command::Audit(command) => return audit::run(&command).await,
     }
     Ok(ExitCode::SUCCESS)

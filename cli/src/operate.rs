@@ -1,18 +1,22 @@
-//! What operators ask of a master: `wavry node`, `wavry token revoke`.
+//! What operators ask of a master: `wavry node`, `wavry token revoke`, `wavry key list` and `rotate`.
 
 use std::{
     io::{self, Write as _},
     path::PathBuf,
+    time::Duration,
 };
 
 use anyhow::Context as _;
 use serde::{Serialize, de::DeserializeOwned};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use wavry_credentials::{
     bearer::Token,
     master::{Ask, Client, Connection},
     source,
 };
-use wavry_master::operate::{NodePage, NodeStatus, RevokeSubject, RevokedSubject};
+use wavry_master::operate::{
+    KeyStatus, Keys, NodePage, NodeStatus, RevokeSubject, RevokedSubject, RotateKey,
+};
 use wavry_proto::id::{NodeId, ServiceName};
 
 /// `wavry node`.
@@ -46,6 +50,31 @@ pub(crate) struct RevokeArgs {
     service: Option<ServiceName>,
     #[command(flatten)]
     master: Master,
+}
+
+/// `wavry key rotate`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RotateArgs {
+    /// Why: in turn (request), or because somebody else may hold the key (compromise)
+    #[arg(long)]
+    reason: Reason,
+    /// How long the new key is published before it signs; as the master has it if not given
+    #[arg(long, value_parser = wavry_proto::duration::parse)]
+    wait: Option<Duration>,
+    /// How long the old key is accepted afterwards; as the master has it if not given
+    #[arg(long, value_parser = wavry_proto::duration::parse)]
+    overlap: Option<Duration>,
+    #[command(flatten)]
+    master: Master,
+}
+
+/// Why a key is rotated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Reason {
+    /// Publish, wait, sign, accept the old one for a while
+    Request,
+    /// The new key signs at once; nothing that others signed holds any more
+    Compromise,
 }
 
 /// Which master, and how its answer is shown.
@@ -115,6 +144,55 @@ pub(crate) async fn revoke(args: &RevokeArgs) -> anyhow::Result<()> {
         "session tokens {of} hold no more if they were issued up to {} (30 s from the revocation)",
         revoked.through
     ))
+}
+
+/// Lists the keys that sign.
+pub(crate) async fn keys(master: &Master) -> anyhow::Result<()> {
+    let Keys { keys } = master.open().await?.ask(Ask::get("/v1/keys")).await?;
+    match master.json {
+        true => say_json(&keys),
+        false => {
+            let rows: Vec<_> = keys.iter().map(key_row).collect();
+            say_table(&KEY_HEADINGS, &rows)
+        }
+    }
+}
+
+/// Has a new key take the place of the one that signs.
+pub(crate) async fn rotate(args: &RotateArgs) -> anyhow::Result<()> {
+    let seconds = |given: Option<Duration>| given.map(|duration| duration.as_secs());
+    let request = RotateKey {
+        reason: match args.reason {
+            Reason::Request => "request".to_owned(),
+            Reason::Compromise => "compromise".to_owned(),
+        },
+        wait_seconds: seconds(args.wait),
+        overlap_seconds: seconds(args.overlap),
+    };
+    let body = serde_json::to_vec(&request)?;
+    let mut operator = args.master.open().await?;
+    let key: KeyStatus = operator.ask(Ask::post("/v1/keys/rotate", body)).await?;
+    match args.master.json {
+        true => say_json(&key),
+        false => say_table(&KEY_HEADINGS, &[key_row(&key)]),
+    }
+}
+
+const KEY_HEADINGS: [&str; 4] = ["KEY", "STATE", "SINCE", "UNTIL"];
+
+fn key_row(key: &KeyStatus) -> [String; 4] {
+    let time = |seconds| {
+        i64::try_from(seconds)
+            .ok()
+            .and_then(|s| OffsetDateTime::from_unix_timestamp(s).ok())
+    };
+    let shown = |seconds| time(seconds).and_then(|time| time.format(&Rfc3339).ok());
+    [
+        key.kid.clone(),
+        key.state.clone(),
+        shown(key.since).unwrap_or_default(),
+        key.until.and_then(shown).unwrap_or_default(),
+    ]
 }
 
 /// A connection to the master, and the token of who asks.

@@ -9,7 +9,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use wavry_credentials::{audit, identity::Identity, process, source, token::SigningKey};
-use wavry_master::provision::{self, Issuer};
+use wavry_master::{
+    audit_reader::Reader,
+    provision::{self, Issuer},
+};
 use wavry_proto::{
     control::Role,
     id::{ClusterName, NodeId, ServiceName},
@@ -108,6 +111,10 @@ pub(crate) struct Record {
     /// Audit log for what is issued; provision.jsonl beside the master key if not given
     #[arg(long, value_name = "FILE", env = "WAVRY_AUDIT_LOG")]
     audit_log: Option<PathBuf>,
+    /// The master's database, where the key is kept that signs now; without it, the secret master_key
+    /// signs, which the master accepts until that key has been rotated out
+    #[arg(long, value_name = "FILE", env = "WAVRY_MASTER_DATABASE")]
+    database: Option<PathBuf>,
 }
 
 /// Name of the audit log beside the master key.
@@ -125,7 +132,7 @@ pub(crate) struct KeyArgs {
 pub(crate) const DEFAULT_CLUSTER: &str = "wavry";
 
 /// Makes a node's identity and a registration token, signed with the secret `master_key`.
-pub(crate) fn node(args: &NodeArgs) -> anyhow::Result<()> {
+pub(crate) async fn node(args: &NodeArgs) -> anyhow::Result<()> {
     let identity_file = args.out.join("identity.key");
     let token_file = args.out.join("registration.token");
     for file in [&identity_file, &token_file] {
@@ -136,7 +143,7 @@ pub(crate) fn node(args: &NodeArgs) -> anyhow::Result<()> {
         NodeRole::Relay => Role::Relay,
         NodeRole::Gateway => Role::Gateway,
     };
-    let issuer = args.record.issuer(&args.cluster)?;
+    let issuer = args.record.issuer(&args.cluster).await?;
     let (name, services) = (args.name.clone(), args.services.clone());
     let token = issuer.registration_token(name, role, services, args.ttl)?;
     fs::create_dir_all(&args.out).with_context(|| format!("{}", args.out.display()))?;
@@ -151,9 +158,9 @@ pub(crate) fn node(args: &NodeArgs) -> anyhow::Result<()> {
 }
 
 /// Prints a session token, signed with the secret `master_key`.
-pub(crate) fn session(args: &SessionArgs) -> anyhow::Result<()> {
+pub(crate) async fn session(args: &SessionArgs) -> anyhow::Result<()> {
     at_most(args.ttl, MAX_LIFETIME)?;
-    let issuer = args.record.issuer(&args.cluster)?;
+    let issuer = args.record.issuer(&args.cluster).await?;
     let token = issuer.session_token(
         &args.service,
         args.subject.clone(),
@@ -165,7 +172,7 @@ pub(crate) fn session(args: &SessionArgs) -> anyhow::Result<()> {
 }
 
 /// Writes an operator's token, signed with the secret `master_key`.
-pub(crate) fn operator(args: &OperatorArgs) -> anyhow::Result<()> {
+pub(crate) async fn operator(args: &OperatorArgs) -> anyhow::Result<()> {
     refuse_to_overwrite(&args.out)?;
     at_most(args.ttl, MAX_OPERATOR_LIFETIME)?;
     let role = match args.role {
@@ -173,7 +180,7 @@ pub(crate) fn operator(args: &OperatorArgs) -> anyhow::Result<()> {
         RoleOfOperator::Operator => OperatorRole::Operator,
         RoleOfOperator::Admin => OperatorRole::Admin,
     };
-    let issuer = args.record.issuer(&args.cluster)?;
+    let issuer = args.record.issuer(&args.cluster).await?;
     let token = issuer.operator_token(args.subject.clone(), role, args.ttl)?;
     source::write_private(&args.out, token.as_bytes())?;
     say(&args.out.display().to_string())
@@ -188,9 +195,14 @@ pub(crate) fn key(args: &KeyArgs) -> anyhow::Result<()> {
 
 impl Record {
     /// Signs with the secret `master_key`, and puts tokens on record with the secret `audit_key`.
-    fn issuer(&self, cluster: &ClusterName) -> anyhow::Result<Issuer> {
+    async fn issuer(&self, cluster: &ClusterName) -> anyhow::Result<Issuer> {
         let key_file = source::locate("master_key")?;
-        let key = source::read_as("master_key", Some(&key_file), SigningKey::read)?;
+        let mut key = source::read_as("master_key", Some(&key_file), SigningKey::read)?;
+        if let Some(database) = &self.database {
+            let shown = || database.display().to_string();
+            let reader = Reader::open(database).await.with_context(shown)?;
+            key = reader.signing_key(&key).await.with_context(shown)?;
+        }
         let audit_key = source::read_as("audit_key", None, |text| {
             audit::Key::read(text, cluster.clone())
         })?;

@@ -7,6 +7,7 @@ use wavry_proto::config::Invalid;
 
 use crate::{
     config::{Flags, Table},
+    operate,
     role::{Args, Role},
 };
 
@@ -95,7 +96,10 @@ impl Role for Relay {
 
 /// `wavry master`.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct MasterArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<MasterCommand>,
     #[command(flatten)]
     pub(crate) role: Args,
     /// TCP address of the HTTPS listener; overrides master.listen
@@ -107,6 +111,21 @@ pub(crate) struct MasterArgs {
     /// PEM file with the certificate chain; overrides master.certificate
     #[arg(long, value_name = "FILE")]
     certificate: Option<PathBuf>,
+}
+
+/// What is asked of a master that runs.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum MasterCommand {
+    /// The key that signs tokens and rosters, as `wavry key` has it
+    #[command(subcommand)]
+    Key(MasterKey),
+}
+
+/// `wavry master key`.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum MasterKey {
+    /// Have a new key take the place of the one that signs
+    Rotate(operate::RotateArgs),
 }
 
 impl MasterArgs {

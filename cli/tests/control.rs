@@ -7,7 +7,10 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 use support::{
@@ -122,6 +125,78 @@ async fn a_revoked_relays_sessions_close_within_five_seconds_and_it_does_not_com
         ..Ask::default()
     };
     assert_eq!(native.status(asked).await, 503);
+}
+
+/// The state of each key that the master ever signed with, oldest first.
+fn key_states(cluster: &Cluster, token: &Path) -> Vec<String> {
+    let listed = cluster.operate(token, &["key", "list", "--json"]);
+    assert!(listed.status.success(), "{}", stderr(&listed));
+    let keys: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    let states = keys.as_array().unwrap().iter();
+    states
+        .map(|key| key["state"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[tokio::test]
+async fn a_rotation_of_the_signing_key_drops_no_session_and_both_keys_tokens_open_more() {
+    let cluster = cluster();
+    let native = cluster.native();
+    let admin = cluster.operator_token("admin");
+    let by_old = cluster.token("closed", "old", "10m");
+    let mut sessions = Vec::new();
+    for i in 0..50 {
+        sessions.push(live(&cluster, &native, &format!("tab-{i}")).await);
+    }
+
+    let rotate = [
+        "master", "key", "rotate", "--reason", "request", "--wait", "2s",
+    ];
+    let done = cluster.operate(&admin, &rotate);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let deadline = Instant::now() + DEADLINE;
+    let mut rounds = 0;
+    while key_states(&cluster, &admin) != ["accepted", "signing"] {
+        assert!(Instant::now() < deadline, "the new key does not sign");
+        for session in &sessions {
+            echo(session, b"while keys change").await.unwrap();
+        }
+        rounds += 1;
+    }
+    assert!(rounds > 0, "nothing was sent while the key was published");
+    let by_new = cluster.token_by_present_key("closed", "new", "10m");
+    for token in [by_old, by_new] {
+        let session = native.open(&format!("/closed?token={token}")).await;
+        echo(&session, b"opened after").await.unwrap();
+        sessions.push(session);
+    }
+    for session in &sessions {
+        echo(session, b"still there").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_compromised_key_ends_what_it_opened_within_five_seconds_and_the_cluster_goes_on() {
+    let cluster = cluster();
+    let native = cluster.native();
+    let admin = cluster.operator_token("admin");
+    let (of_old, public) = (
+        live(&cluster, &native, "tab").await,
+        native.open("/open").await,
+    );
+    let asked = Instant::now();
+    let done = cluster.operate(&admin, &["key", "rotate", "--reason", "compromise"]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let code = code(&of_old, REVOKED_WITHIN).await;
+    assert_eq!(code, close_code::TOKEN_REVOKED);
+    assert!(asked.elapsed() < REVOKED_WITHIN);
+    echo(&public, b"needs no token").await.unwrap();
+
+    let refused = cluster.operate(&admin, &["key", "list"]);
+    assert!(!refused.status.success(), "the key of the token was cut");
+    let token = cluster.token_by_present_key("closed", "new", "10m");
+    let session = native.open(&format!("/closed?token={token}")).await;
+    echo(&session, b"by the new key").await.unwrap();
 }
 
 #[tokio::test]

@@ -151,6 +151,15 @@ impl Ed25519 {
         MacKey(hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()))
     }
 
+    /// A key that seals other signing keys; this key cannot be had from it.
+    #[expect(clippy::disallowed_methods, reason = "a key is used here")]
+    pub(crate) fn sealing_key(&self) -> aead::Key {
+        let root = hmac::Key::new(hmac::HMAC_SHA256, self.seed.expose());
+        let derived = hmac::sign(&root, b"wavry signing keys");
+        let bytes = derived.as_ref().try_into();
+        aead::Key::of(Secret::new(bytes.expect("SHA-256 gives 32 bytes")))
+    }
+
     /// As a key that rustls signs with.
     pub(crate) fn tls(&self) -> Result<Arc<dyn rustls::sign::SigningKey>, rustls::Error> {
         let der = self.to_der();

@@ -6,6 +6,7 @@ mod metrics;
 mod pinned;
 mod record;
 mod retry;
+mod trust;
 mod work;
 
 use std::{
@@ -32,6 +33,7 @@ use crate::{
 use kept::Kept;
 pub(crate) use metrics::describe as describe_metrics;
 use record::Record;
+use trust::Trust;
 use work::{Link, Said};
 
 /// What a node needs to join its cluster.
@@ -114,7 +116,7 @@ pub struct Candidate {
 
 enum Standing {
     /// This identity has registered.
-    Registered(Record),
+    Registered { record: Record, file: PathBuf },
     /// It is to, and what that gives goes into the file.
     ToRegister {
         token: Secret<Vec<u8>>,
@@ -138,7 +140,7 @@ impl Candidate {
         let file = config.state_dir.join("membership.json");
         let standing = match Record::read(&file)? {
             Some(record) if record.public_key == identity.public_key() => {
-                Standing::Registered(record)
+                Standing::Registered { record, file }
             }
             _ => Standing::ToRegister {
                 token: read_secret("registration_token", config.registration_token.as_ref())?,
@@ -170,16 +172,16 @@ impl Candidate {
             kept,
             standing,
         } = self;
-        let record = match standing {
-            Standing::Registered(record) => record,
+        let (record, file) = match standing {
+            Standing::Registered { record, file } => (record, file),
             Standing::ToRegister { token, file } => {
                 let record = work::register(&client, &identity, &token, &services).await?;
                 record.write(&file)?;
-                record
+                (record, file)
             }
         };
-        let pinned = record.pinned()?;
-        let link = Arc::new(Link::new(client, identity, record, pinned, services, kept));
+        let trust = Trust::of(&record, file)?;
+        let link = Arc::new(Link::new(client, identity, record, trust, services, kept));
 
         let (first, connection) = work::first_roster(&link, max_roster_age).await?;
         let first = Arc::new(first);

@@ -97,6 +97,25 @@ impl SigningKey {
         KeySet::index([self.public.clone()])
     }
 
+    /// Seals another key so that only this one [opens](Self::open) it: AES-256-GCM under a key that is
+    /// derived for that alone, with the other's public half as associated data.
+    pub fn seal(&self, other: &Self) -> Vec<u8> {
+        let context = other.public_paserk();
+        let sealing = self.key.sealing_key();
+        sealing.seal(context.as_bytes(), &other.to_paserk())
+    }
+
+    /// Opens a key that this one sealed, and whose public half is `public` (PASERK `k4.public`).
+    pub fn open(&self, sealed: &[u8], public: &str) -> Result<Self, MalformedKey> {
+        let malformed = || MalformedKey("sealed");
+        let opened = self.key.sealing_key().open(public.as_bytes(), sealed);
+        let key = Self::from_paserk(&opened.map_err(|_| malformed())?)?;
+        match key.public_paserk() == public {
+            true => Ok(key),
+            false => Err(malformed()),
+        }
+    }
+
     /// A key to hide identifiers with; see [`Ed25519::mac_key`].
     pub(crate) fn mac_key(&self, purpose: &str) -> MacKey {
         self.key.mac_key(purpose)
@@ -169,6 +188,13 @@ impl KeySet {
             validity.check(now)?;
         }
         Ok(claims)
+    }
+
+    /// This set, and one key more (PASERK `k4.public`).
+    pub(crate) fn with(&self, key: &str) -> Result<Self, MalformedKey> {
+        let more = Self::from_paserk(&[key])?;
+        let all = self.keys.values().chain(more.keys.values());
+        Ok(Self::index(all.cloned()))
     }
 
     /// Whether a key is in it.
@@ -498,6 +524,35 @@ mod tests {
         let token = key.sign(&node, scope);
         let verified = key_set(&key).verify::<NodeRequest>(&token, scope, NOW);
         assert_eq!(verified, Err(Rejected::TooLasting));
+    }
+
+    #[test]
+    fn a_sealed_key_is_opened_by_the_key_that_sealed_it_for_what_it_is_and_by_no_other() {
+        let [master, other, key] = [(); 3].map(|()| SigningKey::generate());
+        let (sealed, public) = (master.seal(&key), key.public_paserk());
+        let opened = master.open(&sealed, &public).unwrap();
+        assert!(opened.to_paserk().matches(paserk_text(&key).as_bytes()));
+        assert_ne!(master.seal(&key), sealed, "the nonce is another each time");
+        assert!(other.open(&sealed, &public).is_err());
+        assert!(master.open(&sealed, &other.public_paserk()).is_err());
+        assert!(master.open(&other.seal(&key), &public).is_err());
+        for at in 0..sealed.len() {
+            assert!(master.open(&sealed[..at], &public).is_err());
+            let mut changed = sealed.clone();
+            changed[at] ^= 1;
+            assert!(master.open(&changed, &public).is_err());
+        }
+        let mut longer = sealed.clone();
+        longer.push(0);
+        assert!(master.open(&longer, &public).is_err());
+    }
+
+    /// The text of a key that was made for a test.
+    fn paserk_text(key: &SigningKey) -> String {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("key");
+        source::write_secret(&file, &key.to_paserk()).unwrap();
+        std::fs::read_to_string(file).unwrap()
     }
 
     #[test]

@@ -25,12 +25,11 @@ use wavry_credentials::{
     clock::unix_time,
     identity,
     redact::Place,
-    token::{KeySet, Scope},
+    token::Scope,
 };
 use wavry_proto::{
     control::{
-        Challenge, Heard, Heartbeat, MAX_VERSION_LEN, PublishedKey, Register, Registered,
-        possession_message,
+        Challenge, Heard, Heartbeat, MAX_VERSION_LEN, Register, Registered, possession_message,
     },
     id::{Epoch, NodeId},
     token::Registration,
@@ -58,13 +57,11 @@ const REGISTER: &str = "/v1/nodes/register";
 const HEARTBEAT: &str = "/v1/nodes/heartbeat";
 const ROSTER: &str = "/v1/roster";
 const KEYS: &str = "/.well-known/wavry/keys";
+const SUCCESSION: &str = "/.well-known/wavry/succession";
 
 /// What the routes work with.
 pub(crate) struct Api {
     pub(crate) registry: Registry,
-    /// Keys that sign registration tokens, and the roster.
-    pub(crate) keys: Vec<PublishedKey>,
-    pub(crate) key_set: KeySet,
     pub(crate) audit_key: Arc<audit::Key>,
     pub(crate) strangers: Strangers,
     pub(crate) heartbeat_interval: Duration,
@@ -81,6 +78,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route(HEARTBEAT, post(heartbeat))
         .route(ROSTER, get(roster))
         .route(KEYS, get(keys))
+        .route(SUCCESSION, get(succession))
         .merge(operate::router())
         .fallback(async || Refusal::NotFound)
         .method_not_allowed_fallback(async || Refusal::MethodNotAllowed)
@@ -180,7 +178,8 @@ async fn try_register(
         audience: "master",
         binding: &[],
     };
-    let token: Registration = api.key_set.verify(&request.token, scope, now)?;
+    let ring = api.registry.ring();
+    let token: Registration = ring.accepted.verify(&request.token, scope, now)?;
     let _ = asked.who.set(token.sub.to_string());
     let _ = asked.secret.set(api.audit_key.identifier(&token.jti));
     if !nonce_is_good {
@@ -218,7 +217,7 @@ async fn try_register(
     Ok(Registered {
         node_id: token.sub,
         cluster: api.registry.cluster().clone(),
-        roster_keys: api.keys.iter().map(|key| key.paserk.clone()).collect(),
+        roster_keys: api.registry.ring().roster.clone(),
     })
 }
 
@@ -309,7 +308,11 @@ async fn keys(State(api): State<Arc<Api>>) -> Response {
         header::CACHE_CONTROL,
         HeaderValue::from_static("max-age=60"),
     )];
-    (cache, Json(&api.keys)).into_response()
+    (cache, Json(&api.registry.ring().published)).into_response()
+}
+
+async fn succession(State(api): State<Arc<Api>>) -> Result<Json<Vec<String>>, Refusal> {
+    Ok(Json(api.registry.succession().await?))
 }
 
 fn entity_tag(epoch: Epoch) -> HeaderValue {

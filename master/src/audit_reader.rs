@@ -7,7 +7,10 @@ use sqlx::{
     postgres::PgPoolOptions,
     sqlite::{SqliteConnectOptions, SqlitePoolOptions},
 };
-use wavry_credentials::audit::{Head, Line, Verifier, verify::Reading};
+use wavry_credentials::{
+    audit::{Head, Line, Verifier, verify::Reading},
+    token::SigningKey,
+};
 
 use crate::{
     keyvault::{self, store::Server},
@@ -87,6 +90,14 @@ impl Reader {
             pool: Pool::Postgres(pool),
             owner: Owner::KeyVault,
         })
+    }
+
+    /// The key with which a master signs now; `master` is what its secret `master_key` holds.
+    pub async fn signing_key(&self, master: &SigningKey) -> Result<SigningKey, ReadError> {
+        match (&self.pool, self.owner) {
+            (Pool::Sqlite(pool), Owner::Master) => Ok(store::keys::signing(pool, master).await?),
+            _ => Err(ReadError::NoLog),
+        }
     }
 
     /// The lines after number `after` with their numbers, in order, some thousand at most.

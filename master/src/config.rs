@@ -15,7 +15,10 @@ use wavry_proto::{
     id::ClusterName,
 };
 
-use crate::audit_sink::{self, RawSink};
+use crate::{
+    audit_sink::{self, RawSink},
+    keys::Pace,
+};
 
 /// Configuration as it is written, in table `master`. Every key may be left out; those without a
 /// default are missed by [`Config::try_from`].
@@ -44,6 +47,15 @@ pub struct Raw {
     /// A roster is signed anew at the latest when it is so old, so that nodes know that it is current.
     #[serde(with = "wavry_proto::duration")]
     pub roster_refresh: Duration,
+    /// A key that has signed tokens and rosters for so long is rotated.
+    #[serde(with = "wavry_proto::duration")]
+    pub key_lifetime: Duration,
+    /// A new key is published for so long before it signs; at least as long as nodes act on a roster.
+    #[serde(with = "wavry_proto::duration")]
+    pub key_wait: Duration,
+    /// A key that signs no more is accepted for so long; at least as long as the longest token holds.
+    #[serde(with = "wavry_proto::duration")]
+    pub key_overlap: Duration,
     /// How long requests may go on once the master was told to leave.
     #[serde(with = "wavry_proto::duration")]
     pub drain_timeout: Duration,
@@ -85,6 +97,9 @@ impl Default for Raw {
             suspect_after: Duration::from_secs(10),
             gone_after: Duration::from_secs(3600),
             roster_refresh: Duration::from_secs(3600),
+            key_lifetime: Pace::default().lifetime,
+            key_wait: Pace::default().wait,
+            key_overlap: Pace::default().overlap,
             drain_timeout: Duration::from_secs(5),
             max_connections: 4096,
             services: Vec::new(),
@@ -113,6 +128,8 @@ pub struct Config {
     pub gone_after: Duration,
     /// A roster is signed anew at the latest when it is so old.
     pub roster_refresh: Duration,
+    /// How long keys that sign stay in each part of their life.
+    pub key_pace: Pace,
     /// How long requests may go on once the master was told to leave.
     pub drain_timeout: Duration,
     /// What a client can make the master hold.
@@ -177,6 +194,9 @@ impl TryFrom<Raw> for Config {
         if raw.roster_refresh < Duration::from_secs(1) {
             return Err(Invalid::new("roster_refresh", "must be at least 1s"));
         }
+        if raw.key_lifetime <= raw.key_wait {
+            return Err(Invalid::new("key_lifetime", "must be longer than key_wait"));
+        }
         at_least_one("max_connections", raw.max_connections as u64)?;
         Ok(Self {
             listen: raw.listen,
@@ -188,6 +208,11 @@ impl TryFrom<Raw> for Config {
             suspect_after: raw.suspect_after,
             gone_after: raw.gone_after,
             roster_refresh: raw.roster_refresh,
+            key_pace: Pace {
+                lifetime: raw.key_lifetime,
+                wait: raw.key_wait,
+                overlap: raw.key_overlap,
+            },
             drain_timeout: raw.drain_timeout,
             limits: Limits {
                 max_connections: raw.max_connections,
@@ -355,6 +380,9 @@ mod tests {
         let mut raw = complete();
         raw.roster_refresh = Duration::from_millis(999);
         assert_eq!(Config::try_from(raw).unwrap_err().key, "roster_refresh");
+        let mut raw = complete();
+        raw.key_lifetime = raw.key_wait;
+        assert_eq!(Config::try_from(raw).unwrap_err().key, "key_lifetime");
         let mut raw = complete();
         raw.heartbeat_interval = Duration::ZERO;
         assert_eq!(Config::try_from(raw).unwrap_err().key, "heartbeat_interval");

@@ -7,6 +7,7 @@
 //!
 //! * [`config`]: what the master is told.
 //! * [`audit_sink`]: copies of the audit log elsewhere; [`audit_reader`]: the log, read and checked.
+//! * [`keys`]: the life of keys that sign.
 //! * [`store`]: what it remembers, the audit log too.
 //! * [`presence`]: which nodes are heard of.
 //! * [`operate`]: what operators ask of it.
@@ -21,6 +22,7 @@ mod audited;
 mod channel;
 pub mod config;
 mod error;
+pub mod keys;
 pub mod keyvault;
 mod metrics;
 pub mod operate;
@@ -28,6 +30,7 @@ pub mod presence;
 pub mod problem;
 pub mod provision;
 mod registry;
+mod ring;
 mod server;
 pub mod store;
 
@@ -37,11 +40,7 @@ use axum::Router;
 use tokio::{net::TcpListener, task::JoinHandle, time::MissedTickBehavior};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use wavry_credentials::{
-    audit, cert, source,
-    token::{KeySet, SigningKey},
-};
-use wavry_proto::control::PublishedKey;
+use wavry_credentials::{audit, cert, clock::unix_time, source, token::SigningKey};
 
 pub use config::Config;
 pub use error::StartError;
@@ -90,12 +89,6 @@ impl Master {
             file: config.database.clone(),
             source,
         };
-        let paserk = key.public_paserk();
-        let key_set = KeySet::from_paserk(&[&paserk]).map_err(|_| StartError::MasterKey)?;
-        let keys = vec![PublishedKey {
-            kid: key.key_id().to_string(),
-            paserk: paserk.clone(),
-        }];
         let store = store::Store::open(&config.database, audit_key.clone())
             .await
             .map_err(unusable)?;
@@ -106,16 +99,15 @@ impl Master {
                 source,
             },
         })?;
-        store
-            .configure(&config.services, &[paserk])
-            .await
-            .map_err(unusable)?;
+        store.adopt(&key, unix_time()).await.map_err(unusable)?;
+        store.configure(&config.services).await.map_err(unusable)?;
         // Nodes may hold what was signed long ago, and shall know that it is current.
         let snapshot = store.renew().await.map_err(unusable)?;
         let times = Times {
             suspect_after: config.suspect_after,
             gone_after: config.gone_after,
             roster_refresh: config.roster_refresh,
+            pace: config.key_pace,
         };
         let registry = Registry::new(store, snapshot, key, config.cluster, times)
             .await
@@ -132,8 +124,6 @@ impl Master {
         let leaving = CancellationToken::new();
         let router = api::router(Arc::new(api::Api {
             registry: registry.clone(),
-            keys,
-            key_set,
             audit_key,
             strangers: Strangers::default(),
             heartbeat_interval: config.heartbeat_interval,

@@ -9,6 +9,9 @@ pub(crate) const HANDSHAKES_FAILED: &str = "wavry_master_handshakes_failed_total
 pub(crate) const ROSTER_EPOCH: &str = "wavry_master_roster_epoch";
 pub(crate) const NODES: &str = "wavry_master_nodes";
 
+pub(crate) const KEYS: &str = "wavry_master_signing_keys";
+pub(crate) const KEY_SIGNS_SINCE: &str = "wavry_master_signing_key_since_timestamp_seconds";
+pub(crate) const KEY_ROTATIONS: &str = "wavry_master_key_rotations_total";
 pub(crate) const REVOCATIONS: &str = "wavry_master_revocations_total";
 
 pub(crate) const AUDIT_LINES: &str = "wavry_master_audit_lines_total";
@@ -30,6 +33,21 @@ pub fn describe() {
         REGISTRATIONS,
         Unit::Count,
         "Registrations tried, by outcome: registered, or the word of the problem"
+    );
+    describe_gauge!(
+        KEYS,
+        Unit::Count,
+        "Keys that sign tokens and rosters, by state: published, signing, accepted, retired, revoked"
+    );
+    describe_gauge!(
+        KEY_SIGNS_SINCE,
+        Unit::Seconds,
+        "Since when the key signs that signs now, in seconds since the Unix epoch"
+    );
+    describe_counter!(
+        KEY_ROTATIONS,
+        Unit::Count,
+        "Keys made to take another's place, by reason: schedule, request, compromise"
     );
     describe_counter!(
         REVOCATIONS,

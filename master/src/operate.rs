@@ -6,7 +6,7 @@
 
 #![expect(unused_qualifications, reason = "utoipa's macros write paths in full")]
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json, Router,
@@ -39,6 +39,7 @@ use crate::{
     api::{Api, bearer, parse},
     audited::Asked,
     channel::Channel,
+    keys::{Life, Pace, Reason},
     metrics as names,
     presence::{State as NodeState, Whereabouts},
     problem::Refusal,
@@ -122,6 +123,44 @@ pub struct RevokedSubjects {
     pub revoked: Vec<RevokedSubject>,
 }
 
+/// A key that signs tokens and rosters.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct KeyStatus {
+    /// PASERK `k4.pid`, as it stands in the footer of what the key signs.
+    pub kid: String,
+    /// `published`, `signing`, `accepted`, `retired` or `revoked`.
+    #[schema(example = "signing")]
+    pub state: String,
+    /// When it became that, in seconds since the Unix epoch.
+    pub since: u64,
+    /// When it becomes the next thing, if that is settled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<u64>,
+}
+
+/// Every key that ever signed.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Keys {
+    /// Oldest first.
+    pub keys: Vec<KeyStatus>,
+}
+
+/// That a new key is to take the place of the one that signs.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RotateKey {
+    /// `request`: the new key is published, signs after a while, and the old one is accepted for a while
+    /// more. `compromise`: the new key signs at once, and nothing that others signed holds any more.
+    #[schema(example = "request")]
+    pub reason: String,
+    /// For how many seconds the new key is published before it signs; as configured if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait_seconds: Option<u64>,
+    /// For how many seconds the old key is accepted afterwards; as configured if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlap_seconds: Option<u64>,
+}
+
 /// Which page.
 #[derive(Debug, Deserialize, IntoParams)]
 pub(crate) struct PageQuery {
@@ -182,6 +221,8 @@ fn documented() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
         .routes(routes!(show_node))
         .routes(routes!(revoke_node))
         .routes(routes!(list_revocations, revoke_subject))
+        .routes(routes!(list_keys))
+        .routes(routes!(rotate_key))
         .split_for_parts()
 }
 
@@ -349,6 +390,81 @@ async fn revoke_subject(
     Ok((StatusCode::CREATED, Json(revoked_subject(revocation))))
 }
 
+/// Lists the keys that sign tokens and rosters
+///
+/// Role viewer.
+#[utoipa::path(
+    get,
+    path = "/v1/keys",
+    responses(
+        (status = 200, body = Keys),
+        (status = 401, body = ProblemDocument, content_type = "application/problem+json"),
+    )
+)]
+async fn list_keys(
+    State(api): State<Arc<Api>>,
+    Extension(asked): Extension<Arc<Asked>>,
+    headers: HeaderMap,
+) -> Result<Json<Keys>, Refusal> {
+    api.operator(&headers, &asked, OperatorRole::Viewer)?;
+    let keys = api.registry.ring().lives.iter().map(key_status).collect();
+    Ok(Json(Keys { keys }))
+}
+
+/// Rotates the key that signs tokens and rosters
+///
+/// Role admin.
+#[utoipa::path(
+    post,
+    path = "/v1/keys/rotate",
+    request_body = RotateKey,
+    responses(
+        (status = 201, body = KeyStatus, description = "The new key."),
+        (status = 400, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 401, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 403, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 413, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
+    )
+)]
+async fn rotate_key(
+    State(api): State<Arc<Api>>,
+    Extension(channel): Extension<Arc<Channel>>,
+    Extension(asked): Extension<Arc<Asked>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<(StatusCode, Json<KeyStatus>), Refusal> {
+    api.operator(&headers, &asked, OperatorRole::Admin)?;
+    let request: RotateKey = parse(body)?;
+    let reason = match request.reason.as_str() {
+        "request" => Reason::Request,
+        "compromise" => Reason::Compromise,
+        _ => {
+            let expected = "reason is neither request nor compromise";
+            return Err(Refusal::Malformed(expected.to_owned()));
+        }
+    };
+    let seconds = |given: Option<u64>, configured| given.map_or(configured, Duration::from_secs);
+    let configured = api.registry.pace();
+    let pace = Pace {
+        wait: seconds(request.wait_seconds, configured.wait),
+        overlap: seconds(request.overlap_seconds, configured.overlap),
+        ..configured
+    };
+    let path = match reason {
+        Reason::Compromise => "/v1/keys/rotate compromise",
+        Reason::Schedule | Reason::Request => "/v1/keys/rotate request",
+    };
+    let event = asked.event(Action::Rotate, path, channel.peer);
+    let kid = api.registry.rotate_key(reason, pace, event).await?;
+    let ring = api.registry.ring();
+    let made = ring.lives.iter().find(|life| life.kid == kid);
+    // It is there, unless another master has rotated again meanwhile.
+    let made = made.or(ring.lives.last()).map(key_status);
+    Ok((StatusCode::CREATED, Json(made.ok_or(Refusal::NotFound)?)))
+}
+
 impl Api {
     /// The operator whose token a request has, if its role reaches as far as `needed`.
     fn operator(
@@ -362,7 +478,8 @@ impl Api {
             audience: "master",
             binding: &[],
         };
-        let operator: Operator = self.key_set.verify(bearer(headers)?, scope, unix_time())?;
+        let ring = self.registry.ring();
+        let operator: Operator = ring.accepted.verify(bearer(headers)?, scope, unix_time())?;
         let _ = asked.who.set(operator.sub.clone());
         let _ = asked.secret.set(self.audit_key.identifier(&operator.jti));
         match operator.role >= needed {
@@ -393,6 +510,15 @@ fn status((node, whereabouts): &(Node, Option<Whereabouts>)) -> NodeStatus {
         sessions: report.sessions,
         roster_epoch: report.epoch.0,
         version: report.version,
+    }
+}
+
+fn key_status(life: &Life) -> KeyStatus {
+    KeyStatus {
+        kid: life.kid.clone(),
+        state: life.state.as_str().to_owned(),
+        since: life.since,
+        until: life.until,
     }
 }
 

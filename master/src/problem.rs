@@ -9,7 +9,7 @@ use wavry_proto::{control::Problem, id::ServiceName, token::OperatorRole};
 
 use crate::{
     audited::Word,
-    store::{self, HeartbeatError, RegisterError, RevokeError},
+    store::{self, HeartbeatError, RegisterError, RevokeError, keys::RotateError},
 };
 
 /// Why a request was refused. No variant holds what the request held, but for names that were
@@ -64,6 +64,9 @@ pub enum Refusal {
     /// The node that is spoken of is not registered.
     #[error("there is no such node")]
     NoSuchNode,
+    /// A key is on its way already.
+    #[error("a new key is published already, and signs in its turn")]
+    RotationUnderWay,
     /// No further subject can be revoked.
     #[error("{} subjects are revoked already", store::MAX_REVOCATIONS)]
     TooManyRevocations,
@@ -128,6 +131,7 @@ impl Refusal {
             Self::NodeRevoked => (S::FORBIDDEN, "node-revoked", "Node revoked"),
             Self::KeyRevoked => (S::FORBIDDEN, "key-revoked", "Key revoked"),
             Self::NoSuchNode => (S::NOT_FOUND, "no-such-node", "No such node"),
+            Self::RotationUnderWay => (S::CONFLICT, "rotation-under-way", "Rotation under way"),
             Self::TooManyRevocations => (
                 S::INSUFFICIENT_STORAGE,
                 "too-many-revocations",
@@ -166,6 +170,15 @@ impl From<store::Error> for Refusal {
         match error.is_of_the_moment() {
             true => Self::NotAudited(error),
             false => Self::Internal(error),
+        }
+    }
+}
+
+impl From<RotateError> for Refusal {
+    fn from(error: RotateError) -> Self {
+        match error {
+            RotateError::UnderWay => Self::RotationUnderWay,
+            RotateError::Store(error) => error.into(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The registry at work: the store, who is heard of, and the signed roster that is served.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::{sync::watch, time::timeout};
 pub(crate) use wavry_credentials::clock::unix_time;
 use wavry_credentials::{
-    audit::Event,
+    audit::{Action, Event},
     token::{KeySet, Rejected, Scope, SigningKey},
 };
 use wavry_proto::{
@@ -19,10 +19,16 @@ use wavry_proto::{
 };
 
 use crate::{
-    audit_sink, metrics as names,
+    audit_sink,
+    keys::{Due, Pace, Reason, due},
+    metrics as names,
     presence::{Presence, Report, State, Whereabouts},
     problem::Refusal,
-    store::{self, Admission, Announcement, RegisterError, RevokeError, Snapshot, Store},
+    ring::Ring,
+    store::{
+        self, Admission, Announcement, RegisterError, RevokeError, Snapshot, Store,
+        keys::{RotateError, Rotation},
+    },
 };
 
 /// How long an answer waits for its line in the audit log.
@@ -36,7 +42,9 @@ pub(crate) struct Registry {
 
 struct Shared {
     store: Store,
-    key: SigningKey,
+    /// What the secret `master_key` holds: opens the others.
+    master_key: SigningKey,
+    ring: RwLock<Arc<Ring>>,
     cluster: ClusterName,
     times: Times,
     presence: Mutex<Presence>,
@@ -56,6 +64,8 @@ pub(crate) struct Times {
     pub(crate) gone_after: Duration,
     /// A roster is signed anew when it is so old.
     pub(crate) roster_refresh: Duration,
+    /// How long keys stay in each part of their life.
+    pub(crate) pace: Pace,
 }
 
 /// A roster as it is served.
@@ -73,17 +83,19 @@ impl Registry {
     pub(crate) async fn new(
         store: Store,
         snapshot: Snapshot,
-        key: SigningKey,
+        master_key: SigningKey,
         cluster: ClusterName,
         times: Times,
     ) -> Result<Self, store::Error> {
+        let ring = Ring::read(&store, &master_key).await?;
         let presence = Presence::new(store.nodes().await?, Instant::now());
-        let first = Arc::new(Published::sign(snapshot, &key, &cluster));
+        let first = Arc::new(Published::sign(snapshot, &ring.signing, &cluster));
         first.report();
         Ok(Self {
             shared: Arc::new(Shared {
                 store,
-                key,
+                master_key,
+                ring: RwLock::new(Arc::new(ring)),
                 cluster,
                 times,
                 presence: Mutex::new(presence),
@@ -97,6 +109,55 @@ impl Registry {
     /// The cluster.
     pub(crate) fn cluster(&self) -> &ClusterName {
         &self.shared.cluster
+    }
+
+    /// The keys that sign.
+    pub(crate) fn ring(&self) -> Arc<Ring> {
+        self.shared.ring()
+    }
+
+    /// How long keys stay in each part of their life.
+    pub(crate) fn pace(&self) -> Pace {
+        self.shared.times.pace
+    }
+
+    /// What keys signed of those that followed them, oldest first.
+    pub(crate) async fn succession(&self) -> Result<Vec<String>, Refusal> {
+        let statements = self.shared.store.succession().await;
+        statements.map_err(Refusal::Internal)
+    }
+
+    /// Makes a key that is to take the place of the one that signs; gives its PASERK id.
+    pub(crate) async fn rotate_key(
+        &self,
+        reason: Reason,
+        pace: Pace,
+        event: Event,
+    ) -> Result<String, Refusal> {
+        self.detached(move |shared| async move {
+            let rotation = match reason {
+                Reason::Compromise => Rotation::AtOnce,
+                Reason::Schedule | Reason::Request => Rotation::InTurn(pace),
+            };
+            let written = timeout(AUDIT_DEADLINE, async {
+                let writing = shared.writing.lock().await;
+                let (store, cluster) = (&shared.store, &shared.cluster);
+                let rotated =
+                    store.rotate(&shared.master_key, cluster, rotation, unix_time(), event);
+                let (kid, changed) = rotated.await?;
+                Ok::<_, RotateError>((writing, kid, changed))
+            });
+            let (_writing, kid, changed) = shared.audited(written.await)?;
+            metrics::counter!(names::KEY_ROTATIONS, "reason" => reason.as_str()).increment(1);
+            tracing::warn!(
+                kid,
+                reason = reason.as_str(),
+                "a new key takes the place of the one that signs"
+            );
+            shared.take_keys(changed).await?;
+            Ok(kid)
+        })
+        .await
     }
 
     /// The roster and its successors.
@@ -261,8 +322,40 @@ impl Registry {
     /// signs a roster anew that has become old, and counts nodes by how they do.
     pub(crate) async fn keep(&self) {
         self.look_for_silence().await;
+        self.turn_keys().await;
         self.refresh_roster().await;
         self.report_nodes();
+    }
+
+    /// Does what is due of the keys' lives.
+    async fn turn_keys(&self) {
+        let due = due(&self.ring().lives, &self.shared.times.pace, unix_time());
+        if due.is_empty() {
+            return;
+        }
+        let turned = self.detached(move |shared| async move {
+            let _writing = shared.writing.lock().await;
+            let changed = shared.store.turn_keys(&due, unix_time()).await?;
+            shared.audited.send_replace(());
+            shared.take_keys(changed).await?;
+            Ok(due)
+        });
+        let rotates = match turned.await {
+            Ok(due) => due.contains(&Due::Rotate),
+            Err(refusal) => {
+                let error = &refusal as &dyn std::error::Error;
+                return tracing::error!(error, "keys could not be turned; trying on");
+            }
+        };
+        if rotates {
+            let mut event = Event::now(Action::Rotate, "", "schedule");
+            event.actor = "master".to_owned();
+            let pace = self.shared.times.pace;
+            if let Err(refusal) = self.rotate_key(Reason::Schedule, pace, event).await {
+                let error = &refusal as &dyn std::error::Error;
+                tracing::error!(error, "no new key could be made; trying on");
+            }
+        }
     }
 
     async fn refresh_roster(&self) {
@@ -351,22 +444,38 @@ impl Shared {
 
     /// Counts the audit line of a write, which is `Err` where it took too long: then the transaction is
     /// undone, and neither the change nor its line is there.
-    fn audited<T>(
+    fn audited<T, E: Into<Refusal> + From<store::Error>>(
         &self,
-        written: Result<Result<T, RevokeError>, tokio::time::error::Elapsed>,
+        written: Result<Result<T, E>, tokio::time::error::Elapsed>,
     ) -> Result<T, Refusal> {
+        let written = written.unwrap_or_else(|_| Err(store::Error::TooSlow.into()));
+        let written = written.map_err(E::into);
         match &written {
-            Ok(Ok(_)) => count_line("written"),
-            Err(_) | Ok(Err(RevokeError::Store(_))) => count_line("failed"),
-            Ok(Err(_)) => {}
+            Ok(_) => count_line("written"),
+            Err(Refusal::NotAudited(_) | Refusal::Internal(_)) => count_line("failed"),
+            Err(_) => {}
         }
         self.audited.send_replace(());
-        Ok(written.unwrap_or(Err(store::Error::TooSlow.into()))?)
+        written
+    }
+
+    fn ring(&self) -> Arc<Ring> {
+        let ring = self.ring.read().unwrap_or_else(PoisonError::into_inner);
+        ring.clone()
+    }
+
+    /// Goes on with the keys that the store has now, and publishes the roster that shows them.
+    async fn take_keys(&self, changed: Option<Snapshot>) -> Result<(), store::Error> {
+        let ring = Arc::new(Ring::read(&self.store, &self.master_key).await?);
+        *self.ring.write().unwrap_or_else(PoisonError::into_inner) = ring;
+        self.publish(changed);
+        Ok(())
     }
 
     fn publish(&self, changed: Option<Snapshot>) {
         let Some(snapshot) = changed else { return };
-        let next = Arc::new(Published::sign(snapshot, &self.key, &self.cluster));
+        let next = Published::sign(snapshot, &self.ring().signing, &self.cluster);
+        let next = Arc::new(next);
         tracing::info!(epoch = %next.roster.epoch, nodes = next.roster.nodes.len(), "roster changed");
         next.report();
         self.published.send_replace(next);
@@ -388,7 +497,7 @@ impl Published {
             nodes: snapshot.nodes,
             services: snapshot.services,
             token_keys: snapshot.token_keys,
-            roster_keys: Vec::new(),
+            roster_keys: snapshot.roster_keys,
             revoked: snapshot.revoked,
         };
         let scope = Scope {

@@ -2,6 +2,7 @@
 //! the same transaction; a change that the roster does not show leaves it.
 
 pub mod audit;
+pub(crate) mod keys;
 mod revocation;
 
 use std::{collections::HashMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
@@ -11,7 +12,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use wavry_credentials::{
-    audit::{Action, Event, Key},
+    audit::{Event, Key},
     clock::unix_time,
 };
 use wavry_proto::{
@@ -40,6 +41,9 @@ pub enum Error {
     /// A row that no version of Wavry wrote.
     #[error("database row in {0} cannot be read")]
     Row(&'static str),
+    /// The secret `master_key` is a key that was revoked.
+    #[error("the master key is one that was revoked; make a new one")]
+    RevokedKey,
     /// It took longer than an answer may wait for its audit line.
     #[error("database did not write in time")]
     TooSlow,
@@ -57,7 +61,7 @@ impl Error {
                 let code = error.code().and_then(|code| code.parse::<u32>().ok());
                 code.is_some_and(|code| UNWRITABLE.contains(&(code & 0xff)))
             }
-            Self::Database(_) | Self::Schema(_) | Self::Row(_) => false,
+            Self::Database(_) | Self::Schema(_) | Self::Row(_) | Self::RevokedKey => false,
         }
     }
 }
@@ -116,6 +120,8 @@ pub struct Snapshot {
     pub services: Vec<Service>,
     /// Public keys that sign session tokens, as PASERK `k4.public`.
     pub token_keys: Vec<String>,
+    /// Public keys that sign rosters from this one on.
+    pub roster_keys: Vec<String>,
     /// Session tokens that hold no more.
     pub revoked: Vec<Revocation>,
 }
@@ -180,22 +186,9 @@ impl Store {
         Ok(Self { pool, audit })
     }
 
-    /// Makes services and token keys those given; others go. That a key takes another's place is
-    /// audited.
-    pub async fn configure(
-        &self,
-        services: &[Service],
-        token_keys: &[String],
-    ) -> Result<Snapshot, Error> {
+    /// Makes services those given; others go.
+    pub async fn configure(&self, services: &[Service]) -> Result<Snapshot, Error> {
         let mut change = self.change().await?;
-        let before = &change.before.token_keys;
-        let new_keys = token_keys.iter().filter(|key| !before.contains(key));
-        // The first key takes no other's place.
-        for key in new_keys.filter(|_| !before.is_empty()) {
-            let mut event = Event::now(Action::Rotate, key, "master_key");
-            event.actor = "master".to_owned();
-            audit::append(&mut change.transaction, &self.audit, &event).await?;
-        }
         sqlx::query("DELETE FROM service")
             .execute(&mut *change.transaction)
             .await?;
@@ -204,15 +197,6 @@ impl Store {
             sqlx::query("INSERT INTO service (name, definition) VALUES (?, ?)")
                 .bind(service.name.as_str())
                 .bind(definition)
-                .execute(&mut *change.transaction)
-                .await?;
-        }
-        sqlx::query("DELETE FROM token_key")
-            .execute(&mut *change.transaction)
-            .await?;
-        for key in token_keys {
-            sqlx::query("INSERT INTO token_key (paserk) VALUES (?)")
-                .bind(key)
                 .execute(&mut *change.transaction)
                 .await?;
         }
@@ -558,14 +542,13 @@ async fn read_snapshot(transaction: &mut Transaction<'static, Sqlite>) -> Result
         .iter()
         .map(|definition| serde_json::from_str(definition).map_err(|_| Error::Row("service")))
         .collect::<Result<_, _>>()?;
-    let token_keys = sqlx::query_scalar("SELECT paserk FROM token_key ORDER BY paserk")
-        .fetch_all(&mut **transaction)
-        .await?;
+    let (token_keys, roster_keys) = keys::shown(transaction).await?;
     Ok(Snapshot {
         epoch: Epoch(epoch.cast_unsigned()),
         nodes,
         services,
         token_keys,
+        roster_keys,
         revoked: revocation::read(transaction).await?,
     })
 }

@@ -306,6 +306,22 @@ impl Claims for Operator {
     }
 }
 
+/// What a key that signs says of the one that takes its place: who trusts the one trusts the other, so
+/// that a node finds its way to the present key from whichever it knew. Audience: `nodes`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Succession {
+    /// The key, as PASERK `k4.public`.
+    pub next: String,
+}
+
+impl Claims for Succession {
+    const PURPOSE: &'static str = "succession";
+    fn validity(&self) -> Option<&Validity> {
+        None
+    }
+}
+
 /// The roster is signed like a token. Audience: `nodes`.
 impl Claims for Roster {
     const PURPOSE: &'static str = "roster";

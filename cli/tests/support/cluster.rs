@@ -297,6 +297,19 @@ impl Cluster {
         String::from_utf8(made.stdout).unwrap().trim().to_owned()
     }
 
+    /// A token by the key that the master signs with now.
+    pub(crate) fn token_by_present_key(&self, service: &str, session: &str, ttl: &str) -> String {
+        let arguments = ["token", "session", service, "--subject", "tester"];
+        let mut making = self.signing(&arguments);
+        making.args(["--session", session, "--ttl", ttl]);
+        making.env(
+            "WAVRY_MASTER_DATABASE",
+            self.directory().join("master.sqlite"),
+        );
+        let made = run(&mut making);
+        String::from_utf8(made.stdout).unwrap().trim().to_owned()
+    }
+
     /// Probes a service.
     pub(crate) fn try_probe(&self, service: &str, more: &[&str]) -> Output {
         let (url, ca) = (self.url(service), self.directory().join("ca.crt"));

@@ -51,6 +51,11 @@ impl Key {
         Self(Secret::random())
     }
 
+    /// Of bytes that nobody can guess.
+    pub(crate) fn of(bytes: Secret<[u8; KEY_LEN]>) -> Self {
+        Self(bytes)
+    }
+
     /// Reads PASERK `k4.local`, 64 hexadecimal digits or base64; white space around it is ignored. A
     /// key of zeros is none.
     #[expect(clippy::disallowed_methods, reason = "a key is read here")]

@@ -4,11 +4,17 @@
 use wavry_proto::{
     control::Roster,
     id::{ClusterName, Epoch},
+    token::Succession,
 };
 
 use crate::token::{KeySet, Scope};
 
-/// What registration told the node to trust.
+/// Most statements of succession that are followed: a key a year for longer than any node is away, and
+/// some for accidents.
+const MAX_SUCCESSION: usize = 64;
+
+/// What the node trusts: what registration told it, and what that led it to.
+#[derive(Clone)]
 pub(super) struct Pinned {
     pub(super) cluster: ClusterName,
     pub(super) keys: KeySet,
@@ -41,6 +47,27 @@ impl Pinned {
             return Err("epoch");
         }
         Ok(roster)
+    }
+
+    /// Trusts also the keys that those it trusts say take their place, and so on. `statements` are in the
+    /// order in which they were made; those that do not verify are passed over. Whether there was any.
+    pub(super) fn follow(&mut self, statements: &[String], now: u64) -> bool {
+        let mut followed = false;
+        for statement in statements.iter().take(MAX_SUCCESSION) {
+            let scope = Scope {
+                cluster: &self.cluster,
+                audience: "nodes",
+                binding: &[],
+            };
+            let said = self.keys.verify::<Succession>(statement, scope, now);
+            if let Ok(Succession { next }) = said
+                && let Ok(with) = self.keys.with(&next)
+            {
+                self.keys = with;
+                followed = true;
+            }
+        }
+        followed
     }
 }
 
@@ -93,6 +120,37 @@ mod tests {
         for least in [8, 9, u64::MAX] {
             assert_eq!(pinned(&key).accept(&token, Epoch(least), 0), Err("epoch"));
         }
+    }
+
+    #[test]
+    fn succession_is_followed_from_a_trusted_key_on_and_from_no_other() {
+        let keys: Vec<_> = (0..4).map(|_| SigningKey::generate()).collect();
+        let says = |by: &SigningKey, next: &SigningKey| {
+            let scope = Scope {
+                cluster: &cluster("ours"),
+                audience: "nodes",
+                binding: &[],
+            };
+            let next = next.public_paserk();
+            by.sign(&Succession { next }, scope)
+        };
+        let chain = [says(&keys[0], &keys[1]), says(&keys[1], &keys[2])];
+        let takes = |pinned: &Pinned, key: &SigningKey| {
+            let token = sign(key, &roster(7), "ours", "nodes");
+            pinned.accept(&token, Epoch(1), 0).is_ok()
+        };
+        let mut from_first = pinned(&keys[0]);
+        assert!(from_first.follow(&chain, 0));
+        assert!(takes(&from_first, &keys[2]) && !takes(&from_first, &keys[3]));
+        let mut from_second = pinned(&keys[1]);
+        assert!(from_second.follow(&chain, 0));
+        assert!(takes(&from_second, &keys[2]));
+        assert!(!takes(&from_second, &keys[0]), "it does not lead back");
+        let mut stranger = pinned(&keys[3]);
+        let mut junk = chain.to_vec();
+        junk.extend(["nonsense".to_owned(), "k4.public.x".to_owned()]);
+        assert!(!stranger.follow(&junk, 0));
+        assert!(!takes(&stranger, &keys[2]));
     }
 
     #[test]

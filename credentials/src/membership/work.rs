@@ -19,7 +19,7 @@ use wavry_proto::{
 };
 
 use super::{
-    Error, age::age, kept::Kept, metrics as names, pinned::Pinned, record::Record, retry::Attempts,
+    Error, age::age, kept::Kept, metrics as names, record::Record, retry::Attempts, trust::Trust,
 };
 use crate::{
     bearer,
@@ -35,7 +35,7 @@ pub(super) struct Link {
     client: Client,
     pub(super) identity: Identity,
     pub(super) record: Record,
-    pinned: Pinned,
+    trust: Trust,
     signing: SigningKey,
     services: Vec<ServiceName>,
     kept: Kept,
@@ -54,6 +54,8 @@ pub(super) struct Said {
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
 /// The master holds a request for a newer roster for 25 s; the rest is for the way.
 const ROSTER_DEADLINE: Duration = Duration::from_secs(35);
+/// Where a master tells which of its keys followed which.
+const SUCCESSION: &str = "/.well-known/wavry/succession";
 /// How long a request's token is good.
 const REQUEST_LIFETIME: u64 = 60;
 
@@ -62,7 +64,7 @@ impl Link {
         client: Client,
         identity: Identity,
         record: Record,
-        pinned: Pinned,
+        trust: Trust,
         services: Vec<ServiceName>,
         kept: Kept,
     ) -> Self {
@@ -71,7 +73,7 @@ impl Link {
             signing: SigningKey::from(&identity),
             identity,
             record,
-            pinned,
+            trust,
             services,
             kept,
             said: watch::Sender::default(),
@@ -129,8 +131,19 @@ impl Link {
         if answer.status != StatusCode::OK {
             return Ok(None);
         }
-        let roster = self.pinned.accept(&answer.body, least, unix_time());
+        let mut pinned = self.trust.pinned();
+        let mut roster = pinned.accept(&answer.body, least, unix_time());
+        if matches!(roster, Err("unknown_key")) {
+            // Keys have changed, perhaps several times, since the node last heard of the master.
+            let succession = connection.ask(Ask::get(SUCCESSION)).await?;
+            if pinned.follow(&read::<Vec<String>>(&succession.body)?, unix_time()) {
+                roster = pinned.accept(&answer.body, least, unix_time());
+            }
+        }
         let roster = roster.map_err(Failure::Roster)?;
+        self.trust
+            .these_only(&self.record, &roster.roster_keys)
+            .await;
         self.kept.write(answer.body.to_vec()).await;
         Ok(Some(roster))
     }
@@ -221,7 +234,7 @@ pub(super) async fn first_roster(
     link: &Link,
     max_age: Duration,
 ) -> Result<(Roster, Option<Connection>), Error> {
-    let kept = link.kept.read(&link.pinned, unix_time());
+    let kept = link.kept.read(&link.trust.pinned(), unix_time());
     let least = kept.as_ref().map(|roster| roster.epoch).unwrap_or_default();
     let mut attempts = Attempts::at("roster");
     loop {

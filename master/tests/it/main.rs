@@ -9,6 +9,7 @@ mod operate;
 mod receiver;
 mod refusals;
 mod registry;
+mod rotation;
 mod sinks;
 mod wire;
 mod world;

@@ -25,7 +25,7 @@ fn said(status: u16, word: &str) -> Said {
     (status, word.to_owned())
 }
 
-fn operator(world: &World, role: OperatorRole) -> String {
+pub(crate) fn operator(world: &World, role: OperatorRole) -> String {
     operator_for(world, role, valid_for(60))
 }
 
@@ -44,17 +44,24 @@ fn operator_for(world: &World, role: OperatorRole, validity: Validity) -> String
     world.key.sign(&claims, scope)
 }
 
-async fn get(wire: &mut Wire, path: &str, bearer: &str) -> Value {
+pub(crate) async fn get(wire: &mut Wire, path: &str, bearer: &str) -> Value {
     let (status, _, body) = wire.send(Method::GET, path, Some(bearer), "").await;
     assert_eq!(status, 200, "{path}");
     wire::json(&body)
 }
 
 /// Every route that asks for a role, with a request that is right in every other way.
-const ROUTES: [(Method, &str, &str, OperatorRole); 5] = [
+const ROUTES: [(Method, &str, &str, OperatorRole); 7] = [
     (Method::GET, "/v1/nodes", "", OperatorRole::Viewer),
     (Method::GET, "/v1/nodes/exit", "", OperatorRole::Viewer),
     (Method::GET, "/v1/revocations", "", OperatorRole::Viewer),
+    (Method::GET, "/v1/keys", "", OperatorRole::Viewer),
+    (
+        Method::POST,
+        "/v1/keys/rotate",
+        r#"{"reason":"request"}"#,
+        OperatorRole::Admin,
+    ),
     (
         Method::POST,
         "/v1/revocations",

@@ -191,29 +191,16 @@ async fn the_epoch_of_a_restored_database_passes_those_that_nodes_have_seen() {
 }
 
 #[tokio::test]
-async fn services_and_keys_are_those_of_the_configuration() {
+async fn services_are_those_of_the_configuration() {
     let (_directory, store) = store().await;
-    let keys = ["k4.public.a".to_owned()];
     let [a, b] = [named("a"), named("b")];
-    let both = store
-        .configure(&[a.clone(), b.clone()], &keys)
-        .await
-        .unwrap();
+    let both = store.configure(&[a.clone(), b.clone()]).await.unwrap();
     assert_eq!(both.services, [a.clone(), b.clone()]);
-    let again = store.configure(&[a, b.clone()], &keys).await.unwrap();
+    let again = store.configure(&[a, b.clone()]).await.unwrap();
     assert_eq!(again, both);
-    let one = store
-        .configure(std::slice::from_ref(&b), &keys)
-        .await
-        .unwrap();
+    let one = store.configure(std::slice::from_ref(&b)).await.unwrap();
     assert_eq!(one.services, std::slice::from_ref(&b));
     assert!(one.epoch > both.epoch);
-    let rekeyed = store
-        .configure(&[b], &["k4.public.b".to_owned()])
-        .await
-        .unwrap();
-    assert_eq!(rekeyed.token_keys, ["k4.public.b"]);
-    assert!(rekeyed.epoch > one.epoch);
 }
 
 #[tokio::test]

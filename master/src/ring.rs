@@ -1,0 +1,77 @@
+//! The keys at work: which one signs, and which are accepted.
+
+use std::collections::BTreeMap;
+
+use wavry_credentials::token::{KeySet, SigningKey};
+use wavry_proto::control::PublishedKey;
+
+use crate::{
+    keys::{Life, State},
+    metrics as names,
+    store::{
+        self, Store,
+        keys::{Kept, open},
+    },
+};
+
+/// The keys as they are now.
+pub(crate) struct Ring {
+    /// Signs tokens and rosters.
+    pub(crate) signing: SigningKey,
+    /// Whose tokens the master accepts.
+    pub(crate) accepted: KeySet,
+    /// Those that sign session tokens, for whoever checks them.
+    pub(crate) published: Vec<PublishedKey>,
+    /// Those that sign rosters from now on, as PASERK `k4.public`.
+    pub(crate) roster: Vec<String>,
+    /// Every key that ever signed, oldest first.
+    pub(crate) lives: Vec<Life>,
+}
+
+impl Ring {
+    /// As `store` has them; `master` opens them.
+    pub(crate) async fn read(store: &Store, master: &SigningKey) -> Result<Self, store::Error> {
+        let keys = store.keys().await?;
+        let bad = || store::Error::Row("signing_key");
+        let signing = keys.iter().find(|key| key.life.state == State::Signing);
+        let counts: Vec<_> = keys.iter().filter(|key| counts(key)).collect();
+        let texts: Vec<_> = counts.iter().map(|key| key.paserk.as_str()).collect();
+        let published = counts.iter().map(|key| PublishedKey {
+            kid: key.life.kid.clone(),
+            paserk: key.paserk.clone(),
+        });
+        let sign_rosters = counts
+            .iter()
+            .filter(|key| key.life.state != State::Accepted);
+        let ring = Self {
+            signing: open(master, signing.ok_or_else(bad)?)?,
+            accepted: KeySet::from_paserk(&texts).map_err(|_| bad())?,
+            published: published.collect(),
+            roster: sign_rosters.map(|key| key.paserk.clone()).collect(),
+            lives: keys.into_iter().map(|key| key.life).collect(),
+        };
+        ring.report();
+        Ok(ring)
+    }
+
+    fn report(&self) {
+        let mut counts: BTreeMap<_, u32> = State::ALL.map(|state| (state, 0)).into();
+        for life in &self.lives {
+            *counts.entry(life.state).or_default() += 1;
+            if life.state == State::Signing {
+                metrics::gauge!(names::KEY_SIGNS_SINCE).set(life.since as f64);
+            }
+        }
+        for (state, count) in counts {
+            metrics::gauge!(names::KEYS, "state" => state.as_str()).set(count);
+        }
+    }
+}
+
+/// Whether what the key signed holds.
+fn counts(key: &Kept) -> bool {
+    matches!(
+        key.life.state,
+        State::Published | State::Signing | State::Accepted
+    )
+}
