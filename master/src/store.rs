@@ -340,7 +340,7 @@ impl Store {
 /// A pool that closes a connection whose transaction could be neither committed nor undone, as on a
 /// full disk: SQLite has undone it by itself then, which the driver does not notice, and no other
 /// transaction could begin.
-pub(crate) fn sound(options: SqlitePoolOptions) -> SqlitePoolOptions {
+fn sound(options: SqlitePoolOptions) -> SqlitePoolOptions {
     options.after_release(|connection, _| {
         Box::pin(async move {
             // Whatever is still to be done on it, is done before this.
