@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStderr, Command, Stdio},
 };
 
 /// A filesystem of 2 MiB, which only commands of [`Filesystem::command`] see. It is gone when dropped.
@@ -83,6 +83,8 @@ impl Drop for Filesystem {
 /// this is dropped.
 pub(crate) struct ReadOnly {
     strace: Child,
+    /// Where it tells of each new thread: it would end if nobody could read that.
+    _said: BufReader<ChildStderr>,
 }
 
 impl ReadOnly {
@@ -98,11 +100,14 @@ impl ReadOnly {
             .spawn()
             .expect("strace is installed");
         // It says of each thread that it is attached.
-        let stderr = strace.stderr.take().expect("piped");
-        let mut said = String::new();
-        BufReader::new(stderr).read_line(&mut said).unwrap();
-        assert!(said.contains("attached"), "{said}");
-        Self { strace }
+        let mut said = BufReader::new(strace.stderr.take().expect("piped"));
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        assert!(line.contains("attached"), "{line}");
+        Self {
+            strace,
+            _said: said,
+        }
     }
 }
 
