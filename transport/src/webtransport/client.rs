@@ -110,7 +110,8 @@ impl Client {
             // Only servers are told to drain.
             let (_, drain) = watch::channel(false);
             let (limits, meter) = (self.limits.clone(), self.meter.clone());
-            let connection = Connection::start(quic, Side::Client, limits, meter, None, drain);
+            let connection = Connection::new(quic, Side::Client, limits, meter);
+            tokio::spawn(connection.clone().serve(None, drain));
             open(&connection, request).await.map_err(|failed| {
                 connection.quic.close(varint(failed.h3_code), b"");
                 failed.error

@@ -138,15 +138,12 @@ pub(super) enum Refused {
 }
 
 impl Connection {
-    /// Serves `quic` until it is closed. `intake` takes what clients ask for, `drain` turns true
-    /// when no more of it is wanted; both are for servers.
-    pub(super) fn start(
+    /// A connection over `quic`, for somebody to [serve](Self::serve).
+    pub(super) fn new(
         quic: quinn::Connection,
         side: Side,
         limits: Limits,
         meter: Meter,
-        intake: Option<Arc<Intake>>,
-        drain: watch::Receiver<bool>,
     ) -> Arc<Self> {
         let table = Table {
             sessions: HashMap::new(),
@@ -163,7 +160,7 @@ impl Connection {
             window: SHARE,
             close_at: Some(Instant::now() + limits.header_timeout),
         };
-        let this = Arc::new(Self {
+        Arc::new(Self {
             datagrams: Inbox::new(quic.clone(), meter.clone()),
             meter,
             quic,
@@ -176,15 +173,22 @@ impl Connection {
             added: Notify::new(),
             waiting: Semaphore::new(WAITING_STREAMS),
             changed: Notify::new(),
-        });
+        })
+    }
+
+    /// Serves it until it is closed. `intake` takes what clients ask for, `drain` turns true when no
+    /// more of it is wanted; both are for servers.
+    pub(super) fn serve(
+        self: Arc<Self>,
+        intake: Option<Arc<Intake>>,
+        drain: watch::Receiver<bool>,
+    ) -> impl Future<Output = ()> {
         let span = tracing::debug_span!(
             "connection",
-            id = this.quic.stable_id(),
-            remote = %this.quic.remote_address()
+            id = self.quic.stable_id(),
+            remote = %self.quic.remote_address()
         );
-        let serve = this.clone().serve(intake, drain);
-        tokio::spawn(serve.instrument(span));
-        this
+        self.run(intake, drain).instrument(span)
     }
 
     /// What was agreed with the peer; waits for its settings. `None` when the connection is lost
@@ -333,7 +337,7 @@ impl Connection {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn serve(self: Arc<Self>, intake: Option<Arc<Intake>>, drain: watch::Receiver<bool>) {
+    async fn run(self: Arc<Self>, intake: Option<Arc<Intake>>, drain: watch::Receiver<bool>) {
         self.gauge(CONNECTIONS).increment(1.0);
         // Apart from the rest, which would be looked at with every datagram. Ends with the connection.
         let this = self.clone();
@@ -343,9 +347,12 @@ impl Connection {
             error = self.quic.closed() => error,
             error = async {
                 tokio::join!(
+                    // In this order what came together is read at one go: the peer's settings, then
+                    // the request that must not be answered without them.
+                    biased;
                     self.run_control(drain),
-                    self.read_critical(),
                     self.accept_uni(),
+                    self.read_critical(),
                     self.accept_bi(intake),
                     self.close_when_unused(),
                     self.keep_fair(),

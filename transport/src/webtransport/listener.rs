@@ -97,7 +97,7 @@ impl Listener {
         tokio::spawn(self.serve(incoming, permit).instrument(span));
     }
 
-    /// Takes a connection through its handshake.
+    /// Takes a connection through its handshake and serves it.
     fn serve(
         &self,
         incoming: quinn::Incoming,
@@ -121,9 +121,8 @@ impl Listener {
                         plain_slots: Semaphore::new(plain::PER_CONNECTION),
                         _permit: permit,
                     };
-                    let intake = Some(Arc::new(intake));
-                    Connection::start(quic, Side::Server, limits, meter, intake, drain);
-                    return;
+                    let connection = Connection::new(quic, Side::Server, limits, meter);
+                    return connection.serve(Some(Arc::new(intake)), drain).await;
                 }
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "handshake failed");

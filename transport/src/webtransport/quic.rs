@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use quinn::{TransportConfig, VarInt};
+use quinn::{MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use super::Limits;
 use crate::datagram::{RECEIVE_BUFFER, SEND_BUFFER};
@@ -50,6 +50,7 @@ pub(super) fn transport(limits: &Limits, side: Side) -> Arc<TransportConfig> {
         .send_window(CONNECTION_WINDOW.into())
         .datagram_receive_buffer_size(Some(RECEIVE_BUFFER))
         .datagram_send_buffer_size(SEND_BUFFER)
+        .mtu_discovery_config(Some(mtu_discovery()))
         // A timeout too long for QUIC means none.
         .max_idle_timeout(limits.idle_timeout.try_into().ok());
     if side == Side::Client {
@@ -58,4 +59,69 @@ pub(super) fn transport(limits: &Limits, side: Side) -> Arc<TransportConfig> {
         config.keep_alive_interval((interval > Duration::ZERO).then_some(interval));
     }
     Arc::new(config)
+}
+
+/// How far the sizes of packets must lie apart that QUIC tries. More than half of what lies between
+/// its first (1,200 bytes) and its largest (1,452), so that the largest is tried first: on an
+/// ordinary path it is right, and one packet finds it where a binary search takes four, in the moment
+/// when every other packet counts. A path that takes 1,325 and not the largest is used with 1,325.
+const MTU_STEP: u16 = 127;
+
+fn mtu_discovery() -> MtuDiscoveryConfig {
+    let mut config = MtuDiscoveryConfig::default();
+    config.minimum_change(MTU_STEP);
+    config
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn one_packet_finds_the_size_that_an_ordinary_path_takes() {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = made.signing_key.serialize_der().try_into().unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let server_tls = rustls::ServerConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(made.cert.der().clone()).unwrap();
+        let client_tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let crypto = QuicServerConfig::try_from(server_tls).unwrap();
+        let mut server_config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        server_config.transport_config(transport(&Limits::default(), Side::Server));
+        let loopback = (Ipv4Addr::LOCALHOST, 0).into();
+        let server = quinn::Endpoint::server(server_config, loopback).unwrap();
+        let client = quinn::Endpoint::client(loopback).unwrap();
+        let crypto = QuicClientConfig::try_from(client_tls).unwrap();
+        let connecting = client
+            .connect_with(
+                quinn::ClientConfig::new(Arc::new(crypto)),
+                server.local_addr().unwrap(),
+                "localhost",
+            )
+            .unwrap();
+        let (ours, theirs) = tokio::join!(
+            async { server.accept().await.unwrap().await.unwrap() },
+            async { connecting.await.unwrap() },
+        );
+        // Datagrams there and back, until both sides have had the time to try.
+        while ours.stats().path.current_mtu < 1452 {
+            ours.send_datagram(b"datagram"[..].into()).unwrap();
+            theirs.read_datagram().await.unwrap();
+        }
+        assert_eq!(ours.stats().path.sent_plpmtud_probes, 1);
+    }
 }

@@ -221,7 +221,11 @@ impl Connection {
                 let (this, intake) = (self.clone(), intake.clone());
                 let serve =
                     server::serve_request(this, send, recv, (kind, first), deadline, intake);
-                tokio::spawn(serve.in_current_span());
+                let mut serve = Box::pin(serve.in_current_span());
+                // Mostly the whole request came with the first packet, and then no task is needed.
+                if serve.as_mut().now_or_never().is_none() {
+                    tokio::spawn(serve);
+                }
             }
             (Some(_), None, _) => {
                 self.violation(code::STREAM_CREATION_ERROR, &"request from a server");
