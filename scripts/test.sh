@@ -46,12 +46,15 @@ install_packages() {
   have python3 || wanted+=(python3)
   have shellcheck || wanted+=(shellcheck)
   have curl || wanted+=(curl)
+  have strace || wanted+=(strace)
   # The KeyVault's tests start servers of their own.
   [ -d /usr/lib/postgresql ] || have postgres || wanted+=(postgresql)
   [ -n "$(type -P kill)" ] || wanted+=(procps)
   if [ -z "$fast" ]; then
     python3 -c 'import ensurepip, venv' 2>/dev/null || wanted+=(python3-venv)
     have socat || wanted+=(socat)
+    [ -x /usr/sbin/rsyslogd ] || wanted+=(rsyslog)
+    dpkg -s rsyslog-gnutls >/dev/null 2>&1 || wanted+=(rsyslog-gnutls)
     have node || wanted+=(nodejs)
     have npm || wanted+=(npm)
     have_any chromium google-chrome || wanted+=(chromium)

@@ -15,7 +15,11 @@ use wavry_proto::{
     id::ClusterName,
 };
 
-use crate::{keys::Pace, keyvault};
+use crate::{
+    audit_sink::{self, RawSink},
+    keys::Pace,
+    keyvault,
+};
 
 /// Configuration as it is written, in table `master`. Every key may be left out; those without a
 /// default are missed by [`Config::try_from`].
@@ -28,9 +32,8 @@ pub struct Raw {
     pub cluster: String,
     /// SQLite file; made when there is none.
     pub database: Option<PathBuf>,
-    /// File of JSON lines that the audit log is copied to; none unless given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub audit_file: Option<PathBuf>,
+    /// Where else the audit log goes.
+    pub audit_sinks: Vec<RawSink>,
     /// PEM file with the certificate chain; its key is secret `tls_key`.
     pub certificate: Option<PathBuf>,
     /// How often a node tells that it is there, and how often silence is looked for.
@@ -92,7 +95,7 @@ impl Default for Raw {
             listen: SocketAddr::from(([127, 0, 0, 1], 8443)),
             cluster: "wavry".to_owned(),
             database: None,
-            audit_file: None,
+            audit_sinks: Vec::new(),
             certificate: None,
             heartbeat_interval: Duration::from_secs(2),
             suspect_after: Duration::from_secs(10),
@@ -118,8 +121,8 @@ pub struct Config {
     pub cluster: ClusterName,
     /// SQLite file.
     pub database: PathBuf,
-    /// File of JSON lines that the audit log is copied to.
-    pub audit_file: Option<PathBuf>,
+    /// Where else the audit log goes.
+    pub audit_sinks: Vec<audit_sink::Config>,
     /// PEM file with the certificate chain; its key is secret `tls_key`.
     pub certificate: PathBuf,
     /// How often a node tells that it is there, and how often silence is looked for.
@@ -210,7 +213,7 @@ impl TryFrom<Raw> for Config {
             listen: raw.listen,
             cluster,
             database: required("database", raw.database)?,
-            audit_file: raw.audit_file,
+            audit_sinks: audit_sink::sinks(raw.audit_sinks)?,
             certificate: required("certificate", raw.certificate)?,
             heartbeat_interval: raw.heartbeat_interval,
             suspect_after: raw.suspect_after,

@@ -17,7 +17,9 @@ pub(crate) const REVOCATIONS: &str = "wavry_master_revocations_total";
 pub(crate) const AUDIT_LINES: &str = "wavry_master_audit_lines_total";
 pub(crate) const AUDIT_UNWRITTEN: &str = "wavry_master_audit_unwritten_total";
 
-pub(crate) const AUDIT_FILE_FAILURES: &str = "wavry_master_audit_file_failures_total";
+pub(crate) const SINK_LINES: &str = "wavry_audit_sink_lines_total";
+pub(crate) const SINK_FAILURES: &str = "wavry_audit_sink_failures_total";
+pub(crate) const SINK_NEWEST: &str = "wavry_audit_sink_newest_line";
 
 pub(crate) const KEYVAULT_REQUESTS: &str = "wavry_keyvault_requests_total";
 pub(crate) const KEYVAULT_REQUEST_SECONDS: &str = "wavry_keyvault_request_seconds";
@@ -77,9 +79,19 @@ pub fn describe() {
         "Denials that were not written to the audit log, by reason: strangers"
     );
     describe_counter!(
-        AUDIT_FILE_FAILURES,
+        SINK_LINES,
         Unit::Count,
-        "Attempts to copy the audit log to its file that failed"
+        "Lines of the audit log that were written to a sink, those that came twice too"
+    );
+    describe_counter!(
+        SINK_FAILURES,
+        Unit::Count,
+        "Attempts to write the audit log to a sink that failed"
+    );
+    describe_gauge!(
+        SINK_NEWEST,
+        Unit::Count,
+        "Number of the newest line that was written to a sink"
     );
     describe_gauge!(CONNECTIONS, Unit::Count, "Open TLS connections");
     describe_counter!(

@@ -8,7 +8,7 @@ mod revocation;
 use std::{collections::HashMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use sqlx::{
-    Row, Sqlite, SqlitePool, Transaction,
+    Connection as _, Row, Sqlite, SqlitePool, Transaction,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use wavry_credentials::{
@@ -176,7 +176,7 @@ impl Store {
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_TIMEOUT)
             .foreign_keys(true);
-        let pool = SqlitePoolOptions::new()
+        let pool = sound(SqlitePoolOptions::new())
             // SQLite writes one transaction at a time; a queue in order beats polling its lock.
             .max_connections(1)
             .acquire_timeout(Duration::from_secs(10))
@@ -335,6 +335,19 @@ impl Store {
             before,
         })
     }
+}
+
+/// A pool that closes a connection whose transaction could be neither committed nor undone, as on a
+/// full disk: SQLite has undone it by itself then, which the driver does not notice, and no other
+/// transaction could begin.
+fn sound(options: SqlitePoolOptions) -> SqlitePoolOptions {
+    options.after_release(|connection, _| {
+        Box::pin(async move {
+            // Whatever is still to be done on it, is done before this.
+            connection.ping().await?;
+            Ok(!connection.is_in_transaction())
+        })
+    })
 }
 
 /// A write under way. Dropped without a commit, it is undone.
