@@ -38,6 +38,9 @@ pub enum StartError {
         /// What is wrong with it.
         source: store::Error,
     },
+    /// A service of the configuration cannot be there beside one that an operator made.
+    #[error("a service of the configuration cannot be served (master.services)")]
+    Service(#[source] store::ServiceError),
     /// The address is taken, or not of this host.
     #[error("cannot listen on {address} (master.listen)")]
     Listen {
