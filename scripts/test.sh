@@ -45,6 +45,8 @@ install_packages() {
   local wanted=()
   have python3 || wanted+=(python3)
   have shellcheck || wanted+=(shellcheck)
+  # The KeyVault's tests start servers of their own.
+  [ -d /usr/lib/postgresql ] || have postgres || wanted+=(postgresql)
   [ -n "$(type -P kill)" ] || wanted+=(procps)
   if [ -z "$fast" ]; then
     python3 -c 'import ensurepip, venv' 2>/dev/null || wanted+=(python3-venv)

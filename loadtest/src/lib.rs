@@ -71,6 +71,14 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+    /// A KeyVault did not answer as it should. Holds nothing that it answered.
+    #[error("KeyVault, {what}: {problem}")]
+    KeyVault {
+        /// What was asked.
+        what: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// The baseline could not be set up.
     #[error("the baseline could not be set up: {0}")]
     Baseline(String),

@@ -15,9 +15,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Times(Vec<Duration>);
 
 impl Times {
-    fn new(mut times: Vec<Duration>) -> Self {
+    pub(crate) fn new(mut times: Vec<Duration>) -> Self {
         times.sort_unstable();
         Self(times)
+    }
+
+    /// How many.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
     }
 
     /// The time that `percent` of all are not over (nearest rank), in milliseconds.

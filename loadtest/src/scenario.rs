@@ -3,6 +3,7 @@
 mod datagrams;
 mod echo;
 mod idle;
+mod keyvault;
 pub(crate) mod servers;
 mod stall;
 mod transfer;
@@ -22,6 +23,8 @@ pub enum Scenario {
     Datagrams(datagrams::Args),
     /// Memory that idle sessions keep on every node
     Idle(idle::Args),
+    /// A herd of units at a KeyVault, and audited reads without pause
+    Keyvault(keyvault::Args),
     /// The session layer beside bare quinn and other libraries, as servers
     Servers(servers::Args),
     /// One of the servers that `servers` compares
@@ -47,6 +50,7 @@ impl Scenario {
             Self::Transfer(args) => args.common.json,
             Self::Datagrams(args) => args.common.json,
             Self::Idle(args) => args.common.json,
+            Self::Keyvault(args) => args.json,
             Self::Servers(args) => args.json,
             Self::Server(_) => false,
         }
@@ -60,6 +64,7 @@ impl Scenario {
             Self::Transfer(args) => transfer::run(args).await,
             Self::Datagrams(args) => datagrams::run(args).await,
             Self::Idle(args) => idle::run(args).await,
+            Self::Keyvault(args) => keyvault::run(args).await,
             Self::Servers(args) => servers::run(args).await,
             Self::Server(args) => return servers::serve(args).await.map(|()| None),
         };

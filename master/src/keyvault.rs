@@ -7,12 +7,18 @@
 //! is answered before.
 //!
 //! * [`barrier`]: entries, read and committed.
-//! * [`keyring`]: the keys that wrap entries' keys.
+//! * [`keyring`]: the keys that wrap entries' keys; [`rotation`]: how others take their places.
+//! * [`counter`]: how far the store has come, kept apart from it.
 //! * [`seal`]: where the master key comes from.
 //! * [`store`]: what is kept, in SQLite or PostgreSQL.
 
 pub mod barrier;
+mod counter;
 mod keyring;
+#[cfg(test)]
+#[path = "../tests/support/postgres.rs"]
+mod postgres_server;
+mod rotation;
 pub mod seal;
 pub mod store;
 
@@ -20,9 +26,10 @@ use std::sync::Arc;
 
 use wavry_credentials::{audit, key::aead};
 
+pub use counter::Rollback;
 pub use keyring::Unopened;
 
-use barrier::{Barrier, Error};
+use barrier::{Barrier, Error, Guard};
 use store::{Location, Store};
 
 /// The audit log's name in its seals.
@@ -33,6 +40,8 @@ pub const LOG: &str = "keyvault";
 pub struct Config {
     /// Where it keeps what it keeps.
     pub store: Location,
+    /// How a rollback of it is noticed.
+    pub guard: Guard,
 }
 
 /// Whether the KeyVault can be used.
@@ -57,8 +66,9 @@ impl KeyVault {
     /// Opens the store, sealed. `audit` seals its audit log.
     pub async fn open(config: &Config, audit: Arc<audit::Key>) -> Result<Self, store::Error> {
         let store = Store::open(&config.store).await?;
+        store.check_audit(&audit.verifier()).await?;
         Ok(Self {
-            barrier: Barrier::new(store.clone(), audit),
+            barrier: Barrier::new(store.clone(), audit, config.guard.clone()),
             store,
         })
     }
@@ -108,6 +118,7 @@ impl KeyVault {
 
     /// Closes the store.
     pub async fn close(&self) {
+        self.barrier.flush().await;
         self.seal();
         self.store.close().await;
     }
@@ -128,11 +139,31 @@ pub(crate) mod tests {
     pub(crate) async fn unsealed(directory: &Path) -> KeyVault {
         let config = Config {
             store: Location::Sqlite(directory.join("keyvault.db")),
+            guard: Guard {
+                counter: Some(directory.join("keyvault.counter")),
+                accept_rollback: false,
+            },
         };
         let vault = KeyVault::open(&config, audit_key()).await.unwrap();
         let key = aead::Key::generate();
         assert!(vault.initialise(&key, seal::Config::Key).await.unwrap());
         vault.unseal(key).await.unwrap();
         vault
+    }
+
+    #[tokio::test]
+    async fn a_vault_goes_from_uninitialised_to_sealed_to_unsealed() {
+        let directory = tempfile::tempdir().unwrap();
+        let vault = unsealed(directory.path()).await;
+        assert_eq!(vault.status().await.unwrap(), Status::Unsealed);
+        vault.seal();
+        assert_eq!(vault.status().await.unwrap(), Status::Sealed);
+        vault.close().await;
+        let empty = Config {
+            store: Location::Sqlite(directory.path().join("empty.db")),
+            guard: Guard::default(),
+        };
+        let vault = KeyVault::open(&empty, audit_key()).await.unwrap();
+        assert_eq!(vault.status().await.unwrap(), Status::Uninitialised);
     }
 }

@@ -1,6 +1,6 @@
 //! Names of the master's metrics.
 
-use metrics::{Unit, describe_counter, describe_gauge};
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
 pub(crate) const REQUESTS: &str = "wavry_master_requests_total";
 pub(crate) const REGISTRATIONS: &str = "wavry_master_registrations_total";
@@ -19,6 +19,14 @@ pub(crate) const AUDIT_LINES: &str = "wavry_master_audit_lines_total";
 pub(crate) const AUDIT_UNWRITTEN: &str = "wavry_master_audit_unwritten_total";
 
 pub(crate) const AUDIT_FILE_FAILURES: &str = "wavry_master_audit_file_failures_total";
+
+pub(crate) const KEYVAULT_GROUP_CHANGES: &str = "wavry_keyvault_group_changes";
+pub(crate) const KEYVAULT_CHANGES_REFUSED: &str = "wavry_keyvault_changes_refused_total";
+pub(crate) const KEYVAULT_COMMIT_FAILURES: &str = "wavry_keyvault_commit_failures_total";
+pub(crate) const KEYVAULT_COUNTER_FAILURES: &str = "wavry_keyvault_counter_failures_total";
+pub(crate) const KEYVAULT_INTEGRITY_FAILURES: &str = "wavry_keyvault_integrity_failures_total";
+pub(crate) const KEYVAULT_KEEPER_FAILURES: &str = "wavry_keyvault_keeper_failures_total";
+pub(crate) const KEYVAULT_AUDIT_LINES: &str = "wavry_keyvault_audit_lines_total";
 
 /// Describes each metric with its unit, those of the credentials too.
 pub fn describe() {
@@ -67,6 +75,42 @@ pub fn describe() {
         AUDIT_FILE_FAILURES,
         Unit::Count,
         "Attempts to copy the audit log to its file that failed"
+    );
+    describe_histogram!(
+        KEYVAULT_GROUP_CHANGES,
+        Unit::Count,
+        "Changes of the KeyVault committed together"
+    );
+    describe_counter!(
+        KEYVAULT_CHANGES_REFUSED,
+        Unit::Count,
+        "Changes of the KeyVault that were not made for lack of time or room, by reason: queue_full, \
+         deadline"
+    );
+    describe_counter!(
+        KEYVAULT_COMMIT_FAILURES,
+        Unit::Count,
+        "Groups of changes that the KeyVault's store could not write"
+    );
+    describe_counter!(
+        KEYVAULT_COUNTER_FAILURES,
+        Unit::Count,
+        "Attempts to write the KeyVault's counter that failed"
+    );
+    describe_counter!(
+        KEYVAULT_INTEGRITY_FAILURES,
+        Unit::Count,
+        "Times an entry of the KeyVault did not authenticate"
+    );
+    describe_counter!(
+        KEYVAULT_KEEPER_FAILURES,
+        Unit::Count,
+        "Rounds of the KeyVault's rotation and upkeep of keys that failed"
+    );
+    describe_counter!(
+        KEYVAULT_AUDIT_LINES,
+        Unit::Count,
+        "Lines written to the KeyVault's audit log"
     );
     describe_gauge!(CONNECTIONS, Unit::Count, "Open TLS connections");
     describe_counter!(

@@ -13,6 +13,7 @@ CREATE TABLE head (
     position   BIGINT NOT NULL,
     generation BIGINT NOT NULL,
     term       BIGINT NOT NULL,
+    master_key TEXT NOT NULL,
     wraps      BIGINT NOT NULL,
     digest     BYTEA NOT NULL CHECK (length(digest) = 32),
     mac        BYTEA NOT NULL CHECK (length(mac) = 32)

@@ -13,6 +13,7 @@ CREATE TABLE head (
     position   INTEGER NOT NULL,
     generation INTEGER NOT NULL,
     term       INTEGER NOT NULL,
+    master_key TEXT NOT NULL,
     wraps      INTEGER NOT NULL,
     digest     BLOB NOT NULL CHECK (length(digest) = 32),
     mac        BLOB NOT NULL CHECK (length(mac) = 32)

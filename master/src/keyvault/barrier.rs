@@ -4,14 +4,16 @@
 //! what is durable costs one sync for all who wait at the same time. A reader decrypts beside it, with
 //! keys that are shared and never locked.
 
+mod cache;
 mod change;
+mod shared;
 #[cfg(test)]
 mod tests;
+mod unseal;
 mod writer;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use arc_swap::ArcSwapOption;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 use wavry_credentials::{
@@ -20,15 +22,20 @@ use wavry_credentials::{
     secret::Secret,
 };
 
+pub use super::rotation::{KeyStatus, Progress, Rotate, RotateError};
 pub use change::{Change, Revision};
 
 use super::{
+    counter::Rollback,
     keyring::{Keyring, Unopened, Unreadable},
+    rotation::{self, Keeper},
     seal,
     store::{self, Store},
 };
-use crate::registry::unix_time;
-use writer::{Job, Writer};
+use crate::{Abort, metrics as names, registry::unix_time};
+use writer::Job;
+
+pub(super) use shared::Shared;
 
 /// How long a commit may take, its time in the queue included.
 pub const DEADLINE: Duration = Duration::from_secs(2);
@@ -67,6 +74,12 @@ pub enum Error {
     /// The keyring cannot be opened.
     #[error(transparent)]
     Keyring(#[from] Unopened),
+    /// The store was rolled back, or may have been.
+    #[error(transparent)]
+    Rollback(#[from] Rollback),
+    /// How far the store has come cannot be noted.
+    #[error("the counter cannot be written or read")]
+    Counter,
     /// The current term's key wrapped as many keys as it may.
     #[error("the keyring's current term is used up: rotate it")]
     Exhausted,
@@ -89,7 +102,12 @@ impl Error {
     pub fn is_of_the_moment(&self) -> bool {
         matches!(
             self,
-            Self::Sealed | Self::Busy | Self::TooSlow | Self::Closed | Self::Store(_)
+            Self::Sealed
+                | Self::Busy
+                | Self::TooSlow
+                | Self::Closed
+                | Self::Counter
+                | Self::Store(_)
         )
     }
 }
@@ -111,31 +129,39 @@ pub enum CommitError {
     Failed(#[from] Error),
 }
 
+/// How a rollback of the store is noticed.
+#[derive(Debug, Clone, Default)]
+pub struct Guard {
+    /// The file that tells how far the store has come, best on another disk. Without it nothing does.
+    pub counter: Option<PathBuf>,
+    /// Takes the store as it is, once. It is put on record.
+    pub accept_rollback: bool,
+}
+
 /// What everything behind the barrier is read and written through.
 #[derive(Clone)]
 pub struct Barrier {
-    store: Store,
-    keyring: Arc<ArcSwapOption<Keyring>>,
-    audit: Arc<audit::Key>,
+    shared: Arc<Shared>,
     queue: mpsc::Sender<Job>,
+    /// They end with the last of the barriers. The writer does too, once the queue is empty.
+    _tasks: Arc<[Abort; 2]>,
 }
 
 impl Barrier {
-    /// Starts the writer, which ends with the last of the barriers.
-    pub(super) fn new(store: Store, audit: Arc<audit::Key>) -> Self {
-        let keyring = Arc::new(ArcSwapOption::empty());
+    /// Starts the tasks that work for it.
+    pub(super) fn new(store: Store, audit: Arc<audit::Key>, guard: Guard) -> Self {
+        let shared = Arc::new(Shared::new(store, audit, guard));
         let (queue, jobs) = mpsc::channel(QUEUE);
-        let writer = Writer {
-            store: store.clone(),
-            keyring: keyring.clone(),
-            audit: audit.clone(),
-        };
-        tokio::spawn(writer.run(jobs));
+        tokio::spawn(writer::run(shared.clone(), jobs));
+        let keeper = Keeper::new(shared.clone());
+        let tasks = [
+            Abort(tokio::spawn(keeper.run())),
+            Abort(tokio::spawn(shared.clone().keep_counter())),
+        ];
         Self {
-            store,
-            keyring,
-            audit,
+            shared,
             queue,
+            _tasks: Arc::new(tasks),
         }
     }
 
@@ -143,8 +169,8 @@ impl Barrier {
     pub async fn read(&self, path: &str) -> Result<Option<Entry>, Error> {
         // Twice: the keyring, or the row that was read, may be older than the other.
         for _ in 0..2 {
-            let keyring = self.keyring.load_full().ok_or(Error::Sealed)?;
-            let Some(row) = self.store.row(path).await? else {
+            let keyring = self.shared.keyring()?;
+            let Some(row) = self.shared.row(path).await? else {
                 return Ok(None);
             };
             match keyring.open_entry(&row) {
@@ -152,10 +178,14 @@ impl Barrier {
                     let revision = Revision(row.revision);
                     return Ok(Some(Entry { revision, value }));
                 }
-                Err(Unreadable::UnknownTerm) => self.refresh(&keyring).await?,
+                Err(Unreadable::UnknownTerm) => {
+                    self.shared.cache.changed([path]);
+                    self.shared.refresh(&keyring).await?;
+                }
                 Err(Unreadable::Forged) => break,
             }
         }
+        metrics::counter!(names::KEYVAULT_INTEGRITY_FAILURES).increment(1);
         Err(Error::Integrity {
             path: path.to_owned(),
         })
@@ -183,14 +213,12 @@ impl Barrier {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<String>, Error> {
-        if self.keyring.load().is_none() {
-            return Err(Error::Sealed);
-        }
+        self.shared.keyring()?;
         let end = format!("{prefix}{}", char::MAX);
         let mut from = after.map_or_else(|| prefix.to_owned(), |after| behind(prefix, after));
         let mut names = Vec::new();
         while names.len() < limit {
-            let paths = self.store.paths(&from, &end, PAGE).await?;
+            let paths = self.shared.store.paths(&from, &end, PAGE).await?;
             let is_last = paths.len() < PAGE as usize;
             for path in paths {
                 if *path < *from {
@@ -220,13 +248,21 @@ impl Barrier {
         let (done, outcome) = oneshot::channel();
         let job = Job { change, done };
         self.queue.try_send(job).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => Error::Busy,
+            mpsc::error::TrySendError::Full(_) => {
+                metrics::counter!(names::KEYVAULT_CHANGES_REFUSED, "reason" => "queue_full")
+                    .increment(1);
+                Error::Busy
+            }
             mpsc::error::TrySendError::Closed(_) => Error::Closed,
         })?;
         match tokio::time::timeout(DEADLINE, outcome).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(Error::Closed.into()),
-            Err(_) => Err(Error::TooSlow.into()),
+            Err(_) => {
+                metrics::counter!(names::KEYVAULT_CHANGES_REFUSED, "reason" => "deadline")
+                    .increment(1);
+                Err(Error::TooSlow.into())
+            }
         }
     }
 
@@ -236,17 +272,33 @@ impl Barrier {
         &self,
         after: u64,
     ) -> Result<(Vec<(u64, String)>, Option<String>), Error> {
-        Ok(self.store.audit_lines(after).await?)
+        Ok(self.shared.store.audit_lines(after).await?)
     }
 
     /// Hides identifiers in audit events.
     pub fn audit_key(&self) -> &audit::Key {
-        &self.audit
+        &self.shared.audit
     }
 
     /// Whether the master key was given.
     pub fn is_unsealed(&self) -> bool {
-        self.keyring.load().is_some()
+        self.shared.keyring().is_ok()
+    }
+
+    /// Begins to put a new term, and a new master key, in place of the current ones. Entries are worked
+    /// on after it returned, and the old keys are deleted at last.
+    pub async fn rotate(&self, rotate: Rotate) -> Result<(), RotateError> {
+        rotation::begin(&self.shared, rotate).await
+    }
+
+    /// How far the rotation has come.
+    pub async fn rotation(&self) -> Result<Progress, Error> {
+        rotation::progress(&self.shared).await
+    }
+
+    /// The current term.
+    pub async fn key_status(&self) -> Result<KeyStatus, Error> {
+        rotation::key_status(&self.shared).await
     }
 
     pub(super) async fn initialise(
@@ -254,8 +306,8 @@ impl Barrier {
         master_key: &aead::Key,
         seal: seal::Config,
     ) -> Result<bool, Error> {
-        let mut transaction = self.store.begin().await?;
-        if transaction.head().await?.is_some() {
+        let mut transaction = self.shared.store.begin().await?;
+        if transaction.head().is_some() {
             return Ok(false);
         }
         let (head, term) = Keyring::generate(master_key, unix_time());
@@ -268,24 +320,16 @@ impl Barrier {
     }
 
     pub(super) async fn unseal(&self, master_key: aead::Key) -> Result<(), Error> {
-        let (head, terms) = self.store.keyring().await?.ok_or(Error::Sealed)?;
-        let keyring = Keyring::open(&head, &terms, Arc::new(master_key))?;
-        self.keyring.store(Some(Arc::new(keyring)));
-        Ok(())
+        self.shared.unseal(master_key).await
     }
 
     pub(super) fn seal(&self) {
-        self.keyring.store(None);
+        self.shared.seal();
     }
 
-    /// Takes the keyring as it is in the store, in place of one that turned out to be old.
-    async fn refresh(&self, old: &Arc<Keyring>) -> Result<(), Error> {
-        let (head, terms) = self.store.keyring().await?.ok_or(Error::Sealed)?;
-        let keyring = Arc::new(old.reopen(&head, &terms)?);
-        // It may have been sealed, or refreshed, meanwhile.
-        self.keyring
-            .compare_and_swap(&Some(old.clone()), Some(keyring));
-        Ok(())
+    /// Writes down how far it has come.
+    pub(super) async fn flush(&self) {
+        self.shared.flush().await;
     }
 }
 

@@ -77,6 +77,7 @@ impl Keyring {
             position: 0,
             generation: 1,
             term: FIRST,
+            master_key: master_key.id(),
             wraps: 0,
             digest: [0; 32],
             mac: [0; 32],
@@ -122,9 +123,83 @@ impl Keyring {
         }
     }
 
-    /// The same keyring as it is now in the store.
+    /// The same keyring as it is now in the store, by the same master key.
     pub(super) fn reopen(&self, head: &Head, wrapped: &[WrappedTerm]) -> Result<Self, Unopened> {
         Self::open(head, wrapped, self.master_key.clone())
+    }
+
+    /// A keyring with one term more, which is current, and what the store is to keep of it: the new
+    /// term under the master keys that are accepted, and if `master_key` is a new one, all terms under
+    /// it too.
+    pub(super) fn grow(
+        &self,
+        head: &mut Head,
+        kept: &[WrappedTerm],
+        master_key: Option<&aead::Key>,
+        now: u64,
+    ) -> Vec<WrappedTerm> {
+        let key = aead::Key::generate();
+        let newest = self.terms.keys().max().copied().unwrap_or_default();
+        let term = newest + 1;
+        let mut wrapped = vec![wrap(&self.vault, term, now, &self.master_key, &key)];
+        if let Some(master_key) = master_key {
+            let id = self.master_key.id();
+            for old in kept.iter().filter(|old| old.master_key == id) {
+                if let Some(known) = self.terms.get(&old.term) {
+                    let (term, created) = (old.term, old.created);
+                    wrapped.push(wrap(&self.vault, term, created, master_key, &known.key));
+                }
+            }
+            wrapped.push(wrap(&self.vault, term, now, master_key, &key));
+            head.master_key = master_key.id();
+        }
+        head.term = term;
+        head.generation += 1;
+        head.wraps = 0;
+        head.mac = Term::new(key).head_mac(head);
+        wrapped
+    }
+
+    /// Whether all is under the current term and master key.
+    pub(super) fn is_settled(&self, head: &Head, wrapped: &[WrappedTerm]) -> bool {
+        wrapped
+            .iter()
+            .all(|wrapped| wrapped.term == head.term && wrapped.master_key == head.master_key)
+    }
+
+    /// Gives an entry's key another wrapping, under the current term.
+    pub(super) fn rewrap_entry(&self, row: &mut Row) -> Result<(), Unreadable> {
+        let old = self.terms.get(&row.term).ok_or(Unreadable::UnknownTerm)?;
+        let new = self
+            .terms
+            .get(&self.current)
+            .ok_or(Unreadable::UnknownTerm)?;
+        let place = Place {
+            vault: &self.vault,
+            path: &row.path,
+            revision: row.revision,
+        };
+        let key = old
+            .key
+            .unwrap(&place.key_context(row.term), &row.wrapped_key);
+        let key = key.map_err(|Forged| Unreadable::Forged)?;
+        // What does not open now must not look as if it had been kept well.
+        key.open(&place.value_context(), &row.ciphertext)
+            .map_err(|Forged| Unreadable::Forged)?;
+        row.wrapped_key = new.key.wrap(&place.key_context(self.current), &key);
+        row.term = self.current;
+        Ok(())
+    }
+
+    /// Which KeyVault it is of.
+    pub(super) fn vault(&self) -> &[u8; 16] {
+        &self.vault
+    }
+
+    /// MAC of the counter's content, under a term that is known.
+    pub(super) fn counter_mac(&self, term: u32, content: &[u8]) -> Option<[u8; 32]> {
+        let term = self.terms.get(&term)?;
+        Some(term.key.mac_key("wavry keyvault counter").mac(content))
     }
 
     /// Encrypts a value under a key of its own.
@@ -195,6 +270,7 @@ impl Term {
             message.extend_from_slice(&number.to_be_bytes());
         }
         message.extend_from_slice(&head.digest);
+        message.extend_from_slice(head.master_key.as_bytes());
         self.key.mac_key("wavry keyvault head").mac(&message)
     }
 }
@@ -232,7 +308,7 @@ impl Place<'_> {
     }
 }
 
-fn term_context(vault: &[u8; 16], term: u32, created: u64, master_key: &str) -> Vec<u8> {
+pub(super) fn term_context(vault: &[u8; 16], term: u32, created: u64, master_key: &str) -> Vec<u8> {
     let mut context = b"wavry keyvault 1 term key ".to_vec();
     context.extend_from_slice(vault);
     context.extend_from_slice(&term.to_be_bytes());
@@ -256,6 +332,22 @@ fn wrap(
         master_key: id,
         created,
     }
+}
+
+/// Every place that an entry's key and value can be sealed for, under any of these terms.
+#[cfg(test)]
+pub(super) fn entry_contexts(
+    vault: &[u8; 16],
+    row: &Row,
+    terms: std::ops::RangeInclusive<u32>,
+) -> Vec<Vec<u8>> {
+    let place = Place {
+        vault,
+        path: &row.path,
+        revision: row.revision,
+    };
+    let keys = terms.map(|term| place.key_context(term));
+    keys.chain([place.value_context()]).collect()
 }
 
 /// Adds a mark to a digest: a sum modulo 2²⁵⁶, so that entries come and go in any order.

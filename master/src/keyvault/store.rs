@@ -9,7 +9,9 @@ mod sqlite;
 
 use std::{collections::HashMap, path::PathBuf};
 
-use wavry_credentials::audit;
+use wavry_credentials::audit::{self, verify::Bad};
+
+use super::LOG;
 
 /// Where the store is.
 #[derive(Debug, Clone)]
@@ -50,6 +52,12 @@ pub enum Error {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// The audit log's end is not what was written. `wavry audit verify` names the first bad line.
+    #[error("the audit log does not hold: {0}")]
+    Audit(Bad),
+    /// The audit log's seal is of another cluster or key.
+    #[error("the seal of the audit log does not verify: it is of another cluster or key")]
+    ForeignSeal,
     /// It took longer than an answer may wait.
     #[error("the store did not write in time")]
     TooSlow,
@@ -77,6 +85,8 @@ pub(super) struct Head {
     pub(super) generation: u64,
     /// The current term.
     pub(super) term: u32,
+    /// Id of the current master key.
+    pub(super) master_key: String,
     /// How many keys its key wrapped.
     pub(super) wraps: u64,
     /// Of the set of all entries.
@@ -160,12 +170,72 @@ impl Store {
         either!(self, Store, store => store.audit_lines(after).await)
     }
 
+    /// The newest line of the audit log.
+    pub(super) async fn newest_line(&self) -> Result<(Log, Option<String>), Error> {
+        either!(self, Store, store => store.newest_line().await)
+    }
+
+    /// Shows path, revision and term of every entry, and gives the head and how far the audit log goes,
+    /// all of one moment.
+    pub(super) async fn scan(
+        &self,
+        each: impl FnMut(&str, u64, u32) + Send,
+    ) -> Result<Option<(Head, Log)>, Error> {
+        either!(self, Store, store => store.scan(each).await)
+    }
+
+    /// How many entries there are, and of how many the keys are wrapped under another term.
+    pub(super) async fn count(&self, term: u32) -> Result<(u64, u64), Error> {
+        either!(self, Store, store => store.count(term).await)
+    }
+
+    /// Whether other processes may use it.
+    pub(super) fn is_shared(&self) -> bool {
+        matches!(self, Self::Postgres(_))
+    }
+
+    /// Takes what was deleted out of where it may still be read.
+    pub(super) async fn scrub(&self) -> Result<(), Error> {
+        match self {
+            Self::Sqlite(store) => store.scrub().await,
+            // Dead rows go with the next vacuum, and the write-ahead log with its archive: only a key
+            // that is gone makes them unreadable, which is what a rotation is for.
+            Self::Postgres(_) => Ok(()),
+        }
+    }
+
     /// Begins to change something: waits for others to end theirs.
     pub(super) async fn begin(&self) -> Result<Transaction, Error> {
         Ok(match self {
             Self::Sqlite(store) => Transaction::Sqlite(store.begin().await?),
             Self::Postgres(store) => Transaction::Postgres(store.begin().await?),
         })
+    }
+
+    /// Checks the end of the audit log: its newest line is what head and seal say.
+    pub(super) async fn check_audit(&self, verifier: &audit::Verifier) -> Result<(), Error> {
+        let (log, newest) = self.newest_line().await?;
+        let sealed = match &log.seal {
+            Some(seal) => verifier.open(LOG, seal).map_err(|_| Error::ForeignSeal)?,
+            None => audit::Head::default(),
+        };
+        let bad = |line, why| Error::Audit(Bad::Line { line, why });
+        let newest = match newest {
+            Some(text) => {
+                let line = audit::Line::read(&text);
+                line.map_err(|why| bad(sealed.seq, why))?.head
+            }
+            None => audit::Head::default(),
+        };
+        let line = newest.seq + 1;
+        match () {
+            () if newest == sealed && log.head == sealed => Ok(()),
+            () if sealed.seq > newest.seq => Err(Error::Audit(Bad::Truncated {
+                line,
+                sealed: sealed.seq,
+            })),
+            () => Err(Error::Audit(Bad::Seal { line: newest.seq })),
+        }
     }
 
     /// Closes it, and lets go of its lock.
@@ -181,12 +251,14 @@ pub(super) enum Transaction {
 }
 
 impl Transaction {
-    pub(super) async fn log(&mut self) -> Result<Log, Error> {
-        either!(self, Transaction, store => store.log().await)
+    /// How far the audit log went when this began.
+    pub(super) fn log(&self) -> &Log {
+        either!(self, Transaction, store => store.log())
     }
 
-    pub(super) async fn head(&mut self) -> Result<Option<Head>, Error> {
-        either!(self, Transaction, store => store.head().await)
+    /// How far writes had come when this began; `None` before the KeyVault is initialised.
+    pub(super) fn head(&self) -> Option<&Head> {
+        either!(self, Transaction, store => store.head())
     }
 
     pub(super) async fn keyring(&mut self) -> Result<Vec<WrappedTerm>, Error> {
@@ -212,6 +284,51 @@ impl Transaction {
 
     pub(super) async fn delete(&mut self, paths: &[String]) -> Result<(), Error> {
         either!(self, Transaction, store => store.delete(paths).await)
+    }
+
+    /// Entries whose key is wrapped under another term, in order of their paths, those after `after`.
+    pub(super) async fn rows_of_other_terms(
+        &mut self,
+        term: u32,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<Row>, Error> {
+        either!(self, Transaction, store => store.rows_of_other_terms(term, after, limit).await)
+    }
+
+    /// How many entries have their key wrapped under another term.
+    pub(super) async fn count_other_terms(&mut self, term: u32) -> Result<u64, Error> {
+        either!(self, Transaction, store => store.count_other_terms(term).await)
+    }
+
+    /// Gives entries that are there other wrapped keys.
+    pub(super) async fn rewrap(&mut self, rows: &[Row]) -> Result<(), Error> {
+        either!(self, Transaction, store => store.rewrap(rows).await)
+    }
+
+    /// Forgets every wrapped key but those of `term` under `master_key`.
+    pub(super) async fn retire(&mut self, term: u32, master_key: &str) -> Result<(), Error> {
+        either!(self, Transaction, store => store.retire(term, master_key).await)
+    }
+
+    /// Says that process `id` has seen a generation of the keyring at `now`.
+    pub(super) async fn put_instance(
+        &mut self,
+        id: &[u8; 16],
+        generation: u64,
+        now: u64,
+    ) -> Result<(), Error> {
+        either!(self, Transaction, store => store.put_instance(id, generation, now).await)
+    }
+
+    /// How many of the processes seen at `since` or later have not seen `generation`. Forgets those
+    /// that were not seen.
+    pub(super) async fn instances_behind(
+        &mut self,
+        generation: u64,
+        since: u64,
+    ) -> Result<u64, Error> {
+        either!(self, Transaction, store => store.instances_behind(generation, since).await)
     }
 
     pub(super) async fn put_seal_config(&mut self, config: &str) -> Result<(), Error> {

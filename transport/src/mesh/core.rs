@@ -235,6 +235,8 @@ impl Core {
             self.release();
         }
         self.over_token.cancel();
+        // What came before the end can still be read. A connection that is lost ends all the same.
+        let _ = self.link.datagrams.sweep(&*self.link);
         self.datagrams.close();
         self.incoming_bidi.clear();
         self.incoming_uni.clear();

@@ -58,6 +58,7 @@ pub(super) struct Link {
     pub(super) side: Side,
     pub(super) limits: Limits,
     pub(super) meter: datagram::Meter,
+    pub(super) datagrams: datagram::Inbox<quinn::Connection>,
     pub(super) runtime: tokio::runtime::Handle,
     /// Closes that the peer does not have yet.
     pub(super) flushes: TaskTracker,
@@ -96,13 +97,15 @@ impl Link {
     ) -> Arc<Self> {
         connection.set_max_concurrent_bi_streams(varint(SPARE_BIDI));
         connection.set_max_concurrent_uni_streams(varint(SPARE_UNI));
+        let meter = datagram::Meter::new(metrics::link::MESH);
         Arc::new(Self {
+            datagrams: datagram::Inbox::new(connection.clone(), meter.clone()),
             connection,
             peer,
             key,
             side,
             limits,
-            meter: datagram::Meter::new(metrics::link::MESH),
+            meter,
             runtime: tokio::runtime::Handle::current(),
             flushes,
             requests,
@@ -117,7 +120,9 @@ impl Link {
 
     /// Serves the connection until it is lost, then ends its sessions.
     pub(super) async fn serve(self: Arc<Self>) {
-        let datagrams = self.runtime.spawn(self.clone().dispatch_datagrams());
+        let link = self.clone();
+        let attend = async move { link.datagrams.attend(&*link).await };
+        let datagrams = self.runtime.spawn(attend);
         let bidi = async {
             while let Ok((send, recv)) = self.connection.accept_bi().await {
                 self.incoming(Some(send), recv);
@@ -200,9 +205,10 @@ impl Link {
         sessions.uni += uni;
         self.allow_streams(&sessions);
         self.gauge.increment(1.0);
+        drop(sessions);
+        self.datagrams.came();
         // Lost in between: nobody else would end it.
         if let Some(error) = self.connection.close_reason() {
-            drop(sessions);
             core.end(Closed::Lost(error.to_string()));
         }
         Some(core)
@@ -238,6 +244,9 @@ impl Link {
             }
             removed
         };
+        if removed.is_some() {
+            self.datagrams.went();
+        }
         drop(removed); // outside the lock: it may be the last
     }
 
@@ -349,19 +358,6 @@ impl Link {
         }
     }
 
-    async fn dispatch_datagrams(self: Arc<Self>) {
-        let mut receiver = datagram::Receiver::new(self.connection.clone(), self.meter.clone());
-        while let Ok(mut datagram) = receiver.recv().await {
-            match get_datagram(&mut datagram) {
-                Some(id) => match self.session(id) {
-                    Some(core) => core.datagrams.push(datagram),
-                    None => self.meter.unknown_session(),
-                },
-                None => self.meter.malformed(),
-            }
-        }
-    }
-
     /// Runs `task` until the connection is lost.
     fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
         let connection = self.connection.clone();
@@ -371,6 +367,22 @@ impl Link {
                 _ = connection.closed() => {}
             }
         });
+    }
+}
+
+impl datagram::Recipients for Link {
+    type Id = SessionId;
+
+    fn sort(&self, mut datagram: Bytes, own: Option<SessionId>) -> Option<Bytes> {
+        match get_datagram(&mut datagram) {
+            Some(id) if own == Some(id) => return Some(datagram),
+            Some(id) => match self.session(id) {
+                Some(core) => core.datagrams.push(datagram),
+                None => self.meter.unknown_session(),
+            },
+            None => self.meter.malformed(),
+        }
+        None
     }
 }
 

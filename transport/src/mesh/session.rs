@@ -127,7 +127,9 @@ impl session::Session for Session {
     }
 
     async fn recv_datagram(&self) -> Result<Bytes, Closed> {
-        match self.core.datagrams.pop().await {
+        let core = &self.core;
+        let inbox = &core.link.datagrams;
+        match inbox.recv(&core.datagrams, &*core.link, core.id).await {
             Some(payload) => Ok(payload),
             None => Err(self.core.closed_now()),
         }

@@ -30,7 +30,7 @@ use super::{
     stream::varint,
 };
 use crate::{
-    datagram::{Meter, Receiver},
+    datagram::{Inbox, Meter, Recipients},
     metrics::{CONNECTIONS, SESSIONS},
     session::Closed,
 };
@@ -60,6 +60,7 @@ pub(super) struct Connection {
     pub(super) quic: quinn::Connection,
     pub(super) limits: Limits,
     pub(super) meter: Meter,
+    pub(super) datagrams: Inbox<quinn::Connection>,
     side: Side,
     /// What was agreed with the peer, once its settings came.
     agreed: OnceLock<Result<Agreement, Unmet>>,
@@ -163,6 +164,7 @@ impl Connection {
             close_at: Some(Instant::now() + limits.header_timeout),
         };
         let this = Arc::new(Self {
+            datagrams: Inbox::new(quic.clone(), meter.clone()),
             meter,
             quic,
             limits,
@@ -241,6 +243,7 @@ impl Connection {
             *session != id
         });
         drop(table);
+        self.datagrams.came();
         // The peer may be waiting for what was granted to the others.
         self.grant(Kind::Bidi);
         self.grant(Kind::Uni);
@@ -290,6 +293,7 @@ impl Connection {
             self.changed.notify_waiters();
         }
         drop(table);
+        self.datagrams.went();
         self.share();
     }
 
@@ -332,7 +336,9 @@ impl Connection {
     async fn serve(self: Arc<Self>, intake: Option<Arc<Intake>>, drain: watch::Receiver<bool>) {
         self.gauge(CONNECTIONS).increment(1.0);
         // Apart from the rest, which would be looked at with every datagram. Ends with the connection.
-        tokio::spawn(self.clone().read_datagrams().in_current_span());
+        let this = self.clone();
+        let attend = async move { this.datagrams.attend(&*this).await };
+        tokio::spawn(attend.in_current_span());
         let error = tokio::select! {
             error = self.quic.closed() => error,
             error = async {
@@ -397,33 +403,38 @@ impl Connection {
             }
         }
     }
+}
 
-    async fn read_datagrams(self: Arc<Self>) {
-        let mut receiver = Receiver::new(self.quic.clone(), self.meter.clone());
-        while let Ok(datagram) = receiver.recv().await {
-            let Some((id, payload)) = wt_stream::parse_datagram(datagram) else {
-                self.meter.malformed();
-                self.violation(code::DATAGRAM_ERROR, &"malformed datagram");
-                continue;
-            };
-            let mut table = self.lock();
-            if let Some(shared) = table.sessions.get(&id) {
-                shared.datagrams.push(payload);
-            } else if table.gone.contains(&id) {
-                self.meter.unknown_session();
-            } else if self.side == Side::Server && !table.bidi.reaches(id / 4) {
-                drop(table);
-                self.meter.malformed();
-                // RFC 9297, section 2.1.
-                self.violation(code::ID_ERROR, &"datagram of a stream that was not granted");
-            } else {
-                if table.datagrams.len() == WAITING_DATAGRAMS {
-                    table.datagrams.pop_front();
-                    self.meter.unknown_session();
-                }
-                table.datagrams.push_back((id, payload));
-            }
+impl Recipients for Connection {
+    type Id = u64;
+
+    fn sort(&self, datagram: Bytes, own: Option<u64>) -> Option<Bytes> {
+        let Some((id, payload)) = wt_stream::parse_datagram(datagram) else {
+            self.meter.malformed();
+            self.violation(code::DATAGRAM_ERROR, &"malformed datagram");
+            return None;
+        };
+        if own == Some(id) {
+            return Some(payload);
         }
+        let mut table = self.lock();
+        if let Some(shared) = table.sessions.get(&id) {
+            shared.datagrams.push(payload);
+        } else if table.gone.contains(&id) {
+            self.meter.unknown_session();
+        } else if self.side == Side::Server && !table.bidi.reaches(id / 4) {
+            drop(table);
+            self.meter.malformed();
+            // RFC 9297, section 2.1.
+            self.violation(code::ID_ERROR, &"datagram of a stream that was not granted");
+        } else {
+            if table.datagrams.len() == WAITING_DATAGRAMS {
+                table.datagrams.pop_front();
+                self.meter.unknown_session();
+            }
+            table.datagrams.push_back((id, payload));
+        }
+        None
     }
 }
 

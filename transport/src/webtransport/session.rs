@@ -178,7 +178,17 @@ impl session::Session for Session {
     }
 
     async fn recv_datagram(&self) -> Result<Bytes, Closed> {
-        match self.shared.datagrams.pop().await {
+        let Shared {
+            connection,
+            datagrams,
+            id,
+            ..
+        } = &*self.shared;
+        match connection
+            .datagrams
+            .recv(datagrams, &**connection, *id)
+            .await
+        {
             Some(payload) => Ok(payload),
             None => Err(self.shared.over().await),
         }

@@ -108,6 +108,8 @@ impl Shared {
             self.release();
         }
         self.milestones.reach(Milestone::Over);
+        // What came before the end can still be read. A connection that is lost ends all the same.
+        let _ = self.connection.datagrams.sweep(&*self.connection);
         self.datagrams.close();
         for incoming in self.bi.close().into_iter().chain(self.uni.close()) {
             self.part(incoming.send, Some(incoming.recv));

@@ -2,18 +2,16 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use arc_swap::ArcSwapOption;
 use tokio::sync::{mpsc, oneshot};
-use wavry_credentials::{
-    audit::{self, Event},
-    key::aead::MAX_SEALED,
-};
+use wavry_credentials::key::aead::MAX_SEALED;
 
-use super::{Change, CommitError, DEADLINE, Error, Revision};
-use crate::keyvault::{
-    LOG,
-    keyring::{self, Keyring},
-    store::{Head, Store, Transaction},
+use super::{Change, CommitError, DEADLINE, Error, Revision, Shared};
+use crate::{
+    keyvault::{
+        keyring::{self, Keyring},
+        store::{Head, Transaction},
+    },
+    metrics as names,
 };
 
 /// Changes committed together: enough to spread the cost of a sync, and few enough to be planned in
@@ -26,116 +24,89 @@ pub(super) struct Job {
     pub(super) done: oneshot::Sender<Result<(), CommitError>>,
 }
 
-pub(super) struct Writer {
-    pub(super) store: Store,
-    pub(super) keyring: Arc<ArcSwapOption<Keyring>>,
-    pub(super) audit: Arc<audit::Key>,
-}
-
-impl Writer {
-    /// Commits until nobody can send any more.
-    pub(super) async fn run(self, mut jobs: mpsc::Receiver<Job>) {
-        let mut group = Vec::with_capacity(GROUP);
-        while jobs.recv_many(&mut group, GROUP).await > 0 {
-            // Whoever waited in vain was told so: it must not happen behind their back.
-            group.retain(|job| !job.done.is_closed());
-            if group.is_empty() {
-                continue;
-            }
-            let committed = tokio::time::timeout(DEADLINE, self.commit(&group)).await;
-            let outcomes = match committed.unwrap_or(Err(Error::TooSlow)) {
-                Ok(outcomes) => outcomes,
-                Err(error) => {
-                    tracing::error!(
-                        error = &error as &dyn std::error::Error,
-                        "nothing was written"
-                    );
-                    vec![Err(error.into()); group.len()]
+/// Commits until nobody can send any more.
+pub(super) async fn run(shared: Arc<Shared>, mut jobs: mpsc::Receiver<Job>) {
+    let mut group = Vec::with_capacity(GROUP);
+    let mut is_failing = false;
+    while jobs.recv_many(&mut group, GROUP).await > 0 {
+        // Whoever waited in vain was told so: it must not happen behind their back.
+        group.retain(|job| !job.done.is_closed());
+        if group.is_empty() {
+            continue;
+        }
+        let committed = tokio::time::timeout(DEADLINE, commit(&shared, &group)).await;
+        let outcomes = match committed.unwrap_or(Err(Error::TooSlow)) {
+            Ok(outcomes) => {
+                if is_failing {
+                    tracing::info!("the KeyVault's store is written again");
                 }
-            };
-            for (job, outcome) in group.drain(..).zip(outcomes) {
-                // Nobody waits any more: it is done all the same.
-                let _ = job.done.send(outcome);
+                is_failing = false;
+                metrics::histogram!(names::KEYVAULT_GROUP_CHANGES).record(group.len() as f64);
+                outcomes
             }
-        }
-    }
-
-    async fn commit(&self, group: &[Job]) -> Result<Vec<Result<(), CommitError>>, Error> {
-        let mut transaction = self.store.begin().await?;
-        let keyring = self.keyring.load_full();
-        let head = transaction.head().await?;
-        let mut plan = match (keyring, head) {
-            (Some(keyring), Some(head)) => {
-                let keyring = self.current(keyring, &head, &mut transaction).await?;
-                let mut plan = Plan::new(keyring, head);
-                plan.look(group, &mut transaction).await?;
-                Some(plan)
+            Err(error) => {
+                metrics::counter!(names::KEYVAULT_COMMIT_FAILURES).increment(1);
+                if !is_failing {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, "the KeyVault's store cannot be written");
+                }
+                is_failing = true;
+                vec![Err(error.into()); group.len()]
             }
-            _ => None,
         };
-        let mut outcomes = Vec::with_capacity(group.len());
-        let mut events = Vec::new();
-        for job in group {
-            let planned = match &mut plan {
-                Some(plan) => plan.add(&job.change),
-                None if job.change.writes.is_empty() && job.change.expected.is_empty() => Ok(()),
-                None => Err(Error::Sealed.into()),
-            };
-            if planned.is_ok() {
-                events.extend(&job.change.events);
-            }
-            outcomes.push(planned);
-        }
-        if let Some(plan) = plan {
-            plan.write(&mut transaction).await?;
-        }
-        append(&mut transaction, &self.audit, &events).await?;
-        transaction.commit().await?;
-        Ok(outcomes)
-    }
-
-    /// The keyring that the head is of: another process may have changed it.
-    async fn current(
-        &self,
-        keyring: Arc<Keyring>,
-        head: &Head,
-        transaction: &mut Transaction,
-    ) -> Result<Arc<Keyring>, Error> {
-        let keyring = if keyring.generation == head.generation {
-            keyring
-        } else {
-            let newer = Arc::new(keyring.reopen(head, &transaction.keyring().await?)?);
-            self.keyring
-                .compare_and_swap(&Some(keyring), Some(newer.clone()));
-            newer
-        };
-        match keyring.vouches_for(head) {
-            true => Ok(keyring),
-            false => Err(keyring::Unopened::Head.into()),
+        for (job, outcome) in group.drain(..).zip(outcomes) {
+            // Nobody waits any more: it is done all the same.
+            let _ = job.done.send(outcome);
         }
     }
 }
 
-/// Writes events to the audit log, with one seal for all.
-pub(in crate::keyvault) async fn append(
-    transaction: &mut Transaction,
-    key: &audit::Key,
-    events: &[&Event],
-) -> Result<(), Error> {
-    if events.is_empty() {
-        return Ok(());
+async fn commit(shared: &Shared, group: &[Job]) -> Result<Vec<Result<(), CommitError>>, Error> {
+    shared.check_counter()?;
+    let mut transaction = shared.store.begin().await?;
+    let mut plan = match shared.locked(&mut transaction).await {
+        Ok((keyring, head)) => {
+            let mut plan = Plan::new(keyring, head);
+            plan.look(group, &mut transaction).await?;
+            Some(plan)
+        }
+        // What is refused while it is sealed is put on record all the same.
+        Err(Error::Sealed) => None,
+        Err(error) => return Err(error),
+    };
+    let mut outcomes = Vec::with_capacity(group.len());
+    let mut events = Vec::new();
+    for job in group {
+        let planned = match &mut plan {
+            Some(plan) => plan.add(&job.change),
+            None if job.change.writes.is_empty() && job.change.expected.is_empty() => Ok(()),
+            None => Err(Error::Sealed.into()),
+        };
+        if planned.is_ok() {
+            events.extend(&job.change.events);
+        }
+        outcomes.push(planned);
     }
-    let mut log = transaction.log().await?;
-    let lines: Vec<_> = events
-        .iter()
-        .map(|event| {
-            let (head, line) = log.head.follow(event);
-            log.head = head;
-            (head.seq, line)
-        })
-        .collect();
-    log.seal = Some(key.seal(LOG, &log.head));
-    Ok(transaction.put_lines(&lines, &log).await?)
+    let mut position = 0;
+    let mut replaces = false;
+    if let Some(plan) = plan {
+        position = plan.head.position;
+        replaces = !plan.before.is_empty();
+        plan.write(&mut transaction).await?;
+    }
+    let line = shared.append(&mut transaction, &events).await?;
+    transaction.commit().await?;
+    // Before anyone is told.
+    if group.iter().any(|job| !job.change.writes.is_empty()) {
+        let changes = group.iter().map(|job| &job.change);
+        let written = changes.flat_map(|change| change.writes.keys());
+        shared.cache.changed(written.map(|path| &**path));
+    }
+    shared.committed(position, line);
+    if replaces {
+        shared.deleted();
+    }
+    Ok(outcomes)
 }
 
 /// What a group of changes comes to.

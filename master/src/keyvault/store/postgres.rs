@@ -1,7 +1,8 @@
 //! The store in PostgreSQL, used by any number of processes.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, fmt, time::Duration};
 
+use futures_util::TryStreamExt as _;
 use sqlx::{
     PgPool, Row as _,
     postgres::{PgConnectOptions, PgPoolOptions, PgRow},
@@ -19,10 +20,23 @@ const CONNECTIONS: u32 = 8;
 /// Lines of the audit log read at once.
 const PAGE: i64 = 1000;
 
-/// How the database is reached. Its password is not part of it.
-#[derive(Debug, Clone)]
+/// How the database is reached. A password is read from the file that libpq reads it from:
+/// `PGPASSFILE`, else `~/.pgpass`, of mode 0600.
+#[derive(Clone)]
 pub struct Server {
     options: Box<PgConnectOptions>,
+}
+
+/// Without the password, which the options hold once it was read.
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("host", &self.options.get_host())
+            .field("port", &self.options.get_port())
+            .field("user", &self.options.get_username())
+            .field("database", &self.options.get_database())
+            .finish_non_exhaustive()
+    }
 }
 
 /// What is no URL of a PostgreSQL database, or holds a password.
@@ -60,7 +74,11 @@ pub(in crate::keyvault) struct Postgres {
     pool: PgPool,
 }
 
-pub(in crate::keyvault) struct Transaction(sqlx::Transaction<'static, sqlx::Postgres>);
+pub(in crate::keyvault) struct Transaction {
+    inner: sqlx::Transaction<'static, sqlx::Postgres>,
+    log: Log,
+    head: Option<Head>,
+}
 
 impl Postgres {
     pub(super) async fn open(server: &Server) -> Result<Self, Error> {
@@ -91,7 +109,7 @@ impl Postgres {
 
     pub(super) async fn keyring(&self) -> Result<Option<(Head, Vec<WrappedTerm>)>, Error> {
         let mut transaction = self.snapshot().await?;
-        match transaction.head().await? {
+        match transaction.head.take() {
             Some(head) => Ok(Some((head, transaction.keyring().await?))),
             None => Ok(None),
         }
@@ -130,74 +148,89 @@ impl Postgres {
             sqlx::query_as("SELECT seq, line FROM audit_line WHERE seq > $1 ORDER BY seq LIMIT $2")
                 .bind(after.cast_signed())
                 .bind(PAGE)
-                .fetch_all(&mut *transaction.0)
+                .fetch_all(&mut *transaction.inner)
                 .await?;
-        let seal = sqlx::query_scalar("SELECT seal FROM audit_head")
-            .fetch_one(&mut *transaction.0)
-            .await?;
         let lines = lines.into_iter();
         let lines = lines.map(|(seq, line)| (seq.cast_unsigned(), line));
-        Ok((lines.collect(), seal))
+        Ok((lines.collect(), transaction.log.seal))
+    }
+
+    pub(super) async fn newest_line(&self) -> Result<(Log, Option<String>), Error> {
+        let mut transaction = self.snapshot().await?;
+        let line = sqlx::query_scalar("SELECT line FROM audit_line ORDER BY seq DESC LIMIT 1")
+            .fetch_optional(&mut *transaction.inner)
+            .await?;
+        Ok((transaction.log, line))
+    }
+
+    pub(super) async fn scan(
+        &self,
+        mut each: impl FnMut(&str, u64, u32) + Send,
+    ) -> Result<Option<(Head, Log)>, Error> {
+        let mut transaction = self.snapshot().await?;
+        let Some(head) = transaction.head.take() else {
+            return Ok(None);
+        };
+        let mut rows =
+            sqlx::query("SELECT path, revision, term FROM entry").fetch(&mut *transaction.inner);
+        while let Some(row) = rows.try_next().await? {
+            let revision = row.try_get::<i64, _>(1)?.cast_unsigned();
+            each(row.try_get(0)?, revision, term(row.try_get(2)?));
+        }
+        drop(rows);
+        Ok(Some((head, transaction.log)))
+    }
+
+    pub(super) async fn count(&self, term: u32) -> Result<(u64, u64), Error> {
+        let (all, others): (i64, i64) =
+            sqlx::query_as("SELECT count(*), count(*) FILTER (WHERE term <> $1) FROM entry")
+                .bind(i64::from(term))
+                .fetch_one(&self.pool)
+                .await?;
+        Ok((all.cast_unsigned(), others.cast_unsigned()))
     }
 
     pub(super) async fn begin(&self) -> Result<Transaction, Error> {
-        let mut transaction = self.pool.begin().await?;
-        // Whoever changes anything holds this row: changes follow each other in one order.
-        sqlx::query("SELECT 1 FROM audit_head FOR UPDATE")
-            .execute(&mut *transaction)
-            .await?;
-        Ok(Transaction(transaction))
+        self.begin_with(BEGIN).await
     }
 
     /// A transaction whose reads are all of one moment.
     async fn snapshot(&self) -> Result<Transaction, Error> {
         let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-        Ok(Transaction(self.pool.begin_with(begin).await?))
+        self.begin_with(begin).await
+    }
+
+    async fn begin_with(&self, begin: &'static str) -> Result<Transaction, Error> {
+        let mut inner = self.pool.begin_with(begin).await?;
+        let row = sqlx::query(HEADS).fetch_one(&mut *inner).await?;
+        let (log, head) = read_heads(&row)?;
+        Ok(Transaction { inner, log, head })
     }
 }
 
+/// One row, whether there is a head or not.
+const HEADS: &str = "SELECT audit_head.seq, audit_head.hash, audit_head.seal, vault, position,
+    generation, term, master_key, wraps, digest, mac
+    FROM audit_head LEFT JOIN head ON head.one = audit_head.one";
+/// Changes follow each other in one order: who makes one holds this row. What is read after it, in a
+/// statement of its own, is as whoever held it before has left it.
+const BEGIN: &str = "BEGIN; SELECT 1 FROM audit_head FOR UPDATE";
 const ROW: &str = "SELECT revision, term, wrapped_key, ciphertext FROM entry WHERE path = $1";
 
 impl Transaction {
-    pub(super) async fn log(&mut self) -> Result<Log, Error> {
-        let row = sqlx::query("SELECT seq, hash, seal FROM audit_head")
-            .fetch_one(&mut *self.0)
-            .await?;
-        let hash: Vec<u8> = row.try_get(1)?;
-        Ok(Log {
-            head: audit::Head {
-                seq: row.try_get::<i64, _>(0)?.cast_unsigned(),
-                hash: hash.try_into().map_err(|_| Error::Row("audit_head"))?,
-            },
-            seal: row.try_get(2)?,
-        })
+    pub(super) fn log(&self) -> &Log {
+        &self.log
     }
 
-    pub(super) async fn head(&mut self) -> Result<Option<Head>, Error> {
-        let row =
-            sqlx::query("SELECT vault, position, generation, term, wraps, digest, mac FROM head")
-                .fetch_optional(&mut *self.0)
-                .await?;
-        let Some(row) = row else { return Ok(None) };
-        let malformed = || Error::Row("head");
-        let bytes = |column: usize| row.try_get::<Vec<u8>, _>(column);
-        let number = |column: usize| row.try_get::<i64, _>(column).map(i64::cast_unsigned);
-        Ok(Some(Head {
-            vault: bytes(0)?.try_into().map_err(|_| malformed())?,
-            position: number(1)?,
-            generation: number(2)?,
-            term: number(3)?.try_into().map_err(|_| malformed())?,
-            wraps: number(4)?,
-            digest: bytes(5)?.try_into().map_err(|_| malformed())?,
-            mac: bytes(6)?.try_into().map_err(|_| malformed())?,
-        }))
+    pub(super) fn head(&self) -> Option<&Head> {
+        self.head.as_ref()
     }
 
     pub(super) async fn keyring(&mut self) -> Result<Vec<WrappedTerm>, Error> {
         let rows: Vec<(i64, String, i64, Vec<u8>)> = sqlx::query_as(
             "SELECT term, master_key, created, wrapped_key FROM keyring ORDER BY term",
         )
-        .fetch_all(&mut *self.0)
+        .fetch_all(&mut *self.inner)
         .await?;
         rows.into_iter()
             .map(|(term, master_key, created, wrapped_key)| {
@@ -218,7 +251,7 @@ impl Transaction {
         let rows: Vec<(String, i64)> =
             sqlx::query_as("SELECT path, revision FROM entry WHERE path = ANY ($1)")
                 .bind(paths)
-                .fetch_all(&mut *self.0)
+                .fetch_all(&mut *self.inner)
                 .await?;
         let rows = rows.into_iter();
         Ok(rows.map(|(path, at)| (path, at.cast_unsigned())).collect())
@@ -227,7 +260,7 @@ impl Transaction {
     pub(super) async fn row(&mut self, path: &str) -> Result<Option<Row>, Error> {
         let row = sqlx::query(ROW)
             .bind(path)
-            .fetch_optional(&mut *self.0)
+            .fetch_optional(&mut *self.inner)
             .await?;
         row.map(|row| read_row(path, &row)).transpose()
     }
@@ -253,7 +286,7 @@ impl Transaction {
         .bind(terms)
         .bind(wrapped_keys)
         .bind(ciphertexts)
-        .execute(&mut *self.0)
+        .execute(&mut *self.inner)
         .await?;
         Ok(())
     }
@@ -264,9 +297,92 @@ impl Transaction {
         }
         sqlx::query("DELETE FROM entry WHERE path = ANY ($1)")
             .bind(paths)
-            .execute(&mut *self.0)
+            .execute(&mut *self.inner)
             .await?;
         Ok(())
+    }
+
+    pub(super) async fn rows_of_other_terms(
+        &mut self,
+        term: u32,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<Row>, Error> {
+        let rows = sqlx::query(
+            "SELECT revision, term, wrapped_key, ciphertext, path FROM entry
+             WHERE term <> $1 AND path > $2 ORDER BY path LIMIT $3",
+        )
+        .bind(i64::from(term))
+        .bind(after)
+        .bind(i64::from(limit))
+        .fetch_all(&mut *self.inner)
+        .await?;
+        rows.iter()
+            .map(|row| read_row(row.try_get(4)?, row))
+            .collect()
+    }
+
+    pub(super) async fn count_other_terms(&mut self, term: u32) -> Result<u64, Error> {
+        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM entry WHERE term <> $1")
+            .bind(i64::from(term))
+            .fetch_one(&mut *self.inner)
+            .await?;
+        Ok(count.cast_unsigned())
+    }
+
+    pub(super) async fn rewrap(&mut self, rows: &[Row]) -> Result<(), Error> {
+        for row in rows {
+            sqlx::query("UPDATE entry SET term = $1, wrapped_key = $2 WHERE path = $3")
+                .bind(i64::from(row.term))
+                .bind(&row.wrapped_key)
+                .bind(&row.path)
+                .execute(&mut *self.inner)
+                .await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn retire(&mut self, term: u32, master_key: &str) -> Result<(), Error> {
+        sqlx::query("DELETE FROM keyring WHERE term <> $1 OR master_key <> $2")
+            .bind(i64::from(term))
+            .bind(master_key)
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
+    pub(super) async fn put_instance(
+        &mut self,
+        id: &[u8; 16],
+        generation: u64,
+        now: u64,
+    ) -> Result<(), Error> {
+        sqlx::query(
+            "INSERT INTO instance (id, generation, seen) VALUES ($1, $2, $3)
+             ON CONFLICT (id) DO UPDATE SET generation = excluded.generation, seen = excluded.seen",
+        )
+        .bind(&id[..])
+        .bind(generation.cast_signed())
+        .bind(now.cast_signed())
+        .execute(&mut *self.inner)
+        .await?;
+        Ok(())
+    }
+
+    pub(super) async fn instances_behind(
+        &mut self,
+        generation: u64,
+        since: u64,
+    ) -> Result<u64, Error> {
+        sqlx::query("DELETE FROM instance WHERE seen < $1")
+            .bind(since.cast_signed())
+            .execute(&mut *self.inner)
+            .await?;
+        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM instance WHERE generation < $1")
+            .bind(generation.cast_signed())
+            .fetch_one(&mut *self.inner)
+            .await?;
+        Ok(count.cast_unsigned())
     }
 
     pub(super) async fn put_seal_config(&mut self, config: &str) -> Result<(), Error> {
@@ -275,7 +391,7 @@ impl Transaction {
              ON CONFLICT (one) DO UPDATE SET config = excluded.config",
         )
         .bind(config)
-        .execute(&mut *self.0)
+        .execute(&mut *self.inner)
         .await?;
         Ok(())
     }
@@ -290,7 +406,7 @@ impl Transaction {
             .bind(&term.master_key)
             .bind(term.created.cast_signed())
             .bind(&term.wrapped_key)
-            .execute(&mut *self.0)
+            .execute(&mut *self.inner)
             .await?;
         }
         Ok(())
@@ -298,20 +414,22 @@ impl Transaction {
 
     pub(super) async fn put_head(&mut self, head: &Head) -> Result<(), Error> {
         sqlx::query(
-            "INSERT INTO head (one, vault, position, generation, term, wraps, digest, mac)
-             VALUES (1, $1, $2, $3, $4, $5, $6, $7)
+            "INSERT INTO head (one, vault, position, generation, term, master_key, wraps, digest, mac)
+             VALUES (1, $1, $2, $3, $4, $5, $6, $7, $8)
              ON CONFLICT (one) DO UPDATE SET position = excluded.position,
-                 generation = excluded.generation, term = excluded.term, wraps = excluded.wraps,
+                 generation = excluded.generation, term = excluded.term,
+                 master_key = excluded.master_key, wraps = excluded.wraps,
                  digest = excluded.digest, mac = excluded.mac",
         )
         .bind(&head.vault[..])
         .bind(head.position.cast_signed())
         .bind(head.generation.cast_signed())
         .bind(i64::from(head.term))
+        .bind(&head.master_key)
         .bind(head.wraps.cast_signed())
         .bind(&head.digest[..])
         .bind(&head.mac[..])
-        .execute(&mut *self.0)
+        .execute(&mut *self.inner)
         .await?;
         Ok(())
     }
@@ -328,30 +446,104 @@ impl Transaction {
         )
         .bind(numbers)
         .bind(texts)
-        .execute(&mut *self.0)
+        .execute(&mut *self.inner)
         .await?;
         sqlx::query("UPDATE audit_head SET seq = $1, hash = $2, seal = $3")
             .bind(log.head.seq.cast_signed())
             .bind(&log.head.hash[..])
             .bind(&log.seal)
-            .execute(&mut *self.0)
+            .execute(&mut *self.inner)
             .await?;
         Ok(())
     }
 
     pub(super) async fn commit(self) -> Result<(), Error> {
-        Ok(self.0.commit().await?)
+        Ok(self.inner.commit().await?)
     }
 }
 
+/// How far log and entries have come, from a row of [`HEADS`].
+fn read_heads(row: &PgRow) -> Result<(Log, Option<Head>), Error> {
+    let malformed = || Error::Row("head");
+    let bytes = |column: usize| row.try_get::<Vec<u8>, _>(column);
+    let number = |column: usize| row.try_get::<i64, _>(column).map(i64::cast_unsigned);
+    let log = Log {
+        head: audit::Head {
+            seq: number(0)?,
+            hash: bytes(1)?.try_into().map_err(|_| malformed())?,
+        },
+        seal: row.try_get(2)?,
+    };
+    let Some(vault) = row.try_get::<Option<Vec<u8>>, _>(3)? else {
+        return Ok((log, None));
+    };
+    let head = Head {
+        vault: vault.try_into().map_err(|_| malformed())?,
+        position: number(4)?,
+        generation: number(5)?,
+        term: number(6)?.try_into().map_err(|_| malformed())?,
+        master_key: row.try_get(7)?,
+        wraps: number(8)?,
+        digest: bytes(9)?.try_into().map_err(|_| malformed())?,
+        mac: bytes(10)?.try_into().map_err(|_| malformed())?,
+    };
+    Ok((log, Some(head)))
+}
+
+/// A number that does not fit was not written by us: the entry will not authenticate.
+fn term(number: i64) -> u32 {
+    number.try_into().unwrap_or(u32::MAX)
+}
+
 fn read_row(path: &str, row: &PgRow) -> Result<Row, Error> {
-    // A number that does not fit was not written by us: the entry will not authenticate.
-    let term = row.try_get::<i64, _>(1)?.try_into().unwrap_or(u32::MAX);
     Ok(Row {
         path: path.to_owned(),
         revision: row.try_get::<i64, _>(0)?.cast_unsigned(),
-        term,
+        term: term(row.try_get(1)?),
         wrapped_key: row.try_get(2)?,
         ciphertext: row.try_get(3)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_names_a_database_and_never_a_password() {
+        let server: Server = "postgres://wavry@db.example:5433/vault".parse().unwrap();
+        let text = format!("{server:?}");
+        assert!(
+            text.contains("db.example") && text.contains("vault"),
+            "{text}"
+        );
+        for url in [
+            "postgres://wavry:s3cret@db.example/vault",
+            "postgres://wavry:@db.example/vault",
+            "postgres://db.example/vault?password=s3cret",
+        ] {
+            assert_eq!(
+                url.parse::<Server>().err(),
+                Some(UnusableUrl::Password),
+                "{url}"
+            );
+        }
+        for url in ["", "keyvault.db", "mysql://a@b/c", "postgres://a@b:port/c"] {
+            assert_eq!(
+                url.parse::<Server>().err(),
+                Some(UnusableUrl::Malformed),
+                "{url}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_server_does_not_print_its_password() {
+        let server: Server = "postgres://wavry@db.example/vault".parse().unwrap();
+        let options = server.options.password("s3cret");
+        let server = Server {
+            options: Box::new(options),
+        };
+        assert!(!format!("{server:?}").contains("s3cret"));
+    }
 }
