@@ -35,6 +35,9 @@ pub enum StartError {
     /// The KeyVault cannot be used.
     #[error("KeyVault (master.keyvault)")]
     KeyVault(#[source] Box<keyvault::StartError>),
+    /// A service of the configuration cannot be there beside one that an operator made.
+    #[error("a service of the configuration cannot be served (master.services)")]
+    Service(#[source] store::ServiceError),
     /// The address is taken, or not of this host.
     #[error("cannot listen on {address} (master.listen)")]
     Listen {

@@ -48,6 +48,7 @@ pub use metrics::{describe as describe_metrics, describe_keyvault as describe_ke
 
 use audited::Strangers;
 use registry::{Registry, Times};
+use store::ServiceError;
 
 /// A master that is bound and ready to serve.
 pub struct Master {
@@ -101,7 +102,11 @@ impl Master {
             },
         })?;
         store.adopt(&key, unix_time()).await.map_err(unusable)?;
-        store.configure(&config.services).await.map_err(unusable)?;
+        let configured = store.configure(&config.services).await;
+        configured.map_err(|error| match error {
+            ServiceError::Store(source) => unusable(source),
+            source => StartError::Service(source),
+        })?;
         // Nodes may hold what was signed long ago, and shall know that it is current.
         let snapshot = store.renew().await.map_err(unusable)?;
         let times = Times {

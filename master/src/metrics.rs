@@ -7,6 +7,7 @@ pub(crate) const REGISTRATIONS: &str = "wavry_master_registrations_total";
 pub(crate) const CONNECTIONS: &str = "wavry_master_connections";
 pub(crate) const HANDSHAKES_FAILED: &str = "wavry_master_handshakes_failed_total";
 pub(crate) const ROSTER_EPOCH: &str = "wavry_master_roster_epoch";
+pub(crate) const SERVICES: &str = "wavry_master_services";
 pub(crate) const NODES: &str = "wavry_master_nodes";
 
 pub(crate) const KEYS: &str = "wavry_master_signing_keys";
@@ -100,6 +101,7 @@ pub fn describe() {
         "Connections that ended before a request could be read, by reason: timeout, tls, version"
     );
     describe_gauge!(ROSTER_EPOCH, Unit::Count, "Epoch of the roster served");
+    describe_gauge!(SERVICES, Unit::Count, "Services in the roster served");
     describe_gauge!(
         NODES,
         Unit::Count,

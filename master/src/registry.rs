@@ -13,7 +13,7 @@ use wavry_credentials::{
     token::{KeySet, Rejected, Scope, SigningKey},
 };
 use wavry_proto::{
-    control::{Node, Revocation, Role, Roster},
+    control::{Node, Revocation, Role, Roster, Service},
     id::{ClusterName, NodeId, ServiceName, SubjectDigest},
     token::NodeRequest,
 };
@@ -26,7 +26,7 @@ use crate::{
     problem::Refusal,
     ring::Ring,
     store::{
-        self, Admission, Announcement, RegisterError, RevokeError, Snapshot, Store,
+        self, Admission, Announcement, RegisterError, RevokeError, ServiceError, Snapshot, Store,
         keys::{RotateError, Rotation},
     },
 };
@@ -228,6 +228,44 @@ impl Registry {
             let (_writing, changed) = shared.audited(written.await)?;
             shared.presence().forget(&node);
             tracing::warn!(%node, "node revoked");
+            shared.publish(changed);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Makes a service or changes it; nodes are told at once. Whether it is new.
+    pub(crate) async fn put_service(
+        &self,
+        service: Service,
+        event: Event,
+    ) -> Result<bool, Refusal> {
+        self.detached(move |shared| async move {
+            let written = timeout(AUDIT_DEADLINE, async {
+                let writing = shared.writing.lock().await;
+                let (is_new, changed) = shared.store.put_service(&service, &event).await?;
+                Ok::<_, ServiceError>((writing, is_new, changed))
+            });
+            let (_writing, is_new, changed) = shared.audited(written.await)?;
+            shared.publish(changed);
+            Ok(is_new)
+        })
+        .await
+    }
+
+    /// Takes a service away; nodes are told at once.
+    pub(crate) async fn delete_service(
+        &self,
+        name: ServiceName,
+        event: Event,
+    ) -> Result<(), Refusal> {
+        self.detached(move |shared| async move {
+            let written = timeout(AUDIT_DEADLINE, async {
+                let writing = shared.writing.lock().await;
+                let changed = shared.store.delete_service(&name, &event).await?;
+                Ok::<_, ServiceError>((writing, changed))
+            });
+            let (_writing, changed) = shared.audited(written.await)?;
             shared.publish(changed);
             Ok(())
         })
@@ -514,6 +552,7 @@ impl Published {
 
     fn report(&self) {
         metrics::gauge!(names::ROSTER_EPOCH).set(self.roster.epoch.0 as f64);
+        metrics::gauge!(names::SERVICES).set(self.roster.services.len() as f64);
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod audit;
 pub(crate) mod keys;
 mod revocation;
+mod service;
 
 use std::{collections::HashMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
@@ -21,6 +22,7 @@ use wavry_proto::{
 };
 
 pub use revocation::{MAX_REVOCATIONS, RevokeError};
+pub use service::{MAX_SERVICES, ServiceError};
 
 /// The registry: nodes, services, used tokens, the epoch.
 #[derive(Clone)]
@@ -184,24 +186,6 @@ impl Store {
             .await?;
         sqlx::migrate!().run(&pool).await?;
         Ok(Self { pool, audit })
-    }
-
-    /// Makes services those given; others go.
-    pub async fn configure(&self, services: &[Service]) -> Result<Snapshot, Error> {
-        let mut change = self.change().await?;
-        sqlx::query("DELETE FROM service")
-            .execute(&mut *change.transaction)
-            .await?;
-        for service in services {
-            let definition = serde_json::to_string(service).map_err(|_| Error::Row("service"))?;
-            sqlx::query("INSERT INTO service (name, definition) VALUES (?, ?)")
-                .bind(service.name.as_str())
-                .bind(definition)
-                .execute(&mut *change.transaction)
-                .await?;
-        }
-        change.commit().await?;
-        self.snapshot().await
     }
 
     /// Gives what the roster shows an epoch of its own, although nothing changed.

@@ -66,6 +66,16 @@ impl Cluster {
         self.service(name, upstream, "token");
     }
 
+    /// A service that the relay has an upstream for, and that the master's configuration does not have.
+    pub(crate) fn add_upstream_only(&mut self, name: &str, upstream: &str) {
+        writeln!(
+            self.upstreams,
+            "[relay.upstreams.{name}]\nurl = {upstream:?}"
+        )
+        .unwrap();
+        self.names.push(name.to_owned());
+    }
+
     /// The service that was added last tells by a close that it refuses a session.
     pub(crate) fn tell_refusals_by_a_close(&mut self) {
         writeln!(self.services, "refuse_with = \"close\"").unwrap();
