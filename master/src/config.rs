@@ -469,7 +469,7 @@ mod tests {
     fn an_owners_keys_are_keys_and_few() {
         let key = wavry_credentials::token::SigningKey::generate().public_paserk();
         let config = with_service(|s| s.keys = vec![key.clone()]).unwrap();
-        assert_eq!(config.services[0].keys, [key.clone()]);
+        assert_eq!(config.services[0].keys, std::slice::from_ref(&key));
         let refused = with_service(|s| s.keys = vec![key.clone(), "k4.public.x".into()]);
         assert_eq!(refused.unwrap_err().key, "services[0].keys[1]");
         let many = with_service(|s| s.keys = vec![key; 17]);
