@@ -46,6 +46,7 @@ install_packages() {
   have python3 || wanted+=(python3)
   have shellcheck || wanted+=(shellcheck)
   have curl || wanted+=(curl)
+  have openssl || wanted+=(openssl)
   have strace || wanted+=(strace)
   # The KeyVault's tests start servers of their own.
   [ -d /usr/lib/postgresql ] || have postgres || wanted+=(postgresql)
@@ -191,4 +192,6 @@ fi
 if [ -z "$fast" ]; then
   heading "hvac's own tests against the KeyVault"
   ./scripts/test-hvac.sh
+  heading "schemathesis against the KeyVault"
+  ./scripts/test-openapi.sh 10
 fi
