@@ -181,6 +181,12 @@ heading "build"
 cargo test --quiet --no-run --workspace --locked
 heading "tests in the documentation"
 cargo test --quiet --doc --workspace --locked
+if [ -z "$fast" ]; then
+  heading "hvac's own tests against the KeyVault"
+  ./scripts/test-hvac.sh
+  heading "schemathesis against the KeyVault"
+  ./scripts/test-openapi.sh 10
+fi
 heading "tests"
 if ! cargo nextest --version >/dev/null 2>&1; then
   run_tests_with_cargo
@@ -188,10 +194,4 @@ elif [ -n "$fast" ]; then
   cargo nextest run --workspace --locked -E 'not (binary(browser) | binary(peers) | binary(interop))'
 else
   cargo nextest run --workspace --locked
-fi
-if [ -z "$fast" ]; then
-  heading "hvac's own tests against the KeyVault"
-  ./scripts/test-hvac.sh
-  heading "schemathesis against the KeyVault"
-  ./scripts/test-openapi.sh 10
 fi
