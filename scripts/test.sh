@@ -46,12 +46,16 @@ install_packages() {
   have python3 || wanted+=(python3)
   have shellcheck || wanted+=(shellcheck)
   have curl || wanted+=(curl)
+  have openssl || wanted+=(openssl)
+  have strace || wanted+=(strace)
   # The KeyVault's tests start servers of their own.
   [ -d /usr/lib/postgresql ] || have postgres || wanted+=(postgresql)
   [ -n "$(type -P kill)" ] || wanted+=(procps)
   if [ -z "$fast" ]; then
     python3 -c 'import ensurepip, venv' 2>/dev/null || wanted+=(python3-venv)
     have socat || wanted+=(socat)
+    [ -x /usr/sbin/rsyslogd ] || wanted+=(rsyslog)
+    dpkg -s rsyslog-gnutls >/dev/null 2>&1 || wanted+=(rsyslog-gnutls)
     have node || wanted+=(nodejs)
     have npm || wanted+=(npm)
     have_any chromium google-chrome || wanted+=(chromium)
@@ -177,6 +181,12 @@ heading "build"
 cargo test --quiet --no-run --workspace --locked
 heading "tests in the documentation"
 cargo test --quiet --doc --workspace --locked
+if [ -z "$fast" ]; then
+  heading "hvac's own tests against the KeyVault"
+  ./scripts/test-hvac.sh
+  heading "schemathesis against the KeyVault"
+  ./scripts/test-openapi.sh 10
+fi
 heading "tests"
 if ! cargo nextest --version >/dev/null 2>&1; then
   run_tests_with_cargo
@@ -184,8 +194,4 @@ elif [ -n "$fast" ]; then
   cargo nextest run --workspace --locked -E 'not (binary(browser) | binary(peers) | binary(interop))'
 else
   cargo nextest run --workspace --locked
-fi
-if [ -z "$fast" ]; then
-  heading "hvac's own tests against the KeyVault"
-  ./scripts/test-hvac.sh
 fi

@@ -11,13 +11,10 @@ use std::{
 use anyhow::Context as _;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use wavry_credentials::{
-    audit::{Action, Event, Head, Key, Line, Verifier, file},
+    audit::{Action, Event, Head, Key, Line, Verifier, file, syslog::line_within},
     source,
 };
-use wavry_master::{
-    provision,
-    store::audit::{ReadError, Reader},
-};
+use wavry_master::{audit_reader::Reader, keyvault, provision, store::audit::ReadError};
 use wavry_proto::id::ClusterName;
 
 use crate::{log, provision::DEFAULT_CLUSTER, shutdown};
@@ -37,12 +34,15 @@ pub(crate) enum Command {
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct Log {
-    /// A master's database
-    #[arg(long, value_name = "FILE")]
-    database: Option<PathBuf>,
-    /// What `wavry provision` and `wavry token` wrote, or a master's audit_file
+    /// The database of a master or KeyVault: a SQLite file, or postgres://USER@HOST/DATABASE
+    #[arg(long, value_name = "FILE|URL")]
+    database: Option<String>,
+    /// What `wavry provision` and `wavry token` wrote, or an audit sink that is a file
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
+    /// What a syslog receiver kept of an audit sink's messages, one a line
+    #[arg(long, value_name = "FILE")]
+    syslog: Option<PathBuf>,
 }
 
 /// `wavry audit tail`.
@@ -100,6 +100,10 @@ pub(crate) struct Verify {
     /// Public half of the audit key (PASERK k4.public); the secret audit_key if not given
     #[arg(long, value_name = "PASERK")]
     public_key: Option<String>,
+    /// Seal to hold a log of --syslog to, as from beside a file or from a backup: without one, a cut-off
+    /// end is not seen
+    #[arg(long, value_name = "FILE", requires = "syslog")]
+    seal: Option<PathBuf>,
     /// Cluster the log is of
     #[arg(long, default_value = DEFAULT_CLUSTER)]
     cluster: ClusterName,
@@ -155,9 +159,10 @@ async fn tail(args: &Tail) -> anyhow::Result<()> {
 async fn verify(args: &Verify) -> anyhow::Result<ExitCode> {
     let verifier = match &args.public_key {
         Some(text) => Verifier::from_paserk(text, args.cluster.clone()).context("--public-key")?,
-        None => Key::from_paserk(&source::read("audit_key")?, args.cluster.clone())
-            .context("secret audit_key")?
-            .verifier(),
+        None => {
+            let cluster = args.cluster.clone();
+            source::read_as("audit_key", None, |text| Key::read(text, cluster))?.verifier()
+        }
     };
     let shown = args.log.path().display();
     let bad = match args.log.source().await? {
@@ -166,11 +171,12 @@ async fn verify(args: &Verify) -> anyhow::Result<ExitCode> {
             Err(ReadError::Damaged(bad)) => Err(bad.to_string()),
             Err(error) => return Err(error).context(shown.to_string()),
         },
-        Source::File(path) => match read_file(&path, &verifier) {
-            Ok(head) => Ok(head),
-            Err(file::Error::Damaged { bad, .. }) => Err(bad.to_string()),
-            Err(error) => return Err(error.into()),
-        },
+        Source::File(path) => first_bad(under_its_name(|name| {
+            file::read(&path, name, &verifier, |_, _| ())
+        }))?,
+        Source::Syslog(path) => first_bad(under_its_name(|name| {
+            file::read_messages(&path, args.seal.as_deref(), name, &verifier, |_, _| ())
+        }))?,
     };
     match bad {
         Ok(head) => {
@@ -185,36 +191,55 @@ async fn verify(args: &Verify) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Reads a file that the issuing commands or a master wrote.
-fn read_file(path: &Path, verifier: &Verifier) -> Result<Head, file::Error> {
-    match file::read(path, provision::LOG, verifier, |_, _| ()) {
-        Err(file::Error::Foreign { .. }) => {
-            file::read(path, wavry_master::store::audit::LOG, verifier, |_, _| ())
-        }
-        read => read,
+/// Tells what is wrong with a log from what is wrong with reading it.
+fn first_bad(read: Result<Head, file::Error>) -> anyhow::Result<Result<Head, String>> {
+    match read {
+        Ok(head) => Ok(Ok(head)),
+        Err(file::Error::Damaged { bad, .. }) => Ok(Err(bad.to_string())),
+        Err(error) => Err(error.into()),
     }
+}
+
+/// Reads a log of which only its seal knows whose it is.
+fn under_its_name(read: impl Fn(&str) -> Result<Head, file::Error>) -> Result<Head, file::Error> {
+    let others = [wavry_master::store::audit::LOG, keyvault::LOG];
+    others
+        .iter()
+        .fold(read(provision::LOG), |outcome, name| match outcome {
+            Err(file::Error::Foreign { .. }) => read(name),
+            outcome => outcome,
+        })
 }
 
 /// A log, open for reading.
 enum Source {
     Database(Reader),
     File(PathBuf),
+    Syslog(PathBuf),
 }
 
 impl Log {
     fn path(&self) -> &Path {
-        let path = self.database.as_ref().or(self.file.as_ref());
+        let database = self.database.as_deref().map(Path::new);
+        let path = database.or(self.file.as_deref()).or(self.syslog.as_deref());
         path.expect("clap sees to it that one is given")
     }
 
     async fn source(&self) -> anyhow::Result<Source> {
-        match &self.database {
-            Some(database) => Reader::open(database)
-                .await
+        let path = self.path();
+        if let Some(database) = &self.database {
+            let reader = match database.contains("://") {
+                true => Reader::connect(&database.parse().context("--database")?).await,
+                false => Reader::open(path).await,
+            };
+            return reader
                 .map(Source::Database)
-                .with_context(|| database.display().to_string()),
-            None => Ok(Source::File(self.path().to_owned())),
+                .with_context(|| path.display().to_string());
         }
+        Ok(match self.file {
+            Some(_) => Source::File(path.to_owned()),
+            None => Source::Syslog(path.to_owned()),
+        })
     }
 }
 
@@ -244,14 +269,17 @@ impl Source {
                     return Ok(seen);
                 }
             },
-            Self::File(path) => {
+            Self::File(path) | Self::Syslog(path) => {
                 let text =
                     std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
                 // Half a line at the end is still being written.
                 let whole = text.rfind('\n').map_or("", |end| &text[..end]);
                 let skipped = usize::try_from(seen).unwrap_or(usize::MAX);
                 for line in whole.lines().skip(skipped) {
-                    one(line)?;
+                    match self {
+                        Self::Syslog(_) => one(line_within(line))?,
+                        _ => one(line)?,
+                    }
                     seen += 1;
                 }
                 Ok(seen)

@@ -25,6 +25,7 @@ use wavry_proto::{control::Role, id::ServiceName};
 use crate::{demo, log, probe, ready, sample, shutdown};
 
 mod child;
+mod keyvault;
 mod state;
 mod tail;
 
@@ -76,6 +77,7 @@ struct Ready<'a> {
     certificate_hashes: Vec<String>,
     demo: &'a str,
     master: &'a str,
+    keyvault: KeyVault<'a>,
     services: BTreeMap<&'static str, String>,
     ops: BTreeMap<&'a str, &'a str>,
     pids: BTreeMap<&'a str, u32>,
@@ -180,6 +182,13 @@ impl Started {
     }
 }
 
+/// The KeyVault, for clients of Vault's: VAULT_ADDR, and the file with a token.
+#[derive(Debug, Serialize)]
+struct KeyVault<'a> {
+    address: &'a str,
+    root_token_file: PathBuf,
+}
+
 /// Makes what every role needs and starts them all.
 async fn start(
     state: &State,
@@ -203,6 +212,8 @@ async fn start(
     state.provision("relay-a", Role::Relay, vec![echo.clone()])?;
     state.provision("relay-b", Role::Relay, vec![sample.clone()])?;
 
+    keyvault::prepare(state).await?;
+
     let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
     let master = spec(
         state,
@@ -216,6 +227,7 @@ async fn start(
             ("WAVRY_MASTER_KEY_FILE", state.path("master/master.key")),
             ("WAVRY_AUDIT_KEY_FILE", state.path("master/audit.key")),
             ("WAVRY_TLS_KEY_FILE", state.path("tls/master.key")),
+            ("WAVRY_KEYVAULT_KEY_FILE", state.path(keyvault::KEY)),
         ],
         ..master
     };
@@ -392,6 +404,10 @@ impl Cluster {
             certificate_hashes: self.state.certificate_hashes()?,
             demo: &self.demo,
             master: &self.master,
+            keyvault: KeyVault {
+                address: &self.master,
+                root_token_file: keyvault::root_file(&self.state),
+            },
             services: services.collect::<anyhow::Result<_>>()?,
             ops: roles
                 .iter()

@@ -56,6 +56,9 @@ enum Command {
     /// Look at the cluster's gateways and relays, and revoke them
     #[command(subcommand, after_long_help = NODE_HELP)]
     Node(operate::NodeCommand),
+    /// Look at services, and make, change and delete them
+    #[command(subcommand, after_long_help = SERVICE_HELP)]
+    Service(operate::ServiceCommand),
     /// Make tokens for clients and operators, and revoke clients' tokens
     #[command(subcommand)]
     Token(Token),
@@ -226,6 +229,18 @@ const NODE_HELP: &str = "\
 A revoked node leaves the roster at once, and every node closes its connections to it. Its keys never
 register again. To take it back, provision it anew, 30 s later or more, with a new identity.";
 
+const SERVICE_HELP: &str = "\
+  export WAVRY_MASTER=https://master.example:8443 WAVRY_CA_FILE=ca.crt
+  export WAVRY_OPERATOR_TOKEN_FILE=operator.token       # see `wavry token operator`
+  wavry service set chat --origin https://app.example --host chat.example
+  wavry service set chat --origin https://app.example --key k4.public.…
+  wavry service list
+  wavry service delete chat
+
+A relay announces a service if its registration token names it (`wavry provision relay --services`).
+With --key the service's owner signs session tokens, with the audience chat and without asking
+anybody. Services of the master's configuration are changed there, and not by these commands.";
+
 const REVOKE_HELP: &str = "\
   export WAVRY_MASTER=https://master.example:8443 WAVRY_CA_FILE=ca.crt
   export WAVRY_OPERATOR_TOKEN_FILE=operator.token       # see `wavry token operator`
@@ -308,6 +323,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Sample(args) => sample::run(&args).await?,
         Command::Provision(args) => provision::node(&args).await?,
         Command::Node(command) => operate::node(&command).await?,
+        Command::Service(command) => operate::service(&command).await?,
         Command::Token(Token::Session(args)) => provision::session(&args).await?,
         Command::Token(Token::Operator(args)) => provision::operator(&args).await?,
         Command::Token(Token::Revoke(args)) => operate::revoke(&args).await?,

@@ -15,7 +15,8 @@ use wavry_credentials::{
     source,
 };
 use wavry_master::operate::{
-    KeyStatus, Keys, NodePage, NodeStatus, RevokeSubject, RevokedSubject, RotateKey,
+    KeyStatus, Keys, NodePage, NodeStatus, RevokeSubject, RevokedSubject, RotateKey, ServiceSpec,
+    ServiceStatus, Services,
 };
 use wavry_proto::id::{NodeId, ServiceName};
 
@@ -48,6 +49,56 @@ pub(crate) struct RevokeArgs {
     /// Only tokens for this service
     #[arg(long)]
     service: Option<ServiceName>,
+    #[command(flatten)]
+    master: Master,
+}
+
+/// `wavry service`.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum ServiceCommand {
+    /// List services, and the relays that are an exit for each
+    List(Master),
+    /// Show one service, as JSON
+    Show(ServiceArgs),
+    /// Make a service, or make it what is given; what is not given is as for a new one
+    Set(SetArgs),
+    /// Take a service away; sessions that its owner's keys opened end, other live ones go on
+    Delete(ServiceArgs),
+}
+
+/// A command about one service.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ServiceArgs {
+    /// Name of the service
+    name: ServiceName,
+    #[command(flatten)]
+    master: Master,
+}
+
+/// `wavry service set`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SetArgs {
+    /// Name of the service; the first path segment that routes to it
+    name: ServiceName,
+    /// Host that belongs to it with its whole path; may be given several times
+    #[arg(long = "host", value_name = "HOST")]
+    hosts: Vec<String>,
+    /// Who may connect: token or public
+    #[arg(long, default_value = "token")]
+    access: String,
+    /// Origin a browser may connect from, or *; may be given several times
+    #[arg(long = "origin", value_name = "ORIGIN")]
+    origins: Vec<String>,
+    /// Most sessions at once on one gateway
+    #[arg(long, value_name = "N")]
+    max_sessions: Option<u32>,
+    /// How clients are told of a refusal: status or close
+    #[arg(long, default_value = "status", value_name = "HOW")]
+    refuse_with: String,
+    /// Public key (PASERK k4.public) of the owner, who signs session tokens for this service; may be
+    /// given several times
+    #[arg(long = "key", value_name = "PASERK")]
+    keys: Vec<String>,
     #[command(flatten)]
     master: Master,
 }
@@ -122,6 +173,65 @@ pub(crate) async fn node(command: &NodeCommand) -> anyhow::Result<()> {
             }
         }
     }
+}
+
+/// Runs a command about services.
+pub(crate) async fn service(command: &ServiceCommand) -> anyhow::Result<()> {
+    match command {
+        ServiceCommand::List(master) => {
+            let mut operator = master.open().await?;
+            let Services { services } = operator.ask(Ask::get("/v1/services")).await?;
+            match master.json {
+                true => say_json(&services),
+                false => {
+                    let rows: Vec<_> = services.iter().map(service_row).collect();
+                    say_table(&SERVICE_HEADINGS, &rows)
+                }
+            }
+        }
+        ServiceCommand::Show(ServiceArgs { name, master }) => {
+            let path = format!("/v1/services/{name}");
+            let service: ServiceStatus = master.open().await?.ask(Ask::get(&path)).await?;
+            say_json(&service)
+        }
+        ServiceCommand::Set(args) => {
+            let path = format!("/v1/services/{}", args.name);
+            let spec = ServiceSpec {
+                hosts: args.hosts.clone(),
+                access: Some(args.access.clone()),
+                allowed_origins: args.origins.clone(),
+                max_sessions: args.max_sessions,
+                refuse_with: Some(args.refuse_with.clone()),
+                keys: args.keys.clone(),
+            };
+            let put = Ask::put(&path, serde_json::to_vec(&spec)?);
+            let service: ServiceStatus = args.master.open().await?.ask(put).await?;
+            match args.master.json {
+                true => say_json(&service),
+                false => say_table(&SERVICE_HEADINGS, &[service_row(&service)]),
+            }
+        }
+        ServiceCommand::Delete(ServiceArgs { name, master }) => {
+            let path = format!("/v1/services/{name}");
+            master.open().await?.tell(Ask::delete(&path)).await?;
+            match master.json {
+                true => say_json(&serde_json::json!({ "deleted": name })),
+                false => say(&format!("{name} is gone")),
+            }
+        }
+    }
+}
+
+const SERVICE_HEADINGS: [&str; 5] = ["NAME", "ACCESS", "HOSTS", "ORIGINS", "EXITS"];
+
+fn service_row(service: &ServiceStatus) -> [String; 5] {
+    [
+        service.name.clone(),
+        service.spec.access.clone().unwrap_or_default(),
+        service.spec.hosts.join(","),
+        service.spec.allowed_origins.join(","),
+        service.exits.join(","),
+    ]
 }
 
 /// Revokes the session tokens of a subject.

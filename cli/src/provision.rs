@@ -10,8 +10,8 @@ use std::{
 use anyhow::{Context as _, bail};
 use wavry_credentials::{audit, identity::Identity, process, source, token::SigningKey};
 use wavry_master::{
+    audit_reader::Reader,
     provision::{self, Issuer},
-    store::audit::Reader,
 };
 use wavry_proto::{
     control::Role,
@@ -197,15 +197,15 @@ impl Record {
     /// Signs with the secret `master_key`, and puts tokens on record with the secret `audit_key`.
     async fn issuer(&self, cluster: &ClusterName) -> anyhow::Result<Issuer> {
         let key_file = source::locate("master_key")?;
-        let key = SigningKey::from_paserk(&source::read_file(&key_file)?);
-        let mut key = key.context("secret master_key")?;
+        let mut key = source::read_as("master_key", Some(&key_file), SigningKey::read)?;
         if let Some(database) = &self.database {
             let shown = || database.display().to_string();
             let reader = Reader::open(database).await.with_context(shown)?;
             key = reader.signing_key(&key).await.with_context(shown)?;
         }
-        let audit_key = audit::Key::from_paserk(&source::read("audit_key")?, cluster.clone());
-        let audit_key = audit_key.context("secret audit_key")?;
+        let audit_key = source::read_as("audit_key", None, |text| {
+            audit::Key::read(text, cluster.clone())
+        })?;
         let file = match &self.audit_log {
             Some(file) => file.clone(),
             None => key_file.with_file_name(DEFAULT_LOG),

@@ -19,7 +19,8 @@ use support::{
     cluster::Cluster,
     stderr,
 };
-use wavry_proto::session::close_code;
+use wavry_credentials::token::{Scope, SigningKey};
+use wavry_proto::{session::close_code, token::Validity};
 use wavry_transport::{
     session::{Closed, Session as _},
     webtransport::Session,
@@ -197,6 +198,85 @@ async fn a_compromised_key_ends_what_it_opened_within_five_seconds_and_the_clust
     let token = cluster.token_by_present_key("closed", "new", "10m");
     let session = native.open(&format!("/closed?token={token}")).await;
     echo(&session, b"by the new key").await.unwrap();
+}
+
+/// A request for the service that an operator makes.
+fn of_made(bearer: Option<&str>) -> Ask<'_> {
+    Ask {
+        path: "/made",
+        bearer,
+        ..Ask::default()
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_an_operator_makes_is_served_and_its_owner_signs_for_it() {
+    let mut cluster = Cluster::new();
+    cluster.add("open", "echo:", false);
+    // The relay has it, and may announce it; the master does not know it yet.
+    cluster.add_upstream_only("made", "echo:");
+    let cluster = cluster.start();
+    let native = cluster.native();
+    let operator = cluster.operator_token("operator");
+    assert_eq!(native.status(of_made(None)).await, 404);
+
+    let owner = SigningKey::generate();
+    let key = owner.public_paserk();
+    let set = ["service", "set", "made", "--origin", "*", "--key", &key];
+    let done = cluster.operate(&operator, &set);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let claims = wavry_proto::token::Session {
+        jti: "1".to_owned(),
+        sub: "ann".to_owned(),
+        sid: None,
+        claims: serde_json::Map::new(),
+        validity: Validity {
+            iat: now,
+            nbf: now,
+            exp: now + 600,
+        },
+    };
+    let of_cluster = "wavry".parse().unwrap();
+    let token = |audience| {
+        let scope = Scope {
+            cluster: &of_cluster,
+            audience,
+            binding: &[],
+        };
+        owner.sign(&claims, scope)
+    };
+    let by_owner = token("made");
+    let deadline = Instant::now() + DEADLINE;
+    let session = loop {
+        match native.ask(of_made(Some(&by_owner))).await {
+            Ok((session, _)) => break session,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+    };
+    echo(&session, b"made by an operator").await.unwrap();
+    assert_eq!(native.status(of_made(Some(&token("open")))).await, 401);
+    let listed = cluster.operate(&operator, &["service", "list"]);
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    assert!(
+        listed.contains("made") && listed.contains("exit"),
+        "{listed}"
+    );
+
+    let done = cluster.operate(&operator, &["service", "delete", "made"]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let deadline = Instant::now() + DEADLINE;
+    while native.ask(of_made(Some(&by_owner))).await.is_ok() {
+        assert!(Instant::now() < deadline, "it is still served");
+    }
+    assert_eq!(native.status(of_made(Some(&by_owner))).await, 404);
+    assert_eq!(code(&session, DEADLINE).await, close_code::TOKEN_REVOKED);
+    let refused = cluster.operate(&operator, &["service", "delete", "open"]);
+    assert!(
+        stderr(&refused).contains("configuration"),
+        "{}",
+        stderr(&refused)
+    );
 }
 
 #[tokio::test]

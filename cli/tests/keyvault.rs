@@ -11,7 +11,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use support::{DEADLINE, output, wavry};
+use support::{DEADLINE, Dev, output, wavry};
 use wavry_credentials::cert::DevelopmentAuthority;
 
 /// A KeyVault, running, initialised and unsealed.
@@ -113,7 +113,8 @@ impl Vault {
         format!("https://localhost:{}{path}", self.address.port())
     }
 
-    /// What curl gets: the status, and the body. An argument that begins with `/` is a path.
+    /// What curl gets: the status, and the body. An argument that begins with `/` and is no file is a
+    /// path.
     fn curl(&self, arguments: &[&str]) -> (u16, Value) {
         let (text, code) = self.run(arguments);
         assert_eq!(code, Some(0), "curl {arguments:?}: {text}");
@@ -136,7 +137,7 @@ impl Vault {
         ]);
         command.arg(ca);
         for argument in arguments {
-            match argument.starts_with('/') {
+            match argument.starts_with('/') && !Path::new(argument).exists() {
                 true => command.arg(self.url(argument)),
                 false => command.arg(argument),
             };
@@ -293,4 +294,29 @@ fn tls_1_2_is_spoken_with_aead_and_nothing_older() {
     ];
     assert_ne!(get(&cbc), Some(0));
     assert_ne!(get(&["--tlsv1.0", "--tls-max", "1.1"]), Some(0));
+}
+
+#[test]
+fn a_development_cluster_has_a_keyvault_that_answers_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let dev = Dev::start(directory.path());
+    let file = dev.ready["keyvault"]["root_token_file"].as_str().unwrap();
+    let root: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+    let url = dev.ready["keyvault"]["address"].as_str().unwrap();
+    let get = |path: &str| {
+        let mut curl = Command::new("curl");
+        curl.args(["-s", "--max-time", "30", "--cacert"])
+            .arg(dev.ready["ca_file"].as_str().unwrap());
+        let token = root["root_token"].as_str().unwrap();
+        curl.args(["-H", &format!("X-Vault-Token: {token}")])
+            .arg(format!("{url}{path}"));
+        serde_json::from_slice::<Value>(&output(curl).stdout).unwrap()
+    };
+    let value = json!("development-data-only");
+    assert_eq!(get("/v1/secret/example")["data"]["value"], value);
+    assert_eq!(
+        get("/v1/secret/data/example")["data"]["data"]["value"],
+        value
+    );
+    assert_eq!(get("/v1/sys/health")["sealed"], false);
 }

@@ -11,6 +11,7 @@
 
 mod chain;
 pub mod file;
+pub mod syslog;
 pub mod verify;
 
 use std::{fmt, net::SocketAddr, str::FromStr, time::SystemTime};
@@ -23,7 +24,7 @@ use wavry_proto::{
 };
 
 use crate::{
-    key::MacKey,
+    key::{MacKey, format},
     secret::Secret,
     token::{KeySet, MalformedKey, Rejected, Scope, SigningKey},
 };
@@ -225,12 +226,20 @@ pub struct Key {
 impl Key {
     /// Reads PASERK `k4.secret`.
     pub fn from_paserk(text: &Secret<Vec<u8>>, cluster: ClusterName) -> Result<Self, MalformedKey> {
-        let signing = SigningKey::from_paserk(text)?;
-        Ok(Self {
+        Ok(Self::of(SigningKey::from_paserk(text)?, cluster))
+    }
+
+    /// Reads it in any form that [`format`] knows.
+    pub fn read(text: &Secret<Vec<u8>>, cluster: ClusterName) -> Result<Self, format::Fault> {
+        Ok(Self::of(SigningKey::read(text)?, cluster))
+    }
+
+    fn of(signing: SigningKey, cluster: ClusterName) -> Self {
+        Self {
             identifiers: signing.mac_key("wavry audit identifiers"),
             signing,
             cluster,
-        })
+        }
     }
 
     /// What stands for the identifier of a secret: 128 bits of an HMAC, as hexadecimal.

@@ -3,6 +3,7 @@
 
 mod json;
 pub mod jwt;
+mod unit;
 
 use std::{fmt, str::FromStr};
 
@@ -27,6 +28,7 @@ use crate::{
 };
 
 pub use json::{Document, Json, MAX_DEPTH, Members, Misread, Plaintext};
+pub(crate) use unit::approle_login;
 
 /// A token that proves who its holder is.
 pub struct Token(pub(crate) Secret<String>);

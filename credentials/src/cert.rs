@@ -18,7 +18,7 @@ use x509_parser::{extensions::GeneralName, prelude::X509Certificate};
 
 pub use development::DevelopmentAuthority;
 pub use store::{POLL_INTERVAL, Pinnable, Store};
-pub use trust::{Trust, client_config};
+pub use trust::{Trust, client_config, client_config_with};
 
 use crate::source;
 

@@ -8,7 +8,10 @@ use ed25519_dalek::{Signature, VerifyingKey};
 use tokio::sync::watch;
 use wavry_proto::{control::Roster, id::PublicKey};
 
-use crate::{key::Ed25519, secret::Secret};
+use crate::{
+    key::{Ed25519, format},
+    secret::Secret,
+};
 
 /// A node's Ed25519 key pair.
 pub struct Identity {
@@ -37,6 +40,11 @@ impl Identity {
         Ed25519::from_pem(pem)
             .map(Self::of)
             .map_err(|_| Error::Malformed)
+    }
+
+    /// Reads it in any form that [`format`] knows.
+    pub fn read(text: &Secret<Vec<u8>>) -> Result<Self, format::Fault> {
+        format::ed25519(text).map(Self::of)
     }
 
     /// As PKCS#8 PEM.

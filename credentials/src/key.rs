@@ -9,8 +9,10 @@
 //! * [`record`]: records of our own as secret text.
 //! * [`shamir`]: a key in shares.
 //! * [`transit`]: keys that the KeyVault uses for others.
+//! * [`format`]: the forms in which people keep secrets.
 
 pub mod aead;
+pub mod format;
 pub mod record;
 pub mod shamir;
 pub mod transit;

@@ -74,6 +74,22 @@ impl<'a> Ask<'a> {
         }
     }
 
+    /// Puts `body`, which is JSON, at `path`.
+    pub fn put(path: &'a str, body: Vec<u8>) -> Self {
+        Self {
+            method: Method::PUT,
+            ..Self::post(path, body)
+        }
+    }
+
+    /// Deletes what is at `path`.
+    pub fn delete(path: &'a str) -> Self {
+        Self {
+            method: Method::DELETE,
+            ..Self::post(path, Vec::new())
+        }
+    }
+
     /// Sends `body` as JSON.
     pub fn post(path: &'a str, body: Vec<u8>) -> Self {
         Self {

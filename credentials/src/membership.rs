@@ -128,9 +128,8 @@ impl Candidate {
     /// Reads the identity (secret `identity_key`) and, unless this identity registered before, the
     /// registration token (secret `registration_token`).
     pub fn new(config: Config) -> Result<Self, Error> {
-        let pem = read_secret("identity_key", config.identity_key.as_ref())?;
-        let identity = Identity::from_pem(&pem)?;
-        drop(pem);
+        let file = config.identity_key.as_deref();
+        let identity = source::read_as("identity_key", file, Identity::read)?;
         fs::create_dir_all(&config.state_dir).map_err(|error| {
             Error::Invalid(format!(
                 "state directory {}: {error}",

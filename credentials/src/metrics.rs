@@ -7,6 +7,9 @@ use metrics::{Unit, describe_counter, describe_gauge};
 pub const CERTIFICATE_EXPIRY: &str = "wavry_gateway_certificate_expiry_timestamp_seconds";
 /// Attempts to load a certificate. Labels: `source`; `outcome`, `loaded` or `failed`.
 pub const CERTIFICATE_LOADS: &str = "wavry_credentials_certificate_loads_total";
+/// Attempts to read a secret that is watched. Labels: `secret`, its name; `outcome`, `loaded` or
+/// `failed`.
+pub const SECRET_LOADS: &str = "wavry_credentials_secret_loads_total";
 /// How far the system's clock was set back.
 pub(crate) const CLOCK_BEHIND: &str = "wavry_credentials_clock_behind_seconds";
 
@@ -22,6 +25,11 @@ pub fn describe() {
         CLOCK_BEHIND,
         Unit::Seconds,
         "How far the system's clock was behind the time that tokens are checked against, when it was last set back; 0 once it caught up"
+    );
+    describe_counter!(
+        SECRET_LOADS,
+        Unit::Count,
+        "Versions of a watched secret; after one that failed the last good one stays"
     );
     describe_counter!(
         CERTIFICATE_LOADS,

@@ -1,29 +1,81 @@
 //! The one door through which a secret is read.
 //!
 //! A secret named `master_key` comes from the file that `WAVRY_MASTER_KEY_FILE` names, else from
-//! `/run/secrets/wavry_master_key`. It is the same in development, CI and production.
+//! `/run/secrets/wavry_master_key`. It is the same in development, CI and production. A file may hold several
+//! secrets as a JSON object: `WAVRY_MASTER_KEY_FIELD` says which of its fields is this one.
+//!
+//! [`load`] reads from a KeyVault as well: `WAVRY_MASTER_KEY_KEYVAULT` is a path there ([`keyvault`]).
+//! [`watch()`] follows a secret as it changes.
+
+mod file;
+pub mod keyvault;
+mod watch;
 
 use std::{
     env,
     ffi::OsString,
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    io,
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
-
 use crate::{
-    random,
-    secret::{Form, Secret},
+    key::format::{self, Fault},
+    secret::Secret,
 };
 
-/// Largest secret, in bytes.
-pub const MAX_LEN: u64 = 64 * 1024;
-/// Largest certificate file, in bytes: a bundle of every public authority is a quarter of it.
-const MAX_PUBLIC_LEN: u64 = 1024 * 1024;
+pub use file::{File, MAX_LEN, read_file, read_public, write_private, write_public, write_secret};
+pub use keyvault::KeyVault;
+pub use watch::watch;
+
 const DEFAULT_DIRECTORY: &str = "/run/secrets";
+
+/// Where a secret is kept.
+pub trait Source: Send + Sync + 'static {
+    /// Where that is, as messages say it.
+    fn place(&self) -> String;
+
+    /// The secret as it is now; `None` while it is still version `known`.
+    fn read(
+        &self,
+        known: Option<&Version>,
+    ) -> impl Future<Output = Result<Option<Found>, Error>> + Send;
+}
+
+/// Tells one state of a secret from another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Version(String);
+
+/// A secret as a source has it.
+pub struct Found {
+    /// Which state of it.
+    pub version: Version,
+    /// Its text.
+    pub text: Secret<Vec<u8>>,
+}
+
+/// Where a secret was found to be.
+pub enum Place {
+    /// In a file.
+    File(File),
+    /// In a KeyVault.
+    KeyVault(Box<KeyVault>),
+}
+
+impl Source for Place {
+    fn place(&self) -> String {
+        match self {
+            Self::File(file) => file.place(),
+            Self::KeyVault(keyvault) => keyvault.place(),
+        }
+    }
+
+    async fn read(&self, known: Option<&Version>) -> Result<Option<Found>, Error> {
+        match self {
+            Self::File(file) => file.read(known).await,
+            Self::KeyVault(keyvault) => keyvault.read(known).await,
+        }
+    }
+}
 
 /// Why a secret could not be read or written. No variant holds a value.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +98,32 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// What was found is not what it should be.
+    #[error("secret {name} in {place}: {fault}")]
+    Malformed {
+        /// The secret's name.
+        name: String,
+        /// Where it was found.
+        place: String,
+        /// Where what was expected.
+        fault: Fault,
+    },
+    /// Two variables say where a secret is.
+    #[error("{file} and {keyvault} are both set: a secret is in one place")]
+    TwoPlaces {
+        /// The variable that names a file.
+        file: String,
+        /// The variable that names a path in a KeyVault.
+        keyvault: String,
+    },
+    /// The KeyVault did not give it.
+    #[error("{place}: {failure}")]
+    KeyVault {
+        /// Where it was looked for.
+        place: String,
+        /// What went wrong.
+        failure: Box<keyvault::Failure>,
+    },
 }
 
 /// The file that secret `name` (lower case, `_`) is read from. The error names both places.
@@ -57,89 +135,112 @@ pub fn locate(name: &str) -> Result<PathBuf, Error> {
     )
 }
 
+/// Where secret `name` is: in `file` where that is given, else where the variables say (see the
+/// module).
+pub fn find(name: &str, file: Option<&Path>) -> Result<Place, Error> {
+    find_among(
+        name,
+        file,
+        |variable| env::var_os(variable),
+        Path::new(DEFAULT_DIRECTORY),
+    )
+}
+
+/// Reads secret `name` from where [`find`] finds it, and what its text means.
+pub async fn load<T>(
+    name: &str,
+    file: Option<&Path>,
+    parse: impl FnOnce(&Secret<Vec<u8>>) -> Result<T, Fault>,
+) -> Result<T, Error> {
+    let source = find(name, file)?;
+    let found = source.read(None).await?;
+    // Nothing is known yet that it could still be.
+    let text = found.map_or_else(|| Secret::new(Vec::new()), |found| found.text);
+    parse_as(name, &source.place(), text, parse)
+}
+
+/// Reads secret `name` from a file, from `file` where that is given, and what its text means. Where
+/// `WAVRY_<NAME>_FIELD` is set, that text is a field of a JSON object.
+pub fn read_as<T>(
+    name: &str,
+    file: Option<&Path>,
+    parse: impl FnOnce(&Secret<Vec<u8>>) -> Result<T, Fault>,
+) -> Result<T, Error> {
+    let path = match file {
+        Some(file) => file.to_owned(),
+        None => locate(name)?,
+    };
+    let text = read_file(&path)?;
+    let place = path.display().to_string();
+    let malformed = |fault| Error::Malformed {
+        name: name.to_owned(),
+        place: place.clone(),
+        fault,
+    };
+    match field_of(name, |variable| env::var_os(variable)) {
+        None => parse_as(name, &place, text, parse),
+        Some(field) => {
+            let text = format::field(&text, &[&field]).map_err(malformed)?;
+            parse_as(name, &place, text, parse)
+        }
+    }
+}
+
+fn parse_as<T>(
+    name: &str,
+    place: &str,
+    text: Secret<Vec<u8>>,
+    parse: impl FnOnce(&Secret<Vec<u8>>) -> Result<T, Fault>,
+) -> Result<T, Error> {
+    parse(&text).map_err(|fault| Error::Malformed {
+        name: name.to_owned(),
+        place: place.to_owned(),
+        fault,
+    })
+}
+
 /// Reads secret `name`; see the module.
 pub fn read(name: &str) -> Result<Secret<Vec<u8>>, Error> {
     read_file(&locate(name)?)
 }
 
-/// Reads a secret from a file: opened without following links, a regular file, owned by this user
-/// or root, no access for group and others, at most 64 KiB.
-///
-/// One kind of link is followed: one that stays below the file's own directory, as Kubernetes lays
-/// out a mounted secret (`key` → `..data/key` → `..2026_11_22/key`).
-pub fn read_file(path: &Path) -> Result<Secret<Vec<u8>>, Error> {
-    let problem = |problem: String| Error::File {
-        path: path.to_owned(),
-        problem,
-    };
-    let mut file =
-        open_no_follow(path).map_err(|error| problem(format!("cannot be opened: {error}")))?;
-    // All checks are of what was opened; what the name points at may change meanwhile.
-    let metadata = file
-        .metadata()
-        .map_err(|error| problem(format!("cannot be examined: {error}")))?;
-    let us = rustix::process::geteuid().as_raw();
-    if !metadata.is_file() {
-        return Err(problem("is not a regular file".into()));
+/// The field of a JSON object that secret `name` is.
+fn field_of(name: &str, variable_of: impl Fn(&str) -> Option<OsString>) -> Option<String> {
+    let variable = format!("WAVRY_{}_FIELD", name.to_ascii_uppercase());
+    let field = variable_of(&variable)?.to_string_lossy().into_owned();
+    (!field.is_empty()).then_some(field)
+}
+
+fn find_among(
+    name: &str,
+    file: Option<&Path>,
+    variable_of: impl Fn(&str) -> Option<OsString>,
+    directory: &Path,
+) -> Result<Place, Error> {
+    let field = field_of(name, &variable_of);
+    if let Some(file) = file {
+        return Ok(Place::File(File::new(file, field)));
     }
-    if metadata.uid() != us && metadata.uid() != 0 {
-        return Err(problem(format!(
-            "belongs to user {}: it must belong to user {us} or root (chown {us})",
-            metadata.uid()
-        )));
-    }
-    if metadata.mode() & 0o077 != 0 {
-        return Err(problem(format!(
-            "is open to group or others (mode {:04o}): chmod 600",
-            metadata.mode() & 0o7777
-        )));
-    }
-    if metadata.len() > MAX_LEN {
-        return Err(problem(format!(
-            "has {} bytes: a secret has {MAX_LEN} at most",
-            metadata.len()
-        )));
-    }
-    // One byte more than expected shows that there are no more.
-    Secret::filled(metadata.len() as usize + 1, |room| {
-        match read_up_to(&mut file, room) {
-            Ok(length) if length < room.len() => Ok(length),
-            Ok(_) => Err(problem("grew while it was read: try again".into())),
-            Err(error) => Err(problem(format!("cannot be read: {error}"))),
+    let upper = name.to_ascii_uppercase();
+    let (file, keyvault) = (
+        format!("WAVRY_{upper}_FILE"),
+        format!("WAVRY_{upper}_KEYVAULT"),
+    );
+    let is_set = |variable: &str| variable_of(variable).filter(|value| !value.is_empty());
+    match (is_set(&file), is_set(&keyvault)) {
+        (Some(_), Some(_)) => Err(Error::TwoPlaces { file, keyvault }),
+        (None, Some(path)) => {
+            let path = path.to_string_lossy();
+            let config = keyvault::Config::from_variables(&is_set)?;
+            Ok(Place::KeyVault(Box::new(KeyVault::new(
+                config, &path, field,
+            )?)))
         }
-    })
-}
-
-/// Reads a file that is no secret, at most 1 MiB.
-pub fn read_public(path: &Path) -> Result<Vec<u8>, Error> {
-    let problem = |problem: String| Error::File {
-        path: path.to_owned(),
-        problem,
-    };
-    let cannot = |error: io::Error| problem(format!("cannot be read: {error}"));
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_PUBLIC_LEN + 1).read_to_end(&mut bytes))
-        .map_err(cannot)?;
-    if bytes.len() as u64 > MAX_PUBLIC_LEN {
-        return Err(problem(format!("has more than {MAX_PUBLIC_LEN} bytes")));
+        _ => {
+            let path = locate_among(name, variable_of, directory)?;
+            Ok(Place::File(File::new(path, field)))
+        }
     }
-    Ok(bytes)
-}
-
-/// Writes a secret to a file as [`write_private`] does.
-pub fn write_secret<T: Form>(path: &Path, secret: &Secret<T>) -> Result<(), Error> {
-    write(path, |file| secret.write_to(file), 0o600)
-}
-
-/// Writes a file that only its owner can read: to a new file beside it, synced, then renamed over.
-pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    write(path, |file| file.write_all(bytes), 0o600)
-}
-
-/// Writes a file that everyone may read, in the same way.
-pub fn write_public(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    write(path, |file| file.write_all(bytes), 0o644)
 }
 
 fn locate_among(
@@ -171,130 +272,16 @@ fn locate_among(
     }
 }
 
-fn open_no_follow(path: &Path) -> io::Result<File> {
-    // Not blocking: opening a FIFO would wait for whoever writes to it.
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits() as i32)
-        .open(path);
-    match opened {
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-            open_beneath(path)
-        }
-        opened => opened,
-    }
-}
-
-/// Follows a link, as long as it stays below the directory it is in; the kernel sees to that in the
-/// same step as it opens the file.
-#[cfg(target_os = "linux")]
-fn open_beneath(path: &Path) -> io::Result<File> {
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    let directory = File::open(directory_of(path))?;
-    rustix::fs::openat2(
-        directory,
-        name,
-        OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
-    )
-    .map(File::from)
-    .map_err(|error| match error {
-        rustix::io::Errno::XDEV => io::Error::other("it is a link that leaves its directory"),
-        error => error.into(),
-    })
-}
-
-#[cfg(not(target_os = "linux"))]
-fn open_beneath(_path: &Path) -> io::Result<File> {
-    Err(io::Error::other("it is a link"))
-}
-
-fn read_up_to(file: &mut File, bytes: &mut [u8]) -> io::Result<usize> {
-    let mut length = 0;
-    while length < bytes.len() {
-        match file.read(&mut bytes[length..]) {
-            Ok(0) => break,
-            Ok(more) => length += more,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(length)
-}
-
-fn directory_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(directory) if !directory.as_os_str().is_empty() => directory,
-        _ => Path::new("."),
-    }
-}
-
-fn write(
-    path: &Path,
-    content: impl FnOnce(&mut File) -> io::Result<()>,
-    mode: u32,
-) -> Result<(), Error> {
-    let problem = |problem: String| Error::File {
-        path: path.to_owned(),
-        problem,
-    };
-    let name = path
-        .file_name()
-        .ok_or_else(|| problem("is not the name of a file".into()))?;
-    let mut temporary_name = OsString::from(".");
-    temporary_name.push(name);
-    temporary_name.push(format!(".{}", hex::encode(random::bytes::<8>())));
-    let directory = directory_of(path);
-    let temporary = directory.join(temporary_name);
-    let written = write_new(&temporary, content, mode)
-        .and_then(|()| fs::rename(&temporary, path))
-        // The rename itself is only durable once its directory is.
-        .and_then(|()| File::open(directory)?.sync_all());
-    written.map_err(|error| {
-        // What matters is why the file was not written; a stray temporary file harms nobody.
-        let _ = fs::remove_file(&temporary);
-        problem(format!("cannot be written: {error}"))
-    })
-}
-
-fn write_new(
-    path: &Path,
-    content: impl FnOnce(&mut File) -> io::Result<()>,
-    mode: u32,
-) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(path)?;
-    content(&mut file)?;
-    file.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::{fs, os::unix::fs::PermissionsExt};
 
     fn file(directory: &Path, name: &str, mode: u32) -> PathBuf {
         let path = directory.join(name);
         fs::write(&path, b"s3cret").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         path
-    }
-
-    fn refusal(path: &Path) -> String {
-        match read_file(path) {
-            Ok(_) => panic!("{} was read", path.display()),
-            Err(error) => {
-                let text = error.to_string();
-                assert!(text.starts_with(&path.display().to_string()), "{text}");
-                assert!(!text.contains("s3cret"), "{text}");
-                text
-            }
-        }
     }
 
     #[test]
@@ -333,107 +320,59 @@ mod tests {
     }
 
     #[test]
-    fn a_private_file_is_read_whole() {
-        let directory = tempfile::tempdir().unwrap();
-        for mode in [0o600, 0o400] {
-            let path = file(directory.path(), &format!("key{mode}"), mode);
-            assert!(read_file(&path).unwrap().matches(b"s3cret"));
-        }
-        let empty = directory.path().join("empty");
-        write_private(&empty, b"").unwrap();
-        assert!(read_file(&empty).unwrap().matches(b""));
-        let full = directory.path().join("full");
-        write_private(&full, &[7; MAX_LEN as usize]).unwrap();
-        assert!(read_file(&full).unwrap().matches(&[7; MAX_LEN as usize]));
-    }
-
-    #[test]
-    fn a_file_that_others_may_open_is_refused_with_the_way_out() {
-        let directory = tempfile::tempdir().unwrap();
-        for mode in [0o644, 0o640, 0o604, 0o620, 0o601] {
-            let path = file(directory.path(), &format!("key{mode}"), mode);
-            assert!(refusal(&path).contains("chmod 600"));
-        }
-    }
-
-    #[test]
-    fn a_file_of_another_user_is_refused() {
+    fn a_secret_that_is_malformed_is_named_with_its_file_and_place_and_without_its_value() {
         let directory = tempfile::tempdir().unwrap();
         let path = file(directory.path(), "key", 0o600);
-        // Only root can give a file away; for anyone else there is nothing to try.
-        if std::os::unix::fs::chown(&path, Some(12345), None).is_ok() {
-            assert!(refusal(&path).contains("belongs to user 12345"));
-        }
-    }
-
-    #[test]
-    fn what_is_not_a_regular_file_of_reasonable_size_is_refused_without_waiting() {
-        let directory = tempfile::tempdir().unwrap();
-        assert!(refusal(directory.path()).contains("not a regular file"));
-        assert!(refusal(&directory.path().join("gone")).contains("cannot be opened"));
-
-        let fifo = directory.path().join("fifo");
-        let file_type = rustix::fs::FileType::Fifo;
-        rustix::fs::mknodat(rustix::fs::CWD, &fifo, file_type, Mode::RUSR, 0).unwrap();
-        assert!(refusal(&fifo).contains("not a regular file"));
-
-        let large = directory.path().join("large");
-        write_private(&large, &[0; MAX_LEN as usize + 1]).unwrap();
-        assert!(refusal(&large).contains("65536 at most"));
-    }
-
-    #[test]
-    fn a_link_that_stays_below_its_directory_is_followed_as_kubernetes_lays_secrets_out() {
-        let directory = tempfile::tempdir().unwrap();
-        let first = directory.path().join("..2026_11_22");
-        fs::create_dir(&first).unwrap();
-        file(&first, "key", 0o400);
-        symlink("..2026_11_22", directory.path().join("..data")).unwrap();
-        let path = directory.path().join("key");
-        symlink("..data/key", &path).unwrap();
-        assert!(read_file(&path).unwrap().matches(b"s3cret"));
-
-        // What is behind the link is held to the same rules.
-        fs::set_permissions(first.join("key"), fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(refusal(&path).contains("chmod 600"));
-    }
-
-    #[test]
-    fn a_link_that_leaves_its_directory_is_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        let (inside, outside) = (directory.path().join("in"), directory.path().join("out"));
-        fs::create_dir(&inside).unwrap();
-        fs::create_dir(&outside).unwrap();
-        let target = file(&outside, "key", 0o600);
-        for (name, to) in [
-            ("relative", PathBuf::from("../out/key")),
-            ("absolute", target),
-            ("loop", PathBuf::from("loop")),
-        ] {
-            let link = inside.join(name);
-            symlink(to, &link).unwrap();
-            assert!(refusal(&link).contains("cannot be opened"));
-        }
-    }
-
-    #[test]
-    fn a_written_file_is_private_replaces_the_old_one_and_leaves_nothing_beside_it() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = file(directory.path(), "key", 0o644);
-        write_private(&path, b"new").unwrap();
-        assert!(read_file(&path).unwrap().matches(b"new"));
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_write_that_fails_names_the_file_and_leaves_nothing() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("key");
-        fs::create_dir(&path).unwrap();
-        let text = write_private(&path, b"s3cret").unwrap_err().to_string();
-        assert!(text.contains("cannot be written"), "{text}");
+        let refused = read_as("master_key", Some(&path), format::symmetric::<32>);
+        let text = refused.err().unwrap().to_string();
+        assert!(text.starts_with("secret master_key in /"), "{text}");
+        assert!(
+            text.contains("key: line 1, column 6: expected the bytes"),
+            "{text}"
+        );
         assert!(!text.contains("s3cret"), "{text}");
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        let read = read_as("password", Some(&path), format::password);
+        assert!(read.is_ok_and(|read| read.matches(b"s3cret")));
+    }
+
+    #[test]
+    fn a_secret_is_in_a_file_or_in_a_keyvault_and_not_in_both() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = file(directory.path(), "key", 0o600);
+        let with = |variables: &'static [(&str, &str)]| {
+            let variable_of = |variable: &str| {
+                let set = variables.iter().find(|(name, _)| *name == variable);
+                match set {
+                    Some((_, "FILE")) => Some(path.clone().into()),
+                    Some((_, value)) => Some(OsString::from(value)),
+                    None => None,
+                }
+            };
+            find_among("master_key", None, variable_of, directory.path())
+        };
+        let in_file = with(&[("WAVRY_MASTER_KEY_FILE", "FILE")]);
+        assert!(matches!(in_file, Ok(Place::File(_))));
+        let both = with(&[
+            ("WAVRY_MASTER_KEY_FILE", "FILE"),
+            ("WAVRY_MASTER_KEY_KEYVAULT", "secret/wavry/master"),
+        ]);
+        assert!(matches!(both, Err(Error::TwoPlaces { .. })));
+        let without_address = with(&[("WAVRY_MASTER_KEY_KEYVAULT", "secret/wavry/master")]);
+        let text = without_address.err().unwrap().to_string();
+        assert!(text.contains("WAVRY_KEYVAULT_URL"), "{text}");
+        assert!(with(&[]).is_err());
+    }
+
+    #[test]
+    fn a_variable_says_which_field_of_an_object_a_secret_is() {
+        let with = |value: &str| {
+            field_of("master_key", |variable| {
+                assert_eq!(variable, "WAVRY_MASTER_KEY_FIELD");
+                Some(value.into())
+            })
+        };
+        assert_eq!(with("key").as_deref(), Some("key"));
+        assert_eq!(with(""), None);
+        assert_eq!(field_of("master_key", |_| None), None);
     }
 }

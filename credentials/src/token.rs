@@ -22,7 +22,7 @@ use wavry_proto::{
 
 use crate::{
     identity::Identity,
-    key::{Ed25519, MacKey},
+    key::{Ed25519, MacKey, format},
     secret::Secret,
 };
 
@@ -62,6 +62,11 @@ impl SigningKey {
     pub fn from_paserk(text: &Secret<Vec<u8>>) -> Result<Self, MalformedKey> {
         let key = Ed25519::from_paserk(text).map_err(|_| MalformedKey("k4.secret"))?;
         Ok(Self::of(Arc::new(key)))
+    }
+
+    /// Reads it in any form that [`format`] knows.
+    pub fn read(text: &Secret<Vec<u8>>) -> Result<Self, format::Fault> {
+        Ok(Self::of(Arc::new(format::ed25519(text)?)))
     }
 
     /// As PASERK `k4.secret`.

@@ -134,6 +134,7 @@ mod tests {
             allowed_origins: Vec::new(),
             max_sessions: None,
             refuse_with: Default::default(),
+            keys: Vec::new(),
         };
         let mut roster = Roster::empty("test".parse().unwrap());
         roster.services = vec![service("chat", &["chat.example"]), service("echo", &[])];

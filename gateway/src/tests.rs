@@ -235,6 +235,7 @@ fn roster(key: &SigningKey, exit: &Identity, gateway: &Identity) -> Roster {
         allowed_origins: vec![origin.to_owned()],
         max_sessions: None,
         refuse_with: Default::default(),
+        keys: Vec::new(),
     };
     let mut services = vec![
         service("chat", Access::Public, "*"),

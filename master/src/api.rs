@@ -343,7 +343,7 @@ pub(crate) fn bearer(headers: &HeaderMap) -> Result<&str, Refusal> {
         .ok_or(Refusal::TokenMissing)
 }
 
-/// Reads JSON.
+/// Reads a JSON object.
 pub(crate) fn parse<T: DeserializeOwned>(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<T, Refusal> {
@@ -353,6 +353,11 @@ pub(crate) fn parse<T: DeserializeOwned>(
         }
         _ => Refusal::Malformed("the body ended early".to_owned()),
     })?;
+    // A list would be read as an object's fields in order, and an empty one as an object of defaults.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        let expected = "the body is not a JSON object";
+        return Err(Refusal::Malformed(expected.to_owned()));
+    }
     serde_json::from_slice(&body).map_err(|error| {
         let place = Place::from(&error);
         Refusal::Malformed(format!("the body is not what this path takes: {place}"))

@@ -9,13 +9,18 @@ use std::{
 
 use http::Uri;
 use serde::{Deserialize, Serialize};
+use wavry_credentials::token::KeySet;
 use wavry_proto::{
     config::{Invalid, at_least_one, required},
     control::{Access, RefuseWith, Service},
     id::ClusterName,
 };
 
-use crate::{keys::Pace, keyvault};
+use crate::{
+    audit_sink::{self, RawSink},
+    keys::Pace,
+    keyvault,
+};
 
 /// Configuration as it is written, in table `master`. Every key may be left out; those without a
 /// default are missed by [`Config::try_from`].
@@ -28,9 +33,8 @@ pub struct Raw {
     pub cluster: String,
     /// SQLite file; made when there is none.
     pub database: Option<PathBuf>,
-    /// File of JSON lines that the audit log is copied to; none unless given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub audit_file: Option<PathBuf>,
+    /// Where else the audit log goes.
+    pub audit_sinks: Vec<RawSink>,
     /// PEM file with the certificate chain; its key is secret `tls_key`.
     pub certificate: Option<PathBuf>,
     /// How often a node tells that it is there, and how often silence is looked for.
@@ -84,6 +88,9 @@ pub struct RawService {
     /// How clients are told that a session is refused: with its `status` (the default), or with a
     /// session that is closed at once (`close`).
     pub refuse_with: RefuseWith,
+    /// Public keys of the service's owner (PASERK `k4.public`), who signs session tokens for it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<String>,
 }
 
 impl Default for Raw {
@@ -92,7 +99,7 @@ impl Default for Raw {
             listen: SocketAddr::from(([127, 0, 0, 1], 8443)),
             cluster: "wavry".to_owned(),
             database: None,
-            audit_file: None,
+            audit_sinks: Vec::new(),
             certificate: None,
             heartbeat_interval: Duration::from_secs(2),
             suspect_after: Duration::from_secs(10),
@@ -118,8 +125,8 @@ pub struct Config {
     pub cluster: ClusterName,
     /// SQLite file.
     pub database: PathBuf,
-    /// File of JSON lines that the audit log is copied to.
-    pub audit_file: Option<PathBuf>,
+    /// Where else the audit log goes.
+    pub audit_sinks: Vec<audit_sink::Config>,
     /// PEM file with the certificate chain; its key is secret `tls_key`.
     pub certificate: PathBuf,
     /// How often a node tells that it is there, and how often silence is looked for.
@@ -210,7 +217,7 @@ impl TryFrom<Raw> for Config {
             listen: raw.listen,
             cluster,
             database: required("database", raw.database)?,
-            audit_file: raw.audit_file,
+            audit_sinks: audit_sink::sinks(raw.audit_sinks)?,
             certificate: required("certificate", raw.certificate)?,
             heartbeat_interval: raw.heartbeat_interval,
             suspect_after: raw.suspect_after,
@@ -235,10 +242,13 @@ impl TryFrom<Raw> for Config {
     }
 }
 
+/// Keys that the owner of a service may have: as many as rotate at once, for several issuers.
+const MAX_OWNER_KEYS: usize = 16;
 /// Below this, heartbeats are a load and not a sign of life.
 const MIN_HEARTBEAT_INTERVAL: Duration = Duration::from_millis(50);
 
-fn services(raw: Vec<RawService>) -> Result<Vec<Service>, Invalid> {
+/// Checks services; they come in lower case, without duplicates, ordered by name.
+pub(crate) fn services(raw: Vec<RawService>) -> Result<Vec<Service>, Invalid> {
     let mut names = HashSet::new();
     let mut bound_hosts = HashSet::new();
     let mut services = Vec::with_capacity(raw.len());
@@ -280,6 +290,14 @@ fn services(raw: Vec<RawService>) -> Result<Vec<Service>, Invalid> {
                 "must be at least 1; remove the service to close it",
             ));
         }
+        if raw.keys.len() > MAX_OWNER_KEYS {
+            return Err(Invalid::new(at("keys".into()), "has more than 16 keys"));
+        }
+        for (i, key) in raw.keys.iter().enumerate() {
+            KeySet::from_paserk(&[key]).map_err(|_| {
+                Invalid::new(at(format!("keys[{i}]")), "must be a PASERK k4.public key")
+            })?;
+        }
         services.push(Service {
             name,
             hosts,
@@ -287,6 +305,7 @@ fn services(raw: Vec<RawService>) -> Result<Vec<Service>, Invalid> {
             allowed_origins,
             max_sessions: raw.max_sessions,
             refuse_with: raw.refuse_with,
+            keys: raw.keys,
         });
     }
     services.sort_by(|a, b| a.name.cmp(&b.name));
@@ -444,6 +463,17 @@ mod tests {
         }
         let twice = with_service(|s| s.hosts = vec!["a".into(), "A".into()]);
         assert_eq!(twice.unwrap_err().key, "services[0].hosts[1]");
+    }
+
+    #[test]
+    fn an_owners_keys_are_keys_and_few() {
+        let key = wavry_credentials::token::SigningKey::generate().public_paserk();
+        let config = with_service(|s| s.keys = vec![key.clone()]).unwrap();
+        assert_eq!(config.services[0].keys, std::slice::from_ref(&key));
+        let refused = with_service(|s| s.keys = vec![key.clone(), "k4.public.x".into()]);
+        assert_eq!(refused.unwrap_err().key, "services[0].keys[1]");
+        let many = with_service(|s| s.keys = vec![key; 17]);
+        assert_eq!(many.unwrap_err().key, "services[0].keys");
     }
 
     #[test]

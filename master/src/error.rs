@@ -13,12 +13,6 @@ pub enum StartError {
     /// A secret is missing or must not be used; the error names variable and path.
     #[error(transparent)]
     Secret(#[from] source::Error),
-    /// The secret `master_key` is not a key.
-    #[error("secret master_key is not a PASERK k4.secret key")]
-    MasterKey,
-    /// The secret `audit_key` is not a key.
-    #[error("secret audit_key is not a PASERK k4.secret key")]
-    AuditKey,
     /// The audit log is not what was written. `wavry audit verify` names the first line that is bad.
     #[error("the audit log in {path} does not hold; see `wavry audit verify`", path = .file.display())]
     Audit {
@@ -41,6 +35,9 @@ pub enum StartError {
     /// The KeyVault cannot be used.
     #[error("KeyVault (master.keyvault)")]
     KeyVault(#[source] Box<keyvault::StartError>),
+    /// A service of the configuration cannot be there beside one that an operator made.
+    #[error("a service of the configuration cannot be served (master.services)")]
+    Service(#[source] store::ServiceError),
     /// The address is taken, or not of this host.
     #[error("cannot listen on {address} (master.listen)")]
     Listen {

@@ -6,6 +6,7 @@
 //! signed when it changes and served from memory.
 //!
 //! * [`config`]: what the master is told.
+//! * [`audit_sink`]: copies of the audit log elsewhere; [`audit_reader`]: the log, read and checked.
 //! * [`keys`]: the life of keys that sign.
 //! * [`store`]: what it remembers, the audit log too.
 //! * [`presence`]: which nodes are heard of.
@@ -15,7 +16,8 @@
 //! * [`keyvault`]: secrets, kept encrypted and handed out by policy.
 
 mod api;
-mod audit_file;
+pub mod audit_reader;
+pub mod audit_sink;
 mod audited;
 mod channel;
 pub mod config;
@@ -32,13 +34,13 @@ mod ring;
 mod server;
 pub mod store;
 
-use std::{convert::Infallible, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use tokio::{net::TcpListener, task::JoinHandle, time::MissedTickBehavior};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use wavry_credentials::{audit, cert, clock::unix_time, secret::Secret, source, token::SigningKey};
+use wavry_credentials::{audit, cert, clock::unix_time, source, token::SigningKey};
 
 pub use config::Config;
 pub use error::StartError;
@@ -46,6 +48,7 @@ pub use metrics::{describe as describe_metrics, describe_keyvault as describe_ke
 
 use audited::Strangers;
 use registry::{Registry, Times};
+use store::ServiceError;
 
 /// A master that is bound and ready to serve.
 pub struct Master {
@@ -58,7 +61,7 @@ pub struct Master {
     heartbeat_interval: Duration,
     drain_timeout: Duration,
     leaving: CancellationToken,
-    audit_file: Option<PathBuf>,
+    audit_sinks: Vec<audit_sink::Config>,
     keyvault: Option<keyvault::KeyVault>,
     certificate_watch: Abort,
 }
@@ -67,11 +70,13 @@ impl Master {
     /// Reads secrets and certificate, opens the database, and binds. Clients that connect from now
     /// on are served as soon as [`Master::run`] is.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        let master_key = read_secret("master_key", config.master_key.as_ref())?;
-        let key = SigningKey::from_paserk(&master_key).map_err(|_| StartError::MasterKey)?;
-        let audit_key = read_secret("audit_key", config.audit_key.as_ref())?;
-        let audit_key = audit::Key::from_paserk(&audit_key, config.cluster.clone())
-            .map_err(|_| StartError::AuditKey)?;
+        let file = config.master_key.as_deref();
+        let key = source::load("master_key", file, SigningKey::read).await?;
+        let file = config.audit_key.as_deref();
+        let audit_key = source::load("audit_key", file, |text| {
+            audit::Key::read(text, config.cluster.clone())
+        })
+        .await?;
         let audit_key = Arc::new(audit_key);
         let tls_key = match config.tls_key {
             Some(file) => file,
@@ -97,7 +102,11 @@ impl Master {
             },
         })?;
         store.adopt(&key, unix_time()).await.map_err(unusable)?;
-        store.configure(&config.services).await.map_err(unusable)?;
+        let configured = store.configure(&config.services).await;
+        configured.map_err(|error| match error {
+            ServiceError::Store(source) => unusable(source),
+            source => StartError::Service(source),
+        })?;
         // Nodes may hold what was signed long ago, and shall know that it is current.
         let snapshot = store.renew().await.map_err(unusable)?;
         let times = Times {
@@ -151,7 +160,7 @@ impl Master {
             heartbeat_interval: config.heartbeat_interval,
             drain_timeout: config.drain_timeout,
             leaving,
-            audit_file: config.audit_file,
+            audit_sinks: config.audit_sinks,
             keyvault,
             certificate_watch: Abort(certificates.watch(&config.certificate, &tls_key)),
         })
@@ -168,9 +177,10 @@ impl Master {
         let leaving = self.leaving;
         let registry = self.registry.clone();
         let _certificate_watch = self.certificate_watch;
-        let _audit_file = self
-            .audit_file
-            .map(|file| Abort(tokio::spawn(self.registry.copy_audit_to(file))));
+        let sinks = self.audit_sinks.into_iter();
+        let _sinks: Vec<_> = sinks
+            .map(|sink| Abort(tokio::spawn(self.registry.copy_audit_to(sink))))
+            .collect();
         let _upkeep = self
             .keyvault
             .clone()
@@ -213,13 +223,6 @@ impl Master {
         self.registry.close().await;
         tracing::info!("master stopped");
         Ok(())
-    }
-}
-
-fn read_secret(name: &str, file: Option<&PathBuf>) -> Result<Secret<Vec<u8>>, source::Error> {
-    match file {
-        Some(file) => source::read_file(file),
-        None => source::read(name),
     }
 }
 

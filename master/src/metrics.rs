@@ -7,6 +7,7 @@ pub(crate) const REGISTRATIONS: &str = "wavry_master_registrations_total";
 pub(crate) const CONNECTIONS: &str = "wavry_master_connections";
 pub(crate) const HANDSHAKES_FAILED: &str = "wavry_master_handshakes_failed_total";
 pub(crate) const ROSTER_EPOCH: &str = "wavry_master_roster_epoch";
+pub(crate) const SERVICES: &str = "wavry_master_services";
 pub(crate) const NODES: &str = "wavry_master_nodes";
 
 pub(crate) const KEYS: &str = "wavry_master_signing_keys";
@@ -17,7 +18,9 @@ pub(crate) const REVOCATIONS: &str = "wavry_master_revocations_total";
 pub(crate) const AUDIT_LINES: &str = "wavry_master_audit_lines_total";
 pub(crate) const AUDIT_UNWRITTEN: &str = "wavry_master_audit_unwritten_total";
 
-pub(crate) const AUDIT_FILE_FAILURES: &str = "wavry_master_audit_file_failures_total";
+pub(crate) const SINK_LINES: &str = "wavry_audit_sink_lines_total";
+pub(crate) const SINK_FAILURES: &str = "wavry_audit_sink_failures_total";
+pub(crate) const SINK_NEWEST: &str = "wavry_audit_sink_newest_line";
 
 pub(crate) const KEYVAULT_REQUESTS: &str = "wavry_keyvault_requests_total";
 pub(crate) const KEYVAULT_REQUEST_SECONDS: &str = "wavry_keyvault_request_seconds";
@@ -77,9 +80,19 @@ pub fn describe() {
         "Denials that were not written to the audit log, by reason: strangers"
     );
     describe_counter!(
-        AUDIT_FILE_FAILURES,
+        SINK_LINES,
         Unit::Count,
-        "Attempts to copy the audit log to its file that failed"
+        "Lines of the audit log that were written to a sink, those that came twice too"
+    );
+    describe_counter!(
+        SINK_FAILURES,
+        Unit::Count,
+        "Attempts to write the audit log to a sink that failed"
+    );
+    describe_gauge!(
+        SINK_NEWEST,
+        Unit::Count,
+        "Number of the newest line that was written to a sink"
     );
     describe_gauge!(CONNECTIONS, Unit::Count, "Open TLS connections");
     describe_counter!(
@@ -88,6 +101,7 @@ pub fn describe() {
         "Connections that ended before a request could be read, by reason: timeout, tls, version"
     );
     describe_gauge!(ROSTER_EPOCH, Unit::Count, "Epoch of the roster served");
+    describe_gauge!(SERVICES, Unit::Count, "Services in the roster served");
     describe_gauge!(
         NODES,
         Unit::Count,

@@ -1,10 +1,12 @@
-//! What operators ask of the master: which nodes there are, and that a node or a subject's tokens be
-//! revoked. `GET /openapi.json` describes the routes.
+//! What operators ask of the master: to look at nodes, services and keys, to change services, to revoke
+//! nodes and subjects, to rotate keys. `GET /openapi.json` describes the routes.
 //!
 //! Every route takes an operator's token ([`Operator`]) as its bearer, and asks for a role. Whatever
 //! changes something is on record before it is answered, with the token's subject as the actor.
 
 #![expect(unused_qualifications, reason = "utoipa's macros write paths in full")]
+
+mod service;
 
 use std::{sync::Arc, time::Duration};
 
@@ -44,6 +46,8 @@ use crate::{
     presence::{State as NodeState, Whereabouts},
     problem::Refusal,
 };
+
+pub use service::{ServiceSpec, ServiceStatus, Services};
 
 /// Where the description of the routes is.
 const DOCUMENT: &str = "/openapi.json";
@@ -221,6 +225,12 @@ fn documented() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
         .routes(routes!(show_node))
         .routes(routes!(revoke_node))
         .routes(routes!(list_revocations, revoke_subject))
+        .routes(routes!(service::list_services))
+        .routes(routes!(
+            service::show_service,
+            service::put_service,
+            service::delete_service
+        ))
         .routes(routes!(list_keys))
         .routes(routes!(rotate_key))
         .split_for_parts()

@@ -9,7 +9,7 @@ use wavry_proto::{control::Problem, id::ServiceName, token::OperatorRole};
 
 use crate::{
     audited::Word,
-    store::{self, HeartbeatError, RegisterError, RevokeError, keys::RotateError},
+    store::{self, HeartbeatError, RegisterError, RevokeError, ServiceError, keys::RotateError},
 };
 
 /// Why a request was refused. No variant holds what the request held, but for names that were
@@ -64,6 +64,23 @@ pub enum Refusal {
     /// The node that is spoken of is not registered.
     #[error("there is no such node")]
     NoSuchNode,
+    /// The service that is spoken of is not there.
+    #[error("there is no such service")]
+    NoSuchService,
+    /// The service is one of the configuration.
+    #[error("the service is in the master's configuration, and is changed there")]
+    ServiceConfigured,
+    /// A host is bound to another service.
+    #[error("{host} is bound to service {service}")]
+    HostBound {
+        /// The host.
+        host: String,
+        /// The other service.
+        service: ServiceName,
+    },
+    /// No further service can be made.
+    #[error("there are {} services already", store::MAX_SERVICES)]
+    TooManyServices,
     /// A key is on its way already.
     #[error("a new key is published already, and signs in its turn")]
     RotationUnderWay,
@@ -131,6 +148,14 @@ impl Refusal {
             Self::NodeRevoked => (S::FORBIDDEN, "node-revoked", "Node revoked"),
             Self::KeyRevoked => (S::FORBIDDEN, "key-revoked", "Key revoked"),
             Self::NoSuchNode => (S::NOT_FOUND, "no-such-node", "No such node"),
+            Self::NoSuchService => (S::NOT_FOUND, "no-such-service", "No such service"),
+            Self::ServiceConfigured => (S::CONFLICT, "service-configured", "Service configured"),
+            Self::HostBound { .. } => (S::CONFLICT, "host-bound", "Host bound"),
+            Self::TooManyServices => (
+                S::INSUFFICIENT_STORAGE,
+                "too-many-services",
+                "Too many services",
+            ),
             Self::RotationUnderWay => (S::CONFLICT, "rotation-under-way", "Rotation under way"),
             Self::TooManyRevocations => (
                 S::INSUFFICIENT_STORAGE,
@@ -179,6 +204,18 @@ impl From<RotateError> for Refusal {
         match error {
             RotateError::UnderWay => Self::RotationUnderWay,
             RotateError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<ServiceError> for Refusal {
+    fn from(error: ServiceError) -> Self {
+        match error {
+            ServiceError::Unknown => Self::NoSuchService,
+            ServiceError::Configured => Self::ServiceConfigured,
+            ServiceError::HostBound { host, service } => Self::HostBound { host, service },
+            ServiceError::TooMany => Self::TooManyServices,
+            ServiceError::Store(error) => error.into(),
         }
     }
 }

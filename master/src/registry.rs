@@ -1,36 +1,32 @@
 //! The registry at work: the store, who is heard of, and the signed roster that is served.
 
 use std::{
-    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use tokio::{
-    sync::{Notify, watch},
-    time::timeout,
-};
+use tokio::{sync::watch, time::timeout};
 pub(crate) use wavry_credentials::clock::unix_time;
 use wavry_credentials::{
     audit::{Action, Event},
     token::{KeySet, Rejected, Scope, SigningKey},
 };
 use wavry_proto::{
-    control::{Node, Revocation, Role, Roster},
+    control::{Node, Revocation, Role, Roster, Service},
     id::{ClusterName, NodeId, ServiceName, SubjectDigest},
     token::NodeRequest,
 };
 
 use crate::{
-    audit_file,
+    audit_sink,
     keys::{Due, Pace, Reason, due},
     metrics as names,
     presence::{Presence, Report, State, Whereabouts},
     problem::Refusal,
     ring::Ring,
     store::{
-        self, Admission, Announcement, RegisterError, RevokeError, Snapshot, Store,
+        self, Admission, Announcement, RegisterError, RevokeError, ServiceError, Snapshot, Store,
         keys::{RotateError, Rotation},
     },
 };
@@ -56,7 +52,7 @@ struct Shared {
     writing: tokio::sync::Mutex<()>,
     published: watch::Sender<Arc<Published>>,
     /// Told after each line of the audit log.
-    audited: Arc<Notify>,
+    audited: watch::Sender<()>,
 }
 
 /// When what was heard counts as old.
@@ -105,7 +101,7 @@ impl Registry {
                 presence: Mutex::new(presence),
                 writing: tokio::sync::Mutex::new(()),
                 published: watch::Sender::new(first),
-                audited: Arc::default(),
+                audited: watch::Sender::new(()),
             }),
         })
     }
@@ -211,7 +207,7 @@ impl Registry {
                 Ok(Err(_)) => {}
             }
             let (_writing, changed) = written.unwrap_or(Err(store::Error::TooSlow.into()))?;
-            shared.audited.notify_one();
+            shared.audited.send_replace(());
             shared
                 .presence()
                 .wrote(&admission.node, admission.announcement, Instant::now());
@@ -232,6 +228,44 @@ impl Registry {
             let (_writing, changed) = shared.audited(written.await)?;
             shared.presence().forget(&node);
             tracing::warn!(%node, "node revoked");
+            shared.publish(changed);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Makes a service or changes it; nodes are told at once. Whether it is new.
+    pub(crate) async fn put_service(
+        &self,
+        service: Service,
+        event: Event,
+    ) -> Result<bool, Refusal> {
+        self.detached(move |shared| async move {
+            let written = timeout(AUDIT_DEADLINE, async {
+                let writing = shared.writing.lock().await;
+                let (is_new, changed) = shared.store.put_service(&service, &event).await?;
+                Ok::<_, ServiceError>((writing, is_new, changed))
+            });
+            let (_writing, is_new, changed) = shared.audited(written.await)?;
+            shared.publish(changed);
+            Ok(is_new)
+        })
+        .await
+    }
+
+    /// Takes a service away; nodes are told at once.
+    pub(crate) async fn delete_service(
+        &self,
+        name: ServiceName,
+        event: Event,
+    ) -> Result<(), Refusal> {
+        self.detached(move |shared| async move {
+            let written = timeout(AUDIT_DEADLINE, async {
+                let writing = shared.writing.lock().await;
+                let changed = shared.store.delete_service(&name, &event).await?;
+                Ok::<_, ServiceError>((writing, changed))
+            });
+            let (_writing, changed) = shared.audited(written.await)?;
             shared.publish(changed);
             Ok(())
         })
@@ -269,15 +303,19 @@ impl Registry {
             });
             let written = written.await.unwrap_or(Err(store::Error::TooSlow));
             count_line(if written.is_ok() { "written" } else { "failed" });
-            shared.audited.notify_one();
+            shared.audited.send_replace(());
             Ok(written?)
         })
         .await
     }
 
-    /// Copies the audit log to a file, as long as it is polled.
-    pub(crate) fn copy_audit_to(&self, file: PathBuf) -> impl Future<Output = ()> + use<> {
-        audit_file::follow(self.shared.store.clone(), file, self.shared.audited.clone())
+    /// Copies the audit log to a sink, as long as it is polled.
+    pub(crate) fn copy_audit_to(
+        &self,
+        sink: audit_sink::Config,
+    ) -> impl Future<Output = ()> + use<> {
+        let news = self.shared.audited.subscribe();
+        audit_sink::follow(self.shared.store.clone(), sink, news)
     }
 
     /// Takes a heartbeat. One that says nothing new costs no write.
@@ -336,7 +374,7 @@ impl Registry {
         let turned = self.detached(move |shared| async move {
             let _writing = shared.writing.lock().await;
             let changed = shared.store.turn_keys(&due, unix_time()).await?;
-            shared.audited.notify_one();
+            shared.audited.send_replace(());
             shared.take_keys(changed).await?;
             Ok(due)
         });
@@ -455,7 +493,7 @@ impl Shared {
             Err(Refusal::NotAudited(_) | Refusal::Internal(_)) => count_line("failed"),
             Err(_) => {}
         }
-        self.audited.notify_one();
+        self.audited.send_replace(());
         written
     }
 
@@ -514,6 +552,7 @@ impl Published {
 
     fn report(&self) {
         metrics::gauge!(names::ROSTER_EPOCH).set(self.roster.epoch.0 as f64);
+        metrics::gauge!(names::SERVICES).set(self.roster.services.len() as f64);
     }
 }
 

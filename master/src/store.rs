@@ -4,11 +4,12 @@
 pub mod audit;
 pub(crate) mod keys;
 mod revocation;
+mod service;
 
 use std::{collections::HashMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use sqlx::{
-    Row, Sqlite, SqlitePool, Transaction,
+    Connection as _, Row, Sqlite, SqlitePool, Transaction,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use wavry_credentials::{
@@ -21,6 +22,7 @@ use wavry_proto::{
 };
 
 pub use revocation::{MAX_REVOCATIONS, RevokeError};
+pub use service::{MAX_SERVICES, ServiceError};
 
 /// The registry: nodes, services, used tokens, the epoch.
 #[derive(Clone)]
@@ -176,7 +178,7 @@ impl Store {
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_TIMEOUT)
             .foreign_keys(true);
-        let pool = SqlitePoolOptions::new()
+        let pool = sound(SqlitePoolOptions::new())
             // SQLite writes one transaction at a time; a queue in order beats polling its lock.
             .max_connections(1)
             .acquire_timeout(Duration::from_secs(10))
@@ -184,24 +186,6 @@ impl Store {
             .await?;
         sqlx::migrate!().run(&pool).await?;
         Ok(Self { pool, audit })
-    }
-
-    /// Makes services those given; others go.
-    pub async fn configure(&self, services: &[Service]) -> Result<Snapshot, Error> {
-        let mut change = self.change().await?;
-        sqlx::query("DELETE FROM service")
-            .execute(&mut *change.transaction)
-            .await?;
-        for service in services {
-            let definition = serde_json::to_string(service).map_err(|_| Error::Row("service"))?;
-            sqlx::query("INSERT INTO service (name, definition) VALUES (?, ?)")
-                .bind(service.name.as_str())
-                .bind(definition)
-                .execute(&mut *change.transaction)
-                .await?;
-        }
-        change.commit().await?;
-        self.snapshot().await
     }
 
     /// Gives what the roster shows an epoch of its own, although nothing changed.
@@ -335,6 +319,19 @@ impl Store {
             before,
         })
     }
+}
+
+/// A pool that closes a connection whose transaction could be neither committed nor undone, as on a
+/// full disk: SQLite has undone it by itself then, which the driver does not notice, and no other
+/// transaction could begin.
+fn sound(options: SqlitePoolOptions) -> SqlitePoolOptions {
+    options.after_release(|connection, _| {
+        Box::pin(async move {
+            // Whatever is still to be done on it, is done before this.
+            connection.ping().await?;
+            Ok(!connection.is_in_transaction())
+        })
+    })
 }
 
 /// A write under way. Dropped without a commit, it is undone.

@@ -100,6 +100,10 @@ pub struct Service {
     /// nodes that do not know it read the roster.
     #[serde(default, skip_serializing_if = "RefuseWith::is_default")]
     pub refuse_with: RefuseWith,
+    /// Public keys of the service's owner, as PASERK `k4.public`, that sign session tokens for this
+    /// service and for nothing else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<String>,
 }
 
 /// Session tokens of one subject that hold no more, although they have not expired.
@@ -357,6 +361,7 @@ mod tests {
                     allowed_origins: vec!["*".to_owned()],
                     max_sessions,
                     refuse_with: if closes { RefuseWith::Close } else { RefuseWith::Status },
+                    keys: if closes { vec!["k4.public.x".to_owned()] } else { Vec::new() },
                 }],
                 revoked: revoked
                     .into_iter()

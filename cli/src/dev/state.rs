@@ -24,6 +24,7 @@ use wavry_proto::{
     id::{ClusterName, NodeId, ServiceName},
 };
 
+use super::keyvault;
 use crate::provision::DEFAULT_CLUSTER;
 
 /// A registration token is used within seconds of being made.
@@ -107,6 +108,11 @@ impl State {
         Ok(renewed)
     }
 
+    /// The cluster's name.
+    pub(crate) fn cluster(&self) -> &ClusterName {
+        &self.cluster
+    }
+
     /// A path in the directory.
     pub(crate) fn path(&self, inside: &str) -> PathBuf {
         self.directory.join(inside)
@@ -166,6 +172,10 @@ impl State {
         table["heartbeat_interval"] = value("500ms");
         table["suspect_after"] = value("2s");
         table["drain_timeout"] = value("2s");
+        let mut vault = Table::new();
+        vault["database"] = path_value(&self.path(keyvault::DATABASE));
+        vault["seal"] = value("key");
+        table["keyvault"] = Item::Table(vault);
         let mut tables = ArrayOfTables::new();
         for service in services {
             let mut entry = Table::new();

@@ -7,6 +7,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod rsyslog;
 mod service;
 
 use std::process::Command;

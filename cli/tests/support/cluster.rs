@@ -18,8 +18,11 @@ use super::{RoleProcess, client::Native, output, stderr, wavry};
 pub(crate) struct Cluster {
     directory: tempfile::TempDir,
     services: String,
+    sinks: String,
     upstreams: String,
     names: Vec<String>,
+    /// Where each role's log goes, at trace level; to standard error if nowhere.
+    logs: Option<PathBuf>,
     /// Gateway, relay, master: in the order in which they are dropped, clients' side first.
     processes: Vec<RoleProcess>,
 }
@@ -31,8 +34,10 @@ impl Cluster {
         let cluster = Self {
             directory: tempfile::tempdir().unwrap(),
             services: String::new(),
+            sinks: String::new(),
             upstreams: String::new(),
             names: Vec::new(),
+            logs: None,
             processes: Vec::new(),
         };
         let authority = DevelopmentAuthority::open(cluster.directory()).unwrap();
@@ -61,9 +66,42 @@ impl Cluster {
         self.service(name, upstream, "token");
     }
 
+    /// A service that the relay has an upstream for, and that the master's configuration does not have.
+    pub(crate) fn add_upstream_only(&mut self, name: &str, upstream: &str) {
+        writeln!(
+            self.upstreams,
+            "[relay.upstreams.{name}]\nurl = {upstream:?}"
+        )
+        .unwrap();
+        self.names.push(name.to_owned());
+    }
+
     /// The service that was added last tells by a close that it refuses a session.
     pub(crate) fn tell_refusals_by_a_close(&mut self) {
         writeln!(self.services, "refuse_with = \"close\"").unwrap();
+    }
+
+    /// A place that the master's audit log is copied to; a receiver has a certificate of this authority.
+    pub(crate) fn add_audit_sink(&mut self, name: &str, url: &str) {
+        let sink = format!("[[master.audit_sinks]]\nname = {name:?}\nurl = {url:?}");
+        writeln!(self.sinks, "{sink}").unwrap();
+        if url.starts_with("syslog+tls:") {
+            let ca = self.directory().join("ca.crt");
+            writeln!(self.sinks, "ca_file = {ca:?}").unwrap();
+        }
+    }
+
+    /// Writes everything that each role has to say to `DIRECTORY/ROLE.log`.
+    pub(crate) fn log_everything_to(&mut self, directory: &Path) {
+        self.logs = Some(directory.to_owned());
+    }
+
+    fn launch(&self, role: &str, mut command: Command, ready_file: &Path) -> RoleProcess {
+        if let Some(logs) = &self.logs {
+            command.env("RUST_LOG", "trace");
+            command = to_file(&command, &logs.join(format!("{role}.log")));
+        }
+        RoleProcess::start(command, ready_file)
     }
 
     fn service(&mut self, name: &str, upstream: &str, access: &str) {
@@ -104,10 +142,11 @@ impl Cluster {
 
         let ops = "[ops]\nlisten = \"127.0.0.1:0\"";
         let text = format!(
-            "[master]\nlisten = \"127.0.0.1:0\"\ndatabase = {:?}\ncertificate = {:?}\n{}\n{ops}\n",
+            "[master]\nlisten = \"127.0.0.1:0\"\ndatabase = {:?}\ncertificate = {:?}\n{}\n{}\n{ops}\n",
             at("master.sqlite"),
             at("master.crt"),
-            self.services
+            self.services,
+            self.sinks
         );
         fs::write(at("master.toml"), text).unwrap();
         let mut master = role("master", &at("master.toml"));
@@ -115,7 +154,7 @@ impl Cluster {
             .env("WAVRY_MASTER_KEY_FILE", &key)
             .env("WAVRY_AUDIT_KEY_FILE", at("audit.key"))
             .env("WAVRY_TLS_KEY_FILE", at("master.key"));
-        let master = RoleProcess::start(master, &at("master.ready"));
+        let master = self.launch("master", master, &at("master.ready"));
 
         let node = format!(
             "master = \"https://{}\"\nca_file = {:?}",
@@ -128,7 +167,7 @@ impl Cluster {
             self.upstreams
         );
         fs::write(at("relay.toml"), text).unwrap();
-        let relay = RoleProcess::start(self.relay_command(), &at("relay.ready"));
+        let relay = self.launch("relay", self.relay_command(), &at("relay.ready"));
 
         let text = format!(
             "[gateway]\nlisten = \"127.0.0.1:0\"\ncertificate = {:?}\nstate_dir = {:?}\n{node}\n{ops}\n",
@@ -136,7 +175,7 @@ impl Cluster {
             at("edge/state")
         );
         fs::write(at("gateway.toml"), text).unwrap();
-        let gateway = RoleProcess::start(self.gateway_command(), &at("gateway.ready"));
+        let gateway = self.launch("gateway", self.gateway_command(), &at("gateway.ready"));
 
         self.processes = vec![gateway, relay, master];
         self
@@ -220,7 +259,7 @@ impl Cluster {
     }
 
     /// A command that signs with the master key.
-    fn signing(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn signing(&self, arguments: &[&str]) -> Command {
         let mut command = wavry(arguments);
         command.env(
             "WAVRY_MASTER_KEY_FILE",
@@ -233,6 +272,11 @@ impl Cluster {
     /// Where its gateway is.
     pub(crate) fn gateway(&self) -> SocketAddr {
         self.processes[0].address()
+    }
+
+    /// Where its master is.
+    pub(crate) fn master(&self) -> SocketAddr {
+        self.processes[2].address()
     }
 
     /// URL of a service, with whatever path follows its name.
@@ -297,6 +341,11 @@ impl Cluster {
         Native::of(&self.directory().join("ca.crt"), self.gateway())
     }
 
+    /// Its processes: gateway, relay, master.
+    pub(crate) fn processes(&mut self) -> &mut [RoleProcess] {
+        &mut self.processes
+    }
+
     /// Kills the master.
     pub(crate) fn kill_master(&mut self) {
         self.processes.truncate(2);
@@ -316,6 +365,27 @@ fn identity(command: &mut Command, directory: &Path) {
             "WAVRY_REGISTRATION_TOKEN_FILE",
             directory.join("registration.token"),
         );
+}
+
+/// `command`, with all its output in a file. It has the same process id.
+pub(crate) fn to_file(command: &Command, file: &Path) -> Command {
+    let mut shell = Command::new("sh");
+    shell
+        .args([
+            "-c",
+            "file=$1 && shift && exec \"$@\" >>\"$file\" 2>&1",
+            "sh",
+        ])
+        .arg(file)
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell
 }
 
 /// Runs a command that must succeed.

@@ -8,6 +8,8 @@
 
 pub(crate) mod client;
 pub(crate) mod cluster;
+pub(crate) mod filesystem;
+pub(crate) mod https;
 pub(crate) mod peer;
 pub(crate) mod plain;
 

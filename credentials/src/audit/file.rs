@@ -14,6 +14,7 @@ use std::{
 
 use super::{
     Event, Head, Key, Line, Verifier,
+    syslog::line_within,
     verify::{Bad, Reading},
 };
 use crate::source;
@@ -164,6 +165,33 @@ pub fn read(
     path: &Path,
     name: &str,
     verifier: &Verifier,
+    show: impl FnMut(&str, Line),
+) -> Result<Head, Error> {
+    // Before the lines: those that are written meanwhile are ahead of it.
+    let sealed = read_seal(path, name, verifier)?;
+    let reading = Reading::expecting(sealed.into_iter().collect());
+    read_lines(path, reading, |text| text, show)
+}
+
+/// The same of what a syslog receiver kept of an audit sink's messages, one a line: whatever it put in
+/// front is passed over, and lines may come again. `seal` is a file with a seal of the log, as the sink's
+/// owner has it; without one, a cut-off end is not seen.
+pub fn read_messages(
+    path: &Path,
+    seal: Option<&Path>,
+    name: &str,
+    verifier: &Verifier,
+    show: impl FnMut(&str, Line),
+) -> Result<Head, Error> {
+    let sealed = seal.map(|seal| open_seal(path, seal, name, verifier));
+    let reading = Reading::of_copy(sealed.transpose()?.into_iter().collect());
+    read_lines(path, reading, line_within, show)
+}
+
+fn read_lines(
+    path: &Path,
+    mut reading: Reading,
+    line_of: impl Fn(&str) -> &str,
     mut show: impl FnMut(&str, Line),
 ) -> Result<Head, Error> {
     let cannot = |source| unavailable(path, "cannot be read", source);
@@ -171,9 +199,6 @@ pub fn read(
         path: path.to_owned(),
         bad,
     };
-    // Before the lines: those that are written meanwhile are ahead of it.
-    let sealed = read_seal(path, name, verifier)?;
-    let mut reading = Reading::expecting(sealed.into_iter().collect());
     let mut file = BufReader::new(File::open(path).map_err(cannot)?);
     loop {
         let mut line = Vec::new();
@@ -184,21 +209,26 @@ pub fn read(
             return reading.end().map_err(damaged);
         }
         let text = String::from_utf8_lossy(&line);
-        let read = reading.line(&text).map_err(damaged)?;
-        show(&text, read);
+        let text = line_of(&text);
+        let read = reading.line(text).map_err(damaged)?;
+        show(text, read);
     }
 }
 
 /// What the seal beside `path` vouches for; `None` when there is none.
 fn read_seal(path: &Path, name: &str, verifier: &Verifier) -> Result<Option<Head>, Error> {
     let file = seal_file(path);
-    if !file.exists() {
-        return Ok(None);
-    }
-    let seal = source::read_public(&file)?;
+    let is_there = file.exists();
+    let head = is_there.then(|| open_seal(path, &file, name, verifier));
+    head.transpose()
+}
+
+/// What the seal of log `path` in file `seal` vouches for.
+fn open_seal(path: &Path, seal: &Path, name: &str, verifier: &Verifier) -> Result<Head, Error> {
+    let seal = source::read_public(seal)?;
     let seal = String::from_utf8_lossy(&seal);
     let head = verifier.open(name, seal.trim());
-    head.map(Some).map_err(|_| Error::Foreign {
+    head.map_err(|_| Error::Foreign {
         path: path.to_owned(),
     })
 }

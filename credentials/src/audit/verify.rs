@@ -1,5 +1,7 @@
 //! Reads a log from its beginning and finds the first line that is bad.
 
+use std::collections::VecDeque;
+
 use super::{Head, Line, MalformedLine};
 
 /// A log that is being read.
@@ -8,7 +10,13 @@ pub struct Reading {
     head: Head,
     /// Where seals say that the log was, oldest first.
     sealed: Vec<Head>,
+    /// Hashes of the newest lines, where these may come again.
+    recent: Option<VecDeque<[u8; 32]>>,
 }
+
+/// How far back a line may be that comes again. A sink sends again what it sent in the last seconds, and
+/// this is more than a log grows in them: 2 MiB of hashes.
+const MAX_RECENT: usize = 65_536;
 
 /// What is wrong, and from which line on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -73,6 +81,16 @@ impl Reading {
         Self {
             head: Head::default(),
             sealed,
+            recent: None,
+        }
+    }
+
+    /// The same of a copy that a sink of at-least-once delivery made: lines may come again, but not others
+    /// under their numbers.
+    pub fn of_copy(sealed: Vec<Head>) -> Self {
+        Self {
+            recent: Some(VecDeque::new()),
+            ..Self::expecting(sealed)
         }
     }
 
@@ -80,6 +98,9 @@ impl Reading {
     pub fn line(&mut self, text: &str) -> Result<Line, Bad> {
         let number = self.head.seq + 1;
         let read = Line::read(text).map_err(|why| Bad::Line { line: number, why })?;
+        if self.came_before(&read.head) {
+            return Ok(read);
+        }
         if read.head.seq != number {
             return Err(Bad::Number {
                 line: number,
@@ -94,7 +115,22 @@ impl Reading {
             return Err(Bad::Seal { line: number });
         }
         self.head = read.head;
+        if let Some(recent) = &mut self.recent {
+            recent.push_back(read.head.hash);
+            if recent.len() > MAX_RECENT {
+                recent.pop_front();
+            }
+        }
         Ok(read)
+    }
+
+    fn came_before(&self, head: &Head) -> bool {
+        let hash = || {
+            let recent = self.recent.as_ref()?;
+            let back = usize::try_from(self.head.seq.checked_sub(head.seq)?).ok()?;
+            recent.get(recent.len().checked_sub(back + 1)?)
+        };
+        hash() == Some(&head.hash)
     }
 
     /// There are no more lines: how far the log goes.
@@ -225,7 +261,63 @@ mod tests {
         assert_eq!(verify(&lines, &[head]), Err(Bad::Seal { line: 3 }));
     }
 
+    fn verify_copy(lines: &[String], sealed: &[Head]) -> Result<Head, Bad> {
+        let mut reading = Reading::of_copy(sealed.to_vec());
+        for line in lines {
+            reading.line(line)?;
+        }
+        reading.end()
+    }
+
+    #[test]
+    fn in_a_copy_lines_may_come_again_and_no_others_in_their_place() {
+        let (lines, head) = log(6);
+        // Sent up to the fourth, then again from the second on.
+        let mut copy = lines[..4].to_vec();
+        copy.extend_from_slice(&lines[1..]);
+        assert_eq!(verify_copy(&copy, &[head]), Ok(head));
+        assert_eq!(
+            verify(&copy, &[head]),
+            Err(Bad::Number { line: 5, found: 2 })
+        );
+
+        let before = Line::read(&lines[0]).unwrap().head;
+        let forged = Event::now(Action::Issue, "forged", "provision");
+        copy[4] = before.follow(&forged).1;
+        assert_eq!(
+            verify_copy(&copy, &[head]),
+            Err(Bad::Number { line: 5, found: 2 })
+        );
+        assert_eq!(
+            verify_copy(&lines[1..], &[]),
+            Err(Bad::Number { line: 1, found: 2 })
+        );
+    }
+
     proptest! {
+        #[test]
+        fn in_a_copy_no_edit_removal_or_cut_goes_unseen(
+            kind in 0_u8..4, one in 0_usize..8, again in 0_usize..8,
+        ) {
+            let (original, head) = log(8);
+            let mut lines = original.clone();
+            match kind {
+                0 => { lines.remove(one); }
+                1 => lines[one] = lines[one].replace("node", "edon"),
+                2 => lines.truncate(one),
+                // The later of a pair comes first.
+                _ => {
+                    prop_assume!(one < 7);
+                    lines.swap(one, one + 1);
+                }
+            }
+            // Whatever comes again behind a change does not hide it.
+            if let Some(line) = original.get(again).filter(|_| again < lines.len().min(one)) {
+                lines.insert(again + 1, line.clone());
+            }
+            prop_assert!(verify_copy(&lines, &[head]).is_err_and(|bad| bad.line() == one as u64 + 1));
+        }
+
         #[test]
         fn no_change_goes_unseen(
             changes in prop::collection::vec((0_u8..4, any::<prop::sample::Index>(), any::<prop::sample::Index>()), 1..4),

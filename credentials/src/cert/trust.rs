@@ -7,15 +7,20 @@ use std::{
 };
 
 use rustls::{
-    CertificateError, DigitallySignedStruct, Error as TlsError, RootCertStore, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, Error as TlsError,
+    RootCertStore, SignatureScheme,
+    client::{
+        WantsClientCert,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
     crypto::{
         WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature, verify_tls13_signature,
     },
+    sign::SingleCertAndKey,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use super::{Error, Facts, hash, read_certificates};
+use super::{Error, Facts, hash, read_certificates, store::certified_key};
 
 /// Whom a client trusts.
 #[derive(Debug, Clone)]
@@ -30,13 +35,23 @@ pub enum Trust {
 }
 
 /// TLS for a client. No ALPN is set.
-pub fn client_config(trust: &Trust) -> Result<rustls::ClientConfig, Error> {
+pub fn client_config(trust: &Trust) -> Result<ClientConfig, Error> {
+    Ok(verifying(trust)?.with_no_client_auth())
+}
+
+/// TLS for a client that shows the chain in a PEM file to servers that ask for one. No ALPN is set.
+pub fn client_config_with(trust: &Trust, chain: &Path, key: &Path) -> Result<ClientConfig, Error> {
+    let shown = SingleCertAndKey::from(certified_key(chain, key)?);
+    Ok(verifying(trust)?.with_client_cert_resolver(Arc::new(shown)))
+}
+
+fn verifying(trust: &Trust) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let algorithms = provider.signature_verification_algorithms;
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("aws-lc-rs has the cipher suites of TLS 1.2 and 1.3");
-    let builder = match trust {
+    Ok(match trust {
         Trust::Authorities(file) => builder.with_root_certificates(authorities(file)?),
         Trust::System => builder.with_root_certificates(system_authorities()?),
         Trust::Hashes(hashes) => builder
@@ -45,8 +60,7 @@ pub fn client_config(trust: &Trust) -> Result<rustls::ClientConfig, Error> {
                 hashes: hashes.clone(),
                 algorithms,
             })),
-    };
-    Ok(builder.with_no_client_auth())
+    })
 }
 
 pub(super) fn authorities(file: &Path) -> Result<RootCertStore, Error> {
@@ -131,7 +145,7 @@ impl ServerCertVerifier for Pinned {
 #[cfg(test)]
 mod tests {
     use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384};
-    use rustls::sign::{CertifiedKey, SingleCertAndKey};
+    use rustls::sign::CertifiedKey;
     use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
     use time::OffsetDateTime;
 
@@ -167,7 +181,7 @@ mod tests {
             .with_cert_resolver(Arc::new(key))
     }
 
-    fn pinned(hashes: &[[u8; 32]]) -> rustls::ClientConfig {
+    fn pinned(hashes: &[[u8; 32]]) -> ClientConfig {
         client_config(&Trust::Hashes(hashes.to_vec())).unwrap()
     }
 

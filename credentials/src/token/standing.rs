@@ -15,6 +15,8 @@ use super::{KeySet, MalformedKey, Rejected, Scope};
 #[derive(Clone, Default)]
 pub struct Standing {
     keys: KeySet,
+    /// Of services whose owners have keys: those, and the cluster's.
+    of_services: Arc<HashMap<ServiceName, KeySet>>,
     revoked: Arc<HashMap<SubjectDigest, Vec<Revoked>>>,
 }
 
@@ -49,8 +51,15 @@ impl Standing {
             let of_subject = revoked.entry(revocation.subject).or_default();
             of_subject.push((revocation.service.clone(), revocation.through));
         }
+        let mut of_services = HashMap::new();
+        for service in roster.services.iter().filter(|s| !s.keys.is_empty()) {
+            let keys = roster.token_keys.iter().chain(&service.keys);
+            let keys = KeySet::from_paserk(&keys.collect::<Vec<_>>())?;
+            of_services.insert(service.name.clone(), keys);
+        }
         Ok(Self {
             keys: KeySet::from_paserk(&roster.token_keys)?,
+            of_services: Arc::new(of_services),
             revoked: Arc::new(revoked),
         })
     }
@@ -68,7 +77,7 @@ impl Standing {
             audience: service.as_str(),
             binding: &[],
         };
-        let claims: Session = self.keys.verify(token, scope, now)?;
+        let claims: Session = self.keys_for(service).verify(token, scope, now)?;
         let grounds = Grounds {
             key: token::parse(token).map_err(|_| Rejected::Malformed)?.key,
             subject: digest(&claims.sub),
@@ -86,7 +95,11 @@ impl Standing {
         let is_revoked = revoked.iter().any(|(of, through)| {
             of.as_ref().is_none_or(|of| of == service) && grounds.iat <= *through
         });
-        self.keys.has(&grounds.key) && !is_revoked
+        self.keys_for(service).has(&grounds.key) && !is_revoked
+    }
+
+    fn keys_for(&self, service: &ServiceName) -> &KeySet {
+        self.of_services.get(service).unwrap_or(&self.keys)
     }
 }
 
@@ -94,7 +107,10 @@ impl Standing {
 mod tests {
     use super::*;
     use crate::token::SigningKey;
-    use wavry_proto::{control::Revocation, token::Validity};
+    use wavry_proto::{
+        control::{Access, RefuseWith, Revocation, Service},
+        token::Validity,
+    };
 
     const NOW: u64 = 1_800_000_000;
 
@@ -164,6 +180,52 @@ mod tests {
             let what = format!("{service} {sub} {iat}");
             assert_eq!(outcome(&standing, &token, service), expected, "{what}");
         }
+    }
+
+    #[test]
+    fn an_owners_key_signs_for_its_service_beside_the_clusters_and_for_no_other() {
+        let [cluster, owner] = [SigningKey::generate(), SigningKey::generate()];
+        let mut roster = roster(&[&cluster], Vec::new());
+        roster.services = ["echo", "chat"]
+            .map(|name| Service {
+                name: service(name),
+                hosts: Vec::new(),
+                access: Access::Token,
+                allowed_origins: Vec::new(),
+                max_sessions: None,
+                refuse_with: RefuseWith::Status,
+                keys: Vec::new(),
+            })
+            .into();
+        roster.services[0].keys = vec![owner.public_paserk()];
+        let standing = Standing::of(&roster).unwrap();
+        for (key, of, outcome_) in [
+            (&cluster, "echo", None),
+            (&owner, "echo", None),
+            (&cluster, "chat", None),
+            (&owner, "chat", Some(Rejected::UnknownKey)),
+        ] {
+            let token = token(key, of, "ann", NOW);
+            assert_eq!(outcome(&standing, &token, of), outcome_, "{of}");
+        }
+        // A token that the owner made out to another service does not become one for it.
+        let elsewhere = token(&owner, "chat", "ann", NOW);
+        assert_eq!(
+            outcome(&standing, &elsewhere, "echo"),
+            Some(Rejected::Signature)
+        );
+
+        let named = "c1".parse().unwrap();
+        let by_owner = token(&owner, "echo", "ann", NOW);
+        let (_, grounds) = standing
+            .verify(&by_owner, &named, &service("echo"), NOW)
+            .unwrap();
+        roster.services[0].keys.clear();
+        let after = Standing::of(&roster).unwrap();
+        assert!(
+            !after.holds(&service("echo"), &grounds),
+            "the owner's key went"
+        );
     }
 
     #[test]

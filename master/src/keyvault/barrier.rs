@@ -32,7 +32,7 @@ use super::{
     seal,
     store::{self, Store},
 };
-use crate::{Abort, metrics as names, registry::unix_time};
+use crate::{Abort, audit_sink, metrics as names, registry::unix_time};
 use writer::Job;
 
 pub(super) use shared::Shared;
@@ -273,6 +273,15 @@ impl Barrier {
         after: u64,
     ) -> Result<(Vec<(u64, String)>, Option<String>), Error> {
         Ok(self.shared.store.audit_lines(after).await?)
+    }
+
+    /// Copies the audit log to a sink, as long as it is polled.
+    pub fn copy_audit_to(&self, sink: audit_sink::Config) -> impl Future<Output = ()> + use<> {
+        audit_sink::follow(
+            self.shared.store.clone(),
+            sink,
+            self.shared.audited.subscribe(),
+        )
     }
 
     /// Hides identifiers in audit events.

@@ -9,9 +9,11 @@ mod sqlite;
 
 use std::{collections::HashMap, path::PathBuf};
 
+use sqlx::PgConnection;
 use wavry_credentials::audit::{self, verify::Bad};
 
 use super::LOG;
+use crate::audit_sink;
 
 /// Where the store is.
 #[derive(Debug, Clone)]
@@ -170,6 +172,16 @@ impl Store {
         either!(self, Store, store => store.audit_lines(after).await)
     }
 
+    /// Number of the last line that an audit sink has for certain; 0 if it has none.
+    async fn delivered(&self, sink: &str) -> Result<u64, Error> {
+        either!(self, Store, store => store.delivered(sink).await)
+    }
+
+    /// Keeps that number.
+    async fn keep_delivered(&self, sink: &str, seq: u64) -> Result<(), Error> {
+        either!(self, Store, store => store.keep_delivered(sink, seq).await)
+    }
+
     /// The newest line of the audit log.
     pub(super) async fn newest_line(&self) -> Result<(Log, Option<String>), Error> {
         either!(self, Store, store => store.newest_line().await)
@@ -241,6 +253,31 @@ impl Store {
     /// Closes it, and lets go of its lock.
     pub(super) async fn close(&self) {
         either!(self, Store, store => store.close().await)
+    }
+}
+
+impl audit_sink::Log for Store {
+    type Error = Error;
+    type Claim = Option<PgConnection>;
+
+    async fn page(&self, after: u64) -> Result<audit_sink::Page, Error> {
+        self.audit_lines(after).await
+    }
+
+    async fn delivered(&self, sink: &str) -> Result<u64, Error> {
+        self.delivered(sink).await
+    }
+
+    async fn keep_delivered(&self, sink: &str, seq: u64) -> Result<(), Error> {
+        self.keep_delivered(sink, seq).await
+    }
+
+    async fn claim(&self, sink: &str) -> Result<Option<Self::Claim>, Error> {
+        match self {
+            // One process uses the file.
+            Self::Sqlite(_) => Ok(Some(None)),
+            Self::Postgres(store) => Ok(store.claim(sink).await?.map(Some)),
+        }
     }
 }
 

@@ -1,26 +1,16 @@
 //! The audit log in the database. A line and its seal are written in one transaction, with whatever
 //! they tell of where that is in the database too: both are there, or neither.
 
-use std::path::Path;
-
-use sqlx::{
-    Sqlite, SqliteExecutor, SqlitePool, Transaction,
-    sqlite::{SqliteConnectOptions, SqlitePoolOptions},
-};
-use wavry_credentials::{
-    audit::{
-        Event, Head, Key, Line, Verifier,
-        verify::{Bad, Reading},
-    },
-    token::SigningKey,
-};
+use sqlx::{Sqlite, SqliteExecutor, Transaction};
+use wavry_credentials::audit::{Event, Head, Key, Line, verify::Bad};
 
 use super::{Error, Store};
+use crate::audit_sink::{Log, Page};
 
 /// The log's name in its seals.
 pub const LOG: &str = "master";
 /// Lines read at once.
-const PAGE: i64 = 1000;
+pub(crate) const PAGE: i64 = 1000;
 
 /// Why an audit log cannot be read to its end.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +18,9 @@ pub enum ReadError {
     /// The database.
     #[error(transparent)]
     Store(#[from] Error),
+    /// The database is neither a master's nor a KeyVault's.
+    #[error("holds no audit log")]
+    NoLog,
     /// The seal does not hold for this cluster and key.
     #[error("the seal does not verify: it is of another cluster or key")]
     Foreign,
@@ -42,16 +35,6 @@ impl Store {
         let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         append(&mut transaction, &self.audit, event).await?;
         Ok(transaction.commit().await?)
-    }
-
-    /// The lines after number `after` with their numbers, in order, some thousand at most, and the seal.
-    pub(crate) async fn audit_lines(
-        &self,
-        after: u64,
-    ) -> Result<(Vec<(u64, String)>, Option<String>), Error> {
-        let mut transaction = self.pool.begin().await?;
-        let lines = lines_after(&mut *transaction, after).await?;
-        Ok((lines, seal(&mut transaction).await?))
     }
 
     /// Checks the end of the log: its newest line is what the seal says.
@@ -73,6 +56,41 @@ impl Store {
             })?,
             () => Err(Bad::Seal { line: head.seq })?,
         }
+    }
+}
+
+impl Log for Store {
+    type Error = Error;
+    type Claim = ();
+
+    async fn claim(&self, _sink: &str) -> Result<Option<()>, Error> {
+        Ok(Some(()))
+    }
+
+    async fn page(&self, after: u64) -> Result<Page, Error> {
+        let mut transaction = self.pool.begin().await?;
+        let lines = lines_after(&mut *transaction, after).await?;
+        Ok((lines, seal(&mut transaction).await?))
+    }
+
+    async fn delivered(&self, sink: &str) -> Result<u64, Error> {
+        let seq: Option<i64> = sqlx::query_scalar("SELECT seq FROM audit_sink WHERE name = ?")
+            .bind(sink)
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(seq.unwrap_or_default().cast_unsigned())
+    }
+
+    async fn keep_delivered(&self, sink: &str, seq: u64) -> Result<(), Error> {
+        sqlx::query(
+            "INSERT INTO audit_sink (name, seq) VALUES (?, ?)
+             ON CONFLICT (name) DO UPDATE SET seq = excluded.seq",
+        )
+        .bind(sink)
+        .bind(seq.cast_signed())
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 }
 
@@ -128,67 +146,4 @@ async fn lines_after(
     Ok(lines
         .map(|(seq, line)| (seq.cast_unsigned(), line))
         .collect())
-}
-
-/// A master's database, to be read while the master runs or not.
-pub struct Reader {
-    pool: SqlitePool,
-}
-
-impl Reader {
-    /// Opens a master's database, which must be there.
-    pub async fn open(file: &Path) -> Result<Self, Error> {
-        let options = SqliteConnectOptions::new().filename(file).read_only(true);
-        let pool = SqlitePoolOptions::new()
-            .max_connections(1)
-            .connect_with(options)
-            .await?;
-        Ok(Self { pool })
-    }
-
-    /// The key with which the master signs now; `master` is what its secret `master_key` holds.
-    pub async fn signing_key(&self, master: &SigningKey) -> Result<SigningKey, Error> {
-        super::keys::signing(&self.pool, master).await
-    }
-
-    /// The lines after number `after` with their numbers, in order, some thousand at most.
-    pub async fn lines(&self, after: u64) -> Result<Vec<(u64, String)>, Error> {
-        lines_after(&self.pool, after).await
-    }
-
-    /// Reads the log from its beginning, gives each line to `show`, and checks all of it: how far it
-    /// goes.
-    pub async fn verify(
-        &self,
-        verifier: &Verifier,
-        mut show: impl FnMut(&str, Line),
-    ) -> Result<Head, ReadError> {
-        let mut transaction = self.pool.begin().await.map_err(Error::from)?;
-        let seal = seal(&mut transaction).await?;
-        drop(transaction);
-        let sealed = match seal {
-            Some(seal) => vec![verifier.open(LOG, &seal).map_err(|_| ReadError::Foreign)?],
-            None => Vec::new(),
-        };
-        let mut reading = Reading::expecting(sealed);
-        let mut offset = 0;
-        loop {
-            // By place and not by number: a number that was changed must be read too.
-            let lines: Vec<String> =
-                sqlx::query_scalar("SELECT line FROM audit_line ORDER BY seq LIMIT ? OFFSET ?")
-                    .bind(PAGE)
-                    .bind(offset)
-                    .fetch_all(&self.pool)
-                    .await
-                    .map_err(Error::from)?;
-            for text in &lines {
-                let line = reading.line(text)?;
-                show(text, line);
-            }
-            if lines.is_empty() {
-                return Ok(reading.end()?);
-            }
-            offset += PAGE;
-        }
-    }
 }

@@ -193,7 +193,7 @@ pub(crate) fn open(master: &SigningKey, key: &Kept) -> Result<SigningKey, Error>
 }
 
 /// The key that signs now, from a database that a master may be using.
-pub(super) async fn signing(
+pub(crate) async fn signing(
     database: impl SqliteExecutor<'_>,
     master: &SigningKey,
 ) -> Result<SigningKey, Error> {

@@ -9,8 +9,11 @@ use wavry_credentials::{
     identity::Identity,
 };
 use wavry_master::{
-    Master, StartError, provision,
-    store::audit::{ReadError, Reader},
+    Master, StartError,
+    audit_reader::Reader,
+    audit_sink::{self, RawSink},
+    provision,
+    store::audit::ReadError,
 };
 use wavry_proto::control::Role;
 
@@ -259,8 +262,12 @@ async fn a_master_does_not_start_on_a_log_whose_end_was_cut_off_or_that_another_
     );
 }
 
+fn sinks(raw: &[RawSink]) -> Vec<audit_sink::Config> {
+    audit_sink::sinks(raw.to_vec()).unwrap()
+}
+
 /// The id in a token that was just made.
-fn jti(token: &str) -> String {
+pub(crate) fn jti(token: &str) -> String {
     use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
     let body = token.split('.').nth(2).unwrap();
     let body = URL_SAFE_NO_PAD.decode(body).unwrap();
@@ -270,11 +277,15 @@ fn jti(token: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_audit_file_follows_the_database_and_catches_up_after_it_could_not_be_written() {
+async fn a_file_follows_the_database_and_catches_up_after_it_could_not_be_written() {
     let world = World::new();
     let file = world.path("audit.jsonl");
     let config = || wavry_master::Config {
-        audit_file: Some(file.clone()),
+        audit_sinks: sinks(&[RawSink {
+            name: "copy".into(),
+            url: format!("file://{}", file.display()),
+            ..RawSink::default()
+        }]),
         ..world.config()
     };
     let register = async |address, node: &str| {

@@ -6,8 +6,10 @@
 mod audit;
 mod joining;
 mod operate;
+mod receiver;
 mod refusals;
 mod registry;
 mod rotation;
+mod sinks;
 mod wire;
 mod world;

@@ -8,7 +8,7 @@ use sqlx::Connection as _;
 use wavry_credentials::{
     audit::Action,
     identity::Identity,
-    token::{Scope, digest},
+    token::{Scope, SigningKey, digest},
 };
 use wavry_proto::{
     control::Role,
@@ -51,10 +51,18 @@ pub(crate) async fn get(wire: &mut Wire, path: &str, bearer: &str) -> Value {
 }
 
 /// Every route that asks for a role, with a request that is right in every other way.
-const ROUTES: [(Method, &str, &str, OperatorRole); 7] = [
+const ROUTES: [(Method, &str, &str, OperatorRole); 11] = [
     (Method::GET, "/v1/nodes", "", OperatorRole::Viewer),
     (Method::GET, "/v1/nodes/exit", "", OperatorRole::Viewer),
     (Method::GET, "/v1/revocations", "", OperatorRole::Viewer),
+    (Method::GET, "/v1/services", "", OperatorRole::Viewer),
+    (Method::GET, "/v1/services/echo", "", OperatorRole::Viewer),
+    (
+        Method::PUT,
+        "/v1/services/made",
+        r#"{"access":"public"}"#,
+        OperatorRole::Operator,
+    ),
     (Method::GET, "/v1/keys", "", OperatorRole::Viewer),
     (
         Method::POST,
@@ -68,7 +76,13 @@ const ROUTES: [(Method, &str, &str, OperatorRole); 7] = [
         r#"{"subject":"ann"}"#,
         OperatorRole::Operator,
     ),
-    // Last, as it cannot be done twice.
+    // Last, as they cannot be done twice.
+    (
+        Method::DELETE,
+        "/v1/services/made",
+        "",
+        OperatorRole::Operator,
+    ),
     (
         Method::POST,
         "/v1/nodes/exit/revoke",
@@ -134,7 +148,8 @@ async fn each_route_serves_the_roles_that_reach_so_far_and_nobody_else() {
             OperatorRole::Operator,
             OperatorRole::Admin,
         ] {
-            if path.ends_with("/revoke") && role == OperatorRole::Admin {
+            let is_once = path.ends_with("/revoke") || method == Method::DELETE;
+            if is_once && role == OperatorRole::Admin {
                 continue;
             }
             let bearer = operator(&world, role);
@@ -162,10 +177,18 @@ async fn the_document_describes_the_routes_that_ask_for_a_role() {
     for (path, operations) in document["paths"].as_object().unwrap() {
         for (method, operation) in operations.as_object().unwrap() {
             assert!(operation["responses"]["401"].is_object(), "{method} {path}");
-            described.insert((method.to_uppercase(), path.replace("{node}", "exit")));
+            // Whatever is named in a path stands for all of its kind.
+            let path = path.replace("{node}", "*").replace("{service}", "*");
+            described.insert((method.to_uppercase(), path));
         }
     }
-    let routes = ROUTES.map(|(method, path, ..)| (method.to_string(), path.to_owned()));
+    let routes = ROUTES.map(|(method, path, ..)| {
+        let mut path = path.to_owned();
+        for name in ["/exit", "/echo", "/made"] {
+            path = path.replace(name, "/*");
+        }
+        (method.to_string(), path)
+    });
     assert_eq!(described, BTreeSet::from(routes));
     assert!(document["components"]["securitySchemes"]["operator_token"].is_object());
 }
@@ -396,5 +419,179 @@ async fn a_revocation_that_cannot_be_put_on_record_is_not_done() {
     assert_eq!(
         get(&mut wire, "/v1/nodes/exit", &bearer).await["id"],
         "exit"
+    );
+}
+
+#[tokio::test]
+async fn a_service_is_made_changed_and_taken_away_and_nodes_are_told_at_once() {
+    let world = World::new();
+    let master = world.start().await;
+    let gateway = join(world.node(&master, "gw", Role::Gateway, &[])).await;
+    let mut rosters = gateway.roster();
+    let mut wire = Wire::open(&world, master.address).await;
+    let bearer = operator(&world, OperatorRole::Operator);
+    let key = SigningKey::generate().public_paserk();
+    let path = "/v1/services/chat";
+    let spec = json!({
+        "hosts": ["Chat.Example"],
+        "access": "token",
+        "allowed_origins": ["https://app.example:443"],
+        "max_sessions": 7,
+        "refuse_with": "close",
+        "keys": [key],
+    });
+    for status in [201, 200] {
+        let sent = wire.send(Method::PUT, path, Some(&bearer), spec.to_string());
+        let (answered, _, body) = sent.await;
+        assert_eq!(answered, status);
+        assert_eq!(wire::json(&body)["spec"]["hosts"], json!(["chat.example"]));
+    }
+    let roster = roster_where(&mut rosters, |r| r.service("chat").is_some()).await;
+    let chat = roster.service("chat").unwrap();
+    assert_eq!(chat.allowed_origins, ["https://app.example"]);
+    assert_eq!((chat.max_sessions, &*chat.keys), (Some(7), &[key][..]));
+    let shown = get(&mut wire, path, &bearer).await;
+    let listed = get(&mut wire, "/v1/services", &bearer).await;
+    assert_eq!(listed["services"][0], shown);
+    assert_eq!(listed["services"].as_array().unwrap().len(), 2);
+
+    // It outlives the process, and the configuration is written beside it.
+    drop(wire);
+    let address = master.stop().await;
+    let mut config = world.config();
+    config.listen = address;
+    let _master = world.start_with(config).await;
+    let mut wire = Wire::open(&world, address).await;
+    assert_eq!(get(&mut wire, path, &bearer).await, shown);
+    let outcome = wire.problem(Method::PUT, path, Some(&bearer), "{}").await;
+    assert_eq!(outcome, said(200, ""));
+    roster_where(&mut rosters, |r| {
+        r.service("chat").is_some_and(|s| s.hosts.is_empty())
+    })
+    .await;
+    let outcome = wire.problem(Method::DELETE, path, Some(&bearer), "").await;
+    assert_eq!(outcome, said(204, ""));
+    roster_where(&mut rosters, |r| r.service("chat").is_none()).await;
+    let outcome = wire.problem(Method::DELETE, path, Some(&bearer), "").await;
+    assert_eq!(outcome, said(404, "no-such-service"));
+    let events = on_record(&world).await;
+    let told = events
+        .iter()
+        .filter(|event| event.action == Action::Configure);
+    assert!(
+        told.clone()
+            .all(|event| (&*event.actor, &*event.subject) == ("alice", "chat"))
+    );
+    assert_eq!(told.count(), 4);
+}
+
+#[tokio::test]
+async fn a_service_that_cannot_be_is_refused_by_its_reason() {
+    let world = World::new();
+    let master = world.start().await;
+    let mut wire = Wire::open(&world, master.address).await;
+    let bearer = operator(&world, OperatorRole::Operator);
+    let first = json!({"hosts": ["a.example"]}).to_string();
+    let outcome = wire
+        .problem(Method::PUT, "/v1/services/a", Some(&bearer), first)
+        .await;
+    assert_eq!(outcome, said(201, ""));
+    for (path, body, status, word) in [
+        (
+            "/v1/services/b",
+            json!({"hosts": ["A.example"]}),
+            409,
+            "host-bound",
+        ),
+        ("/v1/services/echo", json!({}), 409, "service-configured"),
+        (
+            "/v1/services/Not%20A%20Name",
+            json!({}),
+            400,
+            "malformed-request",
+        ),
+        ("/v1/services/%ff", json!({}), 404, "no-such-service"),
+        ("/v1/services/x'--", json!({}), 400, "malformed-request"),
+        (
+            "/v1/services/b",
+            json!({"hosts": ["a:1"]}),
+            400,
+            "malformed-request",
+        ),
+        (
+            "/v1/services/b",
+            json!({"hosts": ["b", "B"]}),
+            400,
+            "malformed-request",
+        ),
+        (
+            "/v1/services/b",
+            json!({"access": "all"}),
+            400,
+            "malformed-request",
+        ),
+        (
+            "/v1/services/b",
+            json!({"refuse_with": "silence"}),
+            400,
+            "malformed-request",
+        ),
+        (
+            "/v1/services/b",
+            json!({"allowed_origins": ["null"]}),
+            400,
+            "malformed-request",
+        ),
+        (
+            "/v1/services/b",
+            json!({"max_sessions": 0}),
+            400,
+            "malformed-request",
+        ),
+        (
+            "/v1/services/b",
+            json!({"max_sessions": -1}),
+            400,
+            "malformed-request",
+        ),
+        (
+            "/v1/services/b",
+            json!({"keys": ["k4.secret.x"]}),
+            400,
+            "malformed-request",
+        ),
+        (
+            "/v1/services/b",
+            json!({"more": 1}),
+            400,
+            "malformed-request",
+        ),
+        ("/v1/services/b", json!([]), 400, "malformed-request"),
+    ] {
+        let sent = wire.problem(Method::PUT, path, Some(&bearer), body.to_string());
+        assert_eq!(sent.await, said(status, word), "{path} {body}");
+    }
+    let outcome = wire
+        .problem(Method::DELETE, "/v1/services/echo", Some(&bearer), "")
+        .await;
+    assert_eq!(outcome, said(409, "service-configured"));
+    assert_eq!(
+        get(&mut wire, "/v1/services", &bearer).await["services"]
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+    drop(wire);
+    master.stop().await;
+
+    // A service of the configuration does not take another's host either.
+    let mut config = world.config();
+    config.services[0].hosts = vec!["a.example".to_owned()];
+    let refused = wavry_master::Master::start(config).await.err();
+    let text = format!("{refused:?}");
+    assert!(
+        matches!(refused, Some(wavry_master::StartError::Service(_))),
+        "{text}"
     );
 }

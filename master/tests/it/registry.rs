@@ -59,6 +59,7 @@ fn named(name: &str) -> Service {
         allowed_origins: vec!["*".to_owned()],
         max_sessions: Some(7),
         refuse_with: Default::default(),
+        keys: Vec::new(),
     }
 }
 

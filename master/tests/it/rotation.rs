@@ -11,7 +11,7 @@ use wavry_credentials::{
     source,
     token::{Scope, SigningKey},
 };
-use wavry_master::{StartError, store::audit::Reader};
+use wavry_master::{StartError, audit_reader::Reader};
 use wavry_proto::{control::Role, token::OperatorRole};
 
 use crate::{

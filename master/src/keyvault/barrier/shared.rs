@@ -45,6 +45,8 @@ pub(in crate::keyvault) struct Shared {
     deleted: AtomicBool,
     /// Entries as they are kept, where nobody else can change them.
     pub(in crate::keyvault) cache: Cache,
+    /// Told after each group that was written.
+    pub(super) audited: watch::Sender<()>,
     /// Wakes the keeper of keys.
     pub(in crate::keyvault) keeper: Notify,
 }
@@ -62,6 +64,7 @@ impl Shared {
             counter_fails: AtomicBool::new(false),
             deleted: AtomicBool::new(false),
             cache: Cache::default(),
+            audited: watch::Sender::new(()),
             keeper: Notify::new(),
         }
     }

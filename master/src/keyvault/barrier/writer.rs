@@ -54,6 +54,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut jobs: mpsc::Receiver<Job>) {
                 vec![Err(error.into()); group.len()]
             }
         };
+        shared.audited.send_replace(());
         for (job, outcome) in group.drain(..).zip(outcomes) {
             // Nobody waits any more: it is done all the same.
             let _ = job.done.send(outcome);

@@ -4,7 +4,7 @@ use std::{collections::HashMap, fmt, time::Duration};
 
 use futures_util::TryStreamExt as _;
 use sqlx::{
-    PgPool, Row as _,
+    PgConnection, PgPool, Row as _,
     postgres::{PgConnectOptions, PgPoolOptions, PgRow},
 };
 use wavry_credentials::audit;
@@ -50,6 +50,13 @@ pub enum UnusableUrl {
     Password,
 }
 
+impl Server {
+    /// How to connect.
+    pub(crate) fn options(&self) -> PgConnectOptions {
+        (*self.options).clone()
+    }
+}
+
 impl std::str::FromStr for Server {
     type Err = UnusableUrl;
     fn from_str(text: &str) -> Result<Self, UnusableUrl> {
@@ -82,8 +89,8 @@ pub(in crate::keyvault) struct Transaction {
 
 impl Postgres {
     pub(super) async fn open(server: &Server) -> Result<Self, Error> {
-        let options = (*server.options)
-            .clone()
+        let options = server
+            .options()
             .application_name("wavry keyvault")
             .options([("statement_timeout", STATEMENT_TIMEOUT)]);
         let pool = PgPoolOptions::new()
@@ -188,6 +195,37 @@ impl Postgres {
                 .fetch_one(&self.pool)
                 .await?;
         Ok((all.cast_unsigned(), others.cast_unsigned()))
+    }
+
+    pub(super) async fn delivered(&self, sink: &str) -> Result<u64, Error> {
+        let seq: Option<i64> = sqlx::query_scalar("SELECT seq FROM audit_sink WHERE name = $1")
+            .bind(sink)
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(seq.unwrap_or_default().cast_unsigned())
+    }
+
+    pub(super) async fn keep_delivered(&self, sink: &str, seq: u64) -> Result<(), Error> {
+        sqlx::query(
+            "INSERT INTO audit_sink (name, seq) VALUES ($1, $2)
+             ON CONFLICT (name) DO UPDATE SET seq = excluded.seq",
+        )
+        .bind(sink)
+        .bind(seq.cast_signed())
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Takes the right to serve a sink, which is given back when the connection is dropped.
+    pub(super) async fn claim(&self, sink: &str) -> Result<Option<PgConnection>, Error> {
+        let mut connection = self.pool.acquire().await?.detach();
+        let is_ours: bool =
+            sqlx::query_scalar("SELECT pg_try_advisory_lock(hashtext('audit sink'), hashtext($1))")
+                .bind(sink)
+                .fetch_one(&mut connection)
+                .await?;
+        Ok(is_ours.then_some(connection))
     }
 
     pub(super) async fn begin(&self) -> Result<Transaction, Error> {

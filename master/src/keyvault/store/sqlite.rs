@@ -208,6 +208,26 @@ impl Sqlite {
         sqlx::query(sql).execute(&self.writer).await.unwrap();
     }
 
+    pub(super) async fn delivered(&self, sink: &str) -> Result<u64, Error> {
+        let seq: Option<i64> = sqlx::query_scalar("SELECT seq FROM audit_sink WHERE name = ?")
+            .bind(sink)
+            .fetch_optional(&self.readers)
+            .await?;
+        Ok(seq.unwrap_or_default().cast_unsigned())
+    }
+
+    pub(super) async fn keep_delivered(&self, sink: &str, seq: u64) -> Result<(), Error> {
+        sqlx::query(
+            "INSERT INTO audit_sink (name, seq) VALUES (?, ?)
+             ON CONFLICT (name) DO UPDATE SET seq = excluded.seq",
+        )
+        .bind(sink)
+        .bind(seq.cast_signed())
+        .execute(&self.writer)
+        .await?;
+        Ok(())
+    }
+
     pub(super) async fn begin(&self) -> Result<Transaction, Error> {
         begin_with(&self.writer, "BEGIN IMMEDIATE").await
     }

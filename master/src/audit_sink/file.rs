@@ -1,85 +1,64 @@
-//! A copy of the audit log as a file of JSON lines, for whatever carries logs away. It follows the
-//! database, which is the log: a file that cannot be written for a while is caught up later.
+//! A file of JSON lines, with its seal beside it. Where it is, it tells itself: its last line has a
+//! number.
 
 use std::{
+    convert::Infallible,
     fs::OpenOptions,
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::OpenOptionsExt as _,
-    path::{Path, PathBuf},
-    sync::Arc,
+    path::Path,
     time::Duration,
 };
 
-use tokio::sync::Notify;
 use wavry_credentials::{
     audit::{Line, file::seal_file},
     source,
 };
 
-use crate::{
-    metrics as names,
-    store::{self, Store},
-};
+use super::{Error, Log, News, Progress, next};
 
-/// Pause after a failure.
-const PAUSE: Duration = Duration::from_secs(1);
 /// What is read of the file's end to find its last line: no line is longer.
 const TAIL: u64 = 32 * 1024;
+/// How long lines that are already in the log gather before a sync of their own: news comes with every
+/// line, and a copy need not cost as many syncs as the log.
+const GATHER: Duration = Duration::from_millis(20);
 
-/// Why the copy is behind.
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    #[error("database")]
-    Store(#[from] store::Error),
-    #[error("file")]
-    File(#[from] io::Error),
-    #[error("seal")]
-    Seal(#[from] source::Error),
-}
-
-/// Copies what `store` has and the file has not, and again whenever `news` says so. It never ends.
-pub(crate) async fn follow(store: Store, file: PathBuf, news: Arc<Notify>) {
-    let mut is_behind = false;
+/// Copies what the log has and the file has not, and again whenever there is news.
+pub(super) async fn follow(
+    log: &impl Log,
+    path: &Path,
+    news: &mut News,
+    progress: &mut Progress<'_>,
+) -> Result<Infallible, Error> {
     loop {
-        match catch_up(&store, &file).await {
-            Ok(()) => {
-                if is_behind {
-                    tracing::info!(file = %file.display(), "audit file is caught up");
-                }
-                is_behind = false;
-                news.notified().await;
-            }
-            Err(error) => {
-                metrics::counter!(names::AUDIT_FILE_FAILURES).increment(1);
-                if !is_behind {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::error!(error, file = %file.display(), "audit file is behind");
-                }
-                is_behind = true;
-                tokio::time::sleep(PAUSE).await;
-            }
-        }
+        news.mark_unchanged();
+        catch_up(log, path, progress).await?;
+        progress.caught_up();
+        next(news).await;
+        tokio::time::sleep(GATHER).await;
     }
 }
 
-async fn catch_up(store: &Store, file: &Path) -> Result<(), Error> {
-    let (start, mut length) = on_disk(file, its_end).await?;
+async fn catch_up(log: &impl Log, path: &Path, progress: &Progress<'_>) -> Result<(), Error> {
+    let (start, mut length) = on_disk(path, its_end).await?;
     let mut seen = start;
     loop {
-        let (lines, seal) = store.audit_lines(seen).await?;
+        let (lines, seal) = log.page(seen).await.map_err(Error::log)?;
         let Some((newest, _)) = lines.last() else {
             // Read together with there being no more lines, so it is that of the last one.
             return match seal.filter(|_| seen > start) {
-                Some(seal) => Ok(source::write_public(&seal_file(file), seal.as_bytes())?),
+                Some(seal) => Ok(source::write_public(&seal_file(path), seal.as_bytes())?),
                 None => Ok(()),
             };
         };
         seen = *newest;
-        length = on_disk(file, move |file| {
+        let count = lines.len();
+        length = on_disk(path, move |file| {
             let text: String = lines.iter().map(|(_, line)| format!("{line}\n")).collect();
             append(file, length, text.as_bytes())
         })
         .await?;
+        progress.wrote(count, seen);
     }
 }
 
