@@ -1,4 +1,4 @@
-//! HTTP: a request becomes a [`Call`], an [`Answer`] becomes what clients read. Which dialect a
+//! HTTP: a request becomes a [`Call`](super::call::Call), an [`Answer`] becomes what clients read. Which dialect a
 //! request is in, its path tells ([`rest`]); both are answered by [`KeyVault::handle`].
 
 mod openapi;
