@@ -60,6 +60,8 @@ for method in approle kubernetes cert bootstrap; do
 done
 
 # What the token's end would end, or the mounts', is left out: everything after it would be 403 or 404.
+# It leaves a directory of its own where it runs.
+cd "$state"
 status=0
 "$peers/schemathesis/bin/schemathesis" run "$url/openapi.json" --tls-verify "$state/tls.crt" \
   --header "X-Vault-Token: $token" --checks not_a_server_error --max-examples "$examples" \

@@ -46,6 +46,7 @@ install_packages() {
   have python3 || wanted+=(python3)
   have shellcheck || wanted+=(shellcheck)
   have curl || wanted+=(curl)
+  have openssl || wanted+=(openssl)
   have strace || wanted+=(strace)
   # The KeyVault's tests start servers of their own.
   [ -d /usr/lib/postgresql ] || have postgres || wanted+=(postgresql)
@@ -180,6 +181,12 @@ heading "build"
 cargo test --quiet --no-run --workspace --locked
 heading "tests in the documentation"
 cargo test --quiet --doc --workspace --locked
+if [ -z "$fast" ]; then
+  heading "hvac's own tests against the KeyVault"
+  ./scripts/test-hvac.sh
+  heading "schemathesis against the KeyVault"
+  ./scripts/test-openapi.sh 10
+fi
 heading "tests"
 if ! cargo nextest --version >/dev/null 2>&1; then
   run_tests_with_cargo
@@ -187,8 +194,4 @@ elif [ -n "$fast" ]; then
   cargo nextest run --workspace --locked -E 'not (binary(browser) | binary(peers) | binary(interop))'
 else
   cargo nextest run --workspace --locked
-fi
-if [ -z "$fast" ]; then
-  heading "hvac's own tests against the KeyVault"
-  ./scripts/test-hvac.sh
 fi

@@ -113,7 +113,8 @@ impl Vault {
         format!("https://localhost:{}{path}", self.address.port())
     }
 
-    /// What curl gets: the status, and the body. An argument that begins with `/` is a path.
+    /// What curl gets: the status, and the body. An argument that begins with `/` and is no file is a
+    /// path.
     fn curl(&self, arguments: &[&str]) -> (u16, Value) {
         let (text, code) = self.run(arguments);
         assert_eq!(code, Some(0), "curl {arguments:?}: {text}");
@@ -136,7 +137,7 @@ impl Vault {
         ]);
         command.arg(ca);
         for argument in arguments {
-            match argument.starts_with('/') {
+            match argument.starts_with('/') && !Path::new(argument).exists() {
                 true => command.arg(self.url(argument)),
                 false => command.arg(argument),
             };

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use serde_json::{Value, json};
 use wavry_credentials::{
-    audit::Event,
+    audit::{self, Event},
     bearer::{Json, Token},
     key::aead,
     secret::Secret,
@@ -16,6 +16,7 @@ use super::{
     call::{Answer, Auth, Call, Operation, Refusal},
     config, mount,
     path::Canonical,
+    postgres_server::Server,
     seal, store,
     tests::audit_key,
 };
@@ -24,6 +25,9 @@ use super::{
 pub(super) struct World {
     pub(super) vault: KeyVault,
     pub(super) root: Token,
+    location: store::Location,
+    audit: Arc<audit::Key>,
+    master_key: Secret<Vec<u8>>,
     _directory: tempfile::TempDir,
 }
 
@@ -42,26 +46,49 @@ impl World {
         Self::at(store, directory).await
     }
 
-    async fn at(store: store::Location, directory: tempfile::TempDir) -> Self {
-        let vault = KeyVault::open(&config::Vault::at(store), audit_key())
-            .await
-            .unwrap();
+    /// With a database of PostgreSQL.
+    pub(super) async fn on(server: &Server, name: &str) -> Self {
+        let location = server.database(name).await.parse().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        Self::at(store::Location::Postgres(location), directory).await
+    }
+
+    async fn at(location: store::Location, directory: tempfile::TempDir) -> Self {
+        let audit = audit_key();
+        let config = config::Vault::at(location.clone());
+        let vault = KeyVault::open(&config, audit.clone()).await.unwrap();
         let key = aead::Key::generate();
+        let master_key = key.to_paserk();
         assert!(vault.initialise(&key, seal::Config::Key).await.unwrap());
         vault.unseal(key).await.unwrap();
         let mut change = Change::default();
         mount::initialize(&mut change);
-        let root = vault
-            .authorizer
-            .tokens()
-            .issue_root(&mut change, "sys/init")
-            .await
-            .unwrap();
+        let tokens = vault.authorizer.tokens();
+        let root = tokens.issue_root(&mut change, "sys/init").await.unwrap();
         vault.barrier().commit(change).await.unwrap();
         Self {
             vault,
             root: root.token,
+            location,
+            audit,
+            master_key,
             _directory: directory,
+        }
+    }
+
+    /// Another instance on the same database.
+    pub(super) async fn another(&self) -> Self {
+        let config = config::Vault::at(self.location.clone());
+        let vault = KeyVault::open(&config, self.audit.clone()).await.unwrap();
+        let key = aead::Key::read(&self.master_key).unwrap();
+        vault.unseal(key).await.unwrap();
+        Self {
+            vault,
+            root: self.root.copied(),
+            location: self.location.clone(),
+            audit: self.audit.clone(),
+            master_key: aead::Key::read(&self.master_key).unwrap().to_paserk(),
+            _directory: tempfile::tempdir().unwrap(),
         }
     }
 

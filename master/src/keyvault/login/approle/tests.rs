@@ -5,6 +5,7 @@ use wavry_credentials::audit::Action;
 
 use crate::keyvault::{
     call::Refusal,
+    postgres_server::Server,
     world::{World, at_once},
 };
 
@@ -52,6 +53,36 @@ async fn a_hundred_logins_at_once_with_a_secret_id_for_one_use_are_one() {
         .iter()
         .filter(|event| event.action == Action::Login && event.outcome == "done");
     assert_eq!(logins.count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_they_are_with_two_instances_on_postgresql() {
+    let server = Server::start(false);
+    let one = World::on(&server, "logins").await;
+    let worlds = [Arc::new(one.another().await), Arc::new(one)];
+    worlds[0].enable("approle").await;
+    let shown = role(&worlds[0], "web", json!({"secret_id_num_uses": 1})).await;
+    let few = json!({"num_uses": 5});
+    let token = worlds[0].root().token("auth/token/create", few).await;
+    let token = Arc::new(token.unwrap().client_token);
+    let logins = at_once(100, |i| {
+        let (world, shown) = (worlds[i % 2].clone(), shown.clone());
+        async move { world.stranger().token(LOGIN, shown).await.is_ok() }
+    })
+    .await;
+    assert_eq!(logins, 1);
+    let uses = at_once(20, |i| {
+        let (world, token) = (worlds[i % 2].clone(), token.clone());
+        async move {
+            world
+                .with(&token)
+                .get("auth/token/lookup-self")
+                .await
+                .is_ok()
+        }
+    })
+    .await;
+    assert_eq!(uses, 5);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
