@@ -66,7 +66,7 @@ impl Canaries {
     }
 
     /// A PASERK `k4.secret`: the seed, and the characters that hold nothing else.
-    fn paserk(&mut self, kind: &str, file: &Path) {
+    pub(crate) fn paserk(&mut self, kind: &str, file: &Path) {
         let text = fs::read_to_string(file).unwrap();
         let body = text
             .trim()
@@ -101,10 +101,27 @@ impl Canaries {
         self.watch_both(kind, &bytes[start..], &body[start.div_ceil(3) * 4..]);
     }
 
+    /// A text that is a secret, behind the dot of its prefix if it has one.
+    pub(crate) fn secret(&mut self, kind: &str, text: &str) {
+        let text = text.split_once('.').map_or(text, |(_, rest)| rest);
+        self.scanner.watch(kind, text.as_bytes());
+    }
+
+    /// Bytes that are a secret.
+    pub(crate) fn bytes(&mut self, kind: &str, bytes: &[u8]) {
+        self.scanner.watch(kind, bytes);
+    }
+
     fn watch_both(&mut self, kind: &str, bytes: &[u8], text: &str) {
         self.scanner.watch(kind, bytes);
         self.scanner.watch(kind, text.as_bytes());
     }
+}
+
+/// As base64, for what takes its input so.
+pub(crate) fn encoded(bytes: &[u8]) -> String {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    STANDARD.encode(bytes)
 }
 
 fn decoded(text: &str) -> Vec<u8> {

@@ -12,6 +12,7 @@
 mod support;
 
 mod canaries;
+mod keyvault;
 mod scanner;
 
 use std::{
@@ -92,7 +93,8 @@ async fn no_secret_comes_out_of_a_system_in_any_encoding() {
 
     let mut canaries = Canaries::default();
     let mut seen = Seen::default();
-    let secrets = canaries.of_cluster(&directory);
+    let mut secrets = canaries.of_cluster(&directory);
+    secrets.push(directory.join("keyvault-audit.key"));
     let session = cluster.session_token("chat");
     canaries.token("session token", &fs::read_to_string(&session).unwrap());
 
@@ -100,6 +102,7 @@ async fn no_secret_comes_out_of_a_system_in_any_encoding() {
     gateway(&mut seen, &mut canaries, &cluster, &session).await;
     commands(&mut seen, &mut canaries, &cluster);
     malformed(&mut seen, &mut canaries, &directory);
+    keyvault::drive(&mut seen, &mut canaries, &directory, &logs);
     audit(&mut seen, &directory);
     for process in cluster.processes() {
         let pid = process.pid();
@@ -119,7 +122,7 @@ async fn no_secret_comes_out_of_a_system_in_any_encoding() {
 
     seen.directory(&directory, &secrets);
     core_dumps(&mut seen, &directory, &pids);
-    for name in ["master.log", "gateway.log", "relay.log"] {
+    for name in ["master.log", "gateway.log", "relay.log", "keyvault.log"] {
         let log = fs::read_to_string(logs.join(name)).unwrap();
         assert!(log.contains("TRACE"), "{name} does not hold everything");
     }

@@ -10,6 +10,7 @@ pub(crate) mod client;
 pub(crate) mod cluster;
 pub(crate) mod filesystem;
 pub(crate) mod https;
+pub(crate) mod keyvault;
 pub(crate) mod peer;
 pub(crate) mod plain;
 
