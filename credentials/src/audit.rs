@@ -229,7 +229,7 @@ impl Key {
         Ok(Self::of(SigningKey::from_paserk(text)?, cluster))
     }
 
-    /// Reads it in any form that [`format`] knows.
+    /// Reads it in any form that [`mod@format`] knows.
     pub fn read(text: &Secret<Vec<u8>>, cluster: ClusterName) -> Result<Self, format::Fault> {
         Ok(Self::of(SigningKey::read(text)?, cluster))
     }

@@ -42,7 +42,7 @@ impl Identity {
             .map_err(|_| Error::Malformed)
     }
 
-    /// Reads it in any form that [`format`] knows.
+    /// Reads it in any form that [`mod@format`] knows.
     pub fn read(text: &Secret<Vec<u8>>) -> Result<Self, format::Fault> {
         format::ed25519(text).map(Self::of)
     }

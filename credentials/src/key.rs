@@ -9,7 +9,7 @@
 //! * [`record`]: records of our own as secret text.
 //! * [`shamir`]: a key in shares.
 //! * [`transit`]: keys that the KeyVault uses for others.
-//! * [`format`]: the forms in which people keep secrets.
+//! * [`mod@format`]: the forms in which people keep secrets.
 
 pub mod aead;
 pub mod format;

@@ -64,7 +64,7 @@ impl SigningKey {
         Ok(Self::of(Arc::new(key)))
     }
 
-    /// Reads it in any form that [`format`] knows.
+    /// Reads it in any form that [`mod@format`] knows.
     pub fn read(text: &Secret<Vec<u8>>) -> Result<Self, format::Fault> {
         Ok(Self::of(Arc::new(format::ed25519(text)?)))
     }
