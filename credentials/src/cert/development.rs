@@ -89,7 +89,11 @@ impl DevelopmentAuthority {
             .distinguished_name
             .push(DnType::CommonName, format!("{NAME}: {subject}"));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        // Whoever serves also calls others, and may have to show who it is.
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         params.use_authority_key_identifier_extension = true;
         (params.not_before, params.not_after) = validity(LEAF_VALIDITY);
         let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
