@@ -140,11 +140,10 @@ struct Named {
 
 /// `sys/wrapping/unwrap`: the answer, for who is first.
 pub(super) async fn unwrap(tokens: &Tokens, call: &Call) -> Result<Planned, Refusal> {
-    let found = match find(tokens, call).await? {
-        Ok(found) => found,
+    let (found, value) = match open(tokens, call).await? {
+        Ok(opened) => opened,
         Err(refused) => return Ok(refused),
     };
-    let value = value_of(tokens, &found).await?;
     let (change, noted) = used(&found, Action::Unwrap);
     metrics::counter!(names::KEYVAULT_UNWRAPS, "outcome" => "done").increment(1);
     let answer = Answer::Bare(http::StatusCode::OK, value.into());
@@ -153,11 +152,10 @@ pub(super) async fn unwrap(tokens: &Tokens, call: &Call) -> Result<Planned, Refu
 
 /// `sys/wrapping/rewrap`: a new token in place of the old one.
 pub(super) async fn rewrap(tokens: &Tokens, call: &Call) -> Result<Planned, Refusal> {
-    let found = match find(tokens, call).await? {
-        Ok(found) => found,
+    let (found, value) = match open(tokens, call).await? {
+        Ok(opened) => opened,
         Err(refused) => return Ok(refused),
     };
-    let value = value_of(tokens, &found).await?;
     let (mut change, noted) = used(&found, Action::Wrap);
     let record = found.record;
     let ttl = Duration::from_secs(record.expires - record.created);
@@ -230,12 +228,20 @@ async fn find(tokens: &Tokens, call: &Call) -> Result<Result<Found, Planned>, Re
     }))
 }
 
-async fn value_of(tokens: &Tokens, found: &Found) -> Result<Json, Refusal> {
-    let path = format!("{VALUES}{}", found.fingerprint);
-    let entry = tokens.barrier().read(&path).await?;
-    // Gone between the two reads: who asks again is told that somebody has it.
-    let entry = entry.ok_or(Refusal::Unavailable)?;
-    Ok(Json::stored(entry.value))
+/// What the call's token stands for, and the answer that lies in it.
+async fn open(tokens: &Tokens, call: &Call) -> Result<Result<(Found, Json), Planned>, Refusal> {
+    // Twice: somebody may take the answer between the two reads, and then the record says so.
+    for _ in 0..2 {
+        let found = match find(tokens, call).await? {
+            Ok(found) => found,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        let path = format!("{VALUES}{}", found.fingerprint);
+        if let Some(entry) = tokens.barrier().read(&path).await? {
+            return Ok(Ok((found, Json::stored(entry.value))));
+        }
+    }
+    Err(Refusal::Internal("a wrapped answer is missing"))
 }
 
 /// Plans that the answer is taken away, if nobody did meanwhile.
