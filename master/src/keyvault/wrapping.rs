@@ -230,18 +230,29 @@ async fn find(tokens: &Tokens, call: &Call) -> Result<Result<Found, Planned>, Re
 
 /// What the call's token stands for, and the answer that lies in it.
 async fn open(tokens: &Tokens, call: &Call) -> Result<Result<(Found, Json), Planned>, Refusal> {
-    // Twice: somebody may take the answer between the two reads, and then the record says so.
-    for _ in 0..2 {
-        let found = match find(tokens, call).await? {
-            Ok(found) => found,
-            Err(refused) => return Ok(Err(refused)),
-        };
-        let path = format!("{VALUES}{}", found.fingerprint);
-        if let Some(entry) = tokens.barrier().read(&path).await? {
-            return Ok(Ok((found, Json::stored(entry.value))));
-        }
+    let found = match find(tokens, call).await? {
+        Ok(found) => found,
+        Err(refused) => return Ok(Err(refused)),
+    };
+    let path = format!("{VALUES}{}", found.fingerprint);
+    if let Some(entry) = tokens.barrier().read(&path).await? {
+        return Ok(Ok((found, Json::stored(entry.value))));
     }
-    Err(Refusal::Internal("a wrapped answer is missing"))
+    // Somebody took it between the two reads: then the record is no longer what it was, and the call
+    // starts again and finds that.
+    let mut change = Change::default();
+    change.expect(
+        format!("{RECORDS}{}", found.fingerprint),
+        Some(found.revision),
+    );
+    let refused = Refusal::Internal("a wrapped answer is missing");
+    let noted = Noted {
+        action: Some(Action::Unwrap),
+        subject: Some(found.record.creation_path),
+        secret: Some(found.record.accessor),
+        ..Noted::default()
+    };
+    Ok(Err(Planned::of(change, Err(refused)).noting(noted)))
 }
 
 /// Plans that the answer is taken away, if nobody did meanwhile.
