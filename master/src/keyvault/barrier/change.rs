@@ -52,7 +52,10 @@ impl Change {
 
     /// Whether there is nothing to be written or put on record.
     pub fn is_empty(&self) -> bool {
-        self.writes.is_empty() && self.events.is_empty() && self.unwritable.is_none()
+        self.expected.is_empty()
+            && self.writes.is_empty()
+            && self.events.is_empty()
+            && self.unwritable.is_none()
     }
 
     /// Does what `other` does too. Where both write, `other` does.
