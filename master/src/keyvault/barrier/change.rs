@@ -50,7 +50,7 @@ impl Change {
         self.events.push(event);
     }
 
-    /// Whether there is nothing to be written or put on record.
+    /// Whether there is nothing to be looked at, written or put on record.
     pub fn is_empty(&self) -> bool {
         self.expected.is_empty()
             && self.writes.is_empty()
