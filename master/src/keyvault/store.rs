@@ -234,6 +234,7 @@ impl Store {
 }
 
 impl audit_sink::Log for Store {
+    const NAME: &'static str = LOG;
     type Error = Error;
     type Claim = Option<PgConnection>;
 
