@@ -358,9 +358,7 @@ impl World {
             binding: &[],
             ..scope
         };
-        let roster: Roster = keys
-            .verify(token, scope, unix_time())
-            .unwrap();
+        let roster: Roster = keys.verify(token, scope, unix_time()).unwrap();
         let nodes = roster.nodes.iter();
         let keys = |keys: &[wavry_proto::id::PublicKey]| keys.iter().map(|key| key.0).collect();
         let reading = Reading {
