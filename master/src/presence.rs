@@ -367,7 +367,7 @@ mod tests {
         );
         assert_eq!(
             presence.take_silent(SUSPECT_AFTER, after(start, 13_000)),
-            [a.clone()]
+            std::slice::from_ref(&a)
         );
 
         presence.learn(vec![known(2, 0)], after(start, 14_000));
