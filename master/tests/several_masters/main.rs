@@ -12,7 +12,7 @@ mod postgres;
 
 use std::{
     env, fs,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Write as _},
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -433,7 +433,10 @@ async fn serve_until_killed(directory: &Path) -> ! {
     config.audit_key = Some(at("audit_key"));
     config.tls_key = Some(at("master.key"));
     let master = Master::start(config).await.expect("it starts");
-    println!("\n> {}", master.local_addr());
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "\n> {}", master.local_addr())
+        .and_then(|()| stdout.flush())
+        .expect("somebody listens");
     let Ok(()) = master.run(CancellationToken::new()).await;
     unreachable!("nobody tells it to leave");
 }
