@@ -357,7 +357,7 @@ fn its_audit_log_is_copied_to_its_sinks_and_verifies_there() {
     let mut scrape = Command::new("curl");
     scrape
         .args(["-s", "--max-time", "30"])
-        .arg(format!("{}/metrics", ready["ops"].as_str().unwrap()));
+        .arg(ready["ops"].as_str().unwrap());
     let metrics = String::from_utf8(output(scrape).stdout).unwrap();
     let newest = r#"wavry_audit_sink_newest_line{log="keyvault",sink="copy"}"#;
     assert!(metrics.contains(newest), "{metrics}");

@@ -34,9 +34,6 @@ mod namespace;
 mod parameter;
 pub mod path;
 pub mod policy;
-#[cfg(test)]
-#[path = "../tests/support/postgres.rs"]
-mod postgres_server;
 mod rotation;
 pub mod seal;
 mod standalone;
@@ -54,6 +51,8 @@ use tokio::{sync::Notify, task::JoinSet};
 use wavry_credentials::{audit, bearer::Token, key::aead};
 
 use crate::audit_sink;
+#[cfg(test)]
+use crate::postgres_server;
 
 pub use config::Vault as Config;
 pub use counter::Rollback;
