@@ -85,11 +85,12 @@ trait Operation: Sized {
     async fn check(directory: &Path, told: bool) -> bool;
 }
 
+#[expect(clippy::print_stdout, reason = "a test tells how often it killed")]
 fn kill_at_every_call<O: Operation>(test: &str) {
     if let Some(directory) = directory_to_be_killed_in() {
         runtime().block_on(be_killed::<O>(&directory));
     }
-    let template = tempfile::tempdir().unwrap();
+    let template = tempfile::tempdir().expect("a directory");
     runtime().block_on(O::prepare(template.path()));
 
     // Once from beginning to end.
@@ -184,10 +185,11 @@ fn say(line: &str) {
 }
 
 fn copy(template: &Path) -> tempfile::TempDir {
-    let directory = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(template).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), directory.path().join(entry.file_name())).unwrap();
+    let directory = tempfile::tempdir().expect("a directory");
+    for entry in fs::read_dir(template).expect("it is read") {
+        let entry = entry.expect("it is read");
+        let copy = directory.path().join(entry.file_name());
+        fs::copy(entry.path(), copy).expect("it is copied");
     }
     directory
 }
@@ -256,7 +258,7 @@ impl Operation for Put {
         for path in ["one", "other", "gone"] {
             change.put(path, Secret::new(b"old".to_vec()));
         }
-        vault.barrier().commit(change).await.unwrap();
+        vault.barrier().commit(change).await.expect("it is made");
         vault.close().await;
     }
 
@@ -327,10 +329,10 @@ impl Operation for Rotation {
         for i in 0..ENTRIES {
             change.put(format!("entry/{i}"), Secret::new(vec![7; 100]));
         }
-        vault.barrier().commit(change).await.unwrap();
+        vault.barrier().commit(change).await.expect("it is made");
         vault.close().await;
         let key = aead::Key::generate().to_paserk();
-        source::write_secret(&next(directory), &key).unwrap();
+        source::write_secret(&next(directory), &key).expect("it is written");
     }
 
     async fn begin(directory: &Path) -> Self {
@@ -364,7 +366,13 @@ impl Operation for Rotation {
             let entry = entry.expect("it is whole").expect("it is there");
             assert!(entry.value.matches(&[7; 100]));
         }
-        let is_done = vault.barrier().key_status().await.unwrap().term == 2;
+        let is_done = vault
+            .barrier()
+            .key_status()
+            .await
+            .expect("it is whole")
+            .term
+            == 2;
         assert!(is_done || !told);
         // That it was begun, and that old keys are gone.
         assert_eq!(events(&vault).await.len(), if is_done { 2 } else { 0 });
@@ -376,9 +384,12 @@ impl Operation for Rotation {
             false => (current(directory), next(directory)),
         };
         let vault = open(directory).await;
-        let refused = vault.unseal(read_key(&bad).unwrap()).await;
+        let refused = vault.unseal(read_key(&bad).expect("it is there")).await;
         assert!(matches!(refused, Err(Error::Keyring(_))), "{refused:?}");
-        vault.unseal(read_key(&good).unwrap()).await.unwrap();
+        vault
+            .unseal(read_key(&good).expect("it is there"))
+            .await
+            .expect("it opens");
         vault.close().await;
         is_done
     }
@@ -387,7 +398,13 @@ impl Operation for Rotation {
 /// Waits until no rotation is under way.
 async fn is_settled(vault: &KeyVault) {
     let deadline = Instant::now() + PATIENCE;
-    while vault.barrier().rotation().await.unwrap().is_running {
+    while vault
+        .barrier()
+        .rotation()
+        .await
+        .expect("it is whole")
+        .is_running
+    {
         assert!(Instant::now() < deadline, "the rotation does not end");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
