@@ -7,7 +7,7 @@
 mod postgres;
 mod sqlite;
 
-use std::{collections::HashMap, path::PathBuf};
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use sqlx::PgConnection;
 use wavry_credentials::audit::{self, verify::Bad};
@@ -63,6 +63,9 @@ pub enum Error {
     /// It took longer than an answer may wait.
     #[error("the store did not write in time")]
     TooSlow,
+    /// What failed for all who read at the same time.
+    #[error(transparent)]
+    Together(Arc<Self>),
 }
 
 /// An entry as it is kept.

@@ -1,5 +1,7 @@
 //! The store in PostgreSQL, used by any number of processes.
 
+mod reads;
+
 use std::{collections::HashMap, fmt, time::Duration};
 
 use futures_util::TryStreamExt as _;
@@ -10,6 +12,7 @@ use sqlx::{
 use wavry_credentials::audit;
 
 use super::{Error, Head, Log, Row, WrappedTerm};
+use reads::Reads;
 
 /// How long a read waits for a connection: an answer's deadline.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -79,6 +82,7 @@ impl std::str::FromStr for Server {
 #[derive(Clone)]
 pub(in crate::keyvault) struct Postgres {
     pool: PgPool,
+    reads: Reads,
 }
 
 pub(in crate::keyvault) struct Transaction {
@@ -101,7 +105,8 @@ impl Postgres {
             .connect_with(options)
             .await?;
         sqlx::migrate!("keyvault/postgres").run(&pool).await?;
-        Ok(Self { pool })
+        let reads = Reads::new(&pool);
+        Ok(Self { pool, reads })
     }
 
     pub(super) async fn close(&self) {
@@ -123,11 +128,7 @@ impl Postgres {
     }
 
     pub(super) async fn row(&self, path: &str) -> Result<Option<Row>, Error> {
-        let row = sqlx::query(ROW)
-            .bind(path)
-            .fetch_optional(&self.pool)
-            .await?;
-        row.map(|row| read_row(path, &row)).transpose()
+        self.reads.row(path).await
     }
 
     pub(super) async fn paths(
