@@ -6,10 +6,13 @@
 mod audit;
 mod joining;
 mod operate;
+#[path = "../support/postgres.rs"]
+mod postgres;
 mod receiver;
 mod refusals;
 mod registry;
 mod rotation;
 mod sinks;
+mod store;
 mod wire;
 mod world;
