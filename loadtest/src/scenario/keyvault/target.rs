@@ -227,6 +227,8 @@ impl Connection {
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| refused(path, &error.to_string()))?;
         let answered = async {
+            // The connection may not have seen yet that the last answer was read to its end.
+            self.sender.ready().await?;
             let answer = self.sender.send_request(request).await?;
             let status = answer.status();
             let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
