@@ -32,7 +32,7 @@ use futures_util::{StreamExt as _, future::join_all, stream};
 use wavry_credentials::{
     audit::{Action, Event},
     clock::unix_time,
-    membership::Membership,
+    membership::{self, Membership},
     token::{KeySet, Scope, SigningKey},
 };
 use wavry_master::{
@@ -45,7 +45,7 @@ use wavry_proto::{
     token::{self, Session, Validity},
 };
 
-use world::{DEADLINE, World, join, node_id, service};
+use world::{World, node_id, service};
 
 #[path = "../tests/support/postgres.rs"]
 mod postgres;
@@ -240,13 +240,18 @@ async fn register(store: &str, world: &World, database: Location) -> Figure {
     }
 }
 
+async fn join(config: membership::Config) -> Membership {
+    Membership::join(config).await.unwrap()
+}
+
 /// A large cluster's roster.
 async fn roster(arguments: &Arguments) -> Vec<Figure> {
     let world = World::new();
     populate(&world, arguments).await;
     let mut config = world.config();
     config.services = services(arguments.services);
-    config.heartbeat_interval = DEADLINE;
+    config.heartbeat_interval = Duration::from_secs(20);
+    config.suspect_after = Duration::from_secs(3600);
     let master = world.start_with(config).await;
 
     eprintln!("{} watchers", arguments.watchers);
