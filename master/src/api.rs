@@ -25,7 +25,7 @@ use wavry_credentials::{
     clock::unix_time,
     identity,
     redact::Place,
-    token::Scope,
+    token::{Rejected, Scope},
 };
 use wavry_proto::{
     control::{
@@ -42,7 +42,7 @@ use crate::{
     presence::Report,
     problem::Refusal,
     registry::Registry,
-    store::{Admission, Announcement},
+    store::{self, Admission, Announcement},
 };
 
 /// Longest body accepted, in bytes: a registration token and some hundred names and addresses.
@@ -178,8 +178,15 @@ async fn try_register(
         audience: "master",
         binding: &[],
     };
-    let ring = api.registry.ring();
-    let token: Registration = ring.accepted.verify(&request.token, scope, now)?;
+    let verify = |token: &str| api.registry.ring().accepted.verify(token, scope, now);
+    let token: Registration = match verify(&request.token) {
+        // The key may be one that another master made a moment ago.
+        Err(Rejected::UnknownKey) => {
+            api.registry.catch_up().await?;
+            verify(&request.token)?
+        }
+        verified => verified?,
+    };
     let _ = asked.who.set(token.sub.to_string());
     let _ = asked.secret.set(api.audit_key.identifier(&token.jti));
     if !nonce_is_good {
@@ -228,7 +235,7 @@ async fn heartbeat(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Heard>, Refusal> {
-    let node = authenticate(&api, &channel, &asked, &headers)?;
+    let node = authenticate(&api, &channel, &asked, &headers).await?;
     let request: Heartbeat = parse(body)?;
     let epoch = api.registry.published().borrow().roster.epoch;
     if request.epoch > epoch {
@@ -270,15 +277,17 @@ async fn roster(
     query: Result<Query<After>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    let node = authenticate(&api, &channel, &asked, &headers)?;
+    let node = authenticate(&api, &channel, &asked, &headers).await?;
     let Query(After { after }) =
         query.map_err(|_| Refusal::Malformed("after is not an epoch".to_owned()))?;
+    api.registry.catch_up().await?;
     let mut published = api.registry.published();
     let newer = published.wait_for(|p| after.is_none_or(|after| p.roster.epoch > Epoch(after)));
     let answer = tokio::select! {
         newer = newer => newer.ok().map(|current| current.clone()),
         () = tokio::time::sleep(api.poll_timeout) => None,
         () = api.leaving.cancelled() => return Err(Refusal::Leaving),
+        () = api.registry.behind() => return Err(Refusal::Behind(store::Error::TooSlow)),
     };
     let Some(current) = answer else {
         let current = entity_tag(api.registry.published().borrow().roster.epoch);
@@ -319,7 +328,7 @@ fn entity_tag(epoch: Epoch) -> HeaderValue {
     HeaderValue::try_from(format!("\"{epoch}\"")).expect("digits in quotes are a header value")
 }
 
-fn authenticate(
+async fn authenticate(
     api: &Api,
     channel: &Channel,
     asked: &Asked,
@@ -327,7 +336,8 @@ fn authenticate(
 ) -> Result<NodeId, Refusal> {
     let node = api
         .registry
-        .authenticate(bearer(headers)?, &channel.exporter, unix_time())?;
+        .authenticate(bearer(headers)?, &channel.exporter, unix_time())
+        .await?;
     let _ = asked.who.set(node.to_string());
     Ok(node)
 }

@@ -255,7 +255,7 @@ async fn list_nodes(
     headers: HeaderMap,
     query: Result<Query<PageQuery>, QueryRejection>,
 ) -> Result<Json<NodePage>, Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Viewer)?;
+    api.operator(&headers, &asked, OperatorRole::Viewer).await?;
     let malformed = |_| Refusal::Malformed("limit is not a number".to_owned());
     let Query(PageQuery { after, limit }) = query.map_err(malformed)?;
     let limit = limit.unwrap_or(PAGE).clamp(1, PAGE);
@@ -288,7 +288,7 @@ async fn show_node(
     headers: HeaderMap,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<NodeStatus>, Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Viewer)?;
+    api.operator(&headers, &asked, OperatorRole::Viewer).await?;
     let id = node_id(id)?;
     let nodes = api.registry.nodes();
     let found = nodes.iter().find(|(node, _)| node.id == id);
@@ -319,7 +319,8 @@ async fn revoke_node(
     headers: HeaderMap,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<StatusCode, Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Operator)?;
+    api.operator(&headers, &asked, OperatorRole::Operator)
+        .await?;
     let id = node_id(id)?;
     let mut event = asked.event(Action::Revoke, "/v1/nodes/{node}/revoke", channel.peer);
     event.subject = id.to_string();
@@ -344,7 +345,7 @@ async fn list_revocations(
     Extension(asked): Extension<Arc<Asked>>,
     headers: HeaderMap,
 ) -> Result<Json<RevokedSubjects>, Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Viewer)?;
+    api.operator(&headers, &asked, OperatorRole::Viewer).await?;
     let published = api.registry.published();
     let revoked = published.borrow().roster.revoked.clone();
     let revoked = revoked.into_iter().map(revoked_subject).collect();
@@ -376,7 +377,8 @@ async fn revoke_subject(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<(StatusCode, Json<RevokedSubject>), Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Operator)?;
+    api.operator(&headers, &asked, OperatorRole::Operator)
+        .await?;
     let RevokeSubject { subject, service } = parse(body)?;
     if subject.is_empty() || subject.len() > MAX_SUBJECT {
         return Err(Refusal::Malformed(
@@ -416,7 +418,7 @@ async fn list_keys(
     Extension(asked): Extension<Arc<Asked>>,
     headers: HeaderMap,
 ) -> Result<Json<Keys>, Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Viewer)?;
+    api.operator(&headers, &asked, OperatorRole::Viewer).await?;
     let keys = api.registry.ring().lives.iter().map(key_status).collect();
     Ok(Json(Keys { keys }))
 }
@@ -445,7 +447,7 @@ async fn rotate_key(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<(StatusCode, Json<KeyStatus>), Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Admin)?;
+    api.operator(&headers, &asked, OperatorRole::Admin).await?;
     let request: RotateKey = parse(body)?;
     let reason = match request.reason.as_str() {
         "request" => Reason::Request,
@@ -476,8 +478,9 @@ async fn rotate_key(
 }
 
 impl Api {
-    /// The operator whose token a request has, if its role reaches as far as `needed`.
-    fn operator(
+    /// The operator whose token a request has, if its role reaches as far as `needed`. What it is shown
+    /// is no older than what other masters have answered.
+    async fn operator(
         &self,
         headers: &HeaderMap,
         asked: &Asked,
@@ -488,8 +491,10 @@ impl Api {
             audience: "master",
             binding: &[],
         };
+        let token = bearer(headers)?;
+        self.registry.catch_up().await?;
         let ring = self.registry.ring();
-        let operator: Operator = ring.accepted.verify(bearer(headers)?, scope, unix_time())?;
+        let operator: Operator = ring.accepted.verify(token, scope, unix_time())?;
         let _ = asked.who.set(operator.sub.clone());
         let _ = asked.secret.set(self.audit_key.identifier(&operator.jti));
         match operator.role >= needed {

@@ -5,6 +5,7 @@
 
 mod audit;
 mod joining;
+mod masters;
 mod operate;
 #[path = "../support/postgres.rs"]
 mod postgres;
