@@ -325,7 +325,7 @@ fn a_development_cluster_has_a_keyvault_that_answers_the_same() {
 fn its_audit_log_is_copied_to_its_sinks_and_verifies_there() {
     let elsewhere = tempfile::tempdir().unwrap();
     let copy = at(elsewhere.path(), "keyvault.jsonl");
-    let mut vault = Vault::start(&format!(
+    let vault = Vault::start(&format!(
         "[[keyvault.audit_sinks]]\nname = \"copy\"\nurl = \"file://{}\"",
         copy.display()
     ));
@@ -351,19 +351,4 @@ fn its_audit_log_is_copied_to_its_sinks_and_verifies_there() {
         assert!(Instant::now() < deadline, "the copy is not complete");
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
-
-    let ready = fs::read_to_string(at(vault.directory.path(), "ready.json")).unwrap();
-    let ready: Value = serde_json::from_str(&ready).unwrap();
-    let mut scrape = Command::new("curl");
-    scrape
-        .args(["-s", "--max-time", "30"])
-        .arg(ready["ops"].as_str().unwrap());
-    let metrics = String::from_utf8(output(scrape).stdout).unwrap();
-    let newest = r#"wavry_audit_sink_newest_line{log="keyvault",sink="copy"}"#;
-    assert!(metrics.contains(newest), "{metrics}");
-
-    let mut end = Command::new("kill");
-    end.args(["-TERM", &vault.child.id().to_string()]);
-    assert!(output(end).status.success());
-    assert!(vault.child.wait().unwrap().success());
 }
