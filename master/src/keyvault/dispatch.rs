@@ -42,6 +42,8 @@ pub(super) struct Dispatch<'a> {
     has_looked: AtomicBool,
     /// The auth method that a login is for.
     login: OnceLock<mount::Kind>,
+    /// Whether it was allowed.
+    is_allowed: AtomicBool,
 }
 
 impl KeyVault {
@@ -54,12 +56,20 @@ impl KeyVault {
             is_plain,
             has_looked: AtomicBool::new(false),
             login: OnceLock::new(),
+            is_allowed: AtomicBool::new(false),
         };
         let answer = self.authorizer.handle(&call, &dispatch).await;
         if let Some(method) = dispatch.login.get() {
             let outcome = answer.as_ref().err().map_or("done", Refusal::word);
             let labels = [("method", method.name()), ("outcome", outcome)];
             metrics::counter!(names::KEYVAULT_LOGINS, &labels).increment(1);
+        }
+        if sys::seals(&call) && dispatch.is_allowed.load(Ordering::Relaxed) {
+            match &answer {
+                // Who wants it sealed wants it most when the store cannot be written.
+                Ok(_) | Err(Refusal::Unavailable) => self.seal(),
+                Err(_) => (),
+            }
         }
         if sys::changes_mounts(&call) {
             self.mounts.forget();
@@ -148,6 +158,7 @@ impl Handler for Dispatch<'_> {
     }
 
     async fn plan(&self, call: &Call, granted: &Granted) -> Planned {
+        self.is_allowed.store(true, Ordering::Relaxed);
         let planned = match self.answer(call, granted).await {
             Ok(planned) => planned,
             Err(refusal) => return Planned::refused(refusal),

@@ -39,6 +39,11 @@ pub(super) fn changes_mounts(call: &Call) -> bool {
     is_about && call.operation != Operation::Read
 }
 
+/// Whether a call is to seal the KeyVault.
+pub(super) fn seals(call: &Call) -> bool {
+    call.path.as_str() == "sys/seal" && call.operation == Operation::Update
+}
+
 /// Plans an answer below `sys/`.
 pub(super) async fn handle(
     vault: &KeyVault,

@@ -296,6 +296,37 @@ async fn every_answer_has_one_line_on_record_before_it_is_given() {
 }
 
 #[tokio::test]
+async fn sealing_is_on_record_and_is_for_those_who_may() {
+    let world = World::new().await;
+    world
+        .put_policy(
+            "seal",
+            r#"path "sys/seal" { capabilities = ["update", "sudo"] }"#,
+        )
+        .await;
+    world.put_policy("all", READ_ALL).await;
+    let other = token_for(&world, "all", json!({})).await;
+    assert!(
+        world
+            .with(&other)
+            .post("sys/seal", json!({}))
+            .await
+            .is_err()
+    );
+    assert!(world.vault.barrier().is_unsealed());
+    let token = token_for(&world, "seal", json!({})).await;
+    world
+        .with(&token)
+        .post("sys/seal", json!({}))
+        .await
+        .unwrap();
+    assert!(!world.vault.barrier().is_unsealed());
+    let log = world.log().await;
+    let last = log.last().unwrap();
+    assert_eq!((last.action, last.outcome.as_str()), (Action::Seal, "done"));
+}
+
+#[tokio::test]
 async fn strangers_fill_the_log_within_bounds_and_those_who_are_known_do_not_suffer() {
     let world = World::new().await;
     let before = world.log().await.len();

@@ -46,10 +46,8 @@ pub(super) async fn handle(vault: &KeyVault, call: &Call, rest: &str) -> Result<
             "performance_standby": false,
         }))),
         ("unseal", Update) => unseal(vault, call).await,
-        ("seal", Update) => {
-            vault.seal();
-            Ok(Planned::answer(Answer::Done).noting(noted(Action::Seal)))
-        }
+        // It is done behind the commit, which needs the keys.
+        ("seal", Update) => Ok(Planned::answer(Answer::Done).noting(noted(Action::Seal))),
         ("key-status", Read) => {
             let status = vault.barrier.key_status().await?;
             let data = json!({
