@@ -8,6 +8,7 @@
 //! * [`config`]: what the master is told.
 //! * [`audit_sink`]: copies of the audit log elsewhere; [`audit_reader`]: the log, read and checked.
 //! * [`keys`]: the life of keys that sign.
+//! * [`identity`]: the lives of nodes' identities.
 //! * [`store`]: what it remembers, the audit log too.
 //! * [`presence`]: which nodes are heard of.
 //! * [`operate`]: what operators ask of it.
@@ -22,6 +23,7 @@ mod audited;
 mod channel;
 pub mod config;
 mod error;
+pub mod identity;
 pub mod keys;
 pub mod keyvault;
 mod metrics;
@@ -114,6 +116,7 @@ impl Master {
             gone_after: config.gone_after,
             roster_refresh: config.roster_refresh,
             pace: config.key_pace,
+            identity_pace: config.identity_pace,
         };
         let registry = Registry::new(store, snapshot, key, config.cluster, times)
             .await

@@ -2,6 +2,7 @@
 //! the same transaction; a change that the roster does not show leaves it.
 
 pub mod audit;
+mod identity;
 pub(crate) mod keys;
 mod revocation;
 mod service;
@@ -21,6 +22,9 @@ use wavry_proto::{
     id::{Epoch, NodeId, PublicKey, ServiceName},
 };
 
+use crate::identity::Lives;
+
+pub use identity::RotateIdentityError;
 pub use revocation::{MAX_REVOCATIONS, RevokeError};
 pub use service::{MAX_SERVICES, ServiceError};
 
@@ -92,6 +96,9 @@ pub enum RegisterError {
     /// The key is one of a node that was revoked.
     #[error("the key was revoked")]
     KeyRevoked,
+    /// The key was rotated out.
+    #[error("the key was rotated out")]
+    KeyRetired,
     /// The registry failed.
     #[error(transparent)]
     Store(#[from] Error),
@@ -111,7 +118,7 @@ pub enum HeartbeatError {
     Store(#[from] Error),
 }
 
-/// What the roster shows, but for cluster and time.
+/// What the roster shows, but for cluster and time; and what is known of nodes' identities beside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// Its version.
@@ -126,6 +133,8 @@ pub struct Snapshot {
     pub roster_keys: Vec<String>,
     /// Session tokens that hold no more.
     pub revoked: Vec<Revocation>,
+    /// The identities of every node, ordered by id.
+    pub identities: Vec<Lives>,
 }
 
 /// A registration that has been checked in every way but for the token's being used.
@@ -227,6 +236,14 @@ impl Store {
         now: u64,
     ) -> Result<Option<Snapshot>, RegisterError> {
         let mut change = self.change().await?;
+        let before = &change.before;
+        let is_known =
+            |node: &&Node| node.id == admission.node && node.keys.contains(&admission.key);
+        // A node that registers with the key that it has stays who it is.
+        let registration = match before.nodes.iter().find(is_known) {
+            Some(node) => node.registration,
+            None => before.epoch.0 + 1,
+        };
         let transaction = &mut change.transaction;
         let id = admission.node.as_str();
 
@@ -255,8 +272,11 @@ impl Store {
         if other_holder.is_some() {
             return Err(RegisterError::KeyInUse);
         }
+        if identity::is_retired(transaction, &admission.key).await? {
+            return Err(RegisterError::KeyRetired);
+        }
 
-        write_node(transaction, admission).await?;
+        write_node(transaction, admission, registration, now).await?;
         write_announcement(transaction, &admission.node, &admission.announcement).await?;
         audit::append(transaction, &self.audit, &admission.event).await?;
         Ok(change.commit().await?)
@@ -389,14 +409,18 @@ async fn forget_used_tokens(
 async fn write_node(
     transaction: &mut Transaction<'static, Sqlite>,
     admission: &Admission,
+    registration: u64,
+    now: u64,
 ) -> Result<(), Error> {
     let id = admission.node.as_str();
     sqlx::query(
-        "INSERT INTO node (id, role) VALUES (?, ?)
-         ON CONFLICT (id) DO UPDATE SET role = excluded.role",
+        "INSERT INTO node (id, role, registration) VALUES (?, ?, ?)
+         ON CONFLICT (id) DO UPDATE SET role = excluded.role, registration = excluded.registration,
+             rotation_ordered = NULL",
     )
     .bind(id)
     .bind(admission.role.as_str())
+    .bind(registration.cast_signed())
     .execute(&mut **transaction)
     .await?;
     for table in [
@@ -408,9 +432,10 @@ async fn write_node(
             .execute(&mut **transaction)
             .await?;
     }
-    sqlx::query("INSERT INTO node_key (public_key, node) VALUES (?, ?)")
+    sqlx::query("INSERT INTO node_key (public_key, node, since) VALUES (?, ?, ?)")
         .bind(&admission.key.0[..])
         .bind(id)
+        .bind(now.cast_signed())
         .execute(&mut **transaction)
         .await?;
     for service in &admission.granted {
@@ -469,10 +494,10 @@ async fn read_snapshot(transaction: &mut Transaction<'static, Sqlite>) -> Result
     let mut nodes = Vec::new();
     let mut offers = Vec::new();
     let mut position = HashMap::new();
-    for row in sqlx::query("SELECT id, role, draining OR silent AS away FROM node ORDER BY id")
-        .fetch_all(&mut **transaction)
-        .await?
-    {
+    let listed = sqlx::query(
+        "SELECT id, role, registration, draining OR silent AS away FROM node ORDER BY id",
+    );
+    for row in listed.fetch_all(&mut **transaction).await? {
         let id: String = row.try_get("id")?;
         let role = match row.try_get::<String, _>("role")?.as_str() {
             "gateway" => Role::Gateway,
@@ -487,17 +512,15 @@ async fn read_snapshot(transaction: &mut Transaction<'static, Sqlite>) -> Result
             keys: Vec::new(),
             addresses: Vec::new(),
             services: Vec::new(),
+            registration: row.try_get::<i64, _>("registration")?.cast_unsigned(),
         });
     }
     let of = |id: String| position.get(&id).copied().ok_or(Error::Row("node"));
 
-    for row in sqlx::query("SELECT node, public_key FROM node_key ORDER BY node, public_key")
-        .fetch_all(&mut **transaction)
-        .await?
-    {
-        let key: Vec<u8> = row.try_get("public_key")?;
-        let key = key.try_into().map_err(|_| Error::Row("node_key"))?;
-        nodes[of(row.try_get("node")?)?].keys.push(PublicKey(key));
+    let identities = identity::read(transaction).await?;
+    for lives in &identities {
+        let keys = lives.lives.iter().map(|life| life.key);
+        nodes[of(lives.node.to_string())?].keys.extend(keys);
     }
     for row in sqlx::query("SELECT node, address FROM node_address ORDER BY node, position")
         .fetch_all(&mut **transaction)
@@ -534,5 +557,6 @@ async fn read_snapshot(transaction: &mut Transaction<'static, Sqlite>) -> Result
         token_keys,
         roster_keys,
         revoked: revocation::read(transaction).await?,
+        identities,
     })
 }

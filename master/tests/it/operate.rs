@@ -237,7 +237,9 @@ async fn nodes_are_listed_in_pages_with_what_they_told() {
     assert_eq!(exit["state"], "draining");
     assert_eq!(exit["sessions"], 7);
     assert_eq!(exit["version"], "1.2.3");
-    assert_eq!(exit["keys"], json!([identity.public_key().to_string()]));
+    let key = identity.public_key().to_string();
+    assert_eq!(exit["identities"][0]["key"], json!(key));
+    assert_eq!(exit["identities"][0]["state"], "present");
     assert_eq!(*exit, get(&mut wire, "/v1/nodes/exit", &viewer).await);
 
     for nobody in [

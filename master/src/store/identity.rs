@@ -1,0 +1,283 @@
+//! Nodes' identities as they rotate.
+
+use std::collections::BTreeMap;
+
+use sqlx::{Row as _, Sqlite, Transaction};
+use wavry_credentials::audit::{Action, Event};
+use wavry_proto::id::{Epoch, NodeId, PublicKey};
+
+use super::{Error, Snapshot, Store, audit};
+use crate::identity::{Life, Lives, State};
+
+/// Why a node's identity does not rotate.
+#[derive(Debug, thiserror::Error)]
+pub enum RotateIdentityError {
+    /// There is no such node.
+    #[error("the node is not registered")]
+    UnknownNode,
+    /// The key that asks is not the one that the node shows.
+    #[error("the key is not the node's present one")]
+    NotPresent,
+    /// Another identity was admitted and is not shown yet, or the one before is still accepted.
+    #[error("the node's identity is being rotated")]
+    UnderWay,
+    /// The key is another node's, or the present one of this node.
+    #[error("the key is in use")]
+    KeyInUse,
+    /// The key was rotated out.
+    #[error("the key was rotated out")]
+    KeyRetired,
+    /// The key is one of a node that was revoked.
+    #[error("the key was revoked")]
+    KeyRevoked,
+    /// The registry failed.
+    #[error(transparent)]
+    Store(#[from] Error),
+}
+
+impl From<sqlx::Error> for RotateIdentityError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl Store {
+    /// Admits `next` beside `present`, which the node shows, at `now`, in seconds since the Unix epoch. To
+    /// admit it again changes nothing. Gives the snapshot when the roster changed.
+    pub async fn admit_identity(
+        &self,
+        node: &NodeId,
+        present: &PublicKey,
+        next: &PublicKey,
+        now: u64,
+        event: &Event,
+    ) -> Result<Option<Snapshot>, RotateIdentityError> {
+        let mut change = self.change().await?;
+        let after_epoch = change.before.epoch;
+        let transaction = &mut change.transaction;
+        let lives = of_node(transaction, node).await?;
+        let state_of = |key: &PublicKey| {
+            let life = lives.iter().find(|life| life.key == *key);
+            life.map(|life| life.state)
+        };
+        if state_of(present) != Some(State::Present) {
+            return Err(match lives.is_empty() {
+                true => RotateIdentityError::UnknownNode,
+                false => RotateIdentityError::NotPresent,
+            });
+        }
+        match state_of(next) {
+            Some(State::Next) => return Ok(None),
+            Some(State::Present | State::Before) => return Err(RotateIdentityError::KeyInUse),
+            None if lives.len() > 1 => return Err(RotateIdentityError::UnderWay),
+            None => {}
+        }
+        let statements = [
+            (
+                "SELECT 1 FROM node_key WHERE public_key = ?",
+                RotateIdentityError::KeyInUse,
+            ),
+            (
+                "SELECT 1 FROM retired_key WHERE public_key = ?",
+                RotateIdentityError::KeyRetired,
+            ),
+            (
+                "SELECT 1 FROM revoked_key WHERE public_key = ?",
+                RotateIdentityError::KeyRevoked,
+            ),
+        ];
+        for (statement, refusal) in statements {
+            let found = sqlx::query(statement)
+                .bind(&next.0[..])
+                .fetch_optional(&mut **transaction)
+                .await?;
+            if found.is_some() {
+                return Err(refusal);
+            }
+        }
+        sqlx::query(
+            "INSERT INTO node_key (public_key, node, state, since, after_epoch)
+             VALUES (?, ?, 'next', ?, ?)",
+        )
+        .bind(&next.0[..])
+        .bind(node.as_str())
+        .bind(now.cast_signed())
+        .bind(after_epoch.0.cast_signed())
+        .execute(&mut **transaction)
+        .await?;
+        sqlx::query("UPDATE node SET rotation_ordered = NULL WHERE id = ?")
+            .bind(node.as_str())
+            .execute(&mut **transaction)
+            .await?;
+        audit::append(transaction, &self.audit, event).await?;
+        Ok(change.commit().await?)
+    }
+
+    /// Notes that the node shows its next identity, `key`, from `now` on; the one before is accepted for
+    /// `overlap` seconds more. Gives the snapshot when that was news.
+    pub async fn show_identity(
+        &self,
+        node: &NodeId,
+        key: &PublicKey,
+        now: u64,
+        overlap: u64,
+    ) -> Result<Option<Snapshot>, Error> {
+        let mut change = self.change().await?;
+        let transaction = &mut change.transaction;
+        let lives = of_node(transaction, node).await?;
+        let is_next = |life: &Life| life.key == *key && life.state == State::Next;
+        if !lives.iter().any(is_next) {
+            return Ok(None);
+        }
+        sqlx::query(
+            "UPDATE node_key SET state = 'before', since = ?, until = ?
+             WHERE node = ? AND state = 'present'",
+        )
+        .bind(now.cast_signed())
+        .bind(now.saturating_add(overlap).cast_signed())
+        .bind(node.as_str())
+        .execute(&mut **transaction)
+        .await?;
+        sqlx::query("UPDATE node_key SET state = 'present', since = ? WHERE public_key = ?")
+            .bind(now.cast_signed())
+            .bind(&key.0[..])
+            .execute(&mut **transaction)
+            .await?;
+        let event = by_master(node, key, "identity shown");
+        audit::append(transaction, &self.audit, &event).await?;
+        change.commit().await
+    }
+
+    /// Takes identities out of the roster whose time is over. Gives the snapshot when there were any.
+    pub async fn retire_identities(
+        &self,
+        over: &[(NodeId, PublicKey)],
+    ) -> Result<Option<Snapshot>, Error> {
+        let mut change = self.change().await?;
+        let transaction = &mut change.transaction;
+        for (node, key) in over {
+            let gone = sqlx::query(
+                "DELETE FROM node_key WHERE public_key = ? AND node = ? AND state = 'before'",
+            )
+            .bind(&key.0[..])
+            .bind(node.as_str())
+            .execute(&mut **transaction)
+            .await?;
+            if gone.rows_affected() == 0 {
+                continue;
+            }
+            retire(transaction, node, key).await?;
+            let event = by_master(node, key, "identity retired");
+            audit::append(transaction, &self.audit, &event).await?;
+        }
+        change.commit().await
+    }
+
+    /// Has the node make another identity, since `now`. One that was admitted and never shown makes way:
+    /// the node may have lost it. Gives the snapshot.
+    pub async fn order_rotation(
+        &self,
+        node: &NodeId,
+        now: u64,
+        event: &Event,
+    ) -> Result<Option<Snapshot>, RotateIdentityError> {
+        let mut change = self.change().await?;
+        let transaction = &mut change.transaction;
+        let ordered = sqlx::query("UPDATE node SET rotation_ordered = ? WHERE id = ?")
+            .bind(now.cast_signed())
+            .bind(node.as_str())
+            .execute(&mut **transaction)
+            .await?;
+        if ordered.rows_affected() == 0 {
+            return Err(RotateIdentityError::UnknownNode);
+        }
+        sqlx::query("DELETE FROM node_key WHERE node = ? AND state = 'next'")
+            .bind(node.as_str())
+            .execute(&mut **transaction)
+            .await?;
+        audit::append(transaction, &self.audit, event).await?;
+        Ok(change.commit().await?)
+    }
+}
+
+fn by_master(node: &NodeId, key: &PublicKey, path: &str) -> Event {
+    let mut event = Event::now(Action::Rotate, node.as_str(), format!("{path}: {key}"));
+    event.actor = "master".to_owned();
+    event
+}
+
+/// Remembers that a key was rotated out.
+async fn retire(
+    transaction: &mut Transaction<'static, Sqlite>,
+    node: &NodeId,
+    key: &PublicKey,
+) -> Result<(), Error> {
+    sqlx::query(
+        "INSERT INTO retired_key (public_key, node) VALUES (?, ?)
+         ON CONFLICT (public_key) DO NOTHING",
+    )
+    .bind(&key.0[..])
+    .bind(node.as_str())
+    .execute(&mut **transaction)
+    .await?;
+    Ok(())
+}
+
+/// Whether a key was rotated out.
+pub(super) async fn is_retired(
+    transaction: &mut Transaction<'static, Sqlite>,
+    key: &PublicKey,
+) -> Result<bool, Error> {
+    let retired = sqlx::query("SELECT 1 FROM retired_key WHERE public_key = ?")
+        .bind(&key.0[..])
+        .fetch_optional(&mut **transaction)
+        .await?;
+    Ok(retired.is_some())
+}
+
+async fn of_node(
+    transaction: &mut Transaction<'static, Sqlite>,
+    node: &NodeId,
+) -> Result<Vec<Life>, Error> {
+    let all = read(transaction).await?.into_iter();
+    let mut of_node = all.filter(|lives| lives.node == *node);
+    Ok(of_node.next().map(|lives| lives.lives).unwrap_or_default())
+}
+
+/// The identities of every node, ordered by node and key.
+pub(super) async fn read(
+    transaction: &mut Transaction<'static, Sqlite>,
+) -> Result<Vec<Lives>, Error> {
+    let rows = sqlx::query(
+        "SELECT node.id, node.rotation_ordered, node_key.public_key, node_key.state, node_key.since,
+                node_key.after_epoch, node_key.until
+         FROM node JOIN node_key ON node_key.node = node.id ORDER BY node.id, node_key.public_key",
+    )
+    .fetch_all(&mut **transaction)
+    .await?;
+    let mut nodes = BTreeMap::new();
+    for row in rows {
+        let bad = || Error::Row("node_key");
+        let key: Vec<u8> = row.try_get("public_key")?;
+        let state: String = row.try_get("state")?;
+        let state = State::ALL.into_iter().find(|known| known.as_str() == state);
+        let until: Option<i64> = row.try_get("until")?;
+        let life = Life {
+            key: PublicKey(key.try_into().map_err(|_| bad())?),
+            state: state.ok_or_else(bad)?,
+            since: row.try_get::<i64, _>("since")?.cast_unsigned(),
+            after_epoch: Epoch(row.try_get::<i64, _>("after_epoch")?.cast_unsigned()),
+            until: until.map(i64::cast_unsigned),
+        };
+        let id: String = row.try_get("id")?;
+        let ordered: Option<i64> = row.try_get("rotation_ordered")?;
+        let node: NodeId = id.parse().map_err(|_| Error::Row("node"))?;
+        let lives = nodes.entry(node.clone()).or_insert_with(|| Lives {
+            node,
+            ordered: ordered.map(i64::cast_unsigned),
+            lives: Vec::new(),
+        });
+        lives.lives.push(life);
+    }
+    Ok(nodes.into_values().collect())
+}
