@@ -154,11 +154,14 @@ fn file_name(key: PublicKey) -> String {
     format!("identity-{}.key", hex::encode(&key.0[..NAME_BYTES]))
 }
 
+/// Whether it is the name of a key's file, or of one that was being written.
 fn is_name_of_key(name: &OsStr) -> bool {
-    let key = name
-        .to_str()
-        .and_then(|name| name.strip_prefix("identity-"));
-    let key = key.and_then(|name| name.strip_suffix(".key"));
+    let text = name.to_str().unwrap_or_default();
+    if text.starts_with(".identity") {
+        return true;
+    }
+    let key = text.strip_prefix("identity-");
+    let key = key.and_then(|rest| rest.strip_suffix(".key"));
     key.is_some_and(|key| {
         key.len() == 2 * NAME_BYTES && key.bytes().all(|byte| byte.is_ascii_hexdigit())
     })
@@ -263,7 +266,8 @@ mod tests {
         let (mut identities, _) = open(directory.path(), &provisioned).unwrap();
         rotate(&mut identities);
         identities.write_key(&Identity::generate()).unwrap();
-        assert_eq!(files(directory.path()), 3);
+        fs::write(directory.path().join(".identity-0.key.1"), b"half").unwrap();
+        assert_eq!(files(directory.path()), 4);
         let (again, _) = open(directory.path(), &provisioned).unwrap();
         assert_eq!(
             files(directory.path()),

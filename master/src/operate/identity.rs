@@ -44,8 +44,9 @@ impl IdentityStatus {
 /// Has a node rotate its identity
 ///
 /// The node hears of it with its next heartbeat, makes another identity, and shows it once every node that
-/// may meet it knows it; no session is dropped. An identity that was admitted before and never shown makes
-/// way. For a node whose key somebody else may hold, revoke the node. Role operator.
+/// may meet it knows it; no session is dropped. One that was admitted before and not shown yet serves as
+/// well; if the node has lost it, it makes way. For a node whose key somebody else may hold, revoke the
+/// node. Role operator.
 #[utoipa::path(
     post,
     path = "/v1/nodes/{node}/rotate",

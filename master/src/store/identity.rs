@@ -43,7 +43,8 @@ impl From<sqlx::Error> for RotateIdentityError {
 
 impl Store {
     /// Admits `next` beside `present`, which the node shows, at `now`, in seconds since the Unix epoch. To
-    /// admit it again changes nothing. Gives the snapshot when the roster changed.
+    /// admit it again changes nothing. One that was admitted before and not shown makes way only where an
+    /// operator wants another: the node may have lost it. Gives the snapshot when the roster changed.
     pub async fn admit_identity(
         &self,
         node: &NodeId,
@@ -56,21 +57,31 @@ impl Store {
         let after_epoch = change.before.epoch;
         let transaction = &mut change.transaction;
         let lives = of_node(transaction, node).await?;
+        let lives = lives.ok_or(RotateIdentityError::UnknownNode)?;
         let state_of = |key: &PublicKey| {
-            let life = lives.iter().find(|life| life.key == *key);
+            let life = lives.lives.iter().find(|life| life.key == *key);
             life.map(|life| life.state)
         };
         if state_of(present) != Some(State::Present) {
-            return Err(match lives.is_empty() {
-                true => RotateIdentityError::UnknownNode,
-                false => RotateIdentityError::NotPresent,
-            });
+            return Err(RotateIdentityError::NotPresent);
         }
         match state_of(next) {
             Some(State::Next) => return Ok(None),
             Some(State::Present | State::Before) => return Err(RotateIdentityError::KeyInUse),
-            None if lives.len() > 1 => return Err(RotateIdentityError::UnderWay),
+            None if lives.in_state(State::Before).is_some() => {
+                return Err(RotateIdentityError::UnderWay);
+            }
             None => {}
+        }
+        if let Some(admitted) = lives.in_state(State::Next) {
+            if lives.ordered.is_none() {
+                return Err(RotateIdentityError::UnderWay);
+            }
+            sqlx::query("DELETE FROM node_key WHERE public_key = ?")
+                .bind(&admitted.key.0[..])
+                .execute(&mut **transaction)
+                .await?;
+            retire(transaction, node, &admitted.key).await?;
         }
         let statements = [
             (
@@ -105,10 +116,7 @@ impl Store {
         .bind(after_epoch.0.cast_signed())
         .execute(&mut **transaction)
         .await?;
-        sqlx::query("UPDATE node SET rotation_ordered = NULL WHERE id = ?")
-            .bind(node.as_str())
-            .execute(&mut **transaction)
-            .await?;
+        no_longer_ordered(transaction, node).await?;
         audit::append(transaction, &self.audit, event).await?;
         Ok(change.commit().await?)
     }
@@ -125,8 +133,8 @@ impl Store {
         let mut change = self.change().await?;
         let transaction = &mut change.transaction;
         let lives = of_node(transaction, node).await?;
-        let is_next = |life: &Life| life.key == *key && life.state == State::Next;
-        if !lives.iter().any(is_next) {
+        let next = lives.as_ref().and_then(|lives| lives.in_state(State::Next));
+        if next.is_none_or(|next| next.key != *key) {
             return Ok(None);
         }
         sqlx::query(
@@ -143,6 +151,7 @@ impl Store {
             .bind(&key.0[..])
             .execute(&mut **transaction)
             .await?;
+        no_longer_ordered(transaction, node).await?;
         let event = by_master(node, key, "identity shown");
         audit::append(transaction, &self.audit, &event).await?;
         change.commit().await
@@ -173,8 +182,8 @@ impl Store {
         change.commit().await
     }
 
-    /// Has the node make another identity, since `now`. One that was admitted and never shown makes way:
-    /// the node may have lost it. Gives the snapshot.
+    /// Has the node show another identity, since `now`: the one that was admitted, or else one that it
+    /// makes. Gives the snapshot.
     pub async fn order_rotation(
         &self,
         node: &NodeId,
@@ -191,10 +200,6 @@ impl Store {
         if ordered.rows_affected() == 0 {
             return Err(RotateIdentityError::UnknownNode);
         }
-        sqlx::query("DELETE FROM node_key WHERE node = ? AND state = 'next'")
-            .bind(node.as_str())
-            .execute(&mut **transaction)
-            .await?;
         audit::append(transaction, &self.audit, event).await?;
         Ok(change.commit().await?)
     }
@@ -204,6 +209,17 @@ fn by_master(node: &NodeId, key: &PublicKey, path: &str) -> Event {
     let mut event = Event::now(Action::Rotate, node.as_str(), format!("{path}: {key}"));
     event.actor = "master".to_owned();
     event
+}
+
+async fn no_longer_ordered(
+    transaction: &mut Transaction<'static, Sqlite>,
+    node: &NodeId,
+) -> Result<(), Error> {
+    sqlx::query("UPDATE node SET rotation_ordered = NULL WHERE id = ?")
+        .bind(node.as_str())
+        .execute(&mut **transaction)
+        .await?;
+    Ok(())
 }
 
 /// Remembers that a key was rotated out.
@@ -238,10 +254,9 @@ pub(super) async fn is_retired(
 async fn of_node(
     transaction: &mut Transaction<'static, Sqlite>,
     node: &NodeId,
-) -> Result<Vec<Life>, Error> {
-    let all = read(transaction).await?.into_iter();
-    let mut of_node = all.filter(|lives| lives.node == *node);
-    Ok(of_node.next().map(|lives| lives.lives).unwrap_or_default())
+) -> Result<Option<Lives>, Error> {
+    let mut all = read(transaction).await?.into_iter();
+    Ok(all.find(|lives| lives.node == *node))
 }
 
 /// The identities of every node, ordered by node and key.

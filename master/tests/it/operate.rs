@@ -51,7 +51,7 @@ pub(crate) async fn get(wire: &mut Wire, path: &str, bearer: &str) -> Value {
 }
 
 /// Every route that asks for a role, with a request that is right in every other way.
-const ROUTES: [(Method, &str, &str, OperatorRole); 11] = [
+const ROUTES: [(Method, &str, &str, OperatorRole); 12] = [
     (Method::GET, "/v1/nodes", "", OperatorRole::Viewer),
     (Method::GET, "/v1/nodes/exit", "", OperatorRole::Viewer),
     (Method::GET, "/v1/revocations", "", OperatorRole::Viewer),
@@ -74,6 +74,12 @@ const ROUTES: [(Method, &str, &str, OperatorRole); 11] = [
         Method::POST,
         "/v1/revocations",
         r#"{"subject":"ann"}"#,
+        OperatorRole::Operator,
+    ),
+    (
+        Method::POST,
+        "/v1/nodes/exit/rotate",
+        "",
         OperatorRole::Operator,
     ),
     // Last, as they cannot be done twice.
