@@ -1,11 +1,7 @@
 //! `wavry audit`: reads the audit logs of masters and of those who issue tokens.
 
 use std::{
-    collections::VecDeque,
-    io::Write as _,
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::Duration,
+    collections::VecDeque, io::Write as _, path::PathBuf, process::ExitCode, time::Duration,
 };
 
 use anyhow::Context as _;
@@ -14,7 +10,9 @@ use wavry_credentials::{
     audit::{Action, Event, Head, Key, Line, Verifier, file, syslog::line_within},
     source,
 };
-use wavry_master::{audit_reader::Reader, keyvault, provision, store::audit::ReadError};
+use wavry_master::{
+    audit_reader::Reader, database::Location, keyvault, provision, store::audit::ReadError,
+};
 use wavry_proto::id::ClusterName;
 
 use crate::{log, provision::DEFAULT_CLUSTER, shutdown};
@@ -35,8 +33,8 @@ pub(crate) enum Command {
 #[group(required = true, multiple = false)]
 pub(crate) struct Log {
     /// The database of a master or KeyVault: a SQLite file, or postgres://USER@HOST/DATABASE
-    #[arg(long, value_name = "FILE|URL")]
-    database: Option<String>,
+    #[arg(long, value_name = "DATABASE")]
+    database: Option<Location>,
     /// What `wavry provision` and `wavry token` wrote, or an audit sink that is a file
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
@@ -164,12 +162,12 @@ async fn verify(args: &Verify) -> anyhow::Result<ExitCode> {
             source::read_as("audit_key", None, |text| Key::read(text, cluster))?.verifier()
         }
     };
-    let shown = args.log.path().display();
+    let shown = args.log.shown();
     let bad = match args.log.source().await? {
         Source::Database(reader) => match reader.verify(&verifier, |_, _| ()).await {
             Ok(head) => Ok(head),
             Err(ReadError::Damaged(bad)) => Err(bad.to_string()),
-            Err(error) => return Err(error).context(shown.to_string()),
+            Err(error) => return Err(error).context(shown),
         },
         Source::File(path) => first_bad(under_its_name(|name| {
             file::read(&path, name, &verifier, |_, _| ())
@@ -219,27 +217,26 @@ enum Source {
 }
 
 impl Log {
-    fn path(&self) -> &Path {
-        let database = self.database.as_deref().map(Path::new);
-        let path = database.or(self.file.as_deref()).or(self.syslog.as_deref());
-        path.expect("clap sees to it that one is given")
+    /// As it is told of.
+    fn shown(&self) -> String {
+        let database = self.database.as_ref().map(Location::to_string);
+        let file = self.file.as_ref().or(self.syslog.as_ref());
+        let shown = database.or(file.map(|file| file.display().to_string()));
+        shown.expect("clap sees to it that one is given")
     }
 
     async fn source(&self) -> anyhow::Result<Source> {
-        let path = self.path();
         if let Some(database) = &self.database {
-            let reader = match database.contains("://") {
-                true => Reader::connect(&database.parse().context("--database")?).await,
-                false => Reader::open(path).await,
-            };
+            let reader = Reader::open(database).await;
             return reader
                 .map(Source::Database)
-                .with_context(|| path.display().to_string());
+                .with_context(|| database.to_string());
         }
-        Ok(match self.file {
-            Some(_) => Source::File(path.to_owned()),
-            None => Source::Syslog(path.to_owned()),
-        })
+        let file = |path: &PathBuf| Source::File(path.clone());
+        let syslog = |path: &PathBuf| Source::Syslog(path.clone());
+        let file = self.file.as_ref().map(file);
+        let source = file.or(self.syslog.as_ref().map(syslog));
+        Ok(source.expect("clap sees to it that one is given"))
     }
 }
 

@@ -11,6 +11,7 @@ use anyhow::{Context as _, bail};
 use wavry_credentials::{audit, identity::Identity, process, source, token::SigningKey};
 use wavry_master::{
     audit_reader::Reader,
+    database::Location,
     provision::{self, Issuer},
 };
 use wavry_proto::{
@@ -113,8 +114,8 @@ pub(crate) struct Record {
     audit_log: Option<PathBuf>,
     /// The master's database, where the key is kept that signs now; without it, the secret master_key
     /// signs, which the master accepts until that key has been rotated out
-    #[arg(long, value_name = "FILE", env = "WAVRY_MASTER_DATABASE")]
-    database: Option<PathBuf>,
+    #[arg(long, value_name = "DATABASE", env = "WAVRY_MASTER_DATABASE")]
+    database: Option<Location>,
 }
 
 /// Name of the audit log beside the master key.
@@ -199,7 +200,7 @@ impl Record {
         let key_file = source::locate("master_key")?;
         let mut key = source::read_as("master_key", Some(&key_file), SigningKey::read)?;
         if let Some(database) = &self.database {
-            let shown = || database.display().to_string();
+            let shown = || database.to_string();
             let reader = Reader::open(database).await.with_context(shown)?;
             key = reader.signing_key(&key).await.with_context(shown)?;
         }

@@ -141,9 +141,9 @@ pub(crate) struct MasterArgs {
     /// TCP address of the HTTPS listener; overrides master.listen
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
-    /// SQLite file; overrides master.database
-    #[arg(long, value_name = "FILE")]
-    database: Option<PathBuf>,
+    /// SQLite file, or postgres://USER@HOST/DATABASE; overrides master.database
+    #[arg(long, value_name = "DATABASE")]
+    database: Option<String>,
     /// PEM file with the certificate chain; overrides master.certificate
     #[arg(long, value_name = "FILE")]
     certificate: Option<PathBuf>,
@@ -168,7 +168,7 @@ impl MasterArgs {
     pub(crate) fn flags(&self) -> Flags {
         let mut flags = self.role.flags();
         flags.set("master.listen", "--listen", self.listen.clone());
-        flags.set("master.database", "--database", text(&self.database));
+        flags.set("master.database", "--database", self.database.clone());
         flags.set(
             "master.certificate",
             "--certificate",

@@ -1,9 +1,6 @@
 //! Audit logs in databases, read and checked while their owner runs or not: a master's and a KeyVault's.
 
-use std::path::Path;
-
 use sqlx::{
-    PgPool, SqlitePool,
     postgres::PgPoolOptions,
     sqlite::{SqliteConnectOptions, SqlitePoolOptions},
 };
@@ -13,10 +10,14 @@ use wavry_credentials::{
 };
 
 use crate::{
-    keyvault::{self, store::Server},
+    database::{
+        Location,
+        sql::{Pool, query},
+    },
+    keyvault,
     store::{
         self, Error,
-        audit::{PAGE, ReadError},
+        audit::{ReadError, lines_after},
     },
 };
 
@@ -24,11 +25,6 @@ use crate::{
 pub struct Reader {
     pool: Pool,
     owner: Owner,
-}
-
-enum Pool {
-    Sqlite(SqlitePool),
-    Postgres(PgPool),
 }
 
 #[derive(Clone, Copy)]
@@ -55,48 +51,41 @@ impl Owner {
 }
 
 impl Reader {
-    /// Opens a SQLite file of a master or KeyVault, which must be there.
-    pub async fn open(file: &Path) -> Result<Self, ReadError> {
-        let options = SqliteConnectOptions::new().filename(file).read_only(true);
-        let pool = SqlitePoolOptions::new()
-            .max_connections(1)
-            .connect_with(options)
-            .await
-            .map_err(Error::from)?;
-        let tables: Vec<String> = sqlx::query_scalar(
-            "SELECT name FROM sqlite_master
-             WHERE type = 'table' AND name IN ('audit_seal', 'audit_head')",
-        )
-        .fetch_all(&pool)
-        .await
-        .map_err(Error::from)?;
-        let owner = match tables.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-            ["audit_seal"] => Owner::Master,
-            ["audit_head"] => Owner::KeyVault,
+    /// Opens the database of a master or KeyVault, which must be there.
+    pub async fn open(location: &Location) -> Result<Self, ReadError> {
+        let pool = match location {
+            Location::Sqlite(file) => {
+                let options = SqliteConnectOptions::new().filename(file).read_only(true);
+                let pool = SqlitePoolOptions::new().max_connections(1);
+                pool.connect_with(options).await.map(Pool::Sqlite)
+            }
+            Location::Postgres(server) => {
+                let pool = PgPoolOptions::new().max_connections(1);
+                pool.connect_with(server.options())
+                    .await
+                    .map(Pool::Postgres)
+            }
+        };
+        let pool = pool.map_err(Error::from)?;
+        let tables = query(match pool.is_postgres() {
+            false => "SELECT name FROM sqlite_master WHERE type = 'table'",
+            true => "SELECT tablename::text FROM pg_tables WHERE schemaname = current_schema()",
+        });
+        let tables: Vec<String> = tables.column(&pool).await.map_err(Error::from)?;
+        let has = |name| tables.iter().any(|table| table == name);
+        let owner = match (has("audit_seal"), has("audit_head")) {
+            (true, false) => Owner::Master,
+            (false, true) => Owner::KeyVault,
             _ => return Err(ReadError::NoLog),
         };
-        let pool = Pool::Sqlite(pool);
         Ok(Self { pool, owner })
-    }
-
-    /// Opens a KeyVault's database in PostgreSQL.
-    pub async fn connect(server: &Server) -> Result<Self, ReadError> {
-        let pool = PgPoolOptions::new()
-            .max_connections(1)
-            .connect_with(server.options())
-            .await
-            .map_err(Error::from)?;
-        Ok(Self {
-            pool: Pool::Postgres(pool),
-            owner: Owner::KeyVault,
-        })
     }
 
     /// The key with which a master signs now; `master` is what its secret `master_key` holds.
     pub async fn signing_key(&self, master: &SigningKey) -> Result<SigningKey, ReadError> {
-        match (&self.pool, self.owner) {
-            (Pool::Sqlite(pool), Owner::Master) => Ok(store::keys::signing(pool, master).await?),
-            _ => Err(ReadError::NoLog),
+        match self.owner {
+            Owner::Master => Ok(store::keys::signing(&self.pool, master).await?),
+            Owner::KeyVault => Err(ReadError::NoLog),
         }
     }
 
@@ -140,30 +129,11 @@ impl Reader {
     }
 
     async fn page(&self, after: i64) -> Result<Vec<(i64, String)>, Error> {
-        const LINES: &str = "SELECT seq, line FROM audit_line WHERE seq > $1 ORDER BY seq LIMIT $2";
-        Ok(match &self.pool {
-            Pool::Sqlite(pool) => {
-                let query = sqlx::query_as(LINES).bind(after).bind(PAGE);
-                query.fetch_all(pool).await?
-            }
-            Pool::Postgres(pool) => {
-                let query = sqlx::query_as(LINES).bind(after).bind(PAGE);
-                query.fetch_all(pool).await?
-            }
-        })
+        Ok(lines_after(&self.pool, after).await?)
     }
 
     async fn seal(&self) -> Result<Option<String>, Error> {
-        let seal: Option<Option<String>> = match &self.pool {
-            Pool::Sqlite(pool) => {
-                let query = sqlx::query_scalar(self.owner.seal());
-                query.fetch_optional(pool).await?
-            }
-            Pool::Postgres(pool) => {
-                let query = sqlx::query_scalar(self.owner.seal());
-                query.fetch_optional(pool).await?
-            }
-        };
+        let seal: Option<Option<String>> = query(self.owner.seal()).value(&self.pool).await?;
         Ok(seal.flatten())
     }
 }

@@ -18,6 +18,7 @@ use wavry_proto::{
 
 use crate::{
     audit_sink::{self, RawSink},
+    database::{Location, UnusableUrl},
     identity,
     keys::Pace,
     keyvault,
@@ -32,8 +33,8 @@ pub struct Raw {
     pub listen: SocketAddr,
     /// Name of the cluster; tokens are good in one cluster only.
     pub cluster: String,
-    /// SQLite file; made when there is none.
-    pub database: Option<PathBuf>,
+    /// SQLite file, made when there is none, or `postgres://USER@HOST/DATABASE`, for several masters.
+    pub database: Option<String>,
     /// Where else the audit log goes.
     pub audit_sinks: Vec<RawSink>,
     /// PEM file with the certificate chain; its key is secret `tls_key`.
@@ -133,8 +134,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The cluster.
     pub cluster: ClusterName,
-    /// SQLite file.
-    pub database: PathBuf,
+    /// What the master remembers is there.
+    pub database: Location,
     /// Where else the audit log goes.
     pub audit_sinks: Vec<audit_sink::Config>,
     /// PEM file with the certificate chain; its key is secret `tls_key`.
@@ -228,7 +229,9 @@ impl TryFrom<Raw> for Config {
         Ok(Self {
             listen: raw.listen,
             cluster,
-            database: required("database", raw.database)?,
+            database: required("database", raw.database)?
+                .parse()
+                .map_err(|e: UnusableUrl| Invalid::new("database", e.to_string()))?,
             audit_sinks: audit_sink::sinks(raw.audit_sinks)?,
             certificate: required("certificate", raw.certificate)?,
             heartbeat_interval: raw.heartbeat_interval,

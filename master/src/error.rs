@@ -1,10 +1,10 @@
 //! Why the master does not start.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::net::SocketAddr;
 
 use wavry_credentials::{cert, source};
 
-use crate::{keyvault, store};
+use crate::{database::Location, keyvault, store};
 
 /// Why the master does not start. Nothing is bound when it is about a secret, a certificate or the
 /// database.
@@ -14,10 +14,10 @@ pub enum StartError {
     #[error(transparent)]
     Secret(#[from] source::Error),
     /// The audit log is not what was written. `wavry audit verify` names the first line that is bad.
-    #[error("the audit log in {path} does not hold; see `wavry audit verify`", path = .file.display())]
+    #[error("the audit log in {database} does not hold; see `wavry audit verify`")]
     Audit {
         /// The database.
-        file: PathBuf,
+        database: Location,
         /// What is wrong with it.
         source: store::audit::ReadError,
     },
@@ -25,10 +25,10 @@ pub enum StartError {
     #[error(transparent)]
     Certificate(#[from] cert::Error),
     /// The database cannot be used.
-    #[error("cannot use {path}", path = .file.display())]
+    #[error("cannot use {database}")]
     Store {
-        /// The file.
-        file: PathBuf,
+        /// The database.
+        database: Location,
         /// What is wrong with it.
         source: store::Error,
     },

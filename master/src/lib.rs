@@ -7,6 +7,7 @@
 //!
 //! * [`config`]: what the master is told.
 //! * [`audit_sink`]: copies of the audit log elsewhere; [`audit_reader`]: the log, read and checked.
+//! * [`database`]: where one is, and SQL for both kinds.
 //! * [`keys`]: the life of keys that sign.
 //! * [`identity`]: the lives of nodes' identities.
 //! * [`store`]: what it remembers, the audit log too.
@@ -22,6 +23,7 @@ pub mod audit_sink;
 mod audited;
 mod channel;
 pub mod config;
+pub mod database;
 mod error;
 pub mod identity;
 pub mod keys;
@@ -90,7 +92,7 @@ impl Master {
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
 
         let unusable = |source| StartError::Store {
-            file: config.database.clone(),
+            database: config.database.clone(),
             source,
         };
         let store = store::Store::open(&config.database, audit_key.clone())
@@ -99,7 +101,7 @@ impl Master {
         store.check_audit().await.map_err(|source| match source {
             store::audit::ReadError::Store(source) => unusable(source),
             source => StartError::Audit {
-                file: config.database.clone(),
+                database: config.database.clone(),
                 source,
             },
         })?;

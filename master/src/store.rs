@@ -1,18 +1,24 @@
-//! What the master remembers, in SQLite. Every change of what the roster shows grows the epoch in
-//! the same transaction; a change that the roster does not show leaves it.
+//! What the master remembers, in SQLite or PostgreSQL. Every change of what the roster shows grows the
+//! epoch in the same transaction; a change that the roster does not show leaves it.
+//!
+//! Who changes anything holds the roster's row, so that there is one at a time among all masters that
+//! use the database. Reads see what was committed and wait for nobody.
 
 pub mod audit;
 mod identity;
 pub(crate) mod keys;
+mod open;
 mod revocation;
 mod service;
 
-use std::{collections::HashMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
-
-use sqlx::{
-    Connection as _, Row, Sqlite, SqlitePool, Transaction,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+use std::{
+    collections::HashMap,
+    fs::File,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
 };
+
+use sqlx::postgres::PgDatabaseError;
 use wavry_credentials::{
     audit::{Event, Key},
     clock::unix_time,
@@ -22,7 +28,13 @@ use wavry_proto::{
     id::{Epoch, NodeId, PublicKey, ServiceName},
 };
 
-use crate::identity::Lives;
+use crate::{
+    database::{
+        InUse,
+        sql::{Pool, Transaction, query},
+    },
+    identity::Lives,
+};
 
 pub use identity::RotateIdentityError;
 pub use revocation::{MAX_REVOCATIONS, RevokeError};
@@ -31,19 +43,24 @@ pub use service::{MAX_SERVICES, ServiceError};
 /// The registry: nodes, services, used tokens, the epoch.
 #[derive(Clone)]
 pub struct Store {
-    pool: SqlitePool,
+    pool: Pool,
     audit: Arc<Key>,
+    /// Of the file, until it is closed.
+    lock: Arc<Mutex<Option<File>>>,
 }
 
 /// Why the registry could not be read or written. Holds no request's content.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// SQLite said no.
+    /// The database said no.
     #[error("database")]
     Database(#[from] sqlx::Error),
     /// The schema could not be brought up to date.
     #[error("database schema")]
     Schema(#[from] sqlx::migrate::MigrateError),
+    /// The file cannot be taken.
+    #[error(transparent)]
+    InUse(#[from] InUse),
     /// A row that no version of Wavry wrote.
     #[error("database row in {0} cannot be read")]
     Row(&'static str),
@@ -63,20 +80,29 @@ impl Error {
             Self::TooSlow => true,
             Self::Database(sqlx::Error::PoolTimedOut | sqlx::Error::Io(_)) => true,
             Self::Database(sqlx::Error::Database(error)) => {
-                // Extended codes have the primary one in their last byte.
-                let code = error.code().and_then(|code| code.parse::<u32>().ok());
-                code.is_some_and(|code| UNWRITABLE.contains(&(code & 0xff)))
+                let code = error.code().unwrap_or_default();
+                match error.try_downcast_ref::<PgDatabaseError>() {
+                    Some(_) => UNAVAILABLE.iter().any(|class| code.starts_with(class)),
+                    // Extended codes have the primary one in their last byte.
+                    None => code
+                        .parse::<u32>()
+                        .is_ok_and(|code| UNWRITABLE.contains(&(code & 0xff))),
+                }
             }
-            Self::Database(_) | Self::Schema(_) | Self::Row(_) | Self::RevokedKey => false,
+            Self::Database(_)
+            | Self::Schema(_)
+            | Self::InUse(_)
+            | Self::Row(_)
+            | Self::RevokedKey => false,
         }
     }
 }
 
 /// SQLITE_BUSY, _LOCKED, _READONLY, _IOERR, _FULL, _CANTOPEN.
 const UNWRITABLE: [u32; 6] = [5, 6, 8, 10, 13, 14];
-/// How long a write waits for another process to let go of the database: less than the deadline of an
-/// audited answer, so that the next one finds the connection free.
-const BUSY_TIMEOUT: Duration = Duration::from_millis(1500);
+/// Of PostgreSQL: connection failed, transaction rolled back (read-only, ended for idleness, deadlock), out
+/// of resources, locked, cancelled or shutting down, system error.
+const UNAVAILABLE: [&str; 8] = ["08", "25006", "25P03", "40", "53", "55P03", "57", "58"];
 
 /// Why a node was not registered.
 #[derive(Debug, thiserror::Error)]
@@ -176,27 +202,6 @@ pub struct Announcement {
 const USED_TOKEN_MARGIN: u64 = 3600;
 
 impl Store {
-    /// Opens the database file, making it when there is none, and brings its schema up to date.
-    /// `audit` seals its audit log.
-    pub async fn open(file: &Path, audit: Arc<Key>) -> Result<Self, Error> {
-        let options = SqliteConnectOptions::new()
-            .filename(file)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            // A used token must stay used through a power cut.
-            .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(BUSY_TIMEOUT)
-            .foreign_keys(true);
-        let pool = sound(SqlitePoolOptions::new())
-            // SQLite writes one transaction at a time; a queue in order beats polling its lock.
-            .max_connections(1)
-            .acquire_timeout(Duration::from_secs(10))
-            .connect_with(options)
-            .await?;
-        sqlx::migrate!().run(&pool).await?;
-        Ok(Self { pool, audit })
-    }
-
     /// Gives what the roster shows an epoch of its own, although nothing changed.
     pub async fn renew(&self) -> Result<Snapshot, Error> {
         let Change {
@@ -213,16 +218,14 @@ impl Store {
 
     /// What the roster shows now.
     pub async fn snapshot(&self) -> Result<Snapshot, Error> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.read().await?;
         read_snapshot(&mut transaction).await
     }
 
     /// Every registered node.
     pub async fn nodes(&self) -> Result<Vec<NodeId>, Error> {
-        sqlx::query_scalar::<_, String>("SELECT id FROM node")
-            .fetch_all(&self.pool)
-            .await?
-            .iter()
+        let ids: Vec<String> = query("SELECT id FROM node").column(&self.pool).await?;
+        ids.iter()
             .map(|id| id.parse().map_err(|_| Error::Row("node")))
             .collect()
     }
@@ -250,23 +253,23 @@ impl Store {
         if admission.expires_at < forget_used_tokens(transaction, now).await? {
             return Err(RegisterError::TokenExpired);
         }
-        let first_use = sqlx::query(
-            "INSERT INTO used_token (jti, expires_at) VALUES (?, ?) ON CONFLICT (jti) DO NOTHING",
+        let first_use = query(
+            "INSERT INTO used_token (jti, expires_at) VALUES ($1, $2) ON CONFLICT (jti) DO NOTHING",
         )
-        .bind(&admission.jti)
-        .bind(admission.expires_at.cast_signed())
-        .execute(&mut **transaction)
+        .bind(admission.jti.as_str())
+        .bind(admission.expires_at)
+        .execute(&mut *transaction)
         .await
         .map_err(Error::from)?;
-        if first_use.rows_affected() == 0 {
+        if first_use == 0 {
             return Err(RegisterError::TokenUsed);
         }
 
         revocation::check(transaction, admission).await?;
-        let other_holder = sqlx::query("SELECT 1 FROM node_key WHERE public_key = ? AND node <> ?")
+        let other_holder = query("SELECT 1 FROM node_key WHERE public_key = $1 AND node <> $2")
             .bind(&admission.key.0[..])
             .bind(id)
-            .fetch_optional(&mut **transaction)
+            .optional(&mut *transaction)
             .await
             .map_err(Error::from)?;
         if other_holder.is_some() {
@@ -290,19 +293,19 @@ impl Store {
     ) -> Result<Option<Snapshot>, HeartbeatError> {
         let mut change = self.change().await?;
         let transaction = &mut change.transaction;
-        let known = sqlx::query("SELECT 1 FROM node WHERE id = ?")
+        let known = query("SELECT 1 FROM node WHERE id = $1")
             .bind(node.as_str())
-            .fetch_optional(&mut **transaction)
+            .optional(&mut *transaction)
             .await
             .map_err(Error::from)?;
         if known.is_none() {
             return Err(HeartbeatError::UnknownNode);
         }
         for service in &announcement.services {
-            let granted = sqlx::query("SELECT 1 FROM node_grant WHERE node = ? AND service = ?")
+            let granted = query("SELECT 1 FROM node_grant WHERE node = $1 AND service = $2")
                 .bind(node.as_str())
                 .bind(service.as_str())
-                .fetch_optional(&mut **transaction)
+                .optional(&mut *transaction)
                 .await
                 .map_err(Error::from)?;
             if granted.is_none() {
@@ -318,45 +321,48 @@ impl Store {
     pub async fn silence(&self, nodes: &[NodeId]) -> Result<Option<Snapshot>, Error> {
         let mut change = self.change().await?;
         for node in nodes {
-            sqlx::query("UPDATE node SET silent = 1 WHERE id = ?")
+            query("UPDATE node SET silent = TRUE WHERE id = $1")
                 .bind(node.as_str())
-                .execute(&mut *change.transaction)
+                .execute(&mut change.transaction)
                 .await?;
         }
         change.commit().await
     }
 
-    /// Closes the database.
+    /// Closes the database, and lets go of its file.
     pub async fn close(&self) {
         self.pool.close().await;
+        let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(lock.take());
     }
 
     async fn change(&self) -> Result<Change, Error> {
-        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = self.write().await?;
         let before = read_snapshot(&mut transaction).await?;
         Ok(Change {
             transaction,
             before,
         })
     }
+
+    /// A transaction that may change things. What is read in it is as whoever wrote before left it.
+    async fn write(&self) -> Result<Transaction, Error> {
+        Ok(self.pool.begin("BEGIN IMMEDIATE", LOCK).await?)
+    }
+
+    /// A transaction whose reads are all of one moment.
+    async fn read(&self) -> Result<Transaction, Error> {
+        let postgres = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        Ok(self.pool.begin("BEGIN", postgres).await?)
+    }
 }
 
-/// A pool that closes a connection whose transaction could be neither committed nor undone, as on a
-/// full disk: SQLite has undone it by itself then, which the driver does not notice, and no other
-/// transaction could begin.
-fn sound(options: SqlitePoolOptions) -> SqlitePoolOptions {
-    options.after_release(|connection, _| {
-        Box::pin(async move {
-            // Whatever is still to be done on it, is done before this.
-            connection.ping().await?;
-            Ok(!connection.is_in_transaction())
-        })
-    })
-}
+/// In a statement of its own: what is read after it is not older than the wait.
+const LOCK: &str = "BEGIN; SELECT 1 FROM roster FOR UPDATE";
 
 /// A write under way. Dropped without a commit, it is undone.
 struct Change {
-    transaction: Transaction<'static, Sqlite>,
+    transaction: Transaction,
     before: Snapshot,
 }
 
@@ -374,137 +380,122 @@ impl Change {
 
 /// Gives the roster its next epoch. That is at least the time in seconds since the Unix epoch, so that
 /// a database that was restored from an old copy soon has one that no node has seen.
-async fn write_epoch(
-    transaction: &mut Transaction<'static, Sqlite>,
-    epoch: Epoch,
-) -> Result<Epoch, Error> {
+async fn write_epoch(transaction: &mut Transaction, epoch: Epoch) -> Result<Epoch, Error> {
     let next = Epoch((epoch.0 + 1).max(unix_time()));
-    sqlx::query("UPDATE roster SET epoch = ?")
-        .bind(next.0.cast_signed())
-        .execute(&mut **transaction)
+    query("UPDATE roster SET epoch = $1")
+        .bind(next.0)
+        .execute(&mut *transaction)
         .await?;
     Ok(next)
 }
 
 /// Forgets used tokens that expired long ago, and gives the time before which tokens that expired may
 /// be forgotten. It is kept: a clock that is set back makes none of them good again.
-async fn forget_used_tokens(
-    transaction: &mut Transaction<'static, Sqlite>,
-    now: u64,
-) -> Result<u64, Error> {
+async fn forget_used_tokens(transaction: &mut Transaction, now: u64) -> Result<u64, Error> {
     let long_past = now.saturating_sub(USED_TOKEN_MARGIN);
-    let forgotten: i64 = sqlx::query_scalar(
-        "UPDATE forgotten SET expires_at = max(expires_at, ?) RETURNING expires_at",
-    )
-    .bind(long_past.cast_signed())
-    .fetch_one(&mut **transaction)
-    .await?;
-    sqlx::query("DELETE FROM used_token WHERE expires_at < ?")
-        .bind(forgotten)
-        .execute(&mut **transaction)
+    query("UPDATE forgotten SET expires_at = $1 WHERE expires_at < $1")
+        .bind(long_past)
+        .execute(&mut *transaction)
         .await?;
-    Ok(forgotten.cast_unsigned())
+    let forgotten = query("SELECT expires_at FROM forgotten").one(&mut *transaction);
+    let forgotten = forgotten.await?.number(0)?;
+    query("DELETE FROM used_token WHERE expires_at < $1")
+        .bind(forgotten)
+        .execute(&mut *transaction)
+        .await?;
+    Ok(forgotten)
 }
 
 async fn write_node(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction,
     admission: &Admission,
     registration: u64,
     now: u64,
 ) -> Result<(), Error> {
     let id = admission.node.as_str();
-    sqlx::query(
-        "INSERT INTO node (id, role, registration) VALUES (?, ?, ?)
+    query(
+        "INSERT INTO node (id, role, registration) VALUES ($1, $2, $3)
          ON CONFLICT (id) DO UPDATE SET role = excluded.role, registration = excluded.registration,
              rotation_ordered = NULL",
     )
     .bind(id)
     .bind(admission.role.as_str())
-    .bind(registration.cast_signed())
-    .execute(&mut **transaction)
+    .bind(registration)
+    .execute(&mut *transaction)
     .await?;
     for table in [
-        "DELETE FROM node_key WHERE node = ?",
-        "DELETE FROM node_grant WHERE node = ?",
+        "DELETE FROM node_key WHERE node = $1",
+        "DELETE FROM node_grant WHERE node = $1",
     ] {
-        sqlx::query(table)
-            .bind(id)
-            .execute(&mut **transaction)
-            .await?;
+        query(table).bind(id).execute(&mut *transaction).await?;
     }
-    sqlx::query("INSERT INTO node_key (public_key, node, since) VALUES (?, ?, ?)")
+    query("INSERT INTO node_key (public_key, node, since) VALUES ($1, $2, $3)")
         .bind(&admission.key.0[..])
         .bind(id)
-        .bind(now.cast_signed())
-        .execute(&mut **transaction)
+        .bind(now)
+        .execute(&mut *transaction)
         .await?;
     for service in &admission.granted {
-        sqlx::query("INSERT OR IGNORE INTO node_grant (node, service) VALUES (?, ?)")
+        query("INSERT INTO node_grant (node, service) VALUES ($1, $2) ON CONFLICT DO NOTHING")
             .bind(id)
             .bind(service.as_str())
-            .execute(&mut **transaction)
+            .execute(&mut *transaction)
             .await?;
     }
     Ok(())
 }
 
 async fn write_announcement(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction,
     node: &NodeId,
     announcement: &Announcement,
 ) -> Result<(), Error> {
     let id = node.as_str();
-    sqlx::query("UPDATE node SET draining = ?, silent = 0 WHERE id = ?")
+    query("UPDATE node SET draining = $1, silent = FALSE WHERE id = $2")
         .bind(announcement.draining)
         .bind(id)
-        .execute(&mut **transaction)
+        .execute(&mut *transaction)
         .await?;
     for table in [
-        "DELETE FROM node_address WHERE node = ?",
-        "DELETE FROM node_service WHERE node = ?",
+        "DELETE FROM node_address WHERE node = $1",
+        "DELETE FROM node_service WHERE node = $1",
     ] {
-        sqlx::query(table)
-            .bind(id)
-            .execute(&mut **transaction)
-            .await?;
+        query(table).bind(id).execute(&mut *transaction).await?;
     }
     for (position, address) in (0_i64..).zip(&announcement.addresses) {
-        sqlx::query("INSERT INTO node_address (node, position, address) VALUES (?, ?, ?)")
+        query("INSERT INTO node_address (node, position, address) VALUES ($1, $2, $3)")
             .bind(id)
             .bind(position)
             .bind(address.to_string())
-            .execute(&mut **transaction)
+            .execute(&mut *transaction)
             .await?;
     }
     for service in &announcement.services {
-        sqlx::query("INSERT OR IGNORE INTO node_service (node, service) VALUES (?, ?)")
+        query("INSERT INTO node_service (node, service) VALUES ($1, $2) ON CONFLICT DO NOTHING")
             .bind(id)
             .bind(service.as_str())
-            .execute(&mut **transaction)
+            .execute(&mut *transaction)
             .await?;
     }
     Ok(())
 }
 
-async fn read_snapshot(transaction: &mut Transaction<'static, Sqlite>) -> Result<Snapshot, Error> {
-    let epoch: i64 = sqlx::query_scalar("SELECT epoch FROM roster")
-        .fetch_one(&mut **transaction)
-        .await?;
+async fn read_snapshot(transaction: &mut Transaction) -> Result<Snapshot, Error> {
+    let epoch = query("SELECT epoch FROM roster").one(&mut *transaction);
+    let epoch = Epoch(epoch.await?.number(0)?);
 
     let mut nodes = Vec::new();
     let mut offers = Vec::new();
     let mut position = HashMap::new();
-    let listed = sqlx::query(
-        "SELECT id, role, registration, draining OR silent AS away FROM node ORDER BY id",
-    );
-    for row in listed.fetch_all(&mut **transaction).await? {
-        let id: String = row.try_get("id")?;
-        let role = match row.try_get::<String, _>("role")?.as_str() {
+    let listed = query("SELECT id, role, draining OR silent, registration FROM node ORDER BY id");
+    for row in listed.all(&mut *transaction).await? {
+        let id: String = row.get(0)?;
+        let role = match row.get::<String>(1)?.as_str() {
             "gateway" => Role::Gateway,
             "relay" => Role::Relay,
             _ => return Err(Error::Row("node")),
         };
-        offers.push(!row.try_get::<bool, _>("away")?);
+        offers.push(!row.get::<bool>(2)?);
         position.insert(id.clone(), nodes.len());
         nodes.push(Node {
             id: id.parse().map_err(|_| Error::Row("node"))?,
@@ -512,7 +503,7 @@ async fn read_snapshot(transaction: &mut Transaction<'static, Sqlite>) -> Result
             keys: Vec::new(),
             addresses: Vec::new(),
             services: Vec::new(),
-            registration: row.try_get::<i64, _>("registration")?.cast_unsigned(),
+            registration: row.number(3)?,
         });
     }
     let of = |id: String| position.get(&id).copied().ok_or(Error::Row("node"));
@@ -522,36 +513,36 @@ async fn read_snapshot(transaction: &mut Transaction<'static, Sqlite>) -> Result
         let keys = lives.lives.iter().map(|life| life.key);
         nodes[of(lives.node.to_string())?].keys.extend(keys);
     }
-    for row in sqlx::query("SELECT node, address FROM node_address ORDER BY node, position")
-        .fetch_all(&mut **transaction)
+    for row in query("SELECT node, address FROM node_address ORDER BY node, position")
+        .all(&mut *transaction)
         .await?
     {
-        let address: String = row.try_get("address")?;
+        let address: String = row.get(1)?;
         let address = address.parse().map_err(|_| Error::Row("node_address"))?;
-        nodes[of(row.try_get("node")?)?].addresses.push(address);
+        nodes[of(row.get(0)?)?].addresses.push(address);
     }
-    for row in sqlx::query("SELECT node, service FROM node_service ORDER BY node, service")
-        .fetch_all(&mut **transaction)
+    for row in query("SELECT node, service FROM node_service ORDER BY node, service")
+        .all(&mut *transaction)
         .await?
     {
-        let node = of(row.try_get("node")?)?;
+        let node = of(row.get(0)?)?;
         // An exit that cannot be reached is none.
         if offers[node] && !nodes[node].addresses.is_empty() {
-            let service: String = row.try_get("service")?;
+            let service: String = row.get(1)?;
             let service = service.parse().map_err(|_| Error::Row("node_service"))?;
             nodes[node].services.push(service);
         }
     }
 
-    let services = sqlx::query_scalar::<_, String>("SELECT definition FROM service ORDER BY name")
-        .fetch_all(&mut **transaction)
+    let services = query("SELECT definition FROM service ORDER BY name")
+        .column::<String>(&mut *transaction)
         .await?
         .iter()
         .map(|definition| serde_json::from_str(definition).map_err(|_| Error::Row("service")))
         .collect::<Result<_, _>>()?;
     let (token_keys, roster_keys) = keys::shown(transaction).await?;
     Ok(Snapshot {
-        epoch: Epoch(epoch.cast_unsigned()),
+        epoch,
         nodes,
         services,
         token_keys,

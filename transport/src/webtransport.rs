@@ -18,6 +18,7 @@ mod stream;
 
 pub use admission::Network;
 pub use client::{Client, ConnectError};
+pub use quic::{CONNECTION_WINDOW, STREAM_WINDOW};
 pub use server::{Requested, Server};
 pub use session::Session;
 pub use stream::{RecvStream, SendStream};

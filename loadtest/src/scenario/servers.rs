@@ -27,8 +27,9 @@ pub struct Args {
     /// What to measure; everything unless given
     #[arg(long = "measure", value_enum)]
     measures: Vec<Measure>,
-    /// Times each measurement is taken on each server, in turns; the medians are reported
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    /// Times each measurement is taken on each server, in turns, each time on new processes; the
+    /// medians are reported
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// Milliseconds that one measurement takes
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..=600_000))]
@@ -95,18 +96,18 @@ const OPENING: usize = 32;
 /// How long sessions are left alone before their memory is looked at.
 const SETTLE: Duration = Duration::from_secs(2);
 
-/// One server and what was measured of it.
+/// One server and a session on it.
 struct Subject {
     kind: Kind,
     process: Process,
     client: Client,
     session: Session,
-    taken: Vec<Taken>,
 }
 
 /// One round's result.
 #[derive(Debug, Clone, Copy)]
 struct Taken {
+    kind: Kind,
     measure: Measure,
     /// Per second.
     rate: f64,
@@ -134,37 +135,32 @@ pub(super) async fn run(args: &Args) -> Result<Report, Error> {
     let mut rows = Vec::new();
     let moving: Vec<_> = measures.iter().filter(|m| **m != Measure::Idle).collect();
     if !moving.is_empty() {
-        let mut subjects = Vec::new();
-        for &kind in &kinds {
-            subjects.push(Subject::start(kind, directory.path(), &certificates).await?);
-        }
         let round = Duration::from_millis(args.round_ms);
-        // Neither side's first packets, windows or threads are part of the measure.
         let warm_up = round.min(Duration::from_millis(200));
-        for number in 0..=args.rounds {
-            if number > 0 {
-                progress(&format!("round {number} of {}", args.rounds));
+        let mut taken = Vec::new();
+        for number in 1..=args.rounds {
+            progress(&format!("round {number} of {}", args.rounds));
+            // Where a process has its memory and its threads is luck that lasts as long as it does,
+            // and worth a tenth.
+            let mut subjects = Vec::new();
+            for &kind in &kinds {
+                subjects.push(Subject::start(kind, directory.path(), &certificates).await?);
             }
             for &&measure in &moving {
                 for turn in 0..subjects.len() {
                     // Nobody always follows the same one.
-                    let turn = (turn + number as usize) % subjects.len();
-                    let subject = &mut subjects[turn];
-                    match number {
-                        0 => drop(subject.take(measure, warm_up, args.concurrency).await?),
-                        _ => {
-                            let taken = subject.take(measure, round, args.concurrency).await?;
-                            subject.taken.push(taken);
-                        }
-                    }
+                    let subject = &subjects[(turn + number as usize) % subjects.len()];
+                    // The first packets, windows and threads are no part of the measure.
+                    subject.take(measure, warm_up, args.concurrency).await?;
+                    taken.push(subject.take(measure, round, args.concurrency).await?);
                 }
+            }
+            for subject in subjects {
+                subject.stop().await;
             }
         }
         for &&measure in &moving {
-            rows.extend(compare(measure, &subjects));
-        }
-        for subject in subjects {
-            subject.stop().await;
+            rows.extend(compare(measure, &kinds, &taken));
         }
     }
     if measures.contains(&Measure::Idle) {
@@ -244,7 +240,6 @@ impl Subject {
             process,
             client,
             session,
-            taken: Vec::new(),
         })
     }
 
@@ -273,6 +268,7 @@ impl Subject {
         let count = moved.count as f64;
         let processor = self.process.processor_time().zip(used);
         Ok(Taken {
+            kind: self.kind,
             measure,
             rate: count / moved.elapsed.as_secs_f64(),
             processor: processor.map(|(now, then)| (now - then).as_secs_f64() * 1e6 / count),
@@ -347,7 +343,7 @@ async fn next(opening: &mut JoinSet<Result<Session, Error>>) -> Option<Result<Se
 }
 
 /// The rows of one measure.
-fn compare(measure: Measure, subjects: &[Subject]) -> Vec<Row> {
+fn compare(measure: Measure, kinds: &[Kind], taken: &[Taken]) -> Vec<Row> {
     let (name, unit, goal) = match measure {
         Measure::Handshakes => ("handshakes", "1/s", GOAL_STREAMS),
         Measure::Upload => ("upload", "bytes/s", GOAL_STREAMS),
@@ -362,14 +358,13 @@ fn compare(measure: Measure, subjects: &[Subject]) -> Vec<Row> {
         _ => ("µs", 1.0),
     };
     let figures = |figure: &dyn Fn(&Taken) -> Option<f64>| -> Vec<(Kind, f64)> {
-        let of = |subject: &Subject| {
-            let taken = subject
-                .taken
+        let of = |kind: Kind| {
+            let own = taken
                 .iter()
-                .filter(|taken| taken.measure == measure);
-            median(taken.filter_map(figure).collect())
+                .filter(|taken| (taken.kind, taken.measure) == (kind, measure));
+            median(own.filter_map(figure).collect())
         };
-        subjects.iter().map(|s| (s.kind, of(s))).collect()
+        kinds.iter().map(|&kind| (kind, of(kind))).collect()
     };
     let rates = figures(&|taken| Some(taken.rate));
     let mut rows = vec![beside(name, unit, Better::More, &rates, Some(goal))];

@@ -5,6 +5,7 @@ use std::{io, net::UdpSocket, sync::Arc};
 
 use bytes::Bytes;
 use quinn::{VarInt, crypto::rustls::QuicServerConfig};
+use wavry_transport::webtransport::{CONNECTION_WINDOW, STREAM_WINDOW};
 
 use super::application::{self, Reads, Served, Writes};
 
@@ -16,10 +17,12 @@ pub(super) const REQUEST: &[u8] = &[0; 64];
 /// Grants it: as long as an answer.
 pub(super) const ANSWER: &[u8] = &[0; 8];
 
-/// Windows of Wavry's own connections; all else is quinn's default.
-pub(super) fn transport() -> quinn::TransportConfig {
+/// Windows of Wavry's own server; all else is quinn's default.
+fn transport() -> quinn::TransportConfig {
     let mut transport = quinn::TransportConfig::default();
-    transport.stream_receive_window(VarInt::from_u32(2 * 1024 * 1024));
+    transport
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW));
     transport
 }
 

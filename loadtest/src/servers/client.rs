@@ -28,6 +28,8 @@ use crate::Error;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest header block that is taken for an answer.
 const MAX_HEADERS: usize = 16 * 1024;
+/// Unread bytes of one stream: more than what servers send at once.
+const WINDOW: quinn::VarInt = quinn::VarInt::from_u32(2 * 1024 * 1024);
 /// Bytes of one write.
 const CHUNK: usize = 64 * 1024;
 
@@ -81,8 +83,10 @@ impl Client {
         }];
         let tls = QuicClientConfig::try_from(tls).map_err(|e| failed(&e))?;
         let mut config = quinn::ClientConfig::new(Arc::new(tls));
-        let mut transport = bare::transport();
-        transport.keep_alive_interval(Some(IDLE_TIMEOUT / 3));
+        let mut transport = quinn::TransportConfig::default();
+        transport
+            .stream_receive_window(WINDOW)
+            .keep_alive_interval(Some(IDLE_TIMEOUT / 3));
         config.transport_config(Arc::new(transport));
         let socket = wavry_transport::socket::bind(SocketAddr::from(([127, 0, 0, 1], 0)))
             .map_err(|e| failed(&e))?;

@@ -27,7 +27,8 @@ async fn a_keyvaults_log_is_read_and_verified_beside_it_and_every_change_is_foun
         record(&vault, subject).await;
     }
     let verifier = vault.barrier().audit_key().verifier();
-    let reader = Reader::open(&database).await.unwrap();
+    let location = Location::from(database.clone());
+    let reader = Reader::open(&location).await.unwrap();
     let mut subjects = Vec::new();
     let show = |_: &str, line: Line| subjects.push(line.event.subject);
     let head = reader.verify(&verifier, show).await.unwrap();
@@ -103,8 +104,10 @@ async fn a_database_without_a_log_is_told_from_one_with_a_damaged_log() {
         .execute(&mut other)
         .await
         .unwrap();
-    let opened = Reader::open(&file).await.err();
+    let opened = Reader::open(&file.into()).await.err();
     assert!(matches!(opened, Some(ReadError::NoLog)), "{opened:?}");
-    let gone = Reader::open(&directory.path().join("gone")).await.err();
+    let gone = Reader::open(&directory.path().join("gone").into())
+        .await
+        .err();
     assert!(matches!(gone, Some(ReadError::Store(_))), "{gone:?}");
 }

@@ -8,7 +8,8 @@ use wavry_proto::{
     id::ClusterName,
 };
 
-use super::{barrier::Guard, store::Location, token};
+use super::{barrier::Guard, token};
+use crate::database::{Location, UnusableUrl};
 
 /// Configuration as it is written, in table `keyvault`. Every key may be left out; those without a
 /// default are missed by [`Standalone::try_from`].
@@ -213,15 +214,9 @@ impl TryFrom<RawVault> for Vault {
 
     fn try_from(raw: RawVault) -> Result<Self, Invalid> {
         let database = required("database", raw.database)?;
-        let store = match database.contains("://") {
-            true => {
-                let server = database.parse();
-                Location::Postgres(server.map_err(|e: super::store::UnusableUrl| {
-                    Invalid::new("database", e.to_string())
-                })?)
-            }
-            false => Location::Sqlite(database.into()),
-        };
+        let store = database
+            .parse()
+            .map_err(|e: UnusableUrl| Invalid::new("database", e.to_string()))?;
         let counter = raw.counter.or_else(|| match &store {
             Location::Sqlite(file) => {
                 let mut name = file.clone().into_os_string();

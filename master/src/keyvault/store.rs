@@ -7,24 +7,14 @@
 mod postgres;
 mod sqlite;
 
-use std::{collections::HashMap, path::PathBuf};
+use std::collections::HashMap;
 
 use sqlx::PgConnection;
 use wavry_credentials::audit::{self, verify::Bad};
 
 use super::LOG;
 use crate::audit_sink;
-
-/// Where the store is.
-#[derive(Debug, Clone)]
-pub enum Location {
-    /// A file of SQLite, used by one process.
-    Sqlite(PathBuf),
-    /// A database of PostgreSQL, used by any number of processes.
-    Postgres(Server),
-}
-
-pub use postgres::{Server, UnusableUrl};
+pub use crate::database::{InUse, Location};
 
 /// Why the store could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -39,21 +29,8 @@ pub enum Error {
     #[error("database row in {0} cannot be read")]
     Row(&'static str),
     /// Another process uses the file.
-    #[error("{path} is in use by {holder}", path = .path.display())]
-    InUse {
-        /// The database.
-        path: PathBuf,
-        /// Who uses it, as it said itself.
-        holder: String,
-    },
-    /// The file that holds the lock cannot be used.
-    #[error("{path} cannot be locked", path = .path.display())]
-    Lock {
-        /// The lock file.
-        path: PathBuf,
-        /// What the operating system said.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    InUse(#[from] InUse),
     /// The audit log's end is not what was written. `wavry audit verify` names the first bad line.
     #[error("the audit log does not hold: {0}")]
     Audit(Bad),

@@ -1,11 +1,14 @@
 //! The audit log in the database. A line and its seal are written in one transaction, with whatever
 //! they tell of where that is in the database too: both are there, or neither.
 
-use sqlx::{Sqlite, SqliteExecutor, Transaction};
+use sqlx::PgConnection;
 use wavry_credentials::audit::{Event, Head, Key, Line, verify::Bad};
 
 use super::{Error, Store};
-use crate::audit_sink::{Log, Page};
+use crate::{
+    audit_sink::{Log, Page},
+    database::sql::{Pool, Source, Transaction, query},
+};
 
 /// The log's name in its seals.
 pub const LOG: &str = "master";
@@ -32,7 +35,7 @@ pub enum ReadError {
 impl Store {
     /// Writes an event in a transaction of its own.
     pub async fn audit(&self, event: &Event) -> Result<(), Error> {
-        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = self.write().await?;
         append(&mut transaction, &self.audit, event).await?;
         Ok(transaction.commit().await?)
     }
@@ -40,7 +43,7 @@ impl Store {
     /// Checks the end of the log: its newest line is what the seal says.
     pub async fn check_audit(&self) -> Result<(), ReadError> {
         let verifier = self.audit.verifier();
-        let mut transaction = self.pool.begin().await.map_err(Error::from)?;
+        let mut transaction = self.read().await?;
         let head = newest(&mut transaction).await?.unwrap_or_default();
         let seal = seal(&mut transaction).await?;
         let sealed = match &seal {
@@ -61,33 +64,49 @@ impl Store {
 
 impl Log for Store {
     type Error = Error;
-    type Claim = ();
+    type Claim = Option<PgConnection>;
 
-    async fn claim(&self, _sink: &str) -> Result<Option<()>, Error> {
-        Ok(Some(()))
+    async fn claim(&self, sink: &str) -> Result<Option<Self::Claim>, Error> {
+        match &self.pool {
+            // One process uses the file.
+            Pool::Sqlite(_) => Ok(Some(None)),
+            // Given back when the connection is dropped.
+            Pool::Postgres(pool) => {
+                let mut connection = pool.acquire().await?.detach();
+                let is_ours: bool = sqlx::query_scalar(
+                    "SELECT pg_try_advisory_lock(hashtext('master audit sink'), hashtext($1))",
+                )
+                .bind(sink)
+                .fetch_one(&mut connection)
+                .await?;
+                Ok(is_ours.then_some(Some(connection)))
+            }
+        }
     }
 
     async fn page(&self, after: u64) -> Result<Page, Error> {
-        let mut transaction = self.pool.begin().await?;
-        let lines = lines_after(&mut *transaction, after).await?;
-        Ok((lines, seal(&mut transaction).await?))
+        let mut transaction = self.read().await?;
+        let lines = lines_after(&mut transaction, after.cast_signed()).await?;
+        let lines = lines.into_iter();
+        let lines = lines.map(|(seq, line)| (seq.cast_unsigned(), line));
+        Ok((lines.collect(), seal(&mut transaction).await?))
     }
 
     async fn delivered(&self, sink: &str) -> Result<u64, Error> {
-        let seq: Option<i64> = sqlx::query_scalar("SELECT seq FROM audit_sink WHERE name = ?")
+        let seq: Option<i64> = query("SELECT seq FROM audit_sink WHERE name = $1")
             .bind(sink)
-            .fetch_optional(&self.pool)
+            .value(&self.pool)
             .await?;
         Ok(seq.unwrap_or_default().cast_unsigned())
     }
 
     async fn keep_delivered(&self, sink: &str, seq: u64) -> Result<(), Error> {
-        sqlx::query(
-            "INSERT INTO audit_sink (name, seq) VALUES (?, ?)
+        query(
+            "INSERT INTO audit_sink (name, seq) VALUES ($1, $2)
              ON CONFLICT (name) DO UPDATE SET seq = excluded.seq",
         )
         .bind(sink)
-        .bind(seq.cast_signed())
+        .bind(seq)
         .execute(&self.pool)
         .await?;
         Ok(())
@@ -96,54 +115,50 @@ impl Log for Store {
 
 /// Writes an event in a transaction that goes on to do what it tells.
 pub(super) async fn append(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction,
     key: &Key,
     event: &Event,
 ) -> Result<(), Error> {
     let head = newest(transaction).await?.unwrap_or_default();
     let (head, line) = head.follow(event);
-    sqlx::query("INSERT INTO audit_line (seq, line) VALUES (?, ?)")
-        .bind(head.seq.cast_signed())
+    query("INSERT INTO audit_line (seq, line) VALUES ($1, $2)")
+        .bind(head.seq)
         .bind(line)
-        .execute(&mut **transaction)
+        .execute(&mut *transaction)
         .await?;
-    sqlx::query(
-        "INSERT INTO audit_seal (one, seal) VALUES (1, ?)
+    query(
+        "INSERT INTO audit_seal (one, seal) VALUES (1, $1)
          ON CONFLICT (one) DO UPDATE SET seal = excluded.seal",
     )
     .bind(key.seal(LOG, &head))
-    .execute(&mut **transaction)
+    .execute(&mut *transaction)
     .await?;
     Ok(())
 }
 
-async fn newest(transaction: &mut Transaction<'static, Sqlite>) -> Result<Option<Head>, Error> {
-    let line: Option<String> =
-        sqlx::query_scalar("SELECT line FROM audit_line ORDER BY seq DESC LIMIT 1")
-            .fetch_optional(&mut **transaction)
-            .await?;
+async fn newest(transaction: &mut Transaction) -> Result<Option<Head>, Error> {
+    let line: Option<String> = query("SELECT line FROM audit_line ORDER BY seq DESC LIMIT 1")
+        .value(&mut *transaction)
+        .await?;
     let head = line.map(|line| Line::read(&line).map(|line| line.head));
     head.transpose().map_err(|_| Error::Row("audit_line"))
 }
 
-async fn seal(transaction: &mut Transaction<'static, Sqlite>) -> Result<Option<String>, Error> {
-    Ok(sqlx::query_scalar("SELECT seal FROM audit_seal")
-        .fetch_optional(&mut **transaction)
-        .await?)
+async fn seal(transaction: &mut Transaction) -> Result<Option<String>, Error> {
+    let seal = query("SELECT seal FROM audit_seal");
+    Ok(seal.value(&mut *transaction).await?)
 }
 
-async fn lines_after(
-    database: impl SqliteExecutor<'_>,
-    after: u64,
-) -> Result<Vec<(u64, String)>, Error> {
-    let lines: Vec<(i64, String)> =
-        sqlx::query_as("SELECT seq, line FROM audit_line WHERE seq > ? ORDER BY seq LIMIT ?")
-            .bind(after.cast_signed())
-            .bind(PAGE)
-            .fetch_all(database)
-            .await?;
-    let lines = lines.into_iter();
-    Ok(lines
-        .map(|(seq, line)| (seq.cast_unsigned(), line))
-        .collect())
+pub(crate) async fn lines_after(
+    source: impl Into<Source<'_>>,
+    after: i64,
+) -> Result<Vec<(i64, String)>, sqlx::Error> {
+    query("SELECT seq, line FROM audit_line WHERE seq > $1 ORDER BY seq LIMIT $2")
+        .bind(after)
+        .bind(PAGE)
+        .all(source)
+        .await?
+        .iter()
+        .map(|row| Ok((row.get(0)?, row.get(1)?)))
+        .collect()
 }

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::{Row as _, Sqlite, Transaction};
 use wavry_credentials::audit::{Action, Event};
 use wavry_proto::id::{Epoch, NodeId, PublicKey};
 
 use super::{Error, Snapshot, Store, audit};
-use crate::identity::{Life, Lives, State};
+use crate::{
+    database::sql::{Transaction, query},
+    identity::{Life, Lives, State},
+};
 
 /// Why a node's identity does not rotate.
 #[derive(Debug, thiserror::Error)]
@@ -77,44 +79,44 @@ impl Store {
             if lives.ordered.is_none() {
                 return Err(RotateIdentityError::UnderWay);
             }
-            sqlx::query("DELETE FROM node_key WHERE public_key = ?")
+            query("DELETE FROM node_key WHERE public_key = $1")
                 .bind(&admitted.key.0[..])
-                .execute(&mut **transaction)
+                .execute(&mut *transaction)
                 .await?;
             retire(transaction, node, &admitted.key).await?;
         }
         let statements = [
             (
-                "SELECT 1 FROM node_key WHERE public_key = ?",
+                "SELECT 1 FROM node_key WHERE public_key = $1",
                 RotateIdentityError::KeyInUse,
             ),
             (
-                "SELECT 1 FROM retired_key WHERE public_key = ?",
+                "SELECT 1 FROM retired_key WHERE public_key = $1",
                 RotateIdentityError::KeyRetired,
             ),
             (
-                "SELECT 1 FROM revoked_key WHERE public_key = ?",
+                "SELECT 1 FROM revoked_key WHERE public_key = $1",
                 RotateIdentityError::KeyRevoked,
             ),
         ];
         for (statement, refusal) in statements {
-            let found = sqlx::query(statement)
+            let found = query(statement)
                 .bind(&next.0[..])
-                .fetch_optional(&mut **transaction)
+                .optional(&mut *transaction)
                 .await?;
             if found.is_some() {
                 return Err(refusal);
             }
         }
-        sqlx::query(
+        query(
             "INSERT INTO node_key (public_key, node, state, since, after_epoch)
-             VALUES (?, ?, 'next', ?, ?)",
+             VALUES ($1, $2, 'next', $3, $4)",
         )
         .bind(&next.0[..])
         .bind(node.as_str())
-        .bind(now.cast_signed())
-        .bind(after_epoch.0.cast_signed())
-        .execute(&mut **transaction)
+        .bind(now)
+        .bind(after_epoch.0)
+        .execute(&mut *transaction)
         .await?;
         no_longer_ordered(transaction, node).await?;
         audit::append(transaction, &self.audit, event).await?;
@@ -137,19 +139,19 @@ impl Store {
         if next.is_none_or(|next| next.key != *key) {
             return Ok(None);
         }
-        sqlx::query(
-            "UPDATE node_key SET state = 'before', since = ?, until = ?
-             WHERE node = ? AND state = 'present'",
+        query(
+            "UPDATE node_key SET state = 'before', since = $1, until = $2
+             WHERE node = $3 AND state = 'present'",
         )
-        .bind(now.cast_signed())
-        .bind(now.saturating_add(overlap).cast_signed())
+        .bind(now)
+        .bind(now.saturating_add(overlap))
         .bind(node.as_str())
-        .execute(&mut **transaction)
+        .execute(&mut *transaction)
         .await?;
-        sqlx::query("UPDATE node_key SET state = 'present', since = ? WHERE public_key = ?")
-            .bind(now.cast_signed())
+        query("UPDATE node_key SET state = 'present', since = $1 WHERE public_key = $2")
+            .bind(now)
             .bind(&key.0[..])
-            .execute(&mut **transaction)
+            .execute(&mut *transaction)
             .await?;
         no_longer_ordered(transaction, node).await?;
         let event = by_master(node, key, "identity shown");
@@ -165,14 +167,14 @@ impl Store {
         let mut change = self.change().await?;
         let transaction = &mut change.transaction;
         for (node, key) in over {
-            let gone = sqlx::query(
-                "DELETE FROM node_key WHERE public_key = ? AND node = ? AND state = 'before'",
+            let gone = query(
+                "DELETE FROM node_key WHERE public_key = $1 AND node = $2 AND state = 'before'",
             )
             .bind(&key.0[..])
             .bind(node.as_str())
-            .execute(&mut **transaction)
+            .execute(&mut *transaction)
             .await?;
-            if gone.rows_affected() == 0 {
+            if gone == 0 {
                 continue;
             }
             retire(transaction, node, key).await?;
@@ -192,12 +194,12 @@ impl Store {
     ) -> Result<Option<Snapshot>, RotateIdentityError> {
         let mut change = self.change().await?;
         let transaction = &mut change.transaction;
-        let ordered = sqlx::query("UPDATE node SET rotation_ordered = ? WHERE id = ?")
-            .bind(now.cast_signed())
+        let ordered = query("UPDATE node SET rotation_ordered = $1 WHERE id = $2")
+            .bind(now)
             .bind(node.as_str())
-            .execute(&mut **transaction)
+            .execute(&mut *transaction)
             .await?;
-        if ordered.rows_affected() == 0 {
+        if ordered == 0 {
             return Err(RotateIdentityError::UnknownNode);
         }
         audit::append(transaction, &self.audit, event).await?;
@@ -211,81 +213,72 @@ fn by_master(node: &NodeId, key: &PublicKey, path: &str) -> Event {
     event
 }
 
-async fn no_longer_ordered(
-    transaction: &mut Transaction<'static, Sqlite>,
-    node: &NodeId,
-) -> Result<(), Error> {
-    sqlx::query("UPDATE node SET rotation_ordered = NULL WHERE id = ?")
+async fn no_longer_ordered(transaction: &mut Transaction, node: &NodeId) -> Result<(), Error> {
+    query("UPDATE node SET rotation_ordered = NULL WHERE id = $1")
         .bind(node.as_str())
-        .execute(&mut **transaction)
+        .execute(&mut *transaction)
         .await?;
     Ok(())
 }
 
 /// Remembers that a key was rotated out.
 async fn retire(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction,
     node: &NodeId,
     key: &PublicKey,
 ) -> Result<(), Error> {
-    sqlx::query(
-        "INSERT INTO retired_key (public_key, node) VALUES (?, ?)
+    query(
+        "INSERT INTO retired_key (public_key, node) VALUES ($1, $2)
          ON CONFLICT (public_key) DO NOTHING",
     )
     .bind(&key.0[..])
     .bind(node.as_str())
-    .execute(&mut **transaction)
+    .execute(&mut *transaction)
     .await?;
     Ok(())
 }
 
 /// Whether a key was rotated out.
 pub(super) async fn is_retired(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction,
     key: &PublicKey,
 ) -> Result<bool, Error> {
-    let retired = sqlx::query("SELECT 1 FROM retired_key WHERE public_key = ?")
+    let retired = query("SELECT 1 FROM retired_key WHERE public_key = $1")
         .bind(&key.0[..])
-        .fetch_optional(&mut **transaction)
+        .optional(&mut *transaction)
         .await?;
     Ok(retired.is_some())
 }
 
-async fn of_node(
-    transaction: &mut Transaction<'static, Sqlite>,
-    node: &NodeId,
-) -> Result<Option<Lives>, Error> {
+async fn of_node(transaction: &mut Transaction, node: &NodeId) -> Result<Option<Lives>, Error> {
     let mut all = read(transaction).await?.into_iter();
     Ok(all.find(|lives| lives.node == *node))
 }
 
 /// The identities of every node, ordered by node and key.
-pub(super) async fn read(
-    transaction: &mut Transaction<'static, Sqlite>,
-) -> Result<Vec<Lives>, Error> {
-    let rows = sqlx::query(
+pub(super) async fn read(transaction: &mut Transaction) -> Result<Vec<Lives>, Error> {
+    let rows = query(
         "SELECT node.id, node.rotation_ordered, node_key.public_key, node_key.state, node_key.since,
                 node_key.after_epoch, node_key.until
          FROM node JOIN node_key ON node_key.node = node.id ORDER BY node.id, node_key.public_key",
     )
-    .fetch_all(&mut **transaction)
+    .all(&mut *transaction)
     .await?;
     let mut nodes = BTreeMap::new();
     for row in rows {
         let bad = || Error::Row("node_key");
-        let key: Vec<u8> = row.try_get("public_key")?;
-        let state: String = row.try_get("state")?;
+        let key: Vec<u8> = row.get(2)?;
+        let state: String = row.get(3)?;
         let state = State::ALL.into_iter().find(|known| known.as_str() == state);
-        let until: Option<i64> = row.try_get("until")?;
         let life = Life {
             key: PublicKey(key.try_into().map_err(|_| bad())?),
             state: state.ok_or_else(bad)?,
-            since: row.try_get::<i64, _>("since")?.cast_unsigned(),
-            after_epoch: Epoch(row.try_get::<i64, _>("after_epoch")?.cast_unsigned()),
-            until: until.map(i64::cast_unsigned),
+            since: row.number(4)?,
+            after_epoch: Epoch(row.number(5)?),
+            until: row.get::<Option<i64>>(6)?.map(i64::cast_unsigned),
         };
-        let id: String = row.try_get("id")?;
-        let ordered: Option<i64> = row.try_get("rotation_ordered")?;
+        let id: String = row.get(0)?;
+        let ordered: Option<i64> = row.get(1)?;
         let node: NodeId = id.parse().map_err(|_| Error::Row("node"))?;
         let lives = nodes.entry(node.clone()).or_insert_with(|| Lives {
             node,

@@ -1,6 +1,5 @@
 //! Keys that sign tokens and rosters, sealed under the secret `master_key`.
 
-use sqlx::{Row as _, Sqlite, SqliteExecutor, Transaction, sqlite::SqliteRow};
 use wavry_credentials::{
     audit::{Action, Event},
     token::{Scope, SigningKey},
@@ -8,7 +7,10 @@ use wavry_credentials::{
 use wavry_proto::{id::ClusterName, token::Succession};
 
 use super::{Error, Snapshot, Store, audit};
-use crate::keys::{Due, Life, Pace, State};
+use crate::{
+    database::sql::{Row, Source, Transaction, query},
+    keys::{Due, Life, Pace, State},
+};
 
 /// A key as it is kept.
 pub(crate) struct Kept {
@@ -58,7 +60,7 @@ impl Store {
     pub(crate) async fn adopt(&self, master: &SigningKey, now: u64) -> Result<(), Error> {
         let mut change = self.change().await?;
         let transaction = &mut change.transaction;
-        let keys = read(&mut **transaction).await?;
+        let keys = read(&mut *transaction).await?;
         let signing = keys.iter().find(|key| key.life.state == State::Signing);
         if signing.is_some_and(|key| open(master, key).is_ok()) {
             return Ok(());
@@ -91,7 +93,7 @@ impl Store {
     ) -> Result<(String, Option<Snapshot>), RotateError> {
         let mut change = self.change().await?;
         let transaction = &mut change.transaction;
-        let keys = read(&mut **transaction).await?;
+        let keys = read(&mut *transaction).await?;
         let signing = keys.iter().find(|key| key.life.state == State::Signing);
         let signing = signing.ok_or(Error::Row("signing_key"))?;
         let signing = open(master, signing)?;
@@ -122,10 +124,13 @@ impl Store {
             audience: "nodes",
             binding: &[],
         };
-        sqlx::query("INSERT INTO succession (statement) VALUES (?)")
-            .bind(signing.sign(&statement, scope))
-            .execute(&mut **transaction)
-            .await?;
+        query(
+            "INSERT INTO succession (number, statement)
+             VALUES ((SELECT coalesce(max(number), 0) + 1 FROM succession), $1)",
+        )
+        .bind(signing.sign(&statement, scope))
+        .execute(&mut *transaction)
+        .await?;
         let kid = next.key_id().to_string();
         event.subject.clone_from(&kid);
         audit::append(transaction, &self.audit, &event).await?;
@@ -139,32 +144,32 @@ impl Store {
         for due in due {
             let (kid, path) = match due {
                 Due::Sign { kid, overlap } => {
-                    sqlx::query(
-                        "UPDATE signing_key SET state = 'accepted', since = ?, until = ?, sealed = NULL
+                    query(
+                        "UPDATE signing_key SET state = 'accepted', since = $1, until = $2, sealed = NULL
                          WHERE state = 'signing'",
                     )
-                    .bind(now.cast_signed())
-                    .bind(now.saturating_add(*overlap).cast_signed())
-                    .execute(&mut **transaction)
+                    .bind(now)
+                    .bind(now.saturating_add(*overlap))
+                    .execute(&mut *transaction)
                     .await?;
-                    sqlx::query(
-                        "UPDATE signing_key SET state = 'signing', since = ?, until = NULL
-                         WHERE kid = ?",
+                    query(
+                        "UPDATE signing_key SET state = 'signing', since = $1, until = NULL
+                         WHERE kid = $2",
                     )
-                    .bind(now.cast_signed())
-                    .bind(kid)
-                    .execute(&mut **transaction)
+                    .bind(now)
+                    .bind(kid.as_str())
+                    .execute(&mut *transaction)
                     .await?;
                     (kid, "key signs")
                 }
                 Due::Retire { kid } => {
-                    sqlx::query(
-                        "UPDATE signing_key SET state = 'retired', since = ?, until = NULL
-                         WHERE kid = ?",
+                    query(
+                        "UPDATE signing_key SET state = 'retired', since = $1, until = NULL
+                         WHERE kid = $2",
                     )
-                    .bind(now.cast_signed())
-                    .bind(kid)
-                    .execute(&mut **transaction)
+                    .bind(now)
+                    .bind(kid.as_str())
+                    .execute(&mut *transaction)
                     .await?;
                     (kid, "key retired")
                 }
@@ -179,8 +184,8 @@ impl Store {
 
     /// What keys signed of those that follow them, oldest first.
     pub(crate) async fn succession(&self) -> Result<Vec<String>, Error> {
-        let statements = sqlx::query_scalar("SELECT statement FROM succession ORDER BY number");
-        Ok(statements.fetch_all(&self.pool).await?)
+        let statements = query("SELECT statement FROM succession ORDER BY number");
+        Ok(statements.column(&self.pool).await?)
     }
 }
 
@@ -194,7 +199,7 @@ pub(crate) fn open(master: &SigningKey, key: &Kept) -> Result<SigningKey, Error>
 
 /// The key that signs now, from a database that a master may be using.
 pub(crate) async fn signing(
-    database: impl SqliteExecutor<'_>,
+    database: impl Into<Source<'_>>,
     master: &SigningKey,
 ) -> Result<SigningKey, Error> {
     let keys = read(database).await?;
@@ -202,64 +207,64 @@ pub(crate) async fn signing(
     open(master, signing.ok_or(Error::Row("signing_key"))?)
 }
 
-async fn read(database: impl SqliteExecutor<'_>) -> Result<Vec<Kept>, Error> {
-    let rows = sqlx::query(
-        "SELECT kid, paserk, sealed, state, since, until, overlap FROM signing_key ORDER BY rowid",
+async fn read(database: impl Into<Source<'_>>) -> Result<Vec<Kept>, Error> {
+    let rows = query(
+        "SELECT kid, paserk, sealed, state, since, until, overlap FROM signing_key ORDER BY number",
     )
-    .fetch_all(database)
+    .all(database)
     .await?;
     rows.iter().map(kept).collect()
 }
 
-fn kept(row: &SqliteRow) -> Result<Kept, Error> {
-    let state: String = row.try_get("state")?;
+fn kept(row: &Row) -> Result<Kept, Error> {
+    let state: String = row.get(3)?;
     let state = State::ALL.into_iter().find(|known| known.as_str() == state);
-    let until: Option<i64> = row.try_get("until")?;
+    let until: Option<i64> = row.get(5)?;
     Ok(Kept {
         life: Life {
-            kid: row.try_get("kid")?,
+            kid: row.get(0)?,
             state: state.ok_or(Error::Row("signing_key"))?,
-            since: row.try_get::<i64, _>("since")?.cast_unsigned(),
+            since: row.number(4)?,
             until: until.map(i64::cast_unsigned),
-            overlap: row.try_get::<i64, _>("overlap")?.cast_unsigned(),
+            overlap: row.number(6)?,
         },
-        paserk: row.try_get("paserk")?,
-        sealed: row.try_get("sealed")?,
+        paserk: row.get(1)?,
+        sealed: row.get(2)?,
     })
 }
 
 async fn insert(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction,
     master: &SigningKey,
     key: &SigningKey,
     (state, since, until): (State, u64, Option<u64>),
     overlap: u64,
 ) -> Result<(), Error> {
-    sqlx::query(
-        "INSERT INTO signing_key (kid, paserk, sealed, state, since, until, overlap)
-         VALUES (?, ?, ?, ?, ?, ?, ?)
+    query(
+        "INSERT INTO signing_key (number, kid, paserk, sealed, state, since, until, overlap)
+         VALUES ((SELECT coalesce(max(number), 0) + 1 FROM signing_key), $1, $2, $3, $4, $5, $6, $7)
          ON CONFLICT (kid) DO UPDATE SET sealed = excluded.sealed, state = excluded.state,
              since = excluded.since, until = excluded.until, overlap = excluded.overlap",
     )
     .bind(key.key_id().to_string())
     .bind(key.public_paserk())
-    .bind(master.seal(key))
+    .bind(Some(master.seal(key)))
     .bind(state.as_str())
-    .bind(since.cast_signed())
-    .bind(until.map(u64::cast_signed))
-    .bind(overlap.cast_signed())
-    .execute(&mut **transaction)
+    .bind(since)
+    .bind(until)
+    .bind(overlap)
+    .execute(&mut *transaction)
     .await?;
     Ok(())
 }
 
-async fn revoke_all(transaction: &mut Transaction<'static, Sqlite>, now: u64) -> Result<(), Error> {
-    sqlx::query(
-        "UPDATE signing_key SET state = 'revoked', since = ?, until = NULL, sealed = NULL
+async fn revoke_all(transaction: &mut Transaction, now: u64) -> Result<(), Error> {
+    query(
+        "UPDATE signing_key SET state = 'revoked', since = $1, until = NULL, sealed = NULL
          WHERE state IN ('published', 'signing', 'accepted')",
     )
-    .bind(now.cast_signed())
-    .execute(&mut **transaction)
+    .bind(now)
+    .execute(&mut *transaction)
     .await?;
     Ok(())
 }
@@ -267,18 +272,18 @@ async fn revoke_all(transaction: &mut Transaction<'static, Sqlite>, now: u64) ->
 /// What the roster shows: keys that sign session tokens, and keys that sign rosters from now on, each as
 /// PASERK `k4.public`, ordered.
 pub(super) async fn shown(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction,
 ) -> Result<(Vec<String>, Vec<String>), Error> {
-    let tokens = sqlx::query_scalar(
+    let tokens = query(
         "SELECT paserk FROM signing_key WHERE state IN ('published', 'signing', 'accepted')
          ORDER BY paserk",
     )
-    .fetch_all(&mut **transaction)
+    .column(&mut *transaction)
     .await?;
-    let rosters = sqlx::query_scalar(
+    let rosters = query(
         "SELECT paserk FROM signing_key WHERE state IN ('published', 'signing') ORDER BY paserk",
     )
-    .fetch_all(&mut **transaction)
+    .column(&mut *transaction)
     .await?;
     Ok((tokens, rosters))
 }

@@ -1,6 +1,5 @@
 //! Nodes and subjects that were revoked.
 
-use sqlx::{Row as _, Sqlite, Transaction};
 use wavry_credentials::audit::Event;
 use wavry_proto::{
     control::Revocation,
@@ -9,6 +8,7 @@ use wavry_proto::{
 };
 
 use super::{Admission, Error, RegisterError, Snapshot, Store, audit};
+use crate::database::sql::{Transaction, query};
 
 /// Most revoked subjects at once. Each is some 120 bytes of the roster, which every node is sent.
 pub const MAX_REVOCATIONS: usize = 10_000;
@@ -40,26 +40,30 @@ impl Store {
         let mut change = self.change().await?;
         let transaction = &mut change.transaction;
         let id = node.as_str();
-        sqlx::query("INSERT OR IGNORE INTO revoked_key SELECT public_key, node FROM node_key WHERE node = ?")
-            .bind(id)
-            .execute(&mut **transaction)
-            .await
-            .map_err(Error::from)?;
-        let gone = sqlx::query("DELETE FROM node WHERE id = ?")
-            .bind(id)
-            .execute(&mut **transaction)
-            .await
-            .map_err(Error::from)?;
-        if gone.rows_affected() == 0 {
-            return Err(RevokeError::UnknownNode);
-        }
-        sqlx::query(
-            "INSERT INTO revoked_node (node, through) VALUES (?, ?)
-             ON CONFLICT (node) DO UPDATE SET through = max(through, excluded.through)",
+        query(
+            "INSERT INTO revoked_key (public_key, node)
+             SELECT public_key, node FROM node_key WHERE node = $1 ON CONFLICT DO NOTHING",
         )
         .bind(id)
-        .bind(now.saturating_add(CLOCK_SKEW).cast_signed())
-        .execute(&mut **transaction)
+        .execute(&mut *transaction)
+        .await
+        .map_err(Error::from)?;
+        let gone = query("DELETE FROM node WHERE id = $1")
+            .bind(id)
+            .execute(&mut *transaction)
+            .await
+            .map_err(Error::from)?;
+        if gone == 0 {
+            return Err(RevokeError::UnknownNode);
+        }
+        query(
+            "INSERT INTO revoked_node (node, through) VALUES ($1, $2)
+             ON CONFLICT (node) DO UPDATE SET through = excluded.through
+             WHERE revoked_node.through < excluded.through",
+        )
+        .bind(id)
+        .bind(now.saturating_add(CLOCK_SKEW))
+        .execute(&mut *transaction)
         .await
         .map_err(Error::from)?;
         audit::append(transaction, &self.audit, event).await?;
@@ -80,21 +84,29 @@ impl Store {
         let transaction = &mut change.transaction;
         forget_subjects(transaction, now).await?;
         let through = now.saturating_add(CLOCK_SKEW);
-        let through: i64 = sqlx::query_scalar(
-            "INSERT INTO revoked_subject (service, subject, through) VALUES (?, ?, ?)
-             ON CONFLICT (service, subject) DO UPDATE SET through = max(through, excluded.through)
-             RETURNING through",
+        let service_name = service.map_or("", ServiceName::as_str);
+        query(
+            "INSERT INTO revoked_subject (service, subject, through) VALUES ($1, $2, $3)
+             ON CONFLICT (service, subject) DO UPDATE SET through = excluded.through
+             WHERE revoked_subject.through < excluded.through",
         )
-        .bind(service.map_or("", ServiceName::as_str))
+        .bind(service_name)
         .bind(subject.to_string())
-        .bind(through.cast_signed())
-        .fetch_one(&mut **transaction)
+        .bind(through)
+        .execute(&mut *transaction)
         .await
         .map_err(Error::from)?;
-        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM revoked_subject")
-            .fetch_one(&mut **transaction)
-            .await
-            .map_err(Error::from)?;
+        let row = query(
+            "SELECT (SELECT count(*) FROM revoked_subject), through FROM revoked_subject
+             WHERE service = $1 AND subject = $2",
+        )
+        .bind(service_name)
+        .bind(subject.to_string())
+        .one(&mut *transaction)
+        .await
+        .map_err(Error::from)?;
+        let (count, through) = (row.number(0), row.number(1));
+        let (count, through) = (count.map_err(Error::from)?, through.map_err(Error::from)?);
         if usize::try_from(count).is_ok_and(|count| count > MAX_REVOCATIONS) {
             return Err(RevokeError::TooMany);
         }
@@ -102,7 +114,7 @@ impl Store {
         let revocation = Revocation {
             service: service.cloned(),
             subject,
-            through: through.cast_unsigned(),
+            through,
         };
         Ok((revocation, change.commit().await?))
     }
@@ -110,21 +122,20 @@ impl Store {
 
 /// Refuses what was revoked to register.
 pub(super) async fn check(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction,
     admission: &Admission,
 ) -> Result<(), RegisterError> {
-    let through: Option<i64> =
-        sqlx::query_scalar("SELECT through FROM revoked_node WHERE node = ?")
-            .bind(admission.node.as_str())
-            .fetch_optional(&mut **transaction)
-            .await
-            .map_err(Error::from)?;
+    let through: Option<i64> = query("SELECT through FROM revoked_node WHERE node = $1")
+        .bind(admission.node.as_str())
+        .value(&mut *transaction)
+        .await
+        .map_err(Error::from)?;
     if through.is_some_and(|through| admission.issued_at <= through.cast_unsigned()) {
         return Err(RegisterError::NodeRevoked);
     }
-    let revoked = sqlx::query("SELECT 1 FROM revoked_key WHERE public_key = ?")
+    let revoked = query("SELECT 1 FROM revoked_key WHERE public_key = $1")
         .bind(&admission.key.0[..])
-        .fetch_optional(&mut **transaction)
+        .optional(&mut *transaction)
         .await
         .map_err(Error::from)?;
     match revoked {
@@ -134,39 +145,33 @@ pub(super) async fn check(
 }
 
 /// Forgets the revocations of subjects all of whose revoked tokens have expired.
-async fn forget_subjects(
-    transaction: &mut Transaction<'static, Sqlite>,
-    now: u64,
-) -> Result<(), Error> {
+async fn forget_subjects(transaction: &mut Transaction, now: u64) -> Result<(), Error> {
     let over = now.saturating_sub(MAX_LIFETIME);
-    sqlx::query("DELETE FROM revoked_subject WHERE through < ?")
-        .bind(over.cast_signed())
-        .execute(&mut **transaction)
+    query("DELETE FROM revoked_subject WHERE through < $1")
+        .bind(over)
+        .execute(&mut *transaction)
         .await?;
     Ok(())
 }
 
 /// What the roster shows of it.
-pub(super) async fn read(
-    transaction: &mut Transaction<'static, Sqlite>,
-) -> Result<Vec<Revocation>, Error> {
-    let rows = sqlx::query(
-        "SELECT service, subject, through FROM revoked_subject ORDER BY service, subject",
-    )
-    .fetch_all(&mut **transaction)
-    .await?;
+pub(super) async fn read(transaction: &mut Transaction) -> Result<Vec<Revocation>, Error> {
+    let rows =
+        query("SELECT service, subject, through FROM revoked_subject ORDER BY service, subject")
+            .all(&mut *transaction)
+            .await?;
     let bad = || Error::Row("revoked_subject");
     let mut revoked = Vec::with_capacity(rows.len());
     for row in rows {
-        let service: String = row.try_get("service")?;
-        let subject: String = row.try_get("subject")?;
+        let service: String = row.get(0)?;
+        let subject: String = row.get(1)?;
         revoked.push(Revocation {
             service: match service.as_str() {
                 "" => None,
                 name => Some(name.parse().map_err(|_| bad())?),
             },
             subject: subject.parse().map_err(|_| bad())?,
-            through: row.try_get::<i64, _>("through")?.cast_unsigned(),
+            through: row.number(2)?,
         });
     }
     Ok(revoked)

@@ -2,11 +2,11 @@
 
 use std::collections::HashSet;
 
-use sqlx::{Sqlite, Transaction};
 use wavry_credentials::audit::Event;
 use wavry_proto::{control::Service, id::ServiceName};
 
 use super::{Error, Snapshot, Store, audit};
+use crate::database::sql::{Transaction, query};
 
 /// Most services at once. With their hosts and origins they are a part of the roster that every node is
 /// sent.
@@ -49,8 +49,8 @@ impl Store {
     pub async fn configure(&self, services: &[Service]) -> Result<Snapshot, ServiceError> {
         let mut change = self.change().await?;
         let transaction = &mut change.transaction;
-        sqlx::query("DELETE FROM service WHERE configured")
-            .execute(&mut **transaction)
+        query("DELETE FROM service WHERE configured")
+            .execute(&mut *transaction)
             .await?;
         let kept: Vec<_> = change.before.services.iter().collect();
         let made = configured(transaction, false).await?;
@@ -101,11 +101,11 @@ impl Store {
         if configured(transaction, true).await?.contains(name.as_str()) {
             return Err(ServiceError::Configured);
         }
-        let gone = sqlx::query("DELETE FROM service WHERE name = ?")
+        let gone = query("DELETE FROM service WHERE name = $1")
             .bind(name.as_str())
-            .execute(&mut **transaction)
+            .execute(&mut *transaction)
             .await?;
-        if gone.rows_affected() == 0 {
+        if gone == 0 {
             return Err(ServiceError::Unknown);
         }
         audit::append(transaction, &self.audit, event).await?;
@@ -114,13 +114,10 @@ impl Store {
 }
 
 /// Names of services that are, or are not, of the configuration.
-async fn configured(
-    transaction: &mut Transaction<'static, Sqlite>,
-    are: bool,
-) -> Result<HashSet<String>, Error> {
-    let names: Vec<String> = sqlx::query_scalar("SELECT name FROM service WHERE configured = ?")
+async fn configured(transaction: &mut Transaction, are: bool) -> Result<HashSet<String>, Error> {
+    let names: Vec<String> = query("SELECT name FROM service WHERE configured = $1")
         .bind(are)
-        .fetch_all(&mut **transaction)
+        .column(&mut *transaction)
         .await?;
     Ok(names.into_iter().collect())
 }
@@ -141,20 +138,20 @@ fn check_hosts<'a>(
 }
 
 async fn write(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction,
     service: &Service,
     configured: bool,
 ) -> Result<(), Error> {
     let definition = serde_json::to_string(service).map_err(|_| Error::Row("service"))?;
-    sqlx::query(
-        "INSERT INTO service (name, definition, configured) VALUES (?, ?, ?)
+    query(
+        "INSERT INTO service (name, definition, configured) VALUES ($1, $2, $3)
          ON CONFLICT (name) DO UPDATE
          SET definition = excluded.definition, configured = excluded.configured",
     )
     .bind(service.name.as_str())
     .bind(definition)
     .bind(configured)
-    .execute(&mut **transaction)
+    .execute(&mut *transaction)
     .await?;
     Ok(())
 }

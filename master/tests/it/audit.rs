@@ -24,7 +24,7 @@ use crate::{
 
 /// The master's log, which must verify.
 pub(crate) async fn on_record(world: &World) -> Vec<Event> {
-    let reader = Reader::open(&world.path("master.sqlite")).await.unwrap();
+    let reader = Reader::open(&world.database()).await.unwrap();
     let mut events = Vec::new();
     let verifier = world.audit_key().verifier();
     let show = |_: &str, line: wavry_credentials::audit::Line| events.push(line.event);
@@ -220,7 +220,7 @@ async fn a_database_whose_log_was_changed_is_found_line_by_line() {
         sqlx::raw_sql(change).execute(&mut database).await.unwrap();
         database.close().await.unwrap();
 
-        let reader = Reader::open(&world.path("master.sqlite")).await.unwrap();
+        let reader = Reader::open(&world.database()).await.unwrap();
         let verifier = world.audit_key().verifier();
         match reader.verify(&verifier, |_, _| ()).await {
             Err(ReadError::Damaged(bad)) => assert_eq!(bad.line(), first, "{change}: {bad}"),
@@ -321,7 +321,9 @@ async fn a_file_follows_the_database_and_catches_up_after_it_could_not_be_writte
     std::fs::rename(&kept, &file).unwrap();
     caught_up(3).await;
     master.stop().await;
-    register(world.start().await.address, "four").await;
+    let without_sinks = world.start().await;
+    register(without_sinks.address, "four").await;
+    without_sinks.stop().await;
     let master = world.start_with(config()).await;
     caught_up(4).await;
     master.stop().await;

@@ -107,7 +107,7 @@ async fn a_node_that_the_master_forgot_is_told_so() {
     master.stop().await;
 
     let mut forgetful = world.config();
-    forgetful.database = world.path("new.sqlite");
+    forgetful.database = world.path("new.sqlite").into();
     let master = world.start_with(forgetful).await;
     let config = wavry_credentials::membership::Config {
         master: format!("https://{}", master.address),

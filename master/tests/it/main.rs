@@ -7,10 +7,13 @@ mod audit;
 mod identity;
 mod joining;
 mod operate;
+#[path = "../support/postgres.rs"]
+mod postgres;
 mod receiver;
 mod refusals;
 mod registry;
 mod rotation;
 mod sinks;
+mod store;
 mod wire;
 mod world;

@@ -38,7 +38,7 @@ async fn rotate(world: &World, master: &Running, request: serde_json::Value) -> 
 
 /// The key that the master signs with now, as one who has its database and its secret reads it.
 async fn signing_key(world: &World) -> SigningKey {
-    let reader = Reader::open(&world.path("master.sqlite")).await.unwrap();
+    let reader = Reader::open(&world.database()).await.unwrap();
     reader.signing_key(&world.key).await.unwrap()
 }
 

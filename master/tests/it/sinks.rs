@@ -56,7 +56,7 @@ async fn register(world: &World, master: &Running, nodes: &[&str]) {
 
 /// The lines in the database.
 async fn log(world: &World) -> Vec<String> {
-    let reader = Reader::open(&world.path("master.sqlite")).await.unwrap();
+    let reader = Reader::open(&world.database()).await.unwrap();
     let lines = reader.lines(0).await.unwrap();
     lines.into_iter().map(|(_, line)| line).collect()
 }
@@ -126,7 +126,7 @@ async fn every_transport_carries_each_line_whole_and_in_order() {
             }
         };
         let config = Config {
-            database: world.path(&format!("{transport}.sqlite")),
+            database: world.path(&format!("{transport}.sqlite")).into(),
             ..with(
                 &world,
                 RawSink {

@@ -16,6 +16,7 @@ use wavry_credentials::{
 use wavry_master::{
     Config, Master,
     config::{Raw, RawService},
+    database::Location,
     provision,
 };
 use wavry_proto::{
@@ -54,12 +55,17 @@ impl World {
         self.directory.path().join(name)
     }
 
+    /// Where a master's database is that is told nothing else.
+    pub(crate) fn database(&self) -> Location {
+        self.path("master.sqlite").into()
+    }
+
     /// A master with service `echo`, that looks often for silence but suspects late.
     pub(crate) fn config(&self) -> Config {
         let raw = Raw {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             cluster: self.cluster.to_string(),
-            database: Some(self.path("master.sqlite")),
+            database: Some(self.database().to_string()),
             certificate: Some(self.path("master.crt")),
             heartbeat_interval: Duration::from_millis(50),
             suspect_after: DEADLINE,

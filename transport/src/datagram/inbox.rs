@@ -161,33 +161,42 @@ impl<S: Source> Inbox<S> {
         poll_fn(|cx| {
             let mut state = self.lock();
             for _ in 0..BATCH {
-                if let Poll::Ready(popped) = queue.poll_pop(cx) {
+                let lone = state.sessions == 1;
+                // What the task sorted into a lone session's queue came there under this lock, and is
+                // older than what the source has. Where there is nothing, the queue's lock is spared.
+                if (!lone || queue.is_ready())
+                    && let Poll::Ready(popped) = queue.poll_pop(cx)
+                {
                     present.leave(&mut state);
                     return Poll::Ready(popped);
                 }
-                if state.sessions != 1 {
+                if !lone {
                     present.leave(&mut state);
                     return Poll::Pending;
                 }
                 match reading.as_mut().poll(cx) {
                     Poll::Pending => {
-                        present.enter(&mut state);
-                        return Poll::Pending;
-                    }
-                    // The task sees that as well, and the queue will be closed.
-                    Poll::Ready(Err(_)) => {
-                        reading.set(self.source.read());
-                        present.leave(&mut state);
-                        return Poll::Pending;
+                        let popped = queue.poll_pop(cx);
+                        match popped.is_ready() {
+                            true => present.leave(&mut state),
+                            false => present.enter(&mut state),
+                        }
+                        return popped;
                     }
                     Poll::Ready(Ok(datagram)) => {
-                        reading.set(self.source.read());
                         self.took(&mut state);
                         state.left = true;
                         if let Some(payload) = sessions.sort(datagram, Some(own)) {
                             present.leave(&mut state);
                             return Poll::Ready(Some(payload));
                         }
+                        reading.set(self.source.read());
+                    }
+                    // The task sees that as well, and the queue will be closed.
+                    Poll::Ready(Err(_)) => {
+                        reading.set(self.source.read());
+                        present.leave(&mut state);
+                        return queue.poll_pop(cx);
                     }
                 }
             }

@@ -10,13 +10,15 @@ use bytes::Bytes;
 
 use super::{
     Meter, QUEUE_BYTES, QUEUE_LEN,
-    sync::{Mutex, MutexGuard},
+    sync::{AtomicBool, Mutex, MutexGuard, Ordering},
 };
 
 /// A session's datagrams that wait for its reader: at most [`QUEUE_LEN`] and [`QUEUE_BYTES`]; the
 /// oldest makes room for the newest.
 pub struct Queue {
     state: Mutex<State>,
+    /// There is something to pop, or it is closed. Written under the lock.
+    ready: AtomicBool,
     meter: Meter,
 }
 
@@ -47,8 +49,15 @@ impl Queue {
     pub fn new(meter: Meter) -> Self {
         Self {
             state: Mutex::new(State::default()),
+            ready: AtomicBool::new(false),
             meter,
         }
+    }
+
+    /// Whether [`poll_pop`](Self::poll_pop) would not have to wait. Costs no lock; one who adds at the
+    /// same time may not be seen yet.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -73,6 +82,7 @@ impl Queue {
         }
         state.bytes += payload.len();
         state.datagrams.push_back(payload);
+        self.ready.store(true, Ordering::Release);
         let readers = state.take_readers();
         drop(state);
         wake(readers);
@@ -86,6 +96,9 @@ impl Queue {
         let mut state = self.lock();
         if let Some(payload) = state.datagrams.pop_front() {
             state.bytes -= payload.len();
+            if state.datagrams.is_empty() && !state.closed {
+                self.ready.store(false, Ordering::Release);
+            }
             return Poll::Ready(Some(payload));
         }
         if state.closed {
@@ -101,6 +114,7 @@ impl Queue {
     pub fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
+        self.ready.store(true, Ordering::Release);
         let readers = state.take_readers();
         drop(state);
         wake(readers);

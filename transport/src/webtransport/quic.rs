@@ -8,10 +8,10 @@ use super::Limits;
 use crate::datagram::{RECEIVE_BUFFER, SEND_BUFFER};
 
 /// Unread bytes that one stream may hold: 80 ms of 100 Mbit/s.
-pub(super) const STREAM_WINDOW: u32 = 1024 * 1024;
+pub const STREAM_WINDOW: u32 = 1024 * 1024;
 /// Unread bytes that all streams of a connection may hold while there is one session (see
 /// `connection::sharing`), and unacknowledged ones that may be sent.
-pub(super) const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+pub const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 /// Streams of each kind that a peer may have open at first. QUIC keeps a slot for each that it
 /// grants, and most sessions never need more; whoever does is granted twice as many, up to
 /// [`Limits::streams`] for each session. With 16 requests and our own control stream that is under

@@ -14,7 +14,10 @@ pub mod wire;
 
 /// Loom's locks instead of the standard library's.
 pub mod sync {
-    pub(in crate::datagram) use loom::sync::{Mutex, MutexGuard};
+    pub(in crate::datagram) use loom::sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    };
 }
 
 pub const QUEUE_LEN: usize = 4;

@@ -2,10 +2,8 @@
 
 use std::{
     collections::HashMap,
-    fs::{File, OpenOptions, TryLockError},
-    io::{Read as _, Seek as _, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
-    path::{Path, PathBuf},
+    fs::File,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -20,6 +18,7 @@ use sqlx::{
 use wavry_credentials::audit;
 
 use super::{Error, Head, Log, Row, WrappedTerm};
+use crate::database::lock;
 
 /// How long a write waits for a reader of another kind (a backup) to let go of the file: less than the
 /// deadline of an answer.
@@ -535,47 +534,4 @@ fn read_row(path: &str, row: &SqliteRow) -> Result<Row, Error> {
         wrapped_key: row.try_get(2)?,
         ciphertext: row.try_get(3)?,
     })
-}
-
-/// Takes the lock that goes with database `file`, and says in it who holds it.
-fn lock(file: &Path) -> Result<File, Error> {
-    let mut path = file.as_os_str().to_owned();
-    path.push(".lock");
-    let path = PathBuf::from(path);
-    let unusable = |source| Error::Lock {
-        path: path.clone(),
-        source,
-    };
-    let mut lock = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(unusable)?;
-    match lock.try_lock() {
-        Ok(()) => {
-            let holder = format!("process {}\n", std::process::id());
-            lock.set_len(0)
-                .and_then(|()| lock.rewind())
-                .and_then(|()| lock.write_all(holder.as_bytes()))
-                .map_err(unusable)?;
-            Ok(lock)
-        }
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            // Who it is is good to know, and not needed to refuse.
-            let _ = (&mut lock).take(256).read_to_string(&mut holder);
-            let holder = match holder.trim() {
-                "" => "another process",
-                holder => holder,
-            };
-            Err(Error::InUse {
-                path: file.to_owned(),
-                holder: holder.to_owned(),
-            })
-        }
-        Err(TryLockError::Error(source)) => Err(unusable(source)),
-    }
 }

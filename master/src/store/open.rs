@@ -1,0 +1,100 @@
+//! The master's databases, opened: one process's file, or a server that several masters share.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use sqlx::{
+    Connection as _, PgConnection,
+    postgres::PgPoolOptions,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+use wavry_credentials::audit::Key;
+
+use super::{Error, Store};
+use crate::database::{Location, Server, lock, sql::Pool};
+
+/// How long a write waits for another process to let go of the file: less than the deadline of an
+/// audited answer, so that the next one finds the connection free.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How long a request waits for a connection to the server, or for its turn on the one to the file.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A statement that takes longer is of no use to anyone who waits: the deadline of an audited answer.
+const STATEMENT_TIMEOUT: &str = "2s";
+/// A master that stands still in a transaction holds up all others for so long.
+const IDLE_TIMEOUT: &str = "3s";
+/// One for the writer, one for notifications, the rest for reads, which are short.
+const CONNECTIONS: u32 = 8;
+
+impl Store {
+    /// Opens the database, making the file when there is none, and brings its schema up to date.
+    /// `audit` seals its audit log.
+    pub async fn open(location: &Location, audit: Arc<Key>) -> Result<Self, Error> {
+        let (pool, lock) = match location {
+            Location::Sqlite(file) => {
+                let lock = lock(file)?;
+                (sqlite(file).await?, Some(lock))
+            }
+            Location::Postgres(server) => (postgres(server).await?, None),
+        };
+        Ok(Self {
+            pool,
+            audit,
+            lock: Arc::new(Mutex::new(lock)),
+        })
+    }
+}
+
+async fn sqlite(file: &Path) -> Result<Pool, Error> {
+    let options = SqliteConnectOptions::new()
+        .filename(file)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        // A used token must stay used through a power cut.
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(BUSY_TIMEOUT)
+        .foreign_keys(true);
+    let pool = sound(SqlitePoolOptions::new())
+        // SQLite writes one transaction at a time; a queue in order beats polling its lock.
+        .max_connections(1)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .connect_with(options)
+        .await?;
+    sqlx::migrate!("migrations/sqlite").run(&pool).await?;
+    Ok(Pool::Sqlite(pool))
+}
+
+/// A pool that closes a connection whose transaction could be neither committed nor undone, as on a
+/// full disk: SQLite has undone it by itself then, which the driver does not notice, and no other
+/// transaction could begin.
+fn sound(options: SqlitePoolOptions) -> SqlitePoolOptions {
+    options.after_release(|connection, _| {
+        Box::pin(async move {
+            // Whatever is still to be done on it, is done before this.
+            connection.ping().await?;
+            Ok(!connection.is_in_transaction())
+        })
+    })
+}
+
+async fn postgres(server: &Server) -> Result<Pool, Error> {
+    let options = server.options().application_name("wavry master");
+    // Without the deadlines of answers: other masters may be bringing the schema up to date.
+    let mut connection = PgConnection::connect_with(&options).await?;
+    sqlx::migrate!("migrations/postgres")
+        .run(&mut connection)
+        .await?;
+    connection.close().await?;
+    let options = options.options([
+        ("statement_timeout", STATEMENT_TIMEOUT),
+        ("idle_in_transaction_session_timeout", IDLE_TIMEOUT),
+    ]);
+    let pool = PgPoolOptions::new()
+        .max_connections(CONNECTIONS)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .connect_with(options)
+        .await?;
+    Ok(Pool::Postgres(pool))
+}

@@ -1,0 +1,270 @@
+//! What a store owes, on SQLite and on PostgreSQL.
+
+use std::sync::Arc;
+
+use tempfile::TempDir;
+use wavry_credentials::{
+    audit::{self, Action, Event},
+    token::SigningKey,
+};
+use wavry_master::{
+    database::Location,
+    store::{Admission, Announcement, RegisterError, Store},
+};
+use wavry_proto::{
+    control::{Access, Role, Service},
+    id::PublicKey,
+};
+
+use crate::{
+    postgres::Server,
+    world::{node_id, service},
+};
+
+/// Tests of both databases: on SQLite each of its own, on PostgreSQL one after the other with one server.
+macro_rules! contract {
+    ($($name:ident)*) => {
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(&super::Place::sqlite()).await;
+            })*
+        }
+
+        #[tokio::test]
+        async fn postgresql_owes_the_same() {
+            let server = Server::start(false);
+            $(
+                println!("{}", stringify!($name));
+                $name(&Place::postgres(&server, stringify!($name)).await).await;
+            )*
+        }
+    };
+}
+
+contract! {
+    the_epoch_grows_with_what_the_roster_shows_and_with_nothing_else
+    a_refused_registration_leaves_no_trace_and_does_not_use_the_token_up
+    a_used_token_is_remembered_past_its_expiry
+    a_token_that_was_forgotten_is_not_taken_when_the_clock_is_set_back
+    a_revocation_of_a_subject_only_grows_and_goes_when_all_it_revokes_has_expired
+    the_epoch_of_a_restored_database_passes_those_that_nodes_have_seen
+    services_are_those_of_the_configuration
+    the_registry_outlives_the_process
+}
+
+/// A database, which may be opened several times.
+struct Place {
+    location: Location,
+    audit_key: Arc<audit::Key>,
+    _directory: TempDir,
+}
+
+impl Place {
+    fn sqlite() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let location = directory.path().join("db").into();
+        Self::at(location, directory)
+    }
+
+    async fn postgres(server: &Server, name: &str) -> Self {
+        // The server cuts longer ones.
+        let name = &name[..name.len().min(60)];
+        let location = server.database(name).await.parse().unwrap();
+        Self::at(location, tempfile::tempdir().unwrap())
+    }
+
+    fn at(location: Location, directory: TempDir) -> Self {
+        let key = SigningKey::generate().to_paserk();
+        let key = audit::Key::from_paserk(&key, "test".parse().unwrap()).unwrap();
+        Self {
+            location,
+            audit_key: Arc::new(key),
+            _directory: directory,
+        }
+    }
+
+    async fn store(&self) -> Store {
+        let opened = Store::open(&self.location, self.audit_key.clone()).await;
+        opened.unwrap()
+    }
+}
+
+fn admission(jti: &str, key: u8) -> Admission {
+    Admission {
+        jti: jti.to_owned(),
+        issued_at: 900,
+        expires_at: 1_000,
+        node: node_id("exit"),
+        role: Role::Relay,
+        granted: vec![service("echo")],
+        key: PublicKey([key; 32]),
+        announcement: announcement(),
+        event: Event::now(Action::Register, "exit", "/v1/nodes/register"),
+    }
+}
+
+fn announcement() -> Announcement {
+    Announcement {
+        addresses: vec!["127.0.0.1:1".parse().unwrap()],
+        services: vec![service("echo")],
+        draining: false,
+    }
+}
+
+fn named(name: &str) -> Service {
+    Service {
+        name: service(name),
+        hosts: vec![format!("{name}.example")],
+        access: Access::Public,
+        allowed_origins: vec!["*".to_owned()],
+        max_sessions: Some(7),
+        refuse_with: Default::default(),
+        keys: Vec::new(),
+    }
+}
+
+async fn the_epoch_grows_with_what_the_roster_shows_and_with_nothing_else(place: &Place) {
+    let store = place.store().await;
+    let first = store.snapshot().await.unwrap().epoch;
+
+    let registered = store
+        .register(&admission("1", 1), 0)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(registered.epoch > first);
+
+    let node = node_id("exit");
+    let same = store.heartbeat(&node, &announcement()).await.unwrap();
+    assert_eq!(same, None);
+
+    let mut draining = announcement();
+    draining.draining = true;
+    let drained = store.heartbeat(&node, &draining).await.unwrap().unwrap();
+    assert!(drained.epoch > registered.epoch);
+    assert!(drained.nodes[0].services.is_empty());
+    assert_eq!(drained.nodes[0].keys, registered.nodes[0].keys);
+
+    // Its services are gone already: that it also falls silent shows nowhere.
+    assert_eq!(
+        store.silence(std::slice::from_ref(&node)).await.unwrap(),
+        None
+    );
+
+    let back = store
+        .heartbeat(&node, &announcement())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(back.nodes, registered.nodes);
+    let silent = store.silence(&[node]).await.unwrap().unwrap();
+    assert!(silent.nodes[0].services.is_empty());
+    assert_eq!(store.snapshot().await.unwrap(), silent);
+}
+
+async fn a_refused_registration_leaves_no_trace_and_does_not_use_the_token_up(place: &Place) {
+    let store = place.store().await;
+    store.register(&admission("1", 1), 0).await.unwrap();
+    let before = store.snapshot().await.unwrap();
+
+    let mut same_key = admission("2", 1);
+    same_key.node = node_id("other");
+    let refused = store.register(&same_key, 0).await;
+    assert!(
+        matches!(refused, Err(RegisterError::KeyInUse)),
+        "{refused:?}"
+    );
+    assert_eq!(store.snapshot().await.unwrap(), before);
+
+    same_key.key = PublicKey([2; 32]);
+    store.register(&same_key, 0).await.unwrap();
+}
+
+async fn a_used_token_is_remembered_past_its_expiry(place: &Place) {
+    let store = place.store().await;
+    store.register(&admission("1", 1), 0).await.unwrap();
+    for now in [999, 1_000, 1_000 + 3_600] {
+        let again = store.register(&admission("1", 1), now).await;
+        assert!(matches!(again, Err(RegisterError::TokenUsed)), "{again:?}");
+    }
+}
+
+async fn a_token_that_was_forgotten_is_not_taken_when_the_clock_is_set_back(place: &Place) {
+    let store = place.store().await;
+    store.register(&admission("1", 1), 0).await.unwrap();
+    // Five hours on, another registration has the first one's token forgotten.
+    let mut later = admission("2", 2);
+    later.node = node_id("later");
+    later.expires_at = 20_000;
+    store.register(&later, 18_000).await.unwrap();
+    for now in [999, 0] {
+        let again = store.register(&admission("1", 1), now).await;
+        assert!(
+            matches!(again, Err(RegisterError::TokenExpired)),
+            "{again:?}"
+        );
+    }
+}
+
+async fn a_revocation_of_a_subject_only_grows_and_goes_when_all_it_revokes_has_expired(
+    place: &Place,
+) {
+    let store = place.store().await;
+    let event = Event::now(Action::Revoke, "ann", "/v1/revocations");
+    let ann = wavry_credentials::token::digest("ann");
+    let revoke = async |now| store.revoke_subject(None, ann, now, &event).await.unwrap();
+    assert_eq!(revoke(1_000).await.0.through, 1_030);
+    let (earlier, changed) = revoke(500).await;
+    assert_eq!((earlier.through, changed), (1_030, None));
+    let (later, changed) = revoke(2_000).await;
+    assert_eq!(later.through, 2_030);
+    assert_eq!(changed.unwrap().revoked, [later]);
+
+    let bob = wavry_credentials::token::digest("bob");
+    let week = 7 * 24 * 3600;
+    let echo = service("echo");
+    let (of_bob, both) = store
+        .revoke_subject(Some(&echo), bob, 2_030 + week, &event)
+        .await
+        .unwrap();
+    assert_eq!(both.unwrap().revoked.len(), 2);
+    let (_, one) = store
+        .revoke_subject(Some(&echo), bob, 2_031 + week, &event)
+        .await
+        .unwrap();
+    let one = one.unwrap().revoked;
+    assert_eq!(one.len(), 1);
+    assert_eq!(one[0].subject, of_bob.subject);
+}
+
+async fn the_epoch_of_a_restored_database_passes_those_that_nodes_have_seen(place: &Place) {
+    let store = place.store().await;
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let first = store.renew().await.unwrap();
+    assert!(first.epoch.0 >= now);
+    let second = store.renew().await.unwrap();
+    assert!(second.epoch > first.epoch);
+    assert_eq!(store.snapshot().await.unwrap(), second);
+}
+
+async fn services_are_those_of_the_configuration(place: &Place) {
+    let store = place.store().await;
+    let [a, b] = [named("a"), named("b")];
+    let both = store.configure(&[a.clone(), b.clone()]).await.unwrap();
+    assert_eq!(both.services, [a.clone(), b.clone()]);
+    let again = store.configure(&[a, b.clone()]).await.unwrap();
+    assert_eq!(again, both);
+    let one = store.configure(std::slice::from_ref(&b)).await.unwrap();
+    assert_eq!(one.services, std::slice::from_ref(&b));
+    assert!(one.epoch > both.epoch);
+}
+
+async fn the_registry_outlives_the_process(place: &Place) {
+    let store = place.store().await;
+    store.register(&admission("1", 1), 0).await.unwrap();
+    let before = store.snapshot().await.unwrap();
+    store.close().await;
+    let store = place.store().await;
+    assert_eq!(store.snapshot().await.unwrap(), before);
+}
