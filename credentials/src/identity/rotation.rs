@@ -108,7 +108,7 @@ impl Keys {
     /// changes nothing.
     pub fn due(&self, pace: &Pace) -> u64 {
         let chance = u32::from(u16::from_le_bytes([self.present.0[0], self.present.0[1]]));
-        let earlier = pace.lifetime / 10 * chance / u32::from(u16::MAX);
+        let earlier = (pace.lifetime / 10).saturating_mul(chance) / u32::from(u16::MAX);
         self.since
             .saturating_add((pace.lifetime - earlier).as_secs())
     }

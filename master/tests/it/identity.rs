@@ -92,8 +92,8 @@ async fn registered(world: &World) -> (Running, Wire, Identity) {
     let master = world.start_with(config).await;
     let mut wire = Wire::open(world, master.address).await;
     let identity = Identity::generate();
-    let outcome = wire.register(&identity, &sign(world, &claims("1")), "1");
-    assert_eq!(outcome.await.0, 201);
+    let token = sign(world, &claims("1"));
+    assert_eq!(wire.register(&identity, &token, "1").await.0, 201);
     (master, wire, identity)
 }
 
@@ -235,13 +235,10 @@ async fn a_key_that_is_somebodys_or_was_revoked_or_comes_too_soon_is_not_admitte
         let file = world.path(&format!("{node}.identity"));
         Identity::from_pem(&wavry_credentials::source::read_file(&file).unwrap()).unwrap()
     });
-    let revoked = wire.problem(
-        Method::POST,
-        "/v1/nodes/gone/revoke",
-        Some(&operator(&world, OperatorRole::Operator)),
-        "",
-    );
-    assert_eq!(revoked.await.0, 204);
+    let bearer = operator(&world, OperatorRole::Operator);
+    let revoke = "/v1/nodes/gone/revoke";
+    let revoked = wire.problem(Method::POST, revoke, Some(&bearer), "").await;
+    assert_eq!(revoked.0, 204);
     drop(gone);
 
     for (next, expected) in [
@@ -259,8 +256,9 @@ async fn a_key_that_is_somebodys_or_was_revoked_or_comes_too_soon_is_not_admitte
     let second = wire.rotate(&world, "exit", &present, &other).await;
     assert_eq!(second, said(409, "identity-rotation-under-way"));
     // A key that waits to be shown is in use, too.
-    let anew = wire.register(&next, &sign(&world, &registration("third")), "3");
-    assert_eq!(anew.await, said(409, "key-in-use"));
+    let token = sign(&world, &registration("third"));
+    let anew = wire.register(&next, &token, "3").await;
+    assert_eq!(anew, said(409, "key-in-use"));
     drop(neighbour);
 }
 
@@ -393,7 +391,8 @@ async fn a_node_rotates_when_its_time_has_come_and_starts_again_by_what_it_shows
     let rotated = roster_where(&mut rosters, |r| {
         keys(r).is_some_and(|(keys, _)| !keys.contains(&first))
     });
-    let rotated = keys(&rotated.await).unwrap();
+    let rotated = rotated.await;
+    let rotated = keys(&rotated).unwrap();
     assert_eq!(rotated.1, registration, "it is the same node");
     assert_ne!(relay.identity().public_key(), first);
 
