@@ -136,7 +136,7 @@ pub(crate) enum Reason {
 /// Which master, and how its answer is shown.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Master {
-    /// The master: https://HOST:PORT
+    /// The master: https://HOST:PORT, or several with commas between them
     #[arg(long, value_name = "URL", env = "WAVRY_MASTER")]
     master: String,
     /// PEM file of the authorities that vouch for the master

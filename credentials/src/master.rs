@@ -1,7 +1,14 @@
-//! The way to the master, for nodes and for operators: HTTP/1.1 over TLS 1.3, by connections whose
-//! exporter is known.
+//! The way to the masters, for nodes and for operators: HTTP/1.1 over TLS 1.3, by connections whose
+//! exporter is known. Of several masters one is as good as another.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode, Uri, header};
@@ -13,7 +20,10 @@ use tokio::{net::TcpStream, task::JoinHandle, time::timeout};
 use tokio_rustls::TlsConnector;
 use wavry_proto::control::{EXPORTER_LABEL, EXPORTER_LEN, Problem};
 
-use crate::cert::{self, Trust};
+use crate::{
+    cert::{self, Trust},
+    random,
+};
 
 /// From the first packet to the end of the TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -24,26 +34,36 @@ const MAX_ANSWER: usize = 64 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
     /// The address.
-    #[error("the master's address is not https://HOST:PORT")]
+    #[error("the master's address is not https://HOST:PORT, or several with commas between them")]
     Address,
     /// The authorities that vouch for the master.
     #[error(transparent)]
     Authorities(#[from] cert::Error),
 }
 
-/// Where the master is and how it proves itself.
+/// Where the masters are and how they prove themselves.
 pub struct Client {
+    // One or more.
+    masters: Vec<Place>,
+    /// Which of them is connected to.
+    chosen: AtomicUsize,
+    tls: TlsConnector,
+}
+
+/// Where a master is.
+struct Place {
     host: String,
     port: u16,
     authority: String,
     name: ServerName<'static>,
-    tls: TlsConnector,
 }
 
-/// One connection to the master; closed when dropped.
+/// One connection to a master; closed when dropped.
 pub struct Connection {
     /// TLS exporter (RFC 9266).
     pub exporter: [u8; EXPORTER_LEN],
+    /// Which master.
+    master: usize,
     authority: String,
     sender: SendRequest<Full<Bytes>>,
     driver: JoinHandle<()>,
@@ -167,43 +187,57 @@ impl Failure {
 }
 
 impl Client {
-    /// For the master at `https://HOST:PORT`, trusted by the authorities in `ca_file`.
-    pub fn new(master: &str, ca_file: &Path) -> Result<Self, Unusable> {
-        let invalid = || Unusable::Address;
-        let uri: Uri = master.parse().map_err(|_| invalid())?;
-        let authority = uri.authority().ok_or_else(invalid)?;
-        if uri.scheme_str() != Some("https") || uri.path() != "/" || uri.query().is_some() {
-            return Err(invalid());
-        }
-        let host = authority.host().trim_matches(['[', ']']).to_owned();
-        let name = ServerName::try_from(host.clone()).map_err(|_| invalid())?;
+    /// For the masters at `https://HOST:PORT`, with commas between several, trusted by the authorities in
+    /// `ca_file`. Which of them comes first is chance, so that clients spread over them.
+    pub fn new(masters: &str, ca_file: &Path) -> Result<Self, Unusable> {
+        let masters = masters
+            .split(',')
+            .map(|url| Place::read(url.trim()))
+            .collect::<Result<Vec<_>, _>>()?;
         let mut tls = cert::client_config(&Trust::Authorities(ca_file.to_owned()))?;
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let chosen = usize::from(random::bytes::<1>()[0]) % masters.len();
         Ok(Self {
-            port: authority.port_u16().unwrap_or(443),
-            authority: authority.as_str().to_owned(),
-            host,
-            name,
+            masters,
+            chosen: chosen.into(),
             tls: TlsConnector::from(Arc::new(tls)),
         })
     }
 
-    /// A new connection.
+    /// A new connection to the master that served last, or to the next one that can be reached.
     pub async fn connect(&self) -> Result<Connection, Failure> {
-        timeout(CONNECT_TIMEOUT, self.connect_in_time())
-            .await
-            .map_err(|_| Failure::Timeout)?
+        let first = self.chosen.load(Ordering::Relaxed);
+        let mut failure = Failure::Timeout;
+        for master in (first..first + self.masters.len()).map(|n| n % self.masters.len()) {
+            let connected = timeout(CONNECT_TIMEOUT, self.connect_in_time(master)).await;
+            match connected.unwrap_or(Err(Failure::Timeout)) {
+                Ok(connection) => {
+                    self.chosen.store(master, Ordering::Relaxed);
+                    return Ok(connection);
+                }
+                Err(why) => failure = why,
+            }
+        }
+        Err(failure)
     }
 
-    async fn connect_in_time(&self) -> Result<Connection, Failure> {
-        let stream = TcpStream::connect((self.host.as_str(), self.port))
+    /// Goes on with the next master, as the one on this connection did not help, unless it already does.
+    pub fn go_on_from(&self, connection: &Connection) {
+        let next = (connection.master + 1) % self.masters.len();
+        let (of, order) = (connection.master, Ordering::Relaxed);
+        let _ = self.chosen.compare_exchange(of, next, order, order);
+    }
+
+    async fn connect_in_time(&self, master: usize) -> Result<Connection, Failure> {
+        let place = &self.masters[master];
+        let stream = TcpStream::connect((place.host.as_str(), place.port))
             .await
             .map_err(Failure::Unreachable)?;
         // Requests are small and waited for.
         let _ = stream.set_nodelay(true);
         let stream = self
             .tls
-            .connect(self.name.clone(), stream)
+            .connect(place.name.clone(), stream)
             .await
             .map_err(Failure::Tls)?;
         let session = stream.get_ref().1;
@@ -224,9 +258,29 @@ impl Client {
         });
         Ok(Connection {
             exporter,
-            authority: self.authority.clone(),
+            master,
+            authority: place.authority.clone(),
             sender,
             driver,
+        })
+    }
+}
+
+impl Place {
+    fn read(url: &str) -> Result<Self, Unusable> {
+        let invalid = || Unusable::Address;
+        let uri: Uri = url.parse().map_err(|_| invalid())?;
+        let authority = uri.authority().ok_or_else(invalid)?;
+        if uri.scheme_str() != Some("https") || uri.path() != "/" || uri.query().is_some() {
+            return Err(invalid());
+        }
+        let host = authority.host().trim_matches(['[', ']']).to_owned();
+        let name = ServerName::try_from(host.clone()).map_err(|_| invalid())?;
+        Ok(Self {
+            port: authority.port_u16().unwrap_or(443),
+            authority: authority.as_str().to_owned(),
+            host,
+            name,
         })
     }
 }

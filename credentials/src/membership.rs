@@ -44,7 +44,7 @@ use work::{Link, Said};
 /// What a node needs to join its cluster.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The master: `https://HOST:PORT`.
+    /// The master: `https://HOST:PORT`, or several with commas between them.
     pub master: String,
     /// PEM file of the authorities that the master's certificate is checked against.
     pub ca_file: PathBuf,

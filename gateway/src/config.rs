@@ -22,7 +22,7 @@ pub struct Raw {
     pub certificate: Option<PathBuf>,
     /// Directory for what registration gave.
     pub state_dir: Option<PathBuf>,
-    /// The master: `https://HOST:PORT`.
+    /// The master: `https://HOST:PORT`, or several with commas between them.
     pub master: Option<String>,
     /// PEM file of the authorities that vouch for the master.
     pub ca_file: Option<PathBuf>,
@@ -144,7 +144,7 @@ pub struct Config {
     pub certificate: PathBuf,
     /// Directory for what registration gave.
     pub state_dir: PathBuf,
-    /// The master: `https://HOST:PORT`.
+    /// The master: `https://HOST:PORT`, or several with commas between them.
     pub master: String,
     /// PEM file of the authorities that vouch for the master.
     pub ca_file: PathBuf,
@@ -185,8 +185,10 @@ impl TryFrom<Raw> for Config {
             return Err(Invalid::new("identity_lifetime", "must be at least 1s"));
         }
         let master = required("master", raw.master)?;
-        if !master.starts_with("https://") {
-            return Err(Invalid::new("master", "must be https://HOST:PORT"));
+        let mut masters = master.split(',');
+        if !masters.all(|url| url.trim().starts_with("https://")) {
+            let expected = "must be https://HOST:PORT, or several with commas between them";
+            return Err(Invalid::new("master", expected));
         }
         let web = raw.webtransport;
         if !(1..=socket::MAX_SHARDS).contains(&raw.shards) {

@@ -25,7 +25,7 @@ use wavry_credentials::{
     clock::unix_time,
     identity,
     redact::Place,
-    token::Scope,
+    token::{Rejected, Scope},
 };
 use wavry_proto::{
     control::{
@@ -43,7 +43,7 @@ use crate::{
     presence::Report,
     problem::Refusal,
     registry::Registry,
-    store::{Admission, Announcement},
+    store::{self, Admission, Announcement},
 };
 
 /// Longest body accepted, in bytes: a registration token and some hundred names and addresses.
@@ -181,8 +181,15 @@ async fn try_register(
         audience: "master",
         binding: &[],
     };
-    let ring = api.registry.ring();
-    let token: Registration = ring.accepted.verify(&request.token, scope, now)?;
+    let verify = |token: &str| api.registry.ring().accepted.verify(token, scope, now);
+    let token: Registration = match verify(&request.token) {
+        // The key may be one that another master made a moment ago.
+        Err(Rejected::UnknownKey) => {
+            api.registry.catch_up().await?;
+            verify(&request.token)?
+        }
+        verified => verified?,
+    };
     let _ = asked.who.set(token.sub.to_string());
     let _ = asked.secret.set(api.audit_key.identifier(&token.jti));
     if !nonce_is_good {
@@ -231,7 +238,7 @@ async fn heartbeat(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Heard>, Refusal> {
-    let (node, key) = authenticate(&api, &channel, &asked, &headers)?;
+    let (node, key) = authenticate(&api, &channel, &asked, &headers).await?;
     let request: Heartbeat = parse(body)?;
     let epoch = api.registry.published().borrow().roster.epoch;
     if request.epoch > epoch {
@@ -268,7 +275,7 @@ async fn rotate(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Rotating>, Refusal> {
-    let (node, present) = authenticate(&api, &channel, &asked, &headers)?;
+    let (node, present) = authenticate(&api, &channel, &asked, &headers).await?;
     let request: Rotate = parse(body)?;
     if !channel.take(&request.nonce, Instant::now()) {
         return Err(Refusal::Nonce);
@@ -307,15 +314,17 @@ async fn roster(
     query: Result<Query<After>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    let (node, _) = authenticate(&api, &channel, &asked, &headers)?;
+    let (node, _) = authenticate(&api, &channel, &asked, &headers).await?;
     let Query(After { after }) =
         query.map_err(|_| Refusal::Malformed("after is not an epoch".to_owned()))?;
+    api.registry.catch_up().await?;
     let mut published = api.registry.published();
     let newer = published.wait_for(|p| after.is_none_or(|after| p.roster.epoch > Epoch(after)));
     let answer = tokio::select! {
         newer = newer => newer.ok().map(|current| current.clone()),
         () = tokio::time::sleep(api.poll_timeout) => None,
         () = api.leaving.cancelled() => return Err(Refusal::Leaving),
+        () = api.registry.behind() => return Err(Refusal::Behind(store::Error::TooSlow)),
     };
     let Some(current) = answer else {
         let current = entity_tag(api.registry.published().borrow().roster.epoch);
@@ -356,7 +365,7 @@ fn entity_tag(epoch: Epoch) -> HeaderValue {
     HeaderValue::try_from(format!("\"{epoch}\"")).expect("digits in quotes are a header value")
 }
 
-fn authenticate(
+async fn authenticate(
     api: &Api,
     channel: &Channel,
     asked: &Asked,
@@ -365,7 +374,8 @@ fn authenticate(
     let token = bearer(headers)?;
     let (node, key) = api
         .registry
-        .authenticate(token, &channel.exporter, unix_time())?;
+        .authenticate(token, &channel.exporter, unix_time())
+        .await?;
     let _ = asked.who.set(node.to_string());
     Ok((node, key))
 }

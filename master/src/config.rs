@@ -212,6 +212,16 @@ impl TryFrom<Raw> for Config {
                 "must be at least twice heartbeat_interval, or one late heartbeat is a silence",
             ));
         }
+        let database: Location = required("database", raw.database)?
+            .parse()
+            .map_err(|e: UnusableUrl| Invalid::new("database", e.to_string()))?;
+        let is_shared = matches!(database, Location::Postgres(_));
+        if is_shared && raw.suspect_after < raw.heartbeat_interval * 4 {
+            return Err(Invalid::new(
+                "suspect_after",
+                "must be at least four times heartbeat_interval where masters tell each other whom they heard",
+            ));
+        }
         if raw.gone_after < raw.suspect_after {
             return Err(Invalid::new("gone_after", "must be at least suspect_after"));
         }
@@ -229,9 +239,7 @@ impl TryFrom<Raw> for Config {
         Ok(Self {
             listen: raw.listen,
             cluster,
-            database: required("database", raw.database)?
-                .parse()
-                .map_err(|e: UnusableUrl| Invalid::new("database", e.to_string()))?,
+            database,
             audit_sinks: audit_sink::sinks(raw.audit_sinks)?,
             certificate: required("certificate", raw.certificate)?,
             heartbeat_interval: raw.heartbeat_interval,

@@ -34,9 +34,6 @@ mod namespace;
 mod parameter;
 pub mod path;
 pub mod policy;
-#[cfg(test)]
-#[path = "../tests/support/postgres.rs"]
-mod postgres_server;
 mod rotation;
 pub mod seal;
 mod standalone;
@@ -52,6 +49,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
 use wavry_credentials::{audit, bearer::Token, key::aead};
+
+#[cfg(test)]
+use crate::postgres_server;
 
 pub use config::Vault as Config;
 pub use counter::Rollback;

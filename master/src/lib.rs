@@ -30,6 +30,9 @@ pub mod keys;
 pub mod keyvault;
 mod metrics;
 pub mod operate;
+#[cfg(test)]
+#[path = "../tests/support/postgres.rs"]
+mod postgres_server;
 pub mod presence;
 pub mod problem;
 pub mod provision;
@@ -112,7 +115,7 @@ impl Master {
             source => StartError::Service(source),
         })?;
         // Nodes may hold what was signed long ago, and shall know that it is current.
-        let snapshot = store.renew().await.map_err(unusable)?;
+        store.renew(None).await.map_err(unusable)?;
         let times = Times {
             suspect_after: config.suspect_after,
             gone_after: config.gone_after,
@@ -120,7 +123,7 @@ impl Master {
             pace: config.key_pace,
             identity_pace: config.identity_pace,
         };
-        let registry = Registry::new(store, snapshot, key, config.cluster, times)
+        let registry = Registry::new(store, key, config.cluster, times)
             .await
             .map_err(unusable)?;
 
@@ -190,6 +193,8 @@ impl Master {
             .keyvault
             .clone()
             .map(|vault| Abort(tokio::spawn(vault.keep_up())));
+        let following = self.registry.clone();
+        let following = async move { following.follow_others().await };
         let keeping = async move {
             let mut tick = tokio::time::interval(self.heartbeat_interval);
             tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -220,6 +225,7 @@ impl Master {
         tokio::select! {
             () = serve => (),
             () = keeping => (),
+            () = following => (),
             () = leave => (),
         }
         if let Some(vault) = self.keyvault {

@@ -9,6 +9,8 @@ pub(crate) const HANDSHAKES_FAILED: &str = "wavry_master_handshakes_failed_total
 pub(crate) const ROSTER_EPOCH: &str = "wavry_master_roster_epoch";
 pub(crate) const SERVICES: &str = "wavry_master_services";
 pub(crate) const NODES: &str = "wavry_master_nodes";
+pub(crate) const CURRENT: &str = "wavry_master_current";
+pub(crate) const FEED_LOST: &str = "wavry_master_feed_lost_total";
 
 pub(crate) const KEYS: &str = "wavry_master_signing_keys";
 pub(crate) const KEY_SIGNS_SINCE: &str = "wavry_master_signing_key_since_timestamp_seconds";
@@ -112,6 +114,16 @@ pub fn describe() {
         NODES,
         Unit::Count,
         "Registered nodes, by role and by how they do: present, draining, suspect, gone"
+    );
+    describe_gauge!(
+        CURRENT,
+        Unit::Count,
+        "Whether this master sees what others write to the database that they share: 1 or 0"
+    );
+    describe_counter!(
+        FEED_LOST,
+        Unit::Count,
+        "Times that the connection was lost by which other masters tell of changes"
     );
     describe_keyvault();
 }

@@ -263,7 +263,7 @@ async fn list_nodes(
     headers: HeaderMap,
     query: Result<Query<PageQuery>, QueryRejection>,
 ) -> Result<Json<NodePage>, Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Viewer)?;
+    api.operator(&headers, &asked, OperatorRole::Viewer).await?;
     let malformed = |_| Refusal::Malformed("limit is not a number".to_owned());
     let Query(PageQuery { after, limit }) = query.map_err(malformed)?;
     let limit = limit.unwrap_or(PAGE).clamp(1, PAGE);
@@ -297,7 +297,7 @@ async fn show_node(
     headers: HeaderMap,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<NodeStatus>, Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Viewer)?;
+    api.operator(&headers, &asked, OperatorRole::Viewer).await?;
     Ok(Json(api.status_of(&node_id(id)?)?))
 }
 
@@ -325,7 +325,8 @@ async fn revoke_node(
     headers: HeaderMap,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<StatusCode, Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Operator)?;
+    api.operator(&headers, &asked, OperatorRole::Operator)
+        .await?;
     let id = node_id(id)?;
     let mut event = asked.event(Action::Revoke, "/v1/nodes/{node}/revoke", channel.peer);
     event.subject = id.to_string();
@@ -350,7 +351,7 @@ async fn list_revocations(
     Extension(asked): Extension<Arc<Asked>>,
     headers: HeaderMap,
 ) -> Result<Json<RevokedSubjects>, Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Viewer)?;
+    api.operator(&headers, &asked, OperatorRole::Viewer).await?;
     let published = api.registry.published();
     let revoked = published.borrow().roster.revoked.clone();
     let revoked = revoked.into_iter().map(revoked_subject).collect();
@@ -382,7 +383,8 @@ async fn revoke_subject(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<(StatusCode, Json<RevokedSubject>), Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Operator)?;
+    api.operator(&headers, &asked, OperatorRole::Operator)
+        .await?;
     let RevokeSubject { subject, service } = parse(body)?;
     if subject.is_empty() || subject.len() > MAX_SUBJECT {
         return Err(Refusal::Malformed(
@@ -422,7 +424,7 @@ async fn list_keys(
     Extension(asked): Extension<Arc<Asked>>,
     headers: HeaderMap,
 ) -> Result<Json<Keys>, Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Viewer)?;
+    api.operator(&headers, &asked, OperatorRole::Viewer).await?;
     let keys = api.registry.ring().lives.iter().map(key_status).collect();
     Ok(Json(Keys { keys }))
 }
@@ -451,7 +453,7 @@ async fn rotate_key(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<(StatusCode, Json<KeyStatus>), Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Admin)?;
+    api.operator(&headers, &asked, OperatorRole::Admin).await?;
     let request: RotateKey = parse(body)?;
     let reason = match request.reason.as_str() {
         "request" => Reason::Request,
@@ -482,8 +484,9 @@ async fn rotate_key(
 }
 
 impl Api {
-    /// The operator whose token a request has, if its role reaches as far as `needed`.
-    fn operator(
+    /// The operator whose token a request has, if its role reaches as far as `needed`. What it is shown
+    /// is no older than what other masters have answered.
+    async fn operator(
         &self,
         headers: &HeaderMap,
         asked: &Asked,
@@ -494,8 +497,10 @@ impl Api {
             audience: "master",
             binding: &[],
         };
+        let token = bearer(headers)?;
+        self.registry.catch_up().await?;
         let ring = self.registry.ring();
-        let operator: Operator = ring.accepted.verify(bearer(headers)?, scope, unix_time())?;
+        let operator: Operator = ring.accepted.verify(token, scope, unix_time())?;
         let _ = asked.who.set(operator.sub.clone());
         let _ = asked.secret.set(self.audit_key.identifier(&operator.jti));
         match operator.role >= needed {

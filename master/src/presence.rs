@@ -19,10 +19,28 @@ pub struct Presence {
 #[derive(Debug)]
 struct Heard {
     at: Instant,
-    /// What the registry holds of the node; `None` when this process has not written it.
+    /// What the registry holds of the node; `None` when this process has not written it, or not as the
+    /// last one.
     announcement: Option<Announcement>,
+    /// How often that was written.
+    revision: u64,
     silent: bool,
+    draining: bool,
     report: Report,
+    /// Whether other masters do not know yet that it was heard.
+    untold: bool,
+}
+
+/// A node as all masters of the cluster together know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub(crate) node: NodeId,
+    /// Grows with each write of what the node says of itself.
+    pub(crate) revision: u64,
+    pub(crate) silent: bool,
+    pub(crate) draining: bool,
+    /// How long ago some master heard it, and what it told; `None` if none has told that yet.
+    pub(crate) heard: Option<(Duration, Report)>,
 }
 
 /// What a node tells of itself that the roster does not show.
@@ -79,17 +97,9 @@ impl Presence {
     /// Nodes that the registry holds at the start: each is given the time of one that was just
     /// heard.
     pub fn new(nodes: impl IntoIterator<Item = NodeId>, now: Instant) -> Self {
-        let heard = |node| {
-            let heard = Heard {
-                at: now,
-                announcement: None,
-                silent: false,
-                report: Report::default(),
-            };
-            (node, heard)
-        };
+        let nodes = nodes.into_iter();
         Self {
-            nodes: nodes.into_iter().map(heard).collect(),
+            nodes: nodes.map(|node| (node, Heard::at(now))).collect(),
         }
     }
 
@@ -99,25 +109,61 @@ impl Presence {
         match self.nodes.get_mut(node) {
             Some(heard) if !heard.silent && heard.announcement.as_ref() == Some(said) => {
                 heard.at = now;
+                heard.untold = true;
                 true
             }
             _ => false,
         }
     }
 
-    /// The registry holds what the node said.
-    pub fn wrote(&mut self, node: &NodeId, said: Announcement, now: Instant) {
+    /// The registry holds what the node said, as its write number `revision`.
+    pub fn wrote(&mut self, node: &NodeId, said: Announcement, revision: u64, now: Instant) {
+        let before = self.nodes.remove(node);
         let heard = Heard {
-            at: now,
+            draining: said.draining,
             announcement: Some(said),
-            silent: false,
-            report: self
-                .nodes
-                .remove(node)
-                .map(|heard| heard.report)
-                .unwrap_or_default(),
+            revision,
+            report: before.map(|heard| heard.report).unwrap_or_default(),
+            untold: true,
+            ..Heard::at(now)
         };
         self.nodes.insert(node.clone(), heard);
+    }
+
+    /// How long ago each node was heard that other masters were not told of yet, and what it told.
+    pub(crate) fn untold(&self, now: Instant) -> Vec<(NodeId, Duration, Report)> {
+        let untold = self.nodes.iter().filter(|(_, heard)| heard.untold);
+        untold
+            .map(|(node, heard)| {
+                let ago = now.saturating_duration_since(heard.at);
+                (node.clone(), ago, heard.report.clone())
+            })
+            .collect()
+    }
+
+    /// Takes over what all masters know, after they were told what was heard here by `now`.
+    pub(crate) fn learn(&mut self, known: Vec<Known>, now: Instant) {
+        let mut before = std::mem::take(&mut self.nodes);
+        for known in known {
+            let heard = before.remove(&known.node);
+            // A node that nobody has heard yet is given the time of one that was just heard.
+            let mut heard = heard.unwrap_or_else(|| Heard::at(now));
+            if heard.revision != known.revision {
+                heard.announcement = None;
+                heard.revision = known.revision;
+            }
+            heard.silent = known.silent;
+            heard.draining = known.draining;
+            heard.untold &= heard.at > now;
+            if let Some((ago, report)) = known.heard
+                && let Some(at) = now.checked_sub(ago)
+                && at > heard.at
+            {
+                heard.at = at;
+                heard.report = report;
+            }
+            self.nodes.insert(known.node, heard);
+        }
     }
 
     /// What a registered node tells beside.
@@ -131,14 +177,10 @@ impl Presence {
     pub fn of(&self, node: &NodeId, gone_after: Duration, now: Instant) -> Option<Whereabouts> {
         let heard = self.nodes.get(node)?;
         let ago = now.saturating_duration_since(heard.at);
-        let drains = heard
-            .announcement
-            .as_ref()
-            .is_some_and(|said| said.draining);
         let state = match heard.silent {
             true if ago >= gone_after => State::Gone,
             true => State::Suspect,
-            false if drains => State::Draining,
+            false if heard.draining => State::Draining,
             false => State::Present,
         };
         Some(Whereabouts {
@@ -183,6 +225,20 @@ impl Presence {
     }
 }
 
+impl Heard {
+    fn at(now: Instant) -> Self {
+        Self {
+            at: now,
+            announcement: None,
+            revision: 0,
+            silent: false,
+            draining: false,
+            report: Report::default(),
+            untold: false,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -222,7 +278,7 @@ mod tests {
         let start = Instant::now();
         let mut presence = Presence::default();
         let said = Announcement::default();
-        presence.wrote(&node("a"), said.clone(), start);
+        presence.wrote(&node("a"), said.clone(), 1, start);
         assert!(presence.is_old_news(&node("a"), &said, after(start, 5_000)));
         assert!(
             presence
@@ -241,7 +297,7 @@ mod tests {
         let mut presence = Presence::new([node("a")], start);
         let said = Announcement::default();
         assert!(!presence.is_old_news(&node("a"), &said, start));
-        presence.wrote(&node("a"), said.clone(), start);
+        presence.wrote(&node("a"), said.clone(), 1, start);
         assert!(presence.is_old_news(&node("a"), &said, start));
 
         let late = after(start, 6_000);
@@ -258,7 +314,7 @@ mod tests {
         let mut state = |millis, said: Option<Announcement>| {
             let now = after(start, millis);
             if let Some(said) = said {
-                presence.wrote(&a, said, now);
+                presence.wrote(&a, said, 1, now);
             }
             presence.take_silent(SUSPECT_AFTER, now);
             presence.of(&a, GONE_AFTER, now).unwrap().state
@@ -283,12 +339,48 @@ mod tests {
     fn a_different_word_is_news() {
         let start = Instant::now();
         let mut presence = Presence::default();
-        presence.wrote(&node("a"), Announcement::default(), start);
+        presence.wrote(&node("a"), Announcement::default(), 1, start);
         let said = Announcement {
             draining: true,
             ..Announcement::default()
         };
         assert!(!presence.is_old_news(&node("a"), &said, start));
+    }
+
+    #[test]
+    fn what_another_master_heard_puts_the_deadline_off_and_what_it_wrote_makes_a_word_news() {
+        let start = Instant::now();
+        let a = node("a");
+        let mut presence = Presence::default();
+        let said = Announcement::default();
+        presence.wrote(&a, said.clone(), 1, start);
+        assert_eq!(presence.untold(after(start, 1_000))[0].1.as_millis(), 1_000);
+        let known = |revision, ago| Known {
+            node: a.clone(),
+            revision,
+            silent: false,
+            draining: false,
+            heard: Some((Duration::from_millis(ago), Report::default())),
+        };
+        presence.learn(vec![known(1, 1_000)], after(start, 1_000));
+        assert!(presence.untold(start).is_empty());
+        assert!(presence.is_old_news(&a, &said, after(start, 2_000)));
+
+        presence.learn(vec![known(1, 500)], after(start, 7_500));
+        assert!(
+            presence
+                .take_silent(SUSPECT_AFTER, after(start, 12_999))
+                .is_empty()
+        );
+        assert_eq!(
+            presence.take_silent(SUSPECT_AFTER, after(start, 13_000)),
+            std::slice::from_ref(&a)
+        );
+
+        presence.learn(vec![known(2, 0)], after(start, 14_000));
+        assert!(!presence.is_old_news(&a, &said, after(start, 14_000)));
+        presence.learn(Vec::new(), after(start, 15_000));
+        assert_eq!(presence.of(&a, SUSPECT_AFTER, after(start, 15_000)), None);
     }
 
     #[test]

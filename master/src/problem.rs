@@ -116,6 +116,9 @@ pub enum Refusal {
     /// The request cannot be put on record, so it is not served.
     #[error("the audit log cannot be written; try again")]
     NotAudited(#[source] store::Error),
+    /// What is asked for might be older than what another master has answered.
+    #[error("this master cannot reach its database; ask another")]
+    Behind(#[source] store::Error),
     /// It is not the request's fault.
     #[error("the master failed; its log says why")]
     Internal(#[source] store::Error),
@@ -195,6 +198,7 @@ impl Refusal {
             Self::UnknownNode => (S::UNAUTHORIZED, "node-unknown", "Node unknown"),
             Self::NotAudited(_) => (S::SERVICE_UNAVAILABLE, "not-audited", "Not on record"),
             Self::Leaving => (S::SERVICE_UNAVAILABLE, "leaving", "Shutting down"),
+            Self::Behind(_) => (S::SERVICE_UNAVAILABLE, "behind", "Not current"),
             Self::Internal(_) => (S::INTERNAL_SERVER_ERROR, "internal", "Internal error"),
         }
     }
@@ -288,7 +292,7 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let (status, word, title) = self.kind();
         match &self {
-            Self::Internal(error) | Self::NotAudited(error) => {
+            Self::Internal(error) | Self::NotAudited(error) | Self::Behind(error) => {
                 tracing::error!(error = error as &dyn std::error::Error, "request failed")
             }
             _ => tracing::debug!(problem = word, "request refused"),
@@ -306,7 +310,7 @@ impl IntoResponse for Refusal {
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
         );
-        if matches!(self, Self::NotAudited(_)) {
+        if matches!(self, Self::NotAudited(_) | Self::Behind(_)) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         if status == StatusCode::UNAUTHORIZED {

@@ -1,7 +1,9 @@
 //! The registry at work: the store, who is heard of, and the signed roster that is served.
 
+mod current;
+
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -9,7 +11,7 @@ use bytes::Bytes;
 use tokio::{sync::watch, time::timeout};
 pub(crate) use wavry_credentials::clock::unix_time;
 use wavry_credentials::{
-    audit::{Action, Event},
+    audit::Event,
     token::{KeySet, Rejected, Scope, SigningKey},
 };
 use wavry_proto::{
@@ -46,7 +48,6 @@ struct Shared {
     store: Store,
     /// What the secret `master_key` holds: opens the others.
     master_key: SigningKey,
-    ring: RwLock<Arc<Ring>>,
     cluster: ClusterName,
     times: Times,
     presence: Mutex<Presence>,
@@ -55,6 +56,10 @@ struct Shared {
     published: watch::Sender<Arc<Published>>,
     /// Told after each line of the audit log.
     audited: watch::Sender<()>,
+    /// When the newest look at what other masters wrote began.
+    looked: tokio::sync::Mutex<Instant>,
+    /// Whether such looks succeed.
+    is_current: watch::Sender<bool>,
 }
 
 /// When what was heard counts as old.
@@ -78,6 +83,8 @@ pub(crate) struct Published {
     pub(crate) roster: Roster,
     /// The signed token.
     pub(crate) token: Bytes,
+    /// The keys, of which one signed it.
+    ring: Arc<Ring>,
     /// Every key of every node.
     node_keys: KeySet,
     /// The identities of every node, ordered by id.
@@ -88,26 +95,29 @@ impl Registry {
     /// Serves what the store holds.
     pub(crate) async fn new(
         store: Store,
-        snapshot: Snapshot,
         master_key: SigningKey,
         cluster: ClusterName,
         times: Times,
     ) -> Result<Self, store::Error> {
-        let ring = Ring::read(&store, &master_key).await?;
-        let presence = Presence::new(store.nodes().await?, Instant::now());
-        let first = Arc::new(Published::sign(snapshot, &ring.signing, &cluster));
+        let now = Instant::now();
+        let (snapshot, keys) = store.state().await?;
+        let ring = Arc::new(Ring::of(keys, &master_key)?);
+        let nodes = snapshot.nodes.iter().map(|node| node.id.clone());
+        let presence = Presence::new(nodes, now);
+        let first = Arc::new(Published::sign(snapshot, ring, &cluster));
         first.report();
         Ok(Self {
             shared: Arc::new(Shared {
                 store,
                 master_key,
-                ring: RwLock::new(Arc::new(ring)),
                 cluster,
                 times,
                 presence: Mutex::new(presence),
                 writing: tokio::sync::Mutex::new(()),
                 published: watch::Sender::new(first),
                 audited: watch::Sender::new(()),
+                looked: tokio::sync::Mutex::new(now),
+                is_current: watch::Sender::new(true),
             }),
         })
     }
@@ -119,7 +129,7 @@ impl Registry {
 
     /// The keys that sign.
     pub(crate) fn ring(&self) -> Arc<Ring> {
-        self.shared.ring()
+        self.shared.published.borrow().ring.clone()
     }
 
     /// How long keys stay in each part of their life.
@@ -160,7 +170,7 @@ impl Registry {
                 reason = reason.as_str(),
                 "a new key takes the place of the one that signs"
             );
-            shared.take_keys(changed).await?;
+            shared.publish(changed).await?;
             Ok(kid)
         })
         .await
@@ -173,7 +183,23 @@ impl Registry {
 
     /// The node that a bearer token speaks for, on the connection with this exporter, and the key by which
     /// it does.
-    pub(crate) fn authenticate(
+    pub(crate) async fn authenticate(
+        &self,
+        token: &str,
+        exporter: &[u8],
+        now: u64,
+    ) -> Result<(NodeId, PublicKey), Refusal> {
+        match self.speaks_for(token, exporter, now) {
+            // It may have registered with another master a moment ago.
+            Err(Refusal::UnknownNode) if self.shared.store.is_shared() => {
+                self.catch_up().await?;
+                self.speaks_for(token, exporter, now)
+            }
+            known => known,
+        }
+    }
+
+    fn speaks_for(
         &self,
         token: &str,
         exporter: &[u8],
@@ -209,22 +235,26 @@ impl Registry {
         self.detached(move |shared| async move {
             let written = timeout(AUDIT_DEADLINE, async {
                 let writing = shared.writing.lock().await;
-                let changed = shared.store.register(&admission, now).await?;
-                Ok::<_, RegisterError>((writing, changed))
+                let written = shared.store.register(&admission, now).await?;
+                Ok::<_, RegisterError>((writing, written))
             });
-            // Out of time, the transaction is undone: neither node nor audit line is there.
+            // Out of time, the transaction is undone: neither node nor audit line is there. A server may
+            // have committed it nevertheless when the deadline struck in the middle of that.
             let written = written.await;
             match &written {
                 Ok(Ok(_)) => count_line("written"),
                 Err(_) | Ok(Err(RegisterError::Store(_))) => count_line("failed"),
                 Ok(Err(_)) => {}
             }
-            let (_writing, changed) = written.unwrap_or(Err(store::Error::TooSlow.into()))?;
+            let (_writing, written) = written.unwrap_or(Err(store::Error::TooSlow.into()))?;
             shared.audited.send_replace(());
-            shared
-                .presence()
-                .wrote(&admission.node, admission.announcement, Instant::now());
-            shared.publish(changed);
+            shared.presence().wrote(
+                &admission.node,
+                admission.announcement,
+                written.revision,
+                Instant::now(),
+            );
+            shared.publish(written.changed).await?;
             Ok(())
         })
         .await
@@ -250,7 +280,7 @@ impl Registry {
                 count_identity("admitted");
                 tracing::info!(%node, key = %next, "another identity of a node is admitted");
             }
-            shared.publish(changed);
+            shared.publish(changed).await?;
             Ok(())
         })
         .await
@@ -267,7 +297,7 @@ impl Registry {
             });
             let (_writing, changed) = shared.audited(written.await)?;
             count_identity("ordered");
-            shared.publish(changed);
+            shared.publish(changed).await?;
             Ok(())
         })
         .await
@@ -309,7 +339,7 @@ impl Registry {
                 count_identity("shown");
                 tracing::info!(%node, %key, "a node shows its new identity");
             }
-            shared.publish(changed);
+            shared.publish(changed).await?;
             Ok(())
         })
         .await
@@ -336,7 +366,7 @@ impl Registry {
                 count_identity("retired");
                 tracing::info!(%node, %key, "an identity left the roster");
             }
-            shared.publish(changed);
+            shared.publish(changed).await?;
             Ok(())
         });
         if let Err(refusal) = retired.await {
@@ -359,7 +389,7 @@ impl Registry {
             let (_writing, changed) = shared.audited(written.await)?;
             shared.presence().forget(&node);
             tracing::warn!(%node, "node revoked");
-            shared.publish(changed);
+            shared.publish(changed).await?;
             Ok(())
         })
         .await
@@ -378,7 +408,7 @@ impl Registry {
                 Ok::<_, ServiceError>((writing, is_new, changed))
             });
             let (_writing, is_new, changed) = shared.audited(written.await)?;
-            shared.publish(changed);
+            shared.publish(changed).await?;
             Ok(is_new)
         })
         .await
@@ -397,7 +427,7 @@ impl Registry {
                 Ok::<_, ServiceError>((writing, changed))
             });
             let (_writing, changed) = shared.audited(written.await)?;
-            shared.publish(changed);
+            shared.publish(changed).await?;
             Ok(())
         })
         .await
@@ -419,7 +449,7 @@ impl Registry {
                 Ok::<_, RevokeError>((writing, revocation, changed))
             });
             let (_writing, revocation, changed) = shared.audited(written.await)?;
-            shared.publish(changed);
+            shared.publish(changed).await?;
             Ok(revocation)
         })
         .await
@@ -465,9 +495,10 @@ impl Registry {
         }
         self.detached(move |shared| async move {
             let _writing = shared.writing.lock().await;
-            let changed = shared.store.heartbeat(&node, &said).await?;
-            shared.presence().wrote(&node, said, Instant::now());
-            shared.publish(changed);
+            let written = shared.store.heartbeat(&node, &said).await?;
+            let now = Instant::now();
+            shared.presence().wrote(&node, said, written.revision, now);
+            shared.publish(written.changed).await?;
             Ok(())
         })
         .await
@@ -506,48 +537,50 @@ impl Registry {
 
     /// Does what is due of the keys' lives.
     async fn turn_keys(&self) {
-        let due = due(&self.ring().lives, &self.shared.times.pace, unix_time());
-        if due.is_empty() {
+        if due(&self.ring().lives, &self.shared.times.pace, unix_time()).is_empty() {
             return;
         }
         let turned = self.detached(move |shared| async move {
             let _writing = shared.writing.lock().await;
-            let changed = shared.store.turn_keys(&due, unix_time()).await?;
+            let (store, pace) = (&shared.store, shared.times.pace);
+            let turned = store.turn_keys(&shared.master_key, &shared.cluster, pace, unix_time());
+            let (due, changed) = turned.await?;
             shared.audited.send_replace(());
-            shared.take_keys(changed).await?;
+            shared.publish(changed).await?;
             Ok(due)
         });
-        let rotates = match turned.await {
-            Ok(due) => due.contains(&Due::Rotate),
+        match turned.await {
+            Ok(due) if due.contains(&Due::Rotate) => {
+                let reason = Reason::Schedule.as_str();
+                metrics::counter!(names::KEY_ROTATIONS, "reason" => reason).increment(1);
+                tracing::warn!("a new key takes the place of the one that signs, as is its turn");
+            }
+            Ok(_) => {}
             Err(refusal) => {
                 let error = &refusal as &dyn std::error::Error;
-                return tracing::error!(error, "keys could not be turned; trying on");
-            }
-        };
-        if rotates {
-            let mut event = Event::now(Action::Rotate, "", "schedule");
-            event.actor = "master".to_owned();
-            let pace = self.shared.times.pace;
-            if let Err(refusal) = self.rotate_key(Reason::Schedule, pace, event).await {
-                let error = &refusal as &dyn std::error::Error;
-                tracing::error!(error, "no new key could be made; trying on");
+                tracing::error!(error, "keys could not be turned; trying on");
             }
         }
     }
 
     async fn refresh_roster(&self) {
         let shared = &self.shared;
-        let age = unix_time().saturating_sub(shared.published.borrow().roster.issued_at);
+        let (epoch, issued_at) = {
+            let roster = &shared.published.borrow().roster;
+            (roster.epoch, roster.issued_at)
+        };
+        let age = unix_time().saturating_sub(issued_at);
         if Duration::from_secs(age) < shared.times.roster_refresh {
             return;
         }
         let _writing = shared.writing.lock().await;
-        match shared.store.renew().await {
-            Ok(snapshot) => shared.publish(Some(snapshot)),
-            Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                tracing::error!(error, "the roster could not be renewed");
-            }
+        let renewed = match shared.store.renew(Some(epoch)).await {
+            Ok(snapshot) => shared.publish(Some(snapshot)).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = renewed {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, "the roster could not be renewed");
         }
     }
 
@@ -568,25 +601,39 @@ impl Registry {
     async fn look_for_silence(&self) {
         let shared = &self.shared;
         let _writing = shared.writing.lock().await;
+        let now = Instant::now();
+        let heard = shared.presence().untold(now);
+        match shared.store.share(&heard).await {
+            Ok(Some(known)) => shared.presence().learn(known, now),
+            Ok(None) => {}
+            // Whom others hear is not known, so nobody is taken to be silent.
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                return tracing::error!(error, "who was heard could not be shared");
+            }
+        }
         let silent = shared
             .presence()
-            .take_silent(shared.times.suspect_after, Instant::now());
+            .take_silent(shared.times.suspect_after, now);
         if silent.is_empty() {
             return;
         }
-        match shared.store.silence(&silent).await {
-            Ok(changed) => {
+        let noted = match shared.store.silence(&silent).await {
+            Ok(changed) => shared.publish(changed).await,
+            Err(error) => {
+                shared.presence().put_back(&silent);
+                Err(error)
+            }
+        };
+        match noted {
+            Ok(()) => {
                 for node in &silent {
                     tracing::warn!(%node, "node fell silent");
                 }
-                shared.publish(changed);
             }
             Err(error) => {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "silent nodes could not be noted"
-                );
-                shared.presence().put_back(&silent);
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(error, "silent nodes could not be noted");
             }
         }
     }
@@ -636,31 +683,42 @@ impl Shared {
         written
     }
 
-    fn ring(&self) -> Arc<Ring> {
-        let ring = self.ring.read().unwrap_or_else(PoisonError::into_inner);
-        ring.clone()
-    }
-
-    /// Goes on with the keys that the store has now, and publishes the roster that shows them.
-    async fn take_keys(&self, changed: Option<Snapshot>) -> Result<(), store::Error> {
-        let ring = Arc::new(Ring::read(&self.store, &self.master_key).await?);
-        *self.ring.write().unwrap_or_else(PoisonError::into_inner) = ring;
-        self.publish(changed);
+    /// Publishes what a change has led to, with the keys that it may have changed.
+    async fn publish(&self, changed: Option<Snapshot>) -> Result<(), store::Error> {
+        let Some(snapshot) = changed else {
+            return Ok(());
+        };
+        let before = self.published.borrow().clone();
+        let shown = (&before.roster.token_keys, &before.roster.roster_keys);
+        // Its own change or another master's.
+        if shown != (&snapshot.token_keys, &snapshot.roster_keys) {
+            return self.reload().await;
+        }
+        self.serve(Published::sign(
+            snapshot,
+            before.ring.clone(),
+            &self.cluster,
+        ));
         Ok(())
     }
 
-    fn publish(&self, changed: Option<Snapshot>) {
-        let Some(snapshot) = changed else { return };
-        let next = Published::sign(snapshot, &self.ring().signing, &self.cluster);
-        let next = Arc::new(next);
-        tracing::info!(epoch = %next.roster.epoch, nodes = next.roster.nodes.len(), "roster changed");
-        next.report();
-        self.published.send_replace(next);
+    /// Serves a roster, unless a newer one is served.
+    fn serve(&self, next: Published) {
+        self.published.send_if_modified(|current| {
+            let is_newer = next.roster.epoch > current.roster.epoch;
+            if is_newer {
+                let (epoch, nodes) = (next.roster.epoch, next.roster.nodes.len());
+                tracing::info!(%epoch, nodes, "roster changed");
+                next.report();
+                *current = Arc::new(next);
+            }
+            is_newer
+        });
     }
 }
 
 impl Published {
-    fn sign(snapshot: Snapshot, key: &SigningKey, cluster: &ClusterName) -> Self {
+    fn sign(snapshot: Snapshot, ring: Arc<Ring>, cluster: &ClusterName) -> Self {
         let keys: Vec<_> = snapshot
             .nodes
             .iter()
@@ -683,7 +741,8 @@ impl Published {
             binding: &[],
         };
         Self {
-            token: key.sign(&roster, scope).into(),
+            token: ring.signing.sign(&roster, scope).into(),
+            ring,
             node_keys: KeySet::from_public_keys(&keys),
             identities: snapshot.identities,
             roster,

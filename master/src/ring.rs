@@ -9,7 +9,7 @@ use crate::{
     keys::{Life, State},
     metrics as names,
     store::{
-        self, Store,
+        self,
         keys::{Kept, open},
     },
 };
@@ -29,9 +29,8 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    /// As `store` has them; `master` opens them.
-    pub(crate) async fn read(store: &Store, master: &SigningKey) -> Result<Self, store::Error> {
-        let keys = store.keys().await?;
+    /// Of every key that ever signed, oldest first; `master` opens them.
+    pub(crate) fn of(keys: Vec<Kept>, master: &SigningKey) -> Result<Self, store::Error> {
         let bad = || store::Error::Row("signing_key");
         let signing = keys.iter().find(|key| key.life.state == State::Signing);
         let counts: Vec<_> = keys.iter().filter(|key| counts(key)).collect();

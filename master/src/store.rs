@@ -5,11 +5,15 @@
 //! use the database. Reads see what was committed and wait for nobody.
 
 pub mod audit;
+mod feed;
 mod identity;
 pub(crate) mod keys;
 mod open;
+mod presence;
 mod revocation;
 mod service;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,
@@ -35,6 +39,8 @@ use crate::{
     },
     identity::Lives,
 };
+
+use keys::Kept;
 
 pub use identity::RotateIdentityError;
 pub use revocation::{MAX_REVOCATIONS, RevokeError};
@@ -186,6 +192,15 @@ pub struct Admission {
     pub event: Event,
 }
 
+/// What came of writing what a node says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// Grows with each such write, by whichever master.
+    pub revision: u64,
+    /// The snapshot, when the roster changed.
+    pub changed: Option<Snapshot>,
+}
+
 /// What a node says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Announcement {
@@ -202,18 +217,36 @@ pub struct Announcement {
 const USED_TOKEN_MARGIN: u64 = 3600;
 
 impl Store {
-    /// Gives what the roster shows an epoch of its own, although nothing changed.
-    pub async fn renew(&self) -> Result<Snapshot, Error> {
+    /// Gives what the roster shows an epoch of its own, although nothing changed. Where its epoch is not
+    /// `held` any more, somebody else did.
+    pub async fn renew(&self, held: Option<Epoch>) -> Result<Snapshot, Error> {
         let Change {
             mut transaction,
             before,
         } = self.change().await?;
+        if held.is_some_and(|held| held != before.epoch) {
+            return Ok(before);
+        }
         let renewed = Snapshot {
             epoch: write_epoch(&mut transaction, before.epoch).await?,
             ..before
         };
+        feed::tell(&mut transaction).await?;
         transaction.commit().await?;
         Ok(renewed)
+    }
+
+    /// The roster's epoch now.
+    pub(crate) async fn epoch(&self) -> Result<Epoch, Error> {
+        let epoch = query("SELECT epoch FROM roster").one(&self.pool).await?;
+        Ok(Epoch(epoch.number(0)?))
+    }
+
+    /// What the roster shows now, and every key that ever signed, oldest first: of one moment.
+    pub(crate) async fn state(&self) -> Result<(Snapshot, Vec<Kept>), Error> {
+        let mut transaction = self.read().await?;
+        let snapshot = read_snapshot(&mut transaction).await?;
+        Ok((snapshot, keys::read(&mut transaction).await?))
     }
 
     /// What the roster shows now.
@@ -231,13 +264,12 @@ impl Store {
     }
 
     /// Registers a node, or registers it anew, and marks the token as used: both or neither.
-    /// So is the line in the audit log. `now` is in seconds since the Unix epoch. Gives the snapshot
-    /// when the roster changed.
+    /// So is the line in the audit log. `now` is in seconds since the Unix epoch.
     pub async fn register(
         &self,
         admission: &Admission,
         now: u64,
-    ) -> Result<Option<Snapshot>, RegisterError> {
+    ) -> Result<Written, RegisterError> {
         let mut change = self.change().await?;
         let before = &change.before;
         let is_known =
@@ -280,17 +312,19 @@ impl Store {
         }
 
         write_node(transaction, admission, registration, now).await?;
-        write_announcement(transaction, &admission.node, &admission.announcement).await?;
+        let announcement = &admission.announcement;
+        let revision = write_announcement(transaction, &admission.node, announcement).await?;
         audit::append(transaction, &self.audit, &admission.event).await?;
-        Ok(change.commit().await?)
+        let changed = change.commit().await?;
+        Ok(Written { revision, changed })
     }
 
-    /// Takes a node's heartbeat. Gives the snapshot when the roster changed.
+    /// Takes a node's heartbeat.
     pub async fn heartbeat(
         &self,
         node: &NodeId,
         announcement: &Announcement,
-    ) -> Result<Option<Snapshot>, HeartbeatError> {
+    ) -> Result<Written, HeartbeatError> {
         let mut change = self.change().await?;
         let transaction = &mut change.transaction;
         let known = query("SELECT 1 FROM node WHERE id = $1")
@@ -312,8 +346,9 @@ impl Store {
                 return Err(HeartbeatError::ServiceNotGranted(service.clone()));
             }
         }
-        write_announcement(transaction, node, announcement).await?;
-        Ok(change.commit().await?)
+        let revision = write_announcement(transaction, node, announcement).await?;
+        let changed = change.commit().await?;
+        Ok(Written { revision, changed })
     }
 
     /// Marks nodes as not heard of, until their next heartbeat. Gives the snapshot when the roster
@@ -321,7 +356,7 @@ impl Store {
     pub async fn silence(&self, nodes: &[NodeId]) -> Result<Option<Snapshot>, Error> {
         let mut change = self.change().await?;
         for node in nodes {
-            query("UPDATE node SET silent = TRUE WHERE id = $1")
+            query("UPDATE node SET silent = TRUE, revision = revision + 1 WHERE id = $1")
                 .bind(node.as_str())
                 .execute(&mut change.transaction)
                 .await?;
@@ -372,6 +407,7 @@ impl Change {
         let changed = after != self.before;
         if changed {
             after.epoch = write_epoch(&mut self.transaction, after.epoch).await?;
+            feed::tell(&mut self.transaction).await?;
         }
         self.transaction.commit().await?;
         Ok(changed.then_some(after))
@@ -449,13 +485,16 @@ async fn write_announcement(
     transaction: &mut Transaction,
     node: &NodeId,
     announcement: &Announcement,
-) -> Result<(), Error> {
+) -> Result<u64, Error> {
     let id = node.as_str();
-    query("UPDATE node SET draining = $1, silent = FALSE WHERE id = $2")
-        .bind(announcement.draining)
-        .bind(id)
-        .execute(&mut *transaction)
-        .await?;
+    let revision = query(
+        "UPDATE node SET draining = $1, silent = FALSE, revision = revision + 1 WHERE id = $2
+         RETURNING revision",
+    )
+    .bind(announcement.draining)
+    .bind(id)
+    .one(&mut *transaction)
+    .await?;
     for table in [
         "DELETE FROM node_address WHERE node = $1",
         "DELETE FROM node_service WHERE node = $1",
@@ -477,7 +516,7 @@ async fn write_announcement(
             .execute(&mut *transaction)
             .await?;
     }
-    Ok(())
+    Ok(revision.number(0)?)
 }
 
 async fn read_snapshot(transaction: &mut Transaction) -> Result<Snapshot, Error> {

@@ -19,7 +19,7 @@ pub struct Raw {
     pub mesh_listen: SocketAddr,
     /// UDP addresses at which gateways find this relay; `mesh_listen` when empty.
     pub advertise: Vec<SocketAddr>,
-    /// The master: `https://HOST:PORT`.
+    /// The master: `https://HOST:PORT`, or several with commas between them.
     pub master: Option<String>,
     /// PEM file of the authorities that vouch for the master.
     pub ca_file: Option<PathBuf>,
@@ -101,7 +101,7 @@ pub struct Config {
     pub mesh_listen: SocketAddr,
     /// UDP addresses at which gateways find this relay; when empty, the one that was bound.
     pub advertise: Vec<SocketAddr>,
-    /// The master: `https://HOST:PORT`.
+    /// The master: `https://HOST:PORT`, or several with commas between them.
     pub master: String,
     /// PEM file of the authorities that vouch for the master.
     pub ca_file: PathBuf,
@@ -179,8 +179,10 @@ impl TryFrom<Raw> for Config {
             return Err(Invalid::new("identity_lifetime", "must be at least 1s"));
         }
         let master = required("master", raw.master)?;
-        if !master.starts_with("https://") {
-            return Err(Invalid::new("master", "must be https://HOST:PORT"));
+        let mut masters = master.split(',');
+        if !masters.all(|url| url.trim().starts_with("https://")) {
+            let expected = "must be https://HOST:PORT, or several with commas between them";
+            return Err(Invalid::new("master", expected));
         }
         let unreachable = |a: &SocketAddr| a.ip().is_unspecified() || a.port() == 0;
         if raw.advertise.iter().any(unreachable) {

@@ -212,6 +212,23 @@ async fn try_register(
     services: &[ServiceName],
 ) -> Result<Registered, Failure> {
     let mut connection = client.connect().await?;
+    let registered = register_over(&mut connection, identity, token, token_id, services).await;
+    if registered
+        .as_ref()
+        .is_err_and(|failure| !failure.is_final())
+    {
+        client.go_on_from(&connection);
+    }
+    registered
+}
+
+async fn register_over(
+    connection: &mut Connection,
+    identity: &Identity,
+    token: &bearer::Token,
+    token_id: &str,
+    services: &[ServiceName],
+) -> Result<Registered, Failure> {
     let answer = connection
         .ask(Ask::post("/v1/nodes/challenge", Vec::new()))
         .await?;
@@ -242,9 +259,12 @@ pub(super) async fn first_roster(
     loop {
         let attempt = async {
             let mut connection = link.client.connect().await?;
-            match link.roster(&mut connection, "/v1/roster", least).await? {
-                Some(roster) => Ok((roster, connection)),
-                None => Err(Failure::Malformed),
+            match link.roster(&mut connection, "/v1/roster", least).await {
+                Ok(Some(roster)) => Ok((roster, connection)),
+                not_one => {
+                    link.client.go_on_from(&connection);
+                    Err(not_one.err().unwrap_or(Failure::Malformed))
+                }
             }
         };
         let pause = match attempt.await {
@@ -342,7 +362,8 @@ pub(super) async fn send_heartbeats(
     }
 }
 
-/// Does a request on the open connection, or on a new one; after a failure none is open.
+/// Does a request on the open connection, or on a new one; after a failure none is open, and the next one
+/// is to another master.
 pub(super) async fn over_connection<T>(
     link: &Link,
     open: &mut Option<Connection>,
@@ -352,9 +373,16 @@ pub(super) async fn over_connection<T>(
         Some(connection) if connection.is_open() => connection,
         _ => link.client.connect().await?,
     };
-    let answer = request(link, &mut connection).await?;
-    *open = Some(connection);
-    Ok(answer)
+    match request(link, &mut connection).await {
+        Ok(answer) => {
+            *open = Some(connection);
+            Ok(answer)
+        }
+        Err(failure) => {
+            link.client.go_on_from(&connection);
+            Err(failure)
+        }
+    }
 }
 
 fn report(roster: &Roster) {

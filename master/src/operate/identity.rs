@@ -66,7 +66,8 @@ pub(crate) async fn rotate_identity(
     headers: HeaderMap,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<(StatusCode, Json<NodeStatus>), Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Operator)?;
+    api.operator(&headers, &asked, OperatorRole::Operator)
+        .await?;
     let id = node_id(id)?;
     let mut event = asked.event(Action::Rotate, "/v1/nodes/{node}/rotate", channel.peer);
     event.subject = id.to_string();

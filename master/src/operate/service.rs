@@ -85,7 +85,7 @@ pub(super) async fn list_services(
     Extension(asked): Extension<Arc<Asked>>,
     headers: HeaderMap,
 ) -> Result<Json<Services>, Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Viewer)?;
+    api.operator(&headers, &asked, OperatorRole::Viewer).await?;
     let published = api.registry.published().borrow().clone();
     let services = published.roster.services.iter();
     Ok(Json(Services {
@@ -112,7 +112,7 @@ pub(super) async fn show_service(
     headers: HeaderMap,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<ServiceStatus>, Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Viewer)?;
+    api.operator(&headers, &asked, OperatorRole::Viewer).await?;
     let name = service_name(name)?;
     let published = api.registry.published().borrow().clone();
     let service = published.roster.service(name.as_str());
@@ -148,7 +148,8 @@ pub(super) async fn put_service(
     name: Result<Path<String>, PathRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<(StatusCode, Json<ServiceStatus>), Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Operator)?;
+    api.operator(&headers, &asked, OperatorRole::Operator)
+        .await?;
     let Path(name) = name.map_err(|_| Refusal::NoSuchService)?;
     let service = checked(name, parse(body)?)?;
     let mut event = asked.event(Action::Configure, "/v1/services/{service}", channel.peer);
@@ -184,7 +185,8 @@ pub(super) async fn delete_service(
     headers: HeaderMap,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<StatusCode, Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Operator)?;
+    api.operator(&headers, &asked, OperatorRole::Operator)
+        .await?;
     let name = service_name(name)?;
     let path = "/v1/services/{service} delete";
     let mut event = asked.event(Action::Configure, path, channel.peer);

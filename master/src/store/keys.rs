@@ -9,7 +9,7 @@ use wavry_proto::{id::ClusterName, token::Succession};
 use super::{Error, Snapshot, Store, audit};
 use crate::{
     database::sql::{Row, Source, Transaction, query},
-    keys::{Due, Life, Pace, State},
+    keys::{Due, Life, Pace, State, due},
 };
 
 /// A key as it is kept.
@@ -48,11 +48,6 @@ impl From<sqlx::Error> for RotateError {
 }
 
 impl Store {
-    /// Every key that ever signed, oldest first.
-    pub(crate) async fn keys(&self) -> Result<Vec<Kept>, Error> {
-        read(&self.pool).await
-    }
-
     /// Sees to it that there is a key that signs and that `master`, which comes from the secret
     /// `master_key`, opens it. The first is `master` itself. Where the secret was replaced by another,
     /// that is the key that signs from now on, and nothing that others signed holds any more: they
@@ -93,93 +88,47 @@ impl Store {
     ) -> Result<(String, Option<Snapshot>), RotateError> {
         let mut change = self.change().await?;
         let transaction = &mut change.transaction;
-        let keys = read(&mut *transaction).await?;
-        let signing = keys.iter().find(|key| key.life.state == State::Signing);
-        let signing = signing.ok_or(Error::Row("signing_key"))?;
-        let signing = open(master, signing)?;
-        let next = SigningKey::generate();
-        let life = match rotation {
-            Rotation::InTurn(pace) => {
-                if keys.iter().any(|key| key.life.state == State::Published) {
-                    return Err(RotateError::UnderWay);
-                }
-                let until = now.saturating_add(pace.wait.as_secs());
-                (State::Published, now, Some(until))
-            }
-            Rotation::AtOnce => {
-                revoke_all(transaction, now).await?;
-                (State::Signing, now, None)
-            }
-        };
-        let overlap = match rotation {
-            Rotation::InTurn(pace) => pace.overlap.as_secs(),
-            Rotation::AtOnce => 0,
-        };
-        insert(transaction, master, &next, life, overlap).await?;
-        let statement = Succession {
-            next: next.public_paserk(),
-        };
-        let scope = Scope {
-            cluster,
-            audience: "nodes",
-            binding: &[],
-        };
-        query(
-            "INSERT INTO succession (number, statement)
-             VALUES ((SELECT coalesce(max(number), 0) + 1 FROM succession), $1)",
-        )
-        .bind(signing.sign(&statement, scope))
-        .execute(&mut *transaction)
-        .await?;
-        let kid = next.key_id().to_string();
+        let kid = follow(transaction, master, cluster, rotation, now).await?;
         event.subject.clone_from(&kid);
         audit::append(transaction, &self.audit, &event).await?;
         Ok((kid, change.commit().await?))
     }
 
-    /// Does what is due of the keys' lives, but for making new ones. Gives the snapshot.
-    pub(crate) async fn turn_keys(&self, due: &[Due], now: u64) -> Result<Option<Snapshot>, Error> {
+    /// Does what is due of the keys' lives, and gives what that was. It is decided by the keys as they are
+    /// in the database: another master may have done it.
+    pub(crate) async fn turn_keys(
+        &self,
+        master: &SigningKey,
+        cluster: &ClusterName,
+        pace: Pace,
+        now: u64,
+    ) -> Result<(Vec<Due>, Option<Snapshot>), RotateError> {
         let mut change = self.change().await?;
         let transaction = &mut change.transaction;
-        for due in due {
+        let keys = read(&mut *transaction).await?;
+        let lives: Vec<_> = keys.into_iter().map(|key| key.life).collect();
+        let due = due(&lives, &pace, now);
+        for due in &due {
             let (kid, path) = match due {
                 Due::Sign { kid, overlap } => {
-                    query(
-                        "UPDATE signing_key SET state = 'accepted', since = $1, until = $2, sealed = NULL
-                         WHERE state = 'signing'",
-                    )
-                    .bind(now)
-                    .bind(now.saturating_add(*overlap))
-                    .execute(&mut *transaction)
-                    .await?;
-                    query(
-                        "UPDATE signing_key SET state = 'signing', since = $1, until = NULL
-                         WHERE kid = $2",
-                    )
-                    .bind(now)
-                    .bind(kid.as_str())
-                    .execute(&mut *transaction)
-                    .await?;
-                    (kid, "key signs")
+                    sign(transaction, kid, *overlap, now).await?;
+                    (kid.clone(), "key signs")
                 }
                 Due::Retire { kid } => {
-                    query(
-                        "UPDATE signing_key SET state = 'retired', since = $1, until = NULL
-                         WHERE kid = $2",
-                    )
-                    .bind(now)
-                    .bind(kid.as_str())
-                    .execute(&mut *transaction)
-                    .await?;
-                    (kid, "key retired")
+                    retire(transaction, kid, now).await?;
+                    (kid.clone(), "key retired")
                 }
-                Due::Rotate => continue,
+                Due::Rotate => {
+                    let rotation = Rotation::InTurn(pace);
+                    let kid = follow(transaction, master, cluster, rotation, now).await?;
+                    (kid, "schedule")
+                }
             };
             let mut event = Event::now(Action::Rotate, kid, path);
             event.actor = "master".to_owned();
             audit::append(transaction, &self.audit, &event).await?;
         }
-        change.commit().await
+        Ok((due, change.commit().await?))
     }
 
     /// What keys signed of those that follow them, oldest first.
@@ -207,7 +156,7 @@ pub(crate) async fn signing(
     open(master, signing.ok_or(Error::Row("signing_key"))?)
 }
 
-async fn read(database: impl Into<Source<'_>>) -> Result<Vec<Kept>, Error> {
+pub(super) async fn read(database: impl Into<Source<'_>>) -> Result<Vec<Kept>, Error> {
     let rows = query(
         "SELECT kid, paserk, sealed, state, since, until, overlap FROM signing_key ORDER BY number",
     )
@@ -255,6 +204,82 @@ async fn insert(
     .bind(overlap)
     .execute(&mut *transaction)
     .await?;
+    Ok(())
+}
+
+/// Makes the key that follows the one that signs, which signs of that. Gives its PASERK id.
+async fn follow(
+    transaction: &mut Transaction,
+    master: &SigningKey,
+    cluster: &ClusterName,
+    rotation: Rotation,
+    now: u64,
+) -> Result<String, RotateError> {
+    let keys = read(&mut *transaction).await?;
+    let signing = keys.iter().find(|key| key.life.state == State::Signing);
+    let signing = open(master, signing.ok_or(Error::Row("signing_key"))?)?;
+    let next = SigningKey::generate();
+    let (life, overlap) = match rotation {
+        Rotation::InTurn(pace) => {
+            if keys.iter().any(|key| key.life.state == State::Published) {
+                return Err(RotateError::UnderWay);
+            }
+            let until = now.saturating_add(pace.wait.as_secs());
+            ((State::Published, now, Some(until)), pace.overlap.as_secs())
+        }
+        Rotation::AtOnce => {
+            revoke_all(transaction, now).await?;
+            ((State::Signing, now, None), 0)
+        }
+    };
+    insert(transaction, master, &next, life, overlap).await?;
+    let statement = Succession {
+        next: next.public_paserk(),
+    };
+    let scope = Scope {
+        cluster,
+        audience: "nodes",
+        binding: &[],
+    };
+    query(
+        "INSERT INTO succession (number, statement)
+         VALUES ((SELECT coalesce(max(number), 0) + 1 FROM succession), $1)",
+    )
+    .bind(signing.sign(&statement, scope))
+    .execute(&mut *transaction)
+    .await?;
+    Ok(next.key_id().to_string())
+}
+
+/// Has a published key sign, and the one that did be accepted.
+async fn sign(
+    transaction: &mut Transaction,
+    kid: &str,
+    overlap: u64,
+    now: u64,
+) -> Result<(), Error> {
+    query(
+        "UPDATE signing_key SET state = 'accepted', since = $1, until = $2, sealed = NULL
+         WHERE state = 'signing'",
+    )
+    .bind(now)
+    .bind(now.saturating_add(overlap))
+    .execute(&mut *transaction)
+    .await?;
+    query("UPDATE signing_key SET state = 'signing', since = $1, until = NULL WHERE kid = $2")
+        .bind(now)
+        .bind(kid)
+        .execute(&mut *transaction)
+        .await?;
+    Ok(())
+}
+
+async fn retire(transaction: &mut Transaction, kid: &str, now: u64) -> Result<(), Error> {
+    query("UPDATE signing_key SET state = 'retired', since = $1, until = NULL WHERE kid = $2")
+        .bind(now)
+        .bind(kid)
+        .execute(&mut *transaction)
+        .await?;
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 mod audit;
 mod identity;
 mod joining;
+mod masters;
 mod operate;
 #[path = "../support/postgres.rs"]
 mod postgres;

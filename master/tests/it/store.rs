@@ -132,16 +132,18 @@ async fn the_epoch_grows_with_what_the_roster_shows_and_with_nothing_else(place:
         .register(&admission("1", 1), 0)
         .await
         .unwrap()
+        .changed
         .unwrap();
     assert!(registered.epoch > first);
 
     let node = node_id("exit");
     let same = store.heartbeat(&node, &announcement()).await.unwrap();
-    assert_eq!(same, None);
+    assert_eq!(same.changed, None);
 
     let mut draining = announcement();
     draining.draining = true;
-    let drained = store.heartbeat(&node, &draining).await.unwrap().unwrap();
+    let drained = store.heartbeat(&node, &draining).await.unwrap();
+    let drained = drained.changed.unwrap();
     assert!(drained.epoch > registered.epoch);
     assert!(drained.nodes[0].services.is_empty());
     assert_eq!(drained.nodes[0].keys, registered.nodes[0].keys);
@@ -156,6 +158,7 @@ async fn the_epoch_grows_with_what_the_roster_shows_and_with_nothing_else(place:
         .heartbeat(&node, &announcement())
         .await
         .unwrap()
+        .changed
         .unwrap();
     assert_eq!(back.nodes, registered.nodes);
     let silent = store.silence(&[node]).await.unwrap().unwrap();
@@ -241,9 +244,9 @@ async fn a_revocation_of_a_subject_only_grows_and_goes_when_all_it_revokes_has_e
 async fn the_epoch_of_a_restored_database_passes_those_that_nodes_have_seen(place: &Place) {
     let store = place.store().await;
     let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
-    let first = store.renew().await.unwrap();
+    let first = store.renew(None).await.unwrap();
     assert!(first.epoch.0 >= now);
-    let second = store.renew().await.unwrap();
+    let second = store.renew(None).await.unwrap();
     assert!(second.epoch > first.epoch);
     assert_eq!(store.snapshot().await.unwrap(), second);
 }

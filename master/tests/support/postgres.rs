@@ -13,6 +13,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Server {
     directory: tempfile::TempDir,
+    durable: bool,
     process: Child,
 }
 
@@ -38,29 +39,46 @@ impl Server {
             .status()
             .expect("initdb starts");
         assert!(made.success(), "initdb failed");
-        let process = as_owner(&program("postgres"), owner)
-            .arg("-D")
-            .arg(&data)
-            .arg("-k")
-            .arg(directory.path())
-            .args(["-c", "listen_addresses=", "-c", "max_connections=100"])
-            .args(["-c", if durable { "fsync=on" } else { "fsync=off" }])
-            .current_dir(directory.path())
-            .stdout(Stdio::null())
-            .stderr(fs::File::create(directory.path().join("log")).expect("a log"))
-            .spawn()
-            .expect("postgres starts");
-        let server = Self { directory, process };
+        let process = serve(directory.path(), durable);
+        let server = Self {
+            directory,
+            durable,
+            process,
+        };
+        server.wait_until_ready();
+        server
+    }
+
+    /// Has it end at once, whatever its clients are doing, as when its machine fails.
+    #[allow(dead_code, reason = "not every test that has a server has it fail")]
+    pub(crate) fn crash(&mut self) {
+        self.signal("-QUIT");
+        self.process.wait().expect("it ends");
+    }
+
+    /// Starts it again, with the same data at the same place.
+    #[allow(dead_code, reason = "not every test that has a server has it fail")]
+    pub(crate) fn start_again(&mut self) {
+        self.process = serve(self.directory.path(), self.durable);
+        self.wait_until_ready();
+    }
+
+    fn wait_until_ready(&self) {
         let deadline = Instant::now() + DEADLINE;
-        while !server.is_ready() {
+        while !self.is_ready() {
             assert!(
                 Instant::now() < deadline,
                 "PostgreSQL is not ready: {}",
-                server.log()
+                self.log()
             );
             std::thread::sleep(Duration::from_millis(20));
         }
-        server
+    }
+
+    fn signal(&self, signal: &str) -> bool {
+        let pid = self.process.id().to_string();
+        let asked = Command::new("kill").args([signal, &pid]).status();
+        asked.is_ok_and(|asked| asked.success())
     }
 
     /// Makes a database, and gives its URL.
@@ -77,7 +95,8 @@ impl Server {
         self.url(name)
     }
 
-    fn url(&self, database: &str) -> String {
+    /// Where a database of it is.
+    pub(crate) fn url(&self, database: &str) -> String {
         let socket = self.directory.path().display();
         format!("postgres://postgres@localhost/{database}?host={socket}")
     }
@@ -98,13 +117,26 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // It ends its own processes when it is asked to.
-        let pid = self.process.id().to_string();
-        let asked = Command::new("kill").args(["-INT", &pid]).status();
-        if !asked.is_ok_and(|asked| asked.success()) {
+        if !self.signal("-INT") {
             let _ = self.process.kill();
         }
         let _ = self.process.wait();
     }
+}
+
+fn serve(directory: &Path, durable: bool) -> Child {
+    as_owner(&program("postgres"), owner())
+        .arg("-D")
+        .arg(directory.join("data"))
+        .arg("-k")
+        .arg(directory)
+        .args(["-c", "listen_addresses=", "-c", "max_connections=100"])
+        .args(["-c", if durable { "fsync=on" } else { "fsync=off" }])
+        .current_dir(directory)
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(directory.join("log")).expect("a log"))
+        .spawn()
+        .expect("postgres starts")
 }
 
 /// PostgreSQL does not run as root.
