@@ -320,3 +320,35 @@ fn a_development_cluster_has_a_keyvault_that_answers_the_same() {
     );
     assert_eq!(get("/v1/sys/health")["sealed"], false);
 }
+
+#[test]
+fn its_audit_log_is_copied_to_its_sinks_and_verifies_there() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let copy = at(elsewhere.path(), "keyvault.jsonl");
+    let vault = Vault::start(&format!(
+        "[[keyvault.audit_sinks]]\nname = \"copy\"\nurl = \"file://{}\"",
+        copy.display()
+    ));
+    for value in ["one", "two"] {
+        let body = json!({ "value": value });
+        assert_eq!(vault.as_root("POST", "/v1/secret/app", &body).0, 200);
+    }
+    let verify = |log: &str, place: &Path| {
+        let mut verify = wavry(&["audit", "verify", log]);
+        verify.arg(place).env(
+            "WAVRY_AUDIT_KEY_FILE",
+            at(vault.directory.path(), "audit.key"),
+        );
+        let done = output(verify);
+        let said = String::from_utf8_lossy(&done.stdout).into_owned();
+        let held = said.split_once(": ").map(|(_, held)| held.to_owned());
+        held.filter(|_| done.status.success())
+    };
+    let kept = verify("--database", &at(vault.directory.path(), "keyvault.sqlite"));
+    assert!(kept.is_some(), "the log in the database holds");
+    let deadline = Instant::now() + DEADLINE;
+    while verify("--file", &copy) != kept {
+        assert!(Instant::now() < deadline, "the copy is not complete");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}

@@ -12,6 +12,7 @@ mod syslog;
 
 use std::{convert::Infallible, error::Error as StdError, time::Duration};
 
+use metrics::Label;
 use tokio::sync::watch;
 
 pub use config::{Config, Host, RawSink, Syslog, Target, Tls, Transport, sinks};
@@ -20,6 +21,8 @@ use crate::metrics as names;
 
 /// A log that sinks follow.
 pub(crate) trait Log: Send + Sync + 'static {
+    /// Its name in metrics, the log and its seals.
+    const NAME: &'static str;
     /// Why it cannot be read now.
     type Error: StdError + Send + Sync + 'static;
     /// The right to serve a sink that several processes would serve, until it is dropped.
@@ -53,8 +56,8 @@ pub(crate) type News = watch::Receiver<()>;
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// Keeps a sink up with the log, as long as it is polled.
-pub(crate) async fn follow(log: impl Log, sink: Config, mut news: News) {
-    let mut progress = Progress::new(&sink.name);
+pub(crate) async fn follow<L: Log>(log: L, sink: Config, mut news: News) {
+    let mut progress = Progress::new(L::NAME, &sink.name);
     loop {
         let ended: Result<Infallible, Error> = match &sink.target {
             Target::File(path) => file::follow(&log, path, &mut news, &mut progress).await,
@@ -106,6 +109,7 @@ impl Error {
 /// How a sink is doing. Counts what it wrote and each failure; the log hears when it falls behind and
 /// when it has caught up.
 struct Progress<'a> {
+    log: &'static str,
     sink: &'a str,
     failures: u32,
 }
@@ -116,31 +120,43 @@ const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 impl<'a> Progress<'a> {
-    fn new(sink: &'a str) -> Self {
-        Self { sink, failures: 0 }
+    fn new(log: &'static str, sink: &'a str) -> Self {
+        Self {
+            log,
+            sink,
+            failures: 0,
+        }
+    }
+
+    fn labels(&self) -> Vec<Label> {
+        vec![
+            Label::from_static_parts("log", self.log),
+            Label::new("sink", self.sink.to_owned()),
+        ]
     }
 
     /// `lines` more were written, up to line number `newest`.
     fn wrote(&self, lines: usize, newest: u64) {
-        metrics::counter!(names::SINK_LINES, "sink" => self.sink.to_owned())
-            .increment(lines as u64);
-        metrics::gauge!(names::SINK_NEWEST, "sink" => self.sink.to_owned()).set(newest as f64);
+        metrics::counter!(names::SINK_LINES, self.labels()).increment(lines as u64);
+        metrics::gauge!(names::SINK_NEWEST, self.labels()).set(newest as f64);
     }
 
     /// The sink has all there is.
     fn caught_up(&mut self) {
         if self.failures > 0 {
-            tracing::info!(sink = self.sink, "audit sink has caught up");
+            let Self { log, sink, .. } = self;
+            tracing::info!(log, sink, "audit sink has caught up");
         }
         self.failures = 0;
     }
 
     /// Notes a failure, and gives the wait before the next attempt.
     fn failed(&mut self, error: &Error) -> Duration {
-        metrics::counter!(names::SINK_FAILURES, "sink" => self.sink.to_owned()).increment(1);
+        metrics::counter!(names::SINK_FAILURES, self.labels()).increment(1);
         if self.failures == 0 {
             let error = error as &dyn StdError;
-            tracing::error!(error, sink = self.sink, "audit sink is behind");
+            let Self { log, sink, .. } = self;
+            tracing::error!(error, log, sink, "audit sink is behind");
         }
         let wait = FIRST_WAIT.saturating_mul(1 << self.failures.min(10));
         self.failures = self.failures.saturating_add(1);
@@ -154,7 +170,7 @@ mod tests {
 
     #[test]
     fn waits_double_up_to_ten_seconds_and_begin_again_once_it_has_caught_up() {
-        let mut progress = Progress::new("siem");
+        let mut progress = Progress::new("master", "siem");
         let error = Error::TooSlow(Duration::from_secs(1));
         let waits: Vec<_> = (0..40)
             .map(|_| progress.failed(&error).as_millis())

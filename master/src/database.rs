@@ -8,6 +8,7 @@ use std::{fmt, path::PathBuf, str::FromStr};
 
 pub use file::InUse;
 pub(crate) use file::lock;
+pub(crate) use server::begin;
 pub use server::{Server, UnusableUrl};
 
 /// Where a database is.

@@ -47,9 +47,10 @@ mod wrapping;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, task::JoinSet};
 use wavry_credentials::{audit, bearer::Token, key::aead};
 
+use crate::audit_sink;
 #[cfg(test)]
 use crate::postgres_server;
 
@@ -89,12 +90,14 @@ pub struct KeyVault {
     barrier: Barrier,
     authorizer: Arc<Authorizer>,
     mounts: Arc<Mounts>,
+    transit: Arc<engine::Budgets>,
     ceremonies: Arc<Ceremonies>,
     seal_by: Seal,
     /// A master key that came from a secret before there was a keyring.
     held_key: Arc<Mutex<Option<aead::Key>>>,
     /// Something is to be swept away.
     upkeep: Arc<Notify>,
+    audit_sinks: Arc<[audit_sink::Config]>,
 }
 
 impl KeyVault {
@@ -109,10 +112,12 @@ impl KeyVault {
             barrier,
             authorizer: Arc::new(authorizer),
             mounts: Arc::default(),
+            transit: Arc::default(),
             ceremonies: Arc::default(),
             seal_by: config.seal,
             held_key: Arc::default(),
             upkeep: Arc::default(),
+            audit_sinks: config.audit_sinks.clone().into(),
         })
     }
 
@@ -194,8 +199,14 @@ impl KeyVault {
         self.store.close().await;
     }
 
-    /// Sweeps away what expired and what was unmounted, now and then. It never ends.
+    /// Copies the audit log to its sinks, and sweeps away what expired and what was unmounted, now and
+    /// then. It never ends.
     pub async fn keep_up(self) {
+        // They end with this future.
+        let mut sinks = JoinSet::new();
+        for sink in self.audit_sinks.iter() {
+            sinks.spawn(self.barrier.copy_audit_to(sink.clone()));
+        }
         let mut sweep = token::Sweep::default();
         let mut rounds = 0_u32;
         loop {

@@ -31,6 +31,11 @@ pub(crate) const KEYVAULT_CONNECTIONS: &str = "wavry_keyvault_connections";
 pub(crate) const KEYVAULT_HANDSHAKES_FAILED: &str = "wavry_keyvault_handshakes_failed_total";
 pub(crate) const KEYVAULT_UNSEALED: &str = "wavry_keyvault_unsealed";
 pub(crate) const KEYVAULT_UNWRAPS: &str = "wavry_keyvault_unwraps_total";
+pub(crate) const KEYVAULT_LOGINS: &str = "wavry_keyvault_logins_total";
+pub(crate) const KEYVAULT_LOCK_OUTS: &str = "wavry_keyvault_lock_outs_total";
+pub(crate) const KEYVAULT_TOKENS: &str = "wavry_keyvault_tokens";
+pub(crate) const KEYVAULT_ROTATION_LEFT: &str = "wavry_keyvault_rotation_entries_left";
+pub(crate) const KEYVAULT_TERM_WRAPS: &str = "wavry_keyvault_term_wraps";
 pub(crate) const KEYVAULT_GROUP_CHANGES: &str = "wavry_keyvault_group_changes";
 pub(crate) const KEYVAULT_CHANGES_REFUSED: &str = "wavry_keyvault_changes_refused_total";
 pub(crate) const KEYVAULT_COMMIT_FAILURES: &str = "wavry_keyvault_commit_failures_total";
@@ -39,9 +44,8 @@ pub(crate) const KEYVAULT_INTEGRITY_FAILURES: &str = "wavry_keyvault_integrity_f
 pub(crate) const KEYVAULT_KEEPER_FAILURES: &str = "wavry_keyvault_keeper_failures_total";
 pub(crate) const KEYVAULT_AUDIT_LINES: &str = "wavry_keyvault_audit_lines_total";
 
-/// Describes each metric with its unit, those of the credentials too.
+/// Describes each metric with its unit, those of the credentials and of a KeyVault too.
 pub fn describe() {
-    wavry_credentials::metrics::describe();
     describe_counter!(
         REQUESTS,
         Unit::Count,
@@ -87,21 +91,6 @@ pub fn describe() {
         Unit::Count,
         "Denials that were not written to the audit log, by reason: strangers"
     );
-    describe_counter!(
-        SINK_LINES,
-        Unit::Count,
-        "Lines of the audit log that were written to a sink, those that came twice too"
-    );
-    describe_counter!(
-        SINK_FAILURES,
-        Unit::Count,
-        "Attempts to write the audit log to a sink that failed"
-    );
-    describe_gauge!(
-        SINK_NEWEST,
-        Unit::Count,
-        "Number of the newest line that was written to a sink"
-    );
     describe_gauge!(CONNECTIONS, Unit::Count, "Open TLS connections");
     describe_counter!(
         HANDSHAKES_FAILED,
@@ -128,8 +117,49 @@ pub fn describe() {
     describe_keyvault();
 }
 
-/// Describes the metrics of a KeyVault.
+/// Describes the metrics of a KeyVault, those of the credentials too.
 pub fn describe_keyvault() {
+    wavry_credentials::metrics::describe();
+    describe_counter!(
+        SINK_LINES,
+        Unit::Count,
+        "Lines of the audit log that were written to a sink, those that came twice too"
+    );
+    describe_counter!(
+        SINK_FAILURES,
+        Unit::Count,
+        "Attempts to write the audit log to a sink that failed"
+    );
+    describe_gauge!(
+        SINK_NEWEST,
+        Unit::Count,
+        "Number of the newest line that was written to a sink"
+    );
+    describe_counter!(
+        KEYVAULT_LOGINS,
+        Unit::Count,
+        "Logins tried, by method and outcome: done, or the word of the refusal"
+    );
+    describe_counter!(
+        KEYVAULT_LOCK_OUTS,
+        Unit::Count,
+        "Times a role-id was locked because logins with it failed too often"
+    );
+    describe_gauge!(
+        KEYVAULT_TOKENS,
+        Unit::Count,
+        "Good tokens, as the last sweep over all of them found"
+    );
+    describe_gauge!(
+        KEYVAULT_ROTATION_LEFT,
+        Unit::Count,
+        "Entries that a rotation has not wrapped anew yet; 0 while none runs"
+    );
+    describe_gauge!(
+        KEYVAULT_TERM_WRAPS,
+        Unit::Count,
+        "Keys wrapped under the current term: it is rotated at 2^31, and refuses at 2^32"
+    );
     describe_histogram!(
         KEYVAULT_GROUP_CHANGES,
         Unit::Count,

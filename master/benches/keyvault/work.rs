@@ -182,7 +182,10 @@ impl Client {
         let Ok(Some(found)) = tokens.find(token).await else {
             return false;
         };
-        let Ok(acl) = policies.acl(&found.record.scope).await else {
+        let Ok(acl) = policies
+            .acl(&mut Change::default(), &found.record.scope)
+            .await
+        else {
             return false;
         };
         let path = Canonical::parse(&secret_path(self.at)).expect("a path");

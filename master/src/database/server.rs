@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use sqlx::postgres::PgConnectOptions;
+use sqlx::{Executor as _, PgPool, Postgres, Transaction, postgres::PgConnectOptions};
 
 /// How the database is reached. A password is read from the file that libpq reads it from:
 /// `PGPASSFILE`, else `~/.pgpass`, of mode 0600.
@@ -72,6 +72,26 @@ impl std::str::FromStr for Server {
             options: Box::new(options),
         })
     }
+}
+
+/// Begins a transaction with a statement, which others may follow, as locks. Whoever fails, or stops
+/// waiting, leaves no connection behind that is within a transaction.
+pub(crate) async fn begin(
+    pool: &PgPool,
+    statements: &'static str,
+) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    let (begin, then) = statements.split_once(';').unwrap_or((statements, ""));
+    let pool = pool.clone();
+    // The driver ends a transaction only once it knows that it began. So this goes on when nobody waits
+    // for it, and is ended then.
+    let begun = tokio::spawn(async move {
+        let mut transaction = pool.begin_with(begin).await?;
+        if !then.is_empty() {
+            transaction.execute(then).await?;
+        }
+        Ok(transaction)
+    });
+    begun.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ use sqlx::{
     sqlite::{SqliteQueryResult, SqliteRow},
 };
 
+use super::begin;
+
 /// Connections to a database.
 #[derive(Clone)]
 pub(crate) enum Pool {
@@ -83,7 +85,7 @@ impl Pool {
     ) -> Result<Transaction, sqlx::Error> {
         Ok(match self {
             Self::Sqlite(pool) => Transaction::Sqlite(pool.begin_with(sqlite).await?),
-            Self::Postgres(pool) => Transaction::Postgres(pool.begin_with(postgres).await?),
+            Self::Postgres(pool) => Transaction::Postgres(begin(pool, postgres).await?),
         })
     }
 

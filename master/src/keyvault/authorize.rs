@@ -234,7 +234,8 @@ impl Authorizer {
         granted.is_last_use = is_last_use.await.map_err(|error| fail(error.into()))?;
         found.record.uses_left = found.record.uses_left.saturating_sub(1);
 
-        let acl = self.policies.acl(&found.record.scope);
+        found.expect(&mut granted.change);
+        let acl = self.policies.acl(&mut granted.change, &found.record.scope);
         granted.acl = acl.await.map_err(|error| fail(error.into()))?;
         let path = match route.operation {
             Operation::List => call.path.folder(),

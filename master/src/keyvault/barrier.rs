@@ -167,10 +167,35 @@ impl Barrier {
 
     /// Reads an entry.
     pub async fn read(&self, path: &str) -> Result<Option<Entry>, Error> {
+        self.read_from(Place::Nearest, path).await
+    }
+
+    /// Reads a record of our own.
+    pub async fn read_record<T: DeserializeOwned>(
+        &self,
+        path: &str,
+    ) -> Result<Option<(Revision, T)>, Error> {
+        record(path, self.read(path).await?)
+    }
+
+    /// Reads a record from the store, whether it was read before or not: how long that takes tells
+    /// nobody what others asked for.
+    pub async fn read_record_from_store<T: DeserializeOwned>(
+        &self,
+        path: &str,
+    ) -> Result<Option<(Revision, T)>, Error> {
+        record(path, self.read_from(Place::Store, path).await?)
+    }
+
+    async fn read_from(&self, from: Place, path: &str) -> Result<Option<Entry>, Error> {
         // Twice: the keyring, or the row that was read, may be older than the other.
         for _ in 0..2 {
             let keyring = self.shared.keyring()?;
-            let Some(row) = self.shared.row(path).await? else {
+            let row = match from {
+                Place::Nearest => self.shared.row(path).await?,
+                Place::Store => self.shared.stored_row(path).await?,
+            };
+            let Some(row) = row else {
                 return Ok(None);
             };
             match keyring.open_entry(&row) {
@@ -189,20 +214,6 @@ impl Barrier {
         Err(Error::Integrity {
             path: path.to_owned(),
         })
-    }
-
-    /// Reads a record of our own.
-    pub async fn read_record<T: DeserializeOwned>(
-        &self,
-        path: &str,
-    ) -> Result<Option<(Revision, T)>, Error> {
-        let Some(entry) = self.read(path).await? else {
-            return Ok(None);
-        };
-        let record = record::read(&entry.value).map_err(|_| Error::Record {
-            path: path.to_owned(),
-        })?;
-        Ok(Some((entry.revision, record)))
     }
 
     /// Names below `prefix`, which ends in `/` or is empty, one level deep, in order of their bytes;
@@ -284,6 +295,12 @@ impl Barrier {
         )
     }
 
+    /// How often the store was asked for an entry that was not there, and for one that was.
+    #[cfg(test)]
+    pub(super) fn asked(&self) -> [usize; 2] {
+        self.shared.asked.so_far()
+    }
+
     /// Hides identifiers in audit events.
     pub fn audit_key(&self) -> &audit::Key {
         &self.shared.audit
@@ -349,6 +366,28 @@ impl Barrier {
     pub(super) async fn flush(&self) {
         self.shared.flush().await;
     }
+}
+
+/// Where an entry is read from.
+#[derive(Clone, Copy)]
+enum Place {
+    /// What was read before, if nobody can have changed it.
+    Nearest,
+    Store,
+}
+
+/// An entry as the record that it is.
+fn record<T: DeserializeOwned>(
+    path: &str,
+    entry: Option<Entry>,
+) -> Result<Option<(Revision, T)>, Error> {
+    let Some(entry) = entry else {
+        return Ok(None);
+    };
+    let record = record::read(&entry.value).map_err(|_| Error::Record {
+        path: path.to_owned(),
+    })?;
+    Ok(Some((entry.revision, record)))
 }
 
 /// The first path behind the entry or folder `name`, which is not in it.

@@ -9,7 +9,10 @@ use wavry_proto::{
 };
 
 use super::{barrier::Guard, token};
-use crate::database::{Location, UnusableUrl};
+use crate::{
+    audit_sink::{self, RawSink},
+    database::{Location, UnusableUrl},
+};
 
 /// Configuration as it is written, in table `keyvault`. Every key may be left out; those without a
 /// default are missed by [`Standalone::try_from`].
@@ -47,6 +50,8 @@ pub struct Raw {
     pub max_ttl: Duration,
     /// As in [`RawVault`].
     pub accept_rollback: bool,
+    /// As in [`RawVault`].
+    pub audit_sinks: Vec<RawSink>,
 }
 
 /// The part that a KeyVault has wherever it runs: also table `master.keyvault`.
@@ -70,6 +75,8 @@ pub struct RawVault {
     pub max_ttl: Duration,
     /// Takes a store for current that is older than one seen before: for one start, as a flag.
     pub accept_rollback: bool,
+    /// Where else the audit log goes.
+    pub audit_sinks: Vec<RawSink>,
 }
 
 /// Where the master key comes from.
@@ -100,6 +107,7 @@ impl Default for Raw {
             default_ttl: vault.default_ttl,
             max_ttl: vault.max_ttl,
             accept_rollback: vault.accept_rollback,
+            audit_sinks: vault.audit_sinks,
         }
     }
 }
@@ -114,6 +122,7 @@ impl Default for RawVault {
             default_ttl: Duration::from_secs(limits.default_ttl),
             max_ttl: Duration::from_secs(limits.max_ttl),
             accept_rollback: false,
+            audit_sinks: Vec::new(),
         }
     }
 }
@@ -157,6 +166,8 @@ pub struct Vault {
     pub tokens: token::Limits,
     /// How a rollback of the store is noticed.
     pub guard: Guard,
+    /// Where else the audit log goes.
+    pub audit_sinks: Vec<audit_sink::Config>,
 }
 
 impl Vault {
@@ -167,6 +178,7 @@ impl Vault {
             seal: Seal::default(),
             tokens: token::Limits::default(),
             guard: Guard::default(),
+            audit_sinks: Vec::new(),
         }
     }
 }
@@ -201,6 +213,7 @@ impl TryFrom<Raw> for Standalone {
                 default_ttl: raw.default_ttl,
                 max_ttl: raw.max_ttl,
                 accept_rollback: raw.accept_rollback,
+                audit_sinks: raw.audit_sinks,
             })?,
         })
     }
@@ -242,6 +255,7 @@ impl TryFrom<RawVault> for Vault {
                 counter,
                 accept_rollback: raw.accept_rollback,
             },
+            audit_sinks: audit_sink::sinks(raw.audit_sinks)?,
         })
     }
 }
@@ -272,6 +286,9 @@ mod tests {
         let ttl = Duration::from_secs(5);
         assert_eq!(refused(|raw| raw.default_ttl = ttl), "default_ttl");
         assert_eq!(refused(|raw| raw.max_ttl = ttl), "max_ttl");
+        let nameless = RawSink::default();
+        let sink = refused(|raw| raw.audit_sinks = vec![nameless]);
+        assert_eq!(sink, "audit_sinks[0].name");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -16,6 +16,7 @@ use super::{
     call::{Answer, Call, Operation, Planned, Refusal},
     engine, login, mount, sys, wrapping,
 };
+use crate::metrics as names;
 
 /// How long the table of mounts is used without being read again. What was decided with an older one
 /// is never done: each change expects the table that it was planned with.
@@ -39,6 +40,8 @@ pub(super) struct Dispatch<'a> {
     is_plain: bool,
     /// Whether the table of mounts was looked at: who has to look again looks at it as it is now.
     has_looked: AtomicBool,
+    /// The auth method that a login is for.
+    login: OnceLock<mount::Kind>,
 }
 
 impl KeyVault {
@@ -50,8 +53,14 @@ impl KeyVault {
             vault: self,
             is_plain,
             has_looked: AtomicBool::new(false),
+            login: OnceLock::new(),
         };
         let answer = self.authorizer.handle(&call, &dispatch).await;
+        if let Some(method) = dispatch.login.get() {
+            let outcome = answer.as_ref().err().map_or("done", Refusal::word);
+            let labels = [("method", method.name()), ("outcome", outcome)];
+            metrics::counter!(names::KEYVAULT_LOGINS, &labels).increment(1);
+        }
         if sys::changes_mounts(&call) {
             self.mounts.forget();
         }
@@ -118,6 +127,8 @@ impl Handler for Dispatch<'_> {
             return Ok(holder(call.operation));
         };
         if mount.kind.is_auth() && login::is_login(mount.kind, rest, call.operation) {
+            // It may be told twice, and is the same.
+            let _ = self.login.set(mount.kind);
             return Ok(Route {
                 operation: call.operation,
                 access: Access::Login,
@@ -188,6 +199,7 @@ impl Dispatch<'_> {
             barrier: &self.vault.barrier,
             mount,
             rest,
+            transit: &self.vault.transit,
             now: OffsetDateTime::now_utc().truncate_to_millisecond(),
             is_plain: self.is_plain,
         }

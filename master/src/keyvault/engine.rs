@@ -7,6 +7,8 @@ mod transit;
 use time::OffsetDateTime;
 use wavry_credentials::bearer::Document;
 
+pub(super) use transit::Budgets;
+
 use super::{
     barrier::Barrier,
     call::{Answer, Call, Planned, Refusal},
@@ -20,6 +22,7 @@ pub(super) struct At<'a> {
     pub(super) mount: &'a Mount,
     /// The path below the mount.
     pub(super) rest: &'a str,
+    pub(super) transit: &'a Budgets,
     pub(super) now: OffsetDateTime,
     /// Asked in the two-endpoint dialect: a secret goes without its version.
     pub(super) is_plain: bool,

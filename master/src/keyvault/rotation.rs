@@ -205,7 +205,10 @@ impl Keeper {
         self.shared.scrub().await;
         let keyring = self.shared.keyring()?;
         let (head, wrapped) = self.shared.store.keyring().await?.ok_or(Error::Sealed)?;
+        metrics::gauge!(names::KEYVAULT_TERM_WRAPS).set(head.wraps as f64);
+        let left = metrics::gauge!(names::KEYVAULT_ROTATION_LEFT);
         if keyring.is_settled(&head, &wrapped) {
+            left.set(0.0);
             if head.wraps > WRAPS {
                 let mut event = Event::now(Action::Rotate, "keyring", "core/keyring");
                 "keyvault".clone_into(&mut event.actor);
@@ -221,8 +224,11 @@ impl Keeper {
             }
             return Ok(());
         }
+        let (_, others) = self.shared.store.count(head.term).await?;
+        left.set(others as f64);
         let mut after = String::new();
-        while let Some(last) = self.step(&after).await? {
+        while let Some((last, rewrapped)) = self.step(&after).await? {
+            left.decrement(rewrapped as f64);
             after = last;
         }
         self.retire().await
@@ -257,8 +263,9 @@ impl Keeper {
         Ok(())
     }
 
-    /// Gives some entries new wrappings: those after path `after`. Gives the last of them.
-    async fn step(&self, after: &str) -> Result<Option<String>, Error> {
+    /// Gives some entries new wrappings: those after path `after`. Gives the last of them, and how many
+    /// got one.
+    async fn step(&self, after: &str) -> Result<Option<(String, usize)>, Error> {
         let mut transaction = self.shared.store.begin().await?;
         let (keyring, mut head) = self.shared.locked(&mut transaction).await?;
         let rows = transaction
@@ -289,10 +296,10 @@ impl Keeper {
         keyring.sign(&mut head);
         transaction.put_head(&head).await?;
         transaction.commit().await?;
-        let rewrapped = rewrapped.iter().map(|row| &*row.path);
-        self.shared.cache.changed(rewrapped);
+        let paths = rewrapped.iter().map(|row| &*row.path);
+        self.shared.cache.changed(paths);
         self.shared.committed(head.position, 0);
-        Ok(Some(last))
+        Ok(Some((last, rewrapped.len())))
     }
 
     /// Deletes old keys, if nothing and nobody needs them any more.

@@ -237,6 +237,7 @@ impl Store {
 }
 
 impl audit_sink::Log for Store {
+    const NAME: &'static str = LOG;
     type Error = Error;
     type Claim = Option<PgConnection>;
 

@@ -63,6 +63,7 @@ impl Store {
 }
 
 impl Log for Store {
+    const NAME: &'static str = LOG;
     type Error = Error;
     type Claim = Option<PgConnection>;
 

@@ -151,6 +151,133 @@ async fn a_denied_call_is_a_use_and_a_call_from_elsewhere_is_not() {
     assert!(here().get("auth/token/lookup-self").await.is_err());
 }
 
+/// Plans an answer, and first lets something happen that overtakes the call, once.
+struct Overtaken<F> {
+    by: tokio::sync::Mutex<Option<F>>,
+    plans: std::sync::atomic::AtomicUsize,
+}
+
+impl<F: Future<Output = ()> + Send> Overtaken<F> {
+    fn by(event: F) -> Self {
+        Self {
+            by: Some(event).into(),
+            plans: Default::default(),
+        }
+    }
+
+    fn plans(&self) -> usize {
+        self.plans.load(std::sync::atomic::Ordering::SeqCst)
+    }
+}
+
+impl<F: Future<Output = ()> + Send> Handler for Overtaken<F> {
+    async fn route(&self, call: &Call) -> Result<Route, Refusal> {
+        Ok(Route {
+            operation: call.operation,
+            access: Access::Holder,
+        })
+    }
+
+    async fn plan(&self, _: &Call, _: &Granted) -> Planned {
+        self.plans.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        if let Some(event) = self.by.lock().await.take() {
+            event.await;
+        }
+        Planned::answer(Answer::Done)
+    }
+
+    async fn has_mount(&self, _: &str) -> Result<bool, Refusal> {
+        Ok(true)
+    }
+}
+
+async fn a_call_that_is_overtaken_is_denied(world: &World) {
+    world
+        .put_policy(
+            "all",
+            r#"path "*" { capabilities = ["read", "create", "update", "sudo"] }"#,
+        )
+        .await;
+    let auth = |token| async move {
+        let body = json!({"policies": ["all"], "no_default_policy": true});
+        let made = world.with(token).token("auth/token/create", body).await;
+        made.unwrap().client_token
+    };
+    let parent = auth(&world.root).await;
+    let child = auth(&parent).await;
+    let single = auth(&world.root).await;
+    let other = auth(&world.root).await;
+    let revoke = |token| async move {
+        let body = json!({ "token": text(token) });
+        let revoked = world.root().post("auth/token/revoke", body).await;
+        revoked.unwrap();
+    };
+    let handle = |token| {
+        let call = world
+            .with(token)
+            .call(Operation::Read, "secret/data/x", None);
+        (call, &world.vault.authorizer)
+    };
+
+    for (token, overtaken) in [
+        (
+            &single,
+            Overtaken::by(Box::pin(revoke(&single)) as futures_util::future::BoxFuture<'_, ()>),
+        ),
+        (&child, Overtaken::by(Box::pin(revoke(&parent)))),
+        (
+            &other,
+            Overtaken::by(Box::pin(async {
+                world
+                    .put_policy("all", r#"path "*" { capabilities = ["deny"] }"#)
+                    .await;
+            })),
+        ),
+    ] {
+        let (call, authorizer) = handle(token);
+        let refusal = authorizer.handle(&call, &overtaken).await;
+        assert!(matches!(refusal, Err(Refusal::Denied)));
+        assert_eq!(overtaken.plans(), 1);
+        let log = world.log().await;
+        assert_eq!(log.last().unwrap().action, Action::Deny);
+    }
+}
+
+#[tokio::test]
+async fn no_call_commits_behind_the_revocation_of_its_token_or_a_change_of_its_policies() {
+    a_call_that_is_overtaken_is_denied(&World::new().await).await;
+}
+
+#[tokio::test]
+async fn nor_does_it_on_postgresql() {
+    let server = crate::keyvault::postgres_server::Server::start(false);
+    a_call_that_is_overtaken_is_denied(&World::on(&server, "overtaken").await).await;
+}
+
+#[tokio::test]
+async fn calls_of_one_token_at_a_time_do_not_disturb_each_other() {
+    let world = Arc::new(World::new().await);
+    world.put_policy("all", READ_ALL).await;
+    let token = token_for(&world, "all", json!({})).await;
+    let handler = Arc::new(Overtaken::by(std::future::ready(())));
+    let done = at_once(200, |_| {
+        let (world, token, handler) = (world.clone(), token.copied(), handler.clone());
+        async move {
+            let call = world
+                .with(&token)
+                .call(Operation::Read, "secret/data/x", None);
+            world
+                .vault
+                .authorizer
+                .handle(&call, &*handler)
+                .await
+                .is_ok()
+        }
+    })
+    .await;
+    assert_eq!((done, handler.plans()), (200, 200));
+}
+
 #[tokio::test]
 async fn every_answer_has_one_line_on_record_before_it_is_given() {
     let world = World::new().await;

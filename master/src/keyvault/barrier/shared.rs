@@ -49,6 +49,25 @@ pub(in crate::keyvault) struct Shared {
     pub(super) audited: watch::Sender<()>,
     /// Wakes the keeper of keys.
     pub(in crate::keyvault) keeper: Notify,
+    #[cfg(test)]
+    pub(in crate::keyvault) asked: Asked,
+}
+
+/// How often the store was asked for an entry.
+#[cfg(test)]
+#[derive(Debug, Default)]
+pub(in crate::keyvault) struct Asked([std::sync::atomic::AtomicUsize; 2]);
+
+#[cfg(test)]
+impl Asked {
+    fn count(&self, was_there: bool) {
+        self.0[usize::from(was_there)].fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// For some that were not there, and for some that were.
+    pub(in crate::keyvault) fn so_far(&self) -> [usize; 2] {
+        self.0.each_ref().map(|count| count.load(Ordering::SeqCst))
+    }
 }
 
 impl Shared {
@@ -66,6 +85,8 @@ impl Shared {
             cache: Cache::default(),
             audited: watch::Sender::new(()),
             keeper: Notify::new(),
+            #[cfg(test)]
+            asked: Asked::default(),
         }
     }
 
@@ -78,15 +99,32 @@ impl Shared {
     /// that what is revoked anywhere is revoked at once.
     pub(super) async fn row(&self, path: &str) -> Result<Option<Arc<Row>>, Error> {
         if self.store.is_shared() {
-            return Ok(self.store.row(path).await?.map(Arc::new));
+            return self.stored_row(path).await;
         }
         let epoch = match self.cache.get(path) {
             Ok(row) => return Ok(row),
             Err(epoch) => epoch,
         };
-        let row = self.store.row(path).await?.map(Arc::new);
+        let row = self.stored_row(path).await?;
         self.cache.put(path, row.clone(), epoch);
         Ok(row)
+    }
+
+    /// The same, always asked of the store.
+    pub(super) async fn stored_row(&self, path: &str) -> Result<Option<Arc<Row>>, Error> {
+        let row = self.store.row(path).await?;
+        #[cfg(test)]
+        self.asked.count(row.is_some());
+        Ok(row.map(Arc::new))
+    }
+
+    /// The revision of an entry, which may be absent, where that is known without the store.
+    pub(super) fn known_revision(&self, path: &str) -> Option<Option<u64>> {
+        if self.store.is_shared() {
+            return None;
+        }
+        let row = self.cache.get(path).ok()?;
+        Some(row.map(|row| row.revision))
     }
 
     pub(super) fn open_with(&self, keyring: Keyring) {

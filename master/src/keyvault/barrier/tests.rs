@@ -3,6 +3,7 @@
 mod contract;
 mod rollback;
 mod rotation;
+mod sinks;
 mod tampering;
 
 use std::{path::PathBuf, sync::Arc};

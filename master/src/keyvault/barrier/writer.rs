@@ -34,7 +34,8 @@ pub(super) async fn run(shared: Arc<Shared>, mut jobs: mpsc::Receiver<Job>) {
         if group.is_empty() {
             continue;
         }
-        let committed = tokio::time::timeout(DEADLINE, commit(&shared, &group)).await;
+        let commit = commit(&shared, &group, is_failing);
+        let committed = tokio::time::timeout(DEADLINE, commit).await;
         let outcomes = match committed.unwrap_or(Err(Error::TooSlow)) {
             Ok(outcomes) => {
                 if is_failing {
@@ -62,13 +63,21 @@ pub(super) async fn run(shared: Arc<Shared>, mut jobs: mpsc::Receiver<Job>) {
     }
 }
 
-async fn commit(shared: &Shared, group: &[Job]) -> Result<Vec<Result<(), CommitError>>, Error> {
+async fn commit(
+    shared: &Shared,
+    group: &[Job],
+    is_after_failure: bool,
+) -> Result<Vec<Result<(), CommitError>>, Error> {
     shared.check_counter()?;
     let mut transaction = shared.store.begin().await?;
+    if is_after_failure {
+        // What could not be awaited may be committed all the same. By now it is, or never will be.
+        shared.cache.clear();
+    }
     let mut plan = match shared.locked(&mut transaction).await {
         Ok((keyring, head)) => {
             let mut plan = Plan::new(keyring, head);
-            plan.look(group, &mut transaction).await?;
+            plan.look(group, shared, &mut transaction).await?;
             Some(plan)
         }
         // What is refused while it is sealed is put on record all the same.
@@ -141,18 +150,34 @@ impl<'a> Plan<'a> {
     }
 
     /// Looks at what is there of all that the group is about.
-    async fn look(&mut self, group: &'a [Job], transaction: &mut Transaction) -> Result<(), Error> {
+    async fn look(
+        &mut self,
+        group: &'a [Job],
+        shared: &Shared,
+        transaction: &mut Transaction,
+    ) -> Result<(), Error> {
         let changes = || group.iter().map(|job| &job.change);
         let expected = changes().flat_map(|change| &change.expected);
         let written = changes().flat_map(|change| change.writes.keys());
         let mut paths: Vec<&str> = expected.map(|(path, _)| &**path).collect();
+        paths.sort_unstable();
+        paths.dedup();
+        // What was read through the cache a moment ago, as the tokens of a thousand readers, is so
+        // still: nobody else changes entries while this transaction lasts.
+        paths.retain(|path| match shared.known_revision(path) {
+            Some(revision) => {
+                self.now.extend(revision.map(|revision| (*path, revision)));
+                false
+            }
+            None => true,
+        });
         paths.extend(written.clone().map(|path| &**path));
         paths.sort_unstable();
         paths.dedup();
-        if paths.is_empty() {
-            return Ok(());
-        }
-        let revisions = transaction.revisions(&paths).await?;
+        let revisions = match paths.is_empty() {
+            true => HashMap::new(),
+            false => transaction.revisions(&paths).await?,
+        };
         for path in paths {
             if let Some(revision) = revisions.get(path) {
                 self.now.insert(path, *revision);

@@ -3,6 +3,8 @@
 //! Of a key there is a record at `policy/NAME`, and of each version the key itself at `key/NAME/N`.
 //! They are never exported, and never derived from another: a request for either is refused.
 
+mod budget;
+
 use std::collections::BTreeMap;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -12,7 +14,10 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use wavry_credentials::{
     bearer::{Document, Plaintext},
     key::transit::{self, Key, data_key},
+    secret::Secret,
 };
+
+pub(in crate::keyvault) use budget::Budgets;
 
 use super::{At, list};
 use crate::keyvault::{
@@ -171,6 +176,11 @@ fn key_entry(at: At<'_>, name: &str, version: u32) -> String {
     at.entry(&format!("key/{name}/{version}"))
 }
 
+/// Where it is kept how often a version of a key has encrypted.
+fn uses_entry(at: At<'_>, name: &str, version: u32) -> String {
+    at.entry(&format!("uses/{name}/{version}"))
+}
+
 fn policy_entry(at: At<'_>, name: &str) -> String {
     at.entry(&format!("policy/{name}"))
 }
@@ -189,6 +199,24 @@ async fn key(at: At<'_>, name: &str, policy: &Policy, version: u32) -> Result<Ke
     let entry = entry.ok_or(Refusal::Internal("a version of a key is missing"))?;
     Key::from_paserk(policy.kind.of_key(), &entry.value)
         .map_err(|_| Refusal::Internal("a version of a key is not a key"))
+}
+
+/// What `plaintext` is under a version of a key, which counts it.
+async fn sealed(
+    at: At<'_>,
+    name: &str,
+    (policy, version): (&Policy, u32),
+    context: &[u8],
+    plaintext: &Secret<Vec<u8>>,
+) -> Result<String, Refusal> {
+    let key = key(at, name, policy, version).await?;
+    if policy.kind == Kind::Aes256Gcm {
+        at.transit
+            .take(at.barrier, &uses_entry(at, name, version))
+            .await?;
+    }
+    let sealed = key.encrypt(context, plaintext).map_err(wrong_kind)?;
+    Ok(Made::text(version, &sealed))
 }
 
 /// Plans a changed record.
@@ -252,6 +280,7 @@ async fn delete(at: At<'_>, name: &str) -> Result<Planned, Refusal> {
     change.delete(policy_entry(at, name));
     for version in policy.versions.keys() {
         change.delete(key_entry(at, name, *version));
+        change.delete(uses_entry(at, name, *version));
     }
     Ok(Planned::done(change))
 }
@@ -335,6 +364,7 @@ async fn trim(at: At<'_>, name: &str, call: &Call) -> Result<Planned, Refusal> {
     let mut change = keep(at, name, &policy, Some(revision));
     for version in gone.keys() {
         change.delete(key_entry(at, name, *version));
+        change.delete(uses_entry(at, name, *version));
     }
     let data = Document::of(&policy.shown(name));
     Ok(Planned::of(change, Ok(Answer::Data(data))))
@@ -401,11 +431,9 @@ async fn encrypt(at: At<'_>, name: &str, call: &Call) -> Result<Planned, Refusal
         .ok_or_else(|| Refusal::invalid("missing plaintext to encrypt"))?;
     let (_, policy) = known(at, name).await?;
     let version = policy.version_to_make(body.key_version)?;
-    let key = key(at, name, &policy, version).await?;
-    let sealed = key
-        .encrypt(&body.associated_data.0, &plaintext.0)
-        .map_err(wrong_kind)?;
-    let data = json!({"ciphertext": Made::text(version, &sealed), "key_version": version});
+    let context = &body.associated_data.0;
+    let ciphertext = sealed(at, name, (&policy, version), context, &plaintext.0).await?;
+    let data = json!({"ciphertext": ciphertext, "key_version": version});
     Ok(Planned::answer(Answer::Data(Document::of(&data))))
 }
 
@@ -446,11 +474,9 @@ async fn rewrap(at: At<'_>, name: &str, call: &Call) -> Result<Planned, Refusal>
     let body: Decrypt = call.body()?;
     let (plaintext, policy) = opened(at, name, &body).await?;
     let version = policy.version_to_make(body.key_version)?;
-    let key = key(at, name, &policy, version).await?;
-    let sealed = key
-        .encrypt(&body.associated_data.0, &plaintext.0)
-        .map_err(wrong_kind)?;
-    let data = json!({"ciphertext": Made::text(version, &sealed), "key_version": version});
+    let context = &body.associated_data.0;
+    let ciphertext = sealed(at, name, (&policy, version), context, &plaintext.0).await?;
+    let data = json!({"ciphertext": ciphertext, "key_version": version});
     Ok(Planned::answer(Answer::Data(Document::of(&data))))
 }
 
@@ -476,14 +502,11 @@ async fn new_data_key(
     };
     let (_, policy) = known(at, name).await?;
     let version = policy.latest_version;
-    let key = key(at, name, &policy, version).await?;
     let plaintext = data_key(length);
-    let sealed = key
-        .encrypt(&body.associated_data.0, &plaintext)
-        .map_err(wrong_kind)?;
-    let ciphertext = Document::of(&Made::text(version, &sealed));
+    let context = &body.associated_data.0;
+    let ciphertext = sealed(at, name, (&policy, version), context, &plaintext).await?;
     let mut members = vec![
-        ("ciphertext", ciphertext),
+        ("ciphertext", Document::of(&ciphertext)),
         ("key_version", Document::of(&version)),
     ];
     if shows {

@@ -10,17 +10,20 @@ mod secret_ids;
 
 use std::time::Instant;
 
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use wavry_credentials::{
     audit::Action,
     bearer::{Fingerprint, Fingerprints, Token},
 };
 
 use super::{At, terms::Login};
-use crate::keyvault::{
-    barrier::Change,
-    call::{Answer, Call, Noted, Operation, Planned, Refusal},
-    token::{self, MAX_LEN},
+use crate::{
+    keyvault::{
+        barrier::{Change, Revision},
+        call::{Answer, Call, Noted, Operation, Planned, Refusal},
+        token::{self, MAX_LEN},
+    },
+    metrics as names,
 };
 
 pub(super) use secret_ids::sweep;
@@ -95,7 +98,7 @@ async fn login(at: &At<'_>, call: &Call) -> Result<Planned, Refusal> {
         .map_err(Refusal::TooMany)?;
 
     let found = find(at, &fingerprints, role_print, &secret_id).await?;
-    let Some((role, held)) = found else {
+    let Some((revision, role, held)) = found else {
         return Ok(failed(at, who, "role"));
     };
     let client = call.client.ip();
@@ -109,20 +112,18 @@ async fn login(at: &At<'_>, call: &Call) -> Result<Planned, Refusal> {
         return Ok(refused(&role.name, at));
     }
     let mut change = Change::default();
-    let mut facts = std::collections::BTreeMap::new();
-    let mut bound_cidrs = Vec::new();
-    if let Some(held) = held {
-        held.count_use(at, &fingerprints, &role, &mut change);
-        facts = held.id.metadata;
-        bound_cidrs = held.id.token_bound_cidrs;
-    }
+    change.expect(at.entry(&format!("role/{}", role.name)), Some(revision));
+    let id = held.as_ref().map(|held| &held.id);
+    let mut facts = id.map(|id| id.metadata.clone()).unwrap_or_default();
     facts.insert("role_name".to_owned(), role.name.clone());
     let login = Login {
         call,
         mount: at.mount,
         unit: role.name.clone(),
         facts,
-        bound_cidrs,
+        bound_cidrs: id
+            .map(|id| id.token_bound_cidrs.clone())
+            .unwrap_or_default(),
     };
     let issued = role
         .terms
@@ -133,6 +134,9 @@ async fn login(at: &At<'_>, call: &Call) -> Result<Planned, Refusal> {
         Err(Refusal::Denied) => return Ok(refused(&role.name, at)),
         Err(other) => return Err(other),
     };
+    if let Some(held) = held {
+        held.count_use(at, &fingerprints, &role, &mut change);
+    }
     gate.succeeded(who);
     let noted = Noted {
         action: Some(Action::Login),
@@ -148,6 +152,7 @@ fn failed(at: &At<'_>, who: Fingerprint, unit: &str) -> Planned {
     let locks = at.authorizer.logins().failed(who, Instant::now());
     let mut planned = refused(unit, at);
     if locks {
+        metrics::counter!(names::KEYVAULT_LOCK_OUTS).increment(1);
         planned.noted.action = Some(Action::Alarm);
     }
     planned
@@ -162,52 +167,70 @@ fn refused(unit: &str, at: &At<'_>) -> Planned {
     Planned::of(Change::default(), Err(Refusal::invalid(WRONG))).noting(noted)
 }
 
-/// The role and the secret-id that were shown, if both are good. The reads are the same whatever is
-/// wrong.
+/// The role, which version of it, and the secret-id that were shown, if both are good.
+///
+/// Whatever is wrong with them, the store is asked for as many entries, of which as many are there and
+/// are decrypted: what cannot be found is looked for below a role that nobody has, and what is found
+/// has something else looked for in vain.
 async fn find(
     at: &At<'_>,
     fingerprints: &Fingerprints,
     role_id: Fingerprint,
     secret_id: &Token,
-) -> Result<Option<(Role, Option<secret_ids::Held>)>, Refusal> {
+) -> Result<Option<(Revision, Role, Option<secret_ids::Held>)>, Refusal> {
     let barrier = at.barrier();
-    let named = barrier
-        .read_record::<String>(&at.entry(&format!("role-id/{role_id}")))
-        .await?;
-    // Nobody can name the decoy: a role's name is not empty.
-    let name = named.map(|(_, name)| name);
-    let decoy = at.entry("decoy");
-    let path = name
-        .as_ref()
-        .map_or(decoy, |name| at.entry(&format!("role/{name}")));
-    let role = barrier.read_record::<Role>(&path).await?;
-    let (known, role) = match role {
-        Some((_, role)) => (name.is_some() && role.role_print == role_id, Some(role)),
-        None => (false, None),
+    let index = at.entry(&format!("role-id/{role_id}"));
+    let decoy = at.entry("decoy-index");
+    let (_, name, is_named) = either::<String>(at, &index, &decoy).await?;
+    // A mount without roles has no decoy, and nothing to hide.
+    let name = name.unwrap_or_default();
+    let path = match name.as_str() {
+        "" => at.entry("decoy"),
+        name => at.entry(&format!("role/{name}")),
     };
-    let keep = role.as_ref().map_or("none", |role| role.id.as_str());
-    let print = fingerprints.of("secret-id", secret_id);
-    let path = secret_ids::path(at, keep, print);
-    let held = barrier.read_record::<SecretId>(&path).await?;
-    let Some(role) = role.filter(|_| known) else {
+    let Some((revision, role)) = barrier.read_record_from_store::<Role>(&path).await? else {
         return Ok(None);
     };
+    let is_known = is_named && role.role_print == role_id;
+    let print = fingerprints.of("secret-id", secret_id);
+    let path = secret_ids::path(at, &role.id, print);
+    let decoy = at.entry("decoy-secret-id");
+    let (read, id, is_there) = either::<SecretId>(at, &path, &decoy).await?;
+    if !is_known {
+        return Ok(None);
+    }
     if !role.bind_secret_id {
-        return Ok(Some((role, None)));
+        return Ok(Some((revision, role, None)));
     }
     let now = at.authorizer.tokens().now();
-    Ok(held
-        .filter(|(_, id)| id.is_good(now))
-        .map(|(revision, id)| {
-            (
-                role,
-                Some(secret_ids::Held {
-                    print,
-                    revision,
-                    id,
-                }),
-            )
-        }))
+    let held = id.filter(|id| is_there && id.is_good(now));
+    Ok(held.zip(read).map(|(id, read)| {
+        let held = secret_ids::Held {
+            print,
+            revision: read,
+            id,
+        };
+        (revision, role, Some(held))
+    }))
+}
+
+/// What lies at `path`, or else at `decoy`; whether it is the former. Both ways two entries are asked for,
+/// of which one is there.
+async fn either<T: DeserializeOwned>(
+    at: &At<'_>,
+    path: &str,
+    decoy: &str,
+) -> Result<(Option<Revision>, Option<T>, bool), Refusal> {
+    let barrier = at.barrier();
+    let shown = barrier.read_record_from_store::<T>(path).await?;
+    let other = match &shown {
+        Some(_) => at.entry("nothing"),
+        None => decoy.to_owned(),
+    };
+    let other = barrier.read_record_from_store::<T>(&other).await?;
+    let is_there = shown.is_some();
+    let (revision, found) = shown.or(other).unzip();
+    Ok((revision, found, is_there))
 }
 
 #[cfg(test)]

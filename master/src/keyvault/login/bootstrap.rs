@@ -205,7 +205,7 @@ async fn login(at: &At<'_>, call: &Call) -> Result<Planned, Refusal> {
     if !token::is_within(&record.cidr_list, call.client.ip()) {
         return refused(noted);
     }
-    let Some((_, role)) = read(at, &record.role).await? else {
+    let Some((role_revision, role)) = read(at, &record.role).await? else {
         return refused(noted);
     };
     let mut facts = record.metadata.clone();
@@ -218,6 +218,10 @@ async fn login(at: &At<'_>, call: &Call) -> Result<Planned, Refusal> {
         bound_cidrs: Vec::new(),
     };
     let mut change = Change::default();
+    change.expect(
+        at.entry(&format!("role/{}", record.role)),
+        Some(role_revision),
+    );
     let issued = match role.terms.issue(tokens, &mut change, login).await {
         Ok(issued) => issued,
         Err(Refusal::Denied) => return refused(noted),

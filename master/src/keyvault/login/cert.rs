@@ -300,14 +300,14 @@ async fn login(at: &At<'_>, call: &Call) -> Result<Planned, Refusal> {
     let now = unix_time();
     let mut admitted = None;
     for name in names {
-        if let Some((_, role)) = read(at, &name).await?
+        if let Some((revision, role)) = read(at, &name).await?
             && role.admits(&call.peer_certificates, now)
         {
-            admitted = Some((name, role));
+            admitted = Some((name, revision, role));
             break;
         }
     }
-    let (name, role) = admitted.ok_or_else(wrong)?;
+    let (name, revision, role) = admitted.ok_or_else(wrong)?;
     let (unit, facts) = facts(&name, &call.peer_certificates[0])?;
     let login = Login {
         call,
@@ -317,6 +317,7 @@ async fn login(at: &At<'_>, call: &Call) -> Result<Planned, Refusal> {
         bound_cidrs: Vec::new(),
     };
     let mut change = Change::default();
+    change.expect(at.entry(&format!("certs/{name}")), Some(revision));
     let issued = match role
         .terms
         .issue(at.authorizer.tokens(), &mut change, login)

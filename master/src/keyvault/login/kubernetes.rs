@@ -377,8 +377,8 @@ async fn login(at: &At<'_>, call: &Call) -> Result<Planned, Refusal> {
         return Err(Refusal::Denied);
     }
     let name = role_name(&role)?;
-    let (_, config) = config(at).await?.ok_or(Refusal::Denied)?;
-    let (_, role) = read(at, &name).await?.ok_or(Refusal::Denied)?;
+    let (settings, config) = config(at).await?.ok_or(Refusal::Denied)?;
+    let (revision, role) = read(at, &name).await?.ok_or(Refusal::Denied)?;
     let account = verified(at, &config, &role, &jwt).await?;
     let account = account
         .filter(|account| role.admits(account))
@@ -403,6 +403,8 @@ async fn login(at: &At<'_>, call: &Call) -> Result<Planned, Refusal> {
         bound_cidrs: Vec::new(),
     };
     let mut change = Change::default();
+    change.expect(at.entry("config"), Some(settings));
+    change.expect(at.entry(&format!("role/{name}")), Some(revision));
     let issued = role
         .terms
         .issue(at.authorizer.tokens(), &mut change, login)

@@ -171,8 +171,12 @@ pub(in crate::keyvault) async fn capabilities(
             Some(found.ok_or(Refusal::invalid("invalid accessor"))?)
         }
     };
+    let mut change = Change::default();
     let acl = match &other {
-        Some(found) => authorizer.policies().acl(&found.record.scope).await?,
+        Some(found) => {
+            let policies = authorizer.policies();
+            policies.acl(&mut change, &found.record.scope).await?
+        }
         None => granted.acl().clone(),
     };
     let mut data = Map::new();
@@ -182,7 +186,6 @@ pub(in crate::keyvault) async fn capabilities(
         // The older form, for one path.
         data.entry("capabilities").or_insert_with(|| json!(names));
     }
-    Ok(Planned::answer(Answer::Data(Document::of(&Value::Object(
-        data,
-    )))))
+    let answer = Answer::Data(Document::of(&Value::Object(data)));
+    Ok(Planned::of(change, Ok(answer)))
 }

@@ -106,14 +106,16 @@ impl Policies {
         Ok(())
     }
 
-    /// What a scope's policies together allow. A policy that is not there allows nothing.
-    pub async fn acl(&self, scope: &Scope) -> Result<Arc<Acl>, Error> {
+    /// What a scope's policies together allow, as long as none changes: a change that is planned by it
+    /// expects that. A policy that is not there allows nothing.
+    pub async fn acl(&self, change: &mut Change, scope: &Scope) -> Result<Arc<Acl>, Error> {
         if scope.policies.iter().any(|name| name == ROOT) {
             return Ok(Arc::new(Acl::root()));
         }
         // Read first: what is read after it is at least as new.
         let generation = self.barrier.read_record::<()>(GENERATION).await?;
         let generation = generation.map(|(revision, ())| revision);
+        change.expect(GENERATION, generation);
         {
             let mut acls = self.acls.lock().unwrap_or_else(PoisonError::into_inner);
             if acls.generation != generation || acls.made.len() >= MAX_ACLS {

@@ -12,7 +12,7 @@ use sqlx::{
 use wavry_credentials::audit;
 
 use super::{Error, Head, Log, Row, WrappedTerm};
-use crate::database::Server;
+use crate::database::{self, Server};
 use reads::Reads;
 
 /// How long a read waits for a connection: an answer's deadline.
@@ -174,31 +174,40 @@ impl Postgres {
         Ok(is_ours.then_some(connection))
     }
 
+    /// Changes follow each other in one order: who makes one holds the row of the audit log's head. What
+    /// is read after it, in a statement of its own, is as whoever held it before has left it.
     pub(super) async fn begin(&self) -> Result<Transaction, Error> {
-        self.begin_with(BEGIN).await
+        let mut inner = database::begin(&self.pool, "BEGIN").await?;
+        // Both with one message to the server.
+        let rows = sqlx::raw_sql(LOCKED_HEADS).fetch_all(&mut *inner).await?;
+        let row = rows.last().ok_or(sqlx::Error::RowNotFound)?;
+        let (log, head) = read_heads(row)?;
+        Ok(Transaction { inner, log, head })
     }
 
     /// A transaction whose reads are all of one moment.
     async fn snapshot(&self) -> Result<Transaction, Error> {
         let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-        self.begin_with(begin).await
-    }
-
-    async fn begin_with(&self, begin: &'static str) -> Result<Transaction, Error> {
-        let mut inner = self.pool.begin_with(begin).await?;
+        let mut inner = database::begin(&self.pool, begin).await?;
         let row = sqlx::query(HEADS).fetch_one(&mut *inner).await?;
         let (log, head) = read_heads(&row)?;
         Ok(Transaction { inner, log, head })
     }
 }
 
+macro_rules! heads {
+    ($before:literal) => {
+        concat!(
+            $before,
+            "SELECT audit_head.seq, audit_head.hash, audit_head.seal, vault, position,
+             generation, term, master_key, wraps, digest, mac
+             FROM audit_head LEFT JOIN head ON head.one = audit_head.one"
+        )
+    };
+}
 /// One row, whether there is a head or not.
-const HEADS: &str = "SELECT audit_head.seq, audit_head.hash, audit_head.seal, vault, position,
-    generation, term, master_key, wraps, digest, mac
-    FROM audit_head LEFT JOIN head ON head.one = audit_head.one";
-/// Changes follow each other in one order: who makes one holds this row. What is read after it, in a
-/// statement of its own, is as whoever held it before has left it.
-const BEGIN: &str = "BEGIN; SELECT 1 FROM audit_head FOR UPDATE";
+const HEADS: &str = heads!("");
+const LOCKED_HEADS: &str = heads!("SELECT 1 FROM audit_head FOR UPDATE; ");
 const ROW: &str = "SELECT revision, term, wrapped_key, ciphertext FROM entry WHERE path = $1";
 
 impl Transaction {

@@ -127,6 +127,18 @@ pub(super) async fn read(barrier: &Barrier, name: &str) -> Result<Option<Role>, 
     Ok(role.map(|(_, role)| role))
 }
 
+/// The same, for a change that depends on what it says.
+pub(super) async fn read_for(
+    change: &mut Change,
+    barrier: &Barrier,
+    name: &str,
+) -> Result<Option<Role>, Refusal> {
+    let path = path(name)?;
+    let role = barrier.read_record(&path).await?;
+    change.expect(path, role.as_ref().map(|(revision, _)| *revision));
+    Ok(role.map(|(_, role)| role))
+}
+
 pub(super) async fn names(barrier: &Barrier) -> Result<Vec<String>, Refusal> {
     Ok(barrier.list("token-role/", None, MAX_NAMES).await?)
 }

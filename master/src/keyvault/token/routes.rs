@@ -205,9 +205,10 @@ async fn create(
     if wanted.display_name.len() > MAX_DISPLAY_NAME {
         return Err(Refusal::invalid("'display_name' is too long"));
     }
+    let mut change = Change::default();
     let role = match role.or(wanted.role_name.as_deref()) {
         Some(name) => {
-            let role = role::read(at.barrier(), name).await?;
+            let role = role::read_for(&mut change, at.barrier(), name).await?;
             let role = role.ok_or(Refusal::invalid("unknown role"))?;
             Some((name.to_lowercase(), role))
         }
@@ -284,7 +285,6 @@ async fn create(
         role: role.map(|(name, _)| name),
         mount: parent.record.mount.clone().filter(|_| !is_orphan),
     };
-    let mut change = Change::default();
     let issued = at.authorizer.tokens().issue(&mut change, new).await?;
     let noted = noted(Action::Issue, Some(&issued.record.accessor));
     Ok(Planned::of(change, Ok(Answer::Auth(issued.into_auth()))).noting(noted))

@@ -39,6 +39,19 @@ pub struct Found {
     pub revision: Revision,
     /// What is kept of it.
     pub record: Record,
+    /// Those that it ends with, and which versions of them are good.
+    pub(super) ancestors: Vec<(Fingerprint, Revision)>,
+}
+
+impl Found {
+    /// Plans nothing, but that it is still good: a call that its revocation overtakes is a conflict.
+    /// Those of one token do not disturb each other by it.
+    pub fn expect(&self, change: &mut Change) {
+        change.expect(path(self.fingerprint), Some(self.revision));
+        for (ancestor, revision) in &self.ancestors {
+            change.expect(path(*ancestor), Some(*revision));
+        }
+    }
 }
 
 /// A token to be made.
@@ -156,42 +169,50 @@ impl Tokens {
     }
 
     async fn find_by(&self, fingerprint: Fingerprint) -> Result<Option<Found>, Error> {
-        let Some((revision, record)) = self.barrier.read_record(&path(fingerprint)).await? else {
+        let Some((revision, record)) = self
+            .barrier
+            .read_record::<Record>(&path(fingerprint))
+            .await?
+        else {
             return Ok(None);
         };
-        let found = Found {
+        if record.released || !record.lifetime.is_good(self.now()) {
+            return Ok(None);
+        }
+        let ancestors = self.good_ancestors(&record).await?;
+        Ok(ancestors.map(|ancestors| Found {
             fingerprint,
             revision,
             record,
-        };
-        let is_good = !found.record.released
-            && found.record.lifetime.is_good(self.now())
-            && self.ancestors_are_good(&found.record).await?;
-        Ok(is_good.then_some(found))
+            ancestors,
+        }))
     }
 
-    /// Whether no token has ended with which this one ends.
-    pub(super) async fn ancestors_are_good(&self, record: &Record) -> Result<bool, Error> {
+    /// The tokens with which this one ends; `None` if one of them has ended.
+    pub(super) async fn good_ancestors(
+        &self,
+        record: &Record,
+    ) -> Result<Option<Vec<(Fingerprint, Revision)>>, Error> {
         let mut parent = record.parent;
-        let mut steps = 0;
+        let mut good = Vec::new();
         while let Some(fingerprint) = parent {
-            steps += 1;
             let held = self
                 .barrier
                 .read_record::<Record>(&path(fingerprint))
                 .await?;
-            let Some((_, ancestor)) = held else {
-                return Ok(false);
+            let Some((revision, ancestor)) = held else {
+                return Ok(None);
             };
+            good.push((fingerprint, revision));
             if ancestor.released {
-                return Ok(true);
+                break;
             }
-            if steps > MAX_DEPTH || !ancestor.lifetime.is_good(self.now()) {
-                return Ok(false);
+            if good.len() > MAX_DEPTH || !ancestor.lifetime.is_good(self.now()) {
+                return Ok(None);
             }
             parent = ancestor.parent;
         }
-        Ok(true)
+        Ok(Some(good))
     }
 
     /// Plans a new token.

@@ -5,7 +5,10 @@ use std::{collections::HashSet, time::Duration};
 use wavry_credentials::bearer::Fingerprint;
 
 use super::{Record, Tokens, store::path};
-use crate::keyvault::barrier::{Change, CommitError, Error, Revision};
+use crate::{
+    keyvault::barrier::{Change, CommitError, Error, Revision},
+    metrics as names,
+};
 
 /// Tokens that are looked at in one go.
 const BATCH: usize = 256;
@@ -27,6 +30,7 @@ pub struct Sweep {
     /// Tokens that ended without those that they made.
     released: Vec<(Fingerprint, Revision)>,
     swept: u64,
+    good: u64,
 }
 
 impl Tokens {
@@ -51,10 +55,13 @@ impl Tokens {
                 sweep.released.push((fingerprint, revision));
                 continue;
             }
-            let is_good =
-                record.lifetime.is_good(self.now()) && self.ancestors_are_good(&record).await?;
+            let is_good = record.lifetime.is_good(self.now())
+                && self.good_ancestors(&record).await?.is_some();
             match is_good {
-                true => sweep.parents.extend(record.parent),
+                true => {
+                    sweep.good += 1;
+                    sweep.parents.extend(record.parent);
+                }
                 false => gone.push((path, revision, Some(record.accessor))),
             }
         }
@@ -84,6 +91,7 @@ impl Tokens {
         if !is_last {
             return Ok(None);
         }
+        metrics::gauge!(names::KEYVAULT_TOKENS).set(sweep.good as f64);
         Ok(Some(std::mem::take(sweep).swept))
     }
 

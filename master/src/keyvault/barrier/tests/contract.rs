@@ -1,7 +1,7 @@
 //! The same on SQLite and PostgreSQL.
 
 use super::*;
-use crate::keyvault::postgres_server::Server;
+use crate::{audit_sink::Log, keyvault::postgres_server::Server};
 
 /// Tests of both databases: on SQLite each of its own, on PostgreSQL one after the other with one server.
 macro_rules! contract {
@@ -36,6 +36,70 @@ contract! {
     what_was_written_is_there_after_a_restart
     changes_of_one_group_see_each_other
     a_vault_is_initialised_once
+    it_is_kept_how_far_each_sink_is
+}
+
+async fn it_is_kept_how_far_each_sink_is(world: &World) {
+    let vault = world.vault().await;
+    let store = &vault.barrier().shared.store;
+    assert_eq!(Log::delivered(store, "siem").await.unwrap(), 0);
+    for seq in [3, 7] {
+        Log::keep_delivered(store, "siem", seq).await.unwrap();
+        assert_eq!(Log::delivered(store, "siem").await.unwrap(), seq);
+    }
+    assert_eq!(Log::delivered(store, "other").await.unwrap(), 0);
+
+    let claimed = Log::claim(store, "siem").await.unwrap();
+    assert!(claimed.is_some());
+    assert!(Log::claim(store, "other").await.unwrap().is_some());
+    let is_taken = Log::claim(store, "siem").await.unwrap().is_none();
+    assert_eq!(is_taken, store.is_shared());
+    drop(claimed);
+    // The server notices that the connection is gone.
+    let given_back = async {
+        while Log::claim(store, "siem").await.unwrap().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), given_back)
+        .await
+        .unwrap();
+    vault.close().await;
+}
+
+#[tokio::test]
+async fn whoever_stops_waiting_or_fails_leaves_no_connection_in_a_transaction() {
+    let server = Server::start(false);
+    let url = server.database("abandoned").await;
+    let location = Location::Postgres(url.parse().unwrap());
+    let world = World::at(tempfile::tempdir().unwrap(), location);
+    let (one, other) = (world.vault().await, world.vault().await);
+    let store = &one.barrier().shared.store;
+    for polls in 1..40 {
+        let mut begun = Box::pin(store.scan(|_, _, _| ()));
+        for _ in 0..polls {
+            if futures_util::poll!(&mut begun).is_ready() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    for i in 0..20 {
+        let path = format!("a{i}");
+        one.barrier().commit(put(&path, "1")).await.unwrap();
+        assert!(reads(one.barrier(), &path, "1").await);
+    }
+
+    // The other one holds the lock for longer than a statement may take.
+    let held = other.barrier().shared.store.begin().await.unwrap();
+    let waiting: Vec<_> = (0..8).map(|_| store.begin()).collect();
+    let refused = futures_util::future::join_all(waiting).await;
+    assert!(refused.iter().all(Result::is_err));
+    drop((held, refused));
+    for i in 0..20 {
+        let path = format!("b{i}");
+        one.barrier().commit(put(&path, "1")).await.unwrap();
+    }
 }
 
 #[tokio::test]

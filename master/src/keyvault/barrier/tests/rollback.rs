@@ -240,3 +240,25 @@ async fn a_disk_that_is_full_or_read_only_refuses_and_is_written_again_when_it_c
     vault.close().await;
     world.vault().await.close().await;
 }
+
+#[tokio::test]
+async fn what_was_committed_though_nobody_could_await_it_is_seen_by_the_next_change() {
+    let world = World::sqlite();
+    let vault = world.vault().await;
+    vault.barrier().commit(put("a", "1")).await.unwrap();
+    let revision = vault.barrier().read("a").await.unwrap().unwrap().revision;
+    let Store::Sqlite(sqlite) = &vault.barrier().shared.store else {
+        panic!("it is SQLite");
+    };
+    // As a commit that took longer than its deadline leaves it.
+    sqlite.run("DELETE FROM entry WHERE path = 'a'").await;
+    sqlite.run("PRAGMA query_only = ON").await;
+    vault.barrier().commit(put("b", "1")).await.unwrap_err();
+    sqlite.run("PRAGMA query_only = OFF").await;
+    let mut change = Change::default();
+    change.expect("a", Some(revision));
+    change.record(event("read"));
+    let outcome = vault.barrier().commit(change).await;
+    assert!(matches!(outcome, Err(CommitError::Conflict)));
+    vault.close().await;
+}

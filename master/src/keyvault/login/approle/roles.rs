@@ -5,9 +5,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use wavry_credentials::bearer::Fingerprint;
 
-use super::super::{
-    At, configured, role_name,
-    terms::{Parameters, Terms},
+use super::{
+    super::{
+        At, configured, role_name,
+        terms::{Parameters, Terms},
+    },
+    SecretId,
 };
 use crate::keyvault::{
     barrier::{Change, Revision},
@@ -117,8 +120,11 @@ pub(super) async fn put(at: &At<'_>, name: &str, call: &Call) -> Result<Planned,
         index(at, &role, (!is_new).then_some(before), &mut change);
     }
     if is_new && at.barrier().read(&at.entry("decoy")).await?.is_none() {
-        // What an unknown role-id is looked up in, so that it takes as long as a known one.
+        // What an unknown role-id is looked up in, so that it takes as long as a known one. Nobody
+        // can name it: a role's name is not empty.
         change.put_record(at.entry("decoy"), &made(at, "").await?);
+        change.put_record(at.entry("decoy-index"), &String::new());
+        change.put_record(at.entry("decoy-secret-id"), &SecretId::decoy());
     }
     change.put_record(path, &role);
     Ok(configured(change))

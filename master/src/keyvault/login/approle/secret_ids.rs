@@ -43,6 +43,20 @@ pub(super) struct SecretId {
 }
 
 impl SecretId {
+    /// One that nobody has, as large as others.
+    pub(super) fn decoy() -> Self {
+        Self {
+            accessor: random_id(),
+            created: 0,
+            updated: 0,
+            ttl: 1,
+            uses_left: 0,
+            cidr_list: Vec::new(),
+            token_bound_cidrs: Vec::new(),
+            metadata: BTreeMap::new(),
+        }
+    }
+
     pub(super) fn is_good(&self, now: u64) -> bool {
         self.ttl == 0 || now < self.created.saturating_add(self.ttl)
     }
@@ -157,7 +171,7 @@ pub(super) async fn choose(at: &At<'_>, name: &str, call: &Call) -> Result<Plann
 }
 
 async fn make(at: &At<'_>, name: &str, secret_id: Token, body: Body) -> Result<Planned, Refusal> {
-    let role = role(at, name).await?;
+    let (read, role) = roles::read(at, name).await?.ok_or(Refusal::Absent)?;
     if !role.bind_secret_id {
         return Err(Refusal::invalid("bind_secret_id is not set on the role"));
     }
@@ -183,6 +197,7 @@ async fn make(at: &At<'_>, name: &str, secret_id: Token, body: Body) -> Result<P
         return Err(Refusal::invalid("SecretID is already registered"));
     }
     let mut change = Change::default();
+    change.expect(at.entry(&format!("role/{}", role.name)), Some(read));
     change.expect(&*path, None);
     change.put_record(path, &id);
     let accessor = Accessor {

@@ -371,3 +371,56 @@ async fn a_role_needs_a_constraint_and_gives_no_root() {
             .is_err()
     );
 }
+
+#[tokio::test]
+async fn whatever_is_wrong_with_a_login_the_store_is_asked_as_often_and_finds_as_much() {
+    let world = world().await;
+    let shown = role(&world, "web", json!({})).await;
+    let bound = role(
+        &world,
+        "bound",
+        json!({"secret_id_bound_cidrs": "10.0.0.0/8"}),
+    )
+    .await;
+    let brief = role(&world, "brief", json!({"secret_id_ttl": 1})).await;
+    let at_home = json!({"token_bound_cidrs": "10.0.0.0/8"});
+    let at_home = role(&world, "at-home", at_home).await;
+    let tokens = world.vault.authorizer.tokens();
+    tokens.clock().has_been(tokens.now() + 10);
+    let barrier = world.vault.barrier();
+    let with =
+        |role_id: &Value, secret_id: &Value| json!({"role_id": role_id, "secret_id": secret_id});
+    let (unknown, wrong) = (json!("unknown"), json!("wrong"));
+    let mut seen = Vec::new();
+    for (what, body, succeeds) in [
+        ("good", shown.clone(), true),
+        ("unknown role", with(&unknown, &shown["secret_id"]), false),
+        (
+            "unknown role again",
+            with(&unknown, &shown["secret_id"]),
+            false,
+        ),
+        ("wrong secret", with(&shown["role_id"], &wrong), false),
+        ("wrong secret again", with(&shown["role_id"], &wrong), false),
+        (
+            "another's secret",
+            with(&shown["role_id"], &bound["secret_id"]),
+            false,
+        ),
+        ("elsewhere", bound.clone(), false),
+        ("token for elsewhere", at_home, false),
+        ("expired", brief, false),
+    ] {
+        let before = barrier.asked();
+        let lines = world.log().await.len();
+        let answer = world.stranger().token(LOGIN, body).await;
+        assert_eq!(answer.is_ok(), succeeds, "{what}");
+        assert_eq!(world.log().await.len(), lines + 1, "{what}");
+        let after = barrier.asked();
+        seen.push((what, [after[0] - before[0], after[1] - before[1]]));
+    }
+    assert!(
+        seen.iter().all(|(_, asked)| *asked == [2, 3]),
+        "not there, there: {seen:?}"
+    );
+}
