@@ -18,6 +18,7 @@ mod shutdown;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use wavry_proto::control::Role;
 
 /// Takes a browser's WebTransport session to any service, anywhere.
 #[derive(Debug, Parser)]
@@ -53,7 +54,7 @@ enum Command {
     /// Make a relay's or gateway's identity and registration token
     #[command(after_long_help = PROVISION_HELP)]
     Provision(provision::NodeArgs),
-    /// Look at the cluster's gateways and relays, and revoke them
+    /// Look at the cluster's gateways and relays, and revoke them (see also `wavry relay identity`)
     #[command(subcommand, after_long_help = NODE_HELP)]
     Node(operate::NodeCommand),
     /// Look at services, and make, change and delete them
@@ -313,8 +314,18 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::KeyVault(args) => {
             role::run::<roles::KeyVault>(&args.role, &args.flags()).await?;
         }
-        Command::Gateway(args) => role::run::<roles::Gateway>(&args.role, &args.flags()).await?,
-        Command::Relay(args) => role::run::<roles::Relay>(&args.role, &args.flags()).await?,
+        Command::Gateway(args) => match &args.command {
+            Some(roles::NodeCommand::Identity(command)) => {
+                operate::identity(Role::Gateway, command).await?;
+            }
+            None => role::run::<roles::Gateway>(&args.role, &args.flags()).await?,
+        },
+        Command::Relay(args) => match &args.command {
+            Some(roles::NodeCommand::Identity(command)) => {
+                operate::identity(Role::Relay, command).await?;
+            }
+            None => role::run::<roles::Relay>(&args.role, &args.flags()).await?,
+        },
         Command::Probe(args) => return probe_exit(probe::run(&args).await),
         Command::Loadtest(scenario) => {
             log::start_for_tool("warn");

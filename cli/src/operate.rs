@@ -1,4 +1,7 @@
-//! What operators ask of a master: `wavry node`, `wavry token revoke`, `wavry key list` and `rotate`.
+//! What operators ask of a master: `wavry node`, `wavry token revoke`, `wavry key list` and `rotate`,
+//! `wavry relay identity`.
+
+mod identity;
 
 use std::{
     io::{self, Write as _},
@@ -19,6 +22,8 @@ use wavry_master::operate::{
     ServiceStatus, Services,
 };
 use wavry_proto::id::{NodeId, ServiceName};
+
+pub(crate) use identity::{IdentityCommand, identity};
 
 /// `wavry node`.
 #[derive(Debug, clap::Subcommand)]
@@ -291,18 +296,20 @@ pub(crate) async fn rotate(args: &RotateArgs) -> anyhow::Result<()> {
 const KEY_HEADINGS: [&str; 4] = ["KEY", "STATE", "SINCE", "UNTIL"];
 
 fn key_row(key: &KeyStatus) -> [String; 4] {
-    let time = |seconds| {
-        i64::try_from(seconds)
-            .ok()
-            .and_then(|s| OffsetDateTime::from_unix_timestamp(s).ok())
-    };
-    let shown = |seconds| time(seconds).and_then(|time| time.format(&Rfc3339).ok());
     [
         key.kid.clone(),
         key.state.clone(),
-        shown(key.since).unwrap_or_default(),
-        key.until.and_then(shown).unwrap_or_default(),
+        shown_time(key.since),
+        key.until.map(shown_time).unwrap_or_default(),
     ]
+}
+
+/// Seconds since the Unix epoch, as people read them; nothing where that is no time.
+fn shown_time(seconds: u64) -> String {
+    let time = i64::try_from(seconds).ok();
+    let time = time.and_then(|s| OffsetDateTime::from_unix_timestamp(s).ok());
+    time.and_then(|time| time.format(&Rfc3339).ok())
+        .unwrap_or_default()
 }
 
 /// A connection to the master, and the token of who asks.

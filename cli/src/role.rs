@@ -203,5 +203,17 @@ mod tests {
         for (name, kind) in &described {
             assert_eq!(name.ends_with("_total"), *kind == "counter", "{name}");
         }
+
+        let rules = include_str!("../../deploy/prometheus/identity.rules.yml");
+        let words = rules.split(|c: char| c != '_' && !c.is_ascii_alphanumeric());
+        let mut used = words.filter(|word| word.starts_with("wavry_")).peekable();
+        assert!(used.peek().is_some());
+        for name in used {
+            let is_described = described.iter().any(|(known, _)| known == name);
+            assert!(
+                is_described,
+                "{name}, which a rule is about, is not in the code"
+            );
+        }
     }
 }

@@ -216,6 +216,14 @@ impl KeyVaultArgs {
     }
 }
 
+/// What is asked of a master about a gateway or relay that runs.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum NodeCommand {
+    /// The key by which a node is known
+    #[command(subcommand)]
+    Identity(operate::IdentityCommand),
+}
+
 /// Flags of what registers with a master.
 #[derive(Debug, clap::Args)]
 pub(crate) struct NodeArgs {
@@ -244,7 +252,10 @@ impl NodeArgs {
 
 /// `wavry gateway`.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct GatewayArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<NodeCommand>,
     #[command(flatten)]
     pub(crate) role: Args,
     /// UDP address at which clients connect; overrides gateway.listen
@@ -273,7 +284,10 @@ impl GatewayArgs {
 
 /// `wavry relay`.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct RelayArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<NodeCommand>,
     #[command(flatten)]
     pub(crate) role: Args,
     /// UDP address at which gateways connect; overrides relay.mesh_listen

@@ -33,6 +33,7 @@ fn cluster() -> Cluster {
     let mut cluster = Cluster::new();
     cluster.add("open", "echo:", false);
     cluster.add_with_token("closed", "echo:");
+    cluster.set("gateway", "sessions_per_ip = 1000");
     cluster.start()
 }
 
@@ -146,7 +147,7 @@ async fn a_rotation_of_the_signing_key_drops_no_session_and_both_keys_tokens_ope
     let admin = cluster.operator_token("admin");
     let by_old = cluster.token("closed", "old", "10m");
     let mut sessions = Vec::new();
-    for i in 0..50 {
+    for i in 0..200 {
         sessions.push(live(&cluster, &native, &format!("tab-{i}")).await);
     }
 

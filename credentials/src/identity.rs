@@ -1,6 +1,8 @@
 //! A node's Ed25519 identity, and the TLS of the mesh that it proves itself with (RFC 7250).
 
 mod mesh;
+pub mod rotation;
+mod shown;
 
 use std::sync::Arc;
 
@@ -12,6 +14,8 @@ use crate::{
     key::{Ed25519, format},
     secret::Secret,
 };
+
+pub use shown::{Present, Shown};
 
 /// A node's Ed25519 key pair.
 pub struct Identity {
@@ -68,7 +72,10 @@ impl Identity {
     /// TLS 1.3 only, both sides authenticated, no ticket and no 0-RTT: resumption would pass by the
     /// roster. A handshake reads memory only. No ALPN is set.
     pub fn mesh_tls(&self, roster: watch::Receiver<Arc<Roster>>) -> Result<MeshTls, Error> {
-        mesh::tls(self, roster)
+        let same = Self {
+            key: self.key.clone(),
+        };
+        Shown::new(same)?.mesh_tls(roster)
     }
 
     /// The key itself, for what else it signs.
@@ -87,6 +94,8 @@ pub struct MeshTls {
     pub server: Arc<rustls::ServerConfig>,
     /// For connections to peers; the server name is the peer's node id.
     pub client: Arc<rustls::ClientConfig>,
+    /// The key that both show.
+    pub key: watch::Receiver<PublicKey>,
 }
 
 /// Whether `signature` over `message` is by `key`. Strict: weak keys and non-canonical signatures,

@@ -1,11 +1,13 @@
 //! A node's place in a cluster: registration, heartbeats, and the roster it watches.
 
 mod age;
+mod identities;
 mod kept;
 mod metrics;
 mod pinned;
 mod record;
 mod retry;
+mod rotate;
 mod trust;
 mod work;
 
@@ -20,19 +22,22 @@ use std::{
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 use wavry_proto::{
     control::Roster,
-    id::{ClusterName, NodeId, ServiceName},
+    id::{ClusterName, NodeId, PublicKey, ServiceName},
 };
 
 use crate::{
-    identity::Identity,
+    clock::unix_time,
+    identity::{Identity, MeshTls, Shown, rotation::Pace},
     master::{self, Failure},
     secret::Secret,
     source,
 };
 
+use identities::Identities;
 use kept::Kept;
 pub(crate) use metrics::describe as describe_metrics;
 use record::Record;
+use rotate::Rotation;
 use trust::Trust;
 use work::{Link, Said};
 
@@ -43,13 +48,15 @@ pub struct Config {
     pub master: String,
     /// PEM file of the authorities that the master's certificate is checked against.
     pub ca_file: PathBuf,
-    /// Directory that keeps what registration gave — node id, cluster and roster keys — and the newest
-    /// roster. Not secret.
+    /// Directory that keeps what registration gave — node id, cluster and roster keys —, the newest
+    /// roster, and the identities that follow the secret `identity_key`.
     pub state_dir: PathBuf,
     /// Services this node has upstreams for.
     pub services: Vec<ServiceName>,
     /// The node acts on a roster for so long after it was signed.
     pub max_roster_age: Duration,
+    /// How long an identity serves before another takes its place.
+    pub identity_lifetime: Duration,
     /// File of the secret `identity_key`; `None` for where [`source::locate`] finds it.
     pub identity_key: Option<PathBuf>,
     /// File of the secret `registration_token`; `None` for where [`source::locate`] finds it.
@@ -107,9 +114,12 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// A node that has what joining takes: secrets and state were read, and nobody was asked yet.
 pub struct Candidate {
     client: master::Client,
+    /// The one that is shown.
     identity: Identity,
+    identities: Identities,
     services: Vec<ServiceName>,
     max_roster_age: Duration,
+    pace: Pace,
     kept: Kept,
     standing: Standing,
 }
@@ -119,30 +129,32 @@ enum Standing {
     Registered { record: Record, file: PathBuf },
     /// It is to, and what that gives goes into the file.
     ToRegister {
+        provisioned: PublicKey,
         token: Secret<Vec<u8>>,
         file: PathBuf,
     },
 }
 
 impl Candidate {
-    /// Reads the identity (secret `identity_key`) and, unless this identity registered before, the
+    /// Reads the identity (secret `identity_key`, or the one that followed it) and, unless this identity registered before, the
     /// registration token (secret `registration_token`).
     pub fn new(config: Config) -> Result<Self, Error> {
         let file = config.identity_key.as_deref();
-        let identity = source::read_as("identity_key", file, Identity::read)?;
+        let provisioned = source::read_as("identity_key", file, Identity::read)?;
         fs::create_dir_all(&config.state_dir).map_err(|error| {
             Error::Invalid(format!(
                 "state directory {}: {error}",
                 config.state_dir.display()
             ))
         })?;
+        let key = provisioned.public_key();
+        let (identities, identity) = Identities::open(&config.state_dir, provisioned, unix_time())?;
         let client = master::Client::new(&config.master, &config.ca_file)?;
         let file = config.state_dir.join("membership.json");
         let standing = match Record::read(&file)? {
-            Some(record) if record.public_key == identity.public_key() => {
-                Standing::Registered { record, file }
-            }
+            Some(record) if record.public_key == key => Standing::Registered { record, file },
             _ => Standing::ToRegister {
+                provisioned: key,
                 token: read_secret("registration_token", config.registration_token.as_ref())?,
                 file,
             },
@@ -150,8 +162,12 @@ impl Candidate {
         Ok(Self {
             client,
             identity,
+            identities,
             services: config.services,
             max_roster_age: config.max_roster_age,
+            pace: Pace {
+                lifetime: config.identity_lifetime,
+            },
             kept: Kept::in_directory(&config.state_dir),
             standing,
         })
@@ -167,27 +183,37 @@ impl Candidate {
         let Self {
             client,
             identity,
+            identities,
             services,
             max_roster_age,
+            pace,
             kept,
             standing,
         } = self;
         let (record, file) = match standing {
             Standing::Registered { record, file } => (record, file),
-            Standing::ToRegister { token, file } => {
-                let record = work::register(&client, &identity, &token, &services).await?;
+            Standing::ToRegister {
+                provisioned,
+                token,
+                file,
+            } => {
+                let registering =
+                    work::register(&client, &identity, provisioned, &token, &services);
+                let record = registering.await?;
                 record.write(&file)?;
                 (record, file)
             }
         };
         let trust = Trust::of(&record, file)?;
-        let link = Arc::new(Link::new(client, identity, record, trust, services, kept));
+        let shown = Shown::new(identity)?;
+        let link = Arc::new(Link::new(client, shown, record, trust, services, kept));
 
         let (first, connection) = work::first_roster(&link, max_roster_age).await?;
         let first = Arc::new(first);
         let (newest_sender, newest) = watch::channel(first.clone());
         let (roster_sender, roster) = watch::channel(first);
         let (farewell_sender, farewell) = watch::channel(false);
+        let (task_sender, task) = watch::channel(None);
         let mut work = JoinSet::new();
         work.spawn(work::follow_roster(link.clone(), connection, newest_sender));
         work.spawn(age::publish(newest, max_roster_age, roster_sender));
@@ -195,7 +221,17 @@ impl Candidate {
             link.clone(),
             roster.clone(),
             farewell_sender,
+            task_sender,
         ));
+        let rotation = Rotation {
+            link: link.clone(),
+            identities,
+            pace,
+            roster: roster.clone(),
+            task,
+            foreign: Vec::new(),
+        };
+        work.spawn(rotation.run());
         Ok(Membership {
             link,
             roster,
@@ -221,9 +257,15 @@ impl Membership {
         &self.link.record.cluster
     }
 
-    /// The node's identity.
-    pub fn identity(&self) -> &Identity {
-        &self.link.identity
+    /// The identity that the node shows now.
+    pub fn identity(&self) -> Arc<Identity> {
+        self.link.shown.present().identity.clone()
+    }
+
+    /// TLS for the mesh, by the identity that the node shows at the time of each handshake; see
+    /// [`Identity::mesh_tls`].
+    pub fn mesh_tls(&self) -> Result<MeshTls, crate::identity::Error> {
+        self.link.shown.mesh_tls(self.roster())
     }
 
     /// The current roster, or [`Roster::empty`] while the newest is too old to act on; the sender is

@@ -3,7 +3,9 @@
 
 use libfuzzer_sys::fuzz_target;
 use serde_json::{from_slice, to_vec};
-use wavry_proto::control::{Challenge, Heartbeat, Register, Registered, Roster};
+use wavry_proto::control::{
+    Challenge, Heard, Heartbeat, Register, Registered, Roster, Rotate, Rotating,
+};
 
 macro_rules! survives {
     ($data:ident, $($message:ty),*) => {$(
@@ -15,7 +17,9 @@ macro_rules! survives {
 }
 
 fuzz_target!(|data: &[u8]| {
-    survives!(data, Challenge, Register, Registered, Heartbeat, Roster);
+    survives!(
+        data, Challenge, Register, Registered, Heartbeat, Heard, Rotate, Rotating, Roster
+    );
     if let Ok(roster) = from_slice::<Roster>(data) {
         for service in &roster.services {
             for exit in roster.exits(&service.name) {

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use wavry_credentials::identity::rotation::Pace;
 use wavry_proto::config::{Invalid, at_least_one, required};
 use wavry_transport::{socket, webtransport};
 
@@ -28,6 +29,9 @@ pub struct Raw {
     /// What is known of the cluster is acted on for so long after a master signed it.
     #[serde(with = "wavry_proto::duration")]
     pub max_roster_age: Duration,
+    /// How long an identity serves before another takes its place.
+    #[serde(with = "wavry_proto::duration")]
+    pub identity_lifetime: Duration,
     /// UDP address from which the mesh is dialled.
     pub mesh_bind: SocketAddr,
     /// Most sessions at once.
@@ -95,6 +99,7 @@ impl Default for Raw {
             master: None,
             ca_file: None,
             max_roster_age: Duration::from_secs(24 * 3600),
+            identity_lifetime: Pace::default().lifetime,
             mesh_bind: SocketAddr::from(([0, 0, 0, 0], 0)),
             max_sessions: 10_000,
             sessions_per_ip: 100,
@@ -145,6 +150,8 @@ pub struct Config {
     pub ca_file: PathBuf,
     /// What is known of the cluster is acted on for so long after a master signed it.
     pub max_roster_age: Duration,
+    /// How long an identity serves before another takes its place.
+    pub identity_lifetime: Duration,
     /// UDP address from which the mesh is dialled.
     pub mesh_bind: SocketAddr,
     /// Most sessions at once.
@@ -173,6 +180,9 @@ impl TryFrom<Raw> for Config {
     fn try_from(raw: Raw) -> Result<Self, Invalid> {
         if raw.max_roster_age < Duration::from_secs(1) {
             return Err(Invalid::new("max_roster_age", "must be at least 1s"));
+        }
+        if raw.identity_lifetime < Duration::from_secs(1) {
+            return Err(Invalid::new("identity_lifetime", "must be at least 1s"));
         }
         let master = required("master", raw.master)?;
         let mut masters = master.split(',');
@@ -230,6 +240,7 @@ impl TryFrom<Raw> for Config {
             master,
             ca_file: required("ca_file", raw.ca_file)?,
             max_roster_age: raw.max_roster_age,
+            identity_lifetime: raw.identity_lifetime,
             mesh_bind: raw.mesh_bind,
             max_sessions: raw.max_sessions,
             sessions_per_ip: raw.sessions_per_ip,

@@ -113,6 +113,7 @@ mod tests {
                 keys: Vec::new(),
                 addresses: Vec::new(),
                 services: vec!["echo".parse().unwrap()],
+                registration: 1,
             })
             .collect();
         roster

@@ -82,6 +82,7 @@ impl Gateway {
             state_dir: config.state_dir.clone(),
             services: Vec::new(),
             max_roster_age: config.max_roster_age,
+            identity_lifetime: config.identity_lifetime,
             identity_key: None,
             registration_token: None,
         })?;
@@ -90,8 +91,11 @@ impl Gateway {
 
         let membership = candidate.join().await?;
         let roster = membership.roster();
-        let identity::MeshTls { server, client } =
-            membership.identity().mesh_tls(roster.clone())?;
+        let identity::MeshTls {
+            server,
+            client,
+            key: shown,
+        } = membership.mesh_tls()?;
         let mesh = mesh::bind(config.mesh_bind)
             .and_then(|socket| {
                 mesh::Endpoint::new(
@@ -100,6 +104,7 @@ impl Gateway {
                         node: membership.node_id().clone(),
                         server_tls: server,
                         client_tls: client,
+                        key: shown,
                         roster: roster.clone(),
                         limits: mesh::Limits {
                             open_timeout: config.open_timeout,

@@ -255,6 +255,7 @@ fn roster(key: &SigningKey, exit: &Identity, gateway: &Identity) -> Roster {
         keys: vec![identity.public_key()],
         addresses: Vec::new(),
         services: services.iter().map(|name| name.parse().unwrap()).collect(),
+        registration: 1,
     };
     Roster {
         nodes: vec![
@@ -278,6 +279,7 @@ fn endpoint(
         node: node.parse().unwrap(),
         server_tls: tls.server,
         client_tls: tls.client,
+        key: tls.key,
         roster: roster.clone(),
         limits: mesh::Limits::default(),
     };

@@ -29,9 +29,10 @@ use wavry_credentials::{
 };
 use wavry_proto::{
     control::{
-        Challenge, Heard, Heartbeat, MAX_VERSION_LEN, Register, Registered, possession_message,
+        Challenge, Heard, Heartbeat, MAX_VERSION_LEN, Register, Registered, Rotate, Rotating,
+        possession_message, rotation_message,
     },
-    id::{Epoch, NodeId},
+    id::{Epoch, NodeId, PublicKey},
     token::Registration,
 };
 
@@ -54,6 +55,7 @@ const MAX_ADDRESSES: usize = 16;
 
 const CHALLENGE: &str = "/v1/nodes/challenge";
 const REGISTER: &str = "/v1/nodes/register";
+const ROTATE: &str = "/v1/nodes/rotate";
 const HEARTBEAT: &str = "/v1/nodes/heartbeat";
 const ROSTER: &str = "/v1/roster";
 const KEYS: &str = "/.well-known/wavry/keys";
@@ -76,6 +78,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route(CHALLENGE, post(challenge))
         .route(REGISTER, post(register))
         .route(HEARTBEAT, post(heartbeat))
+        .route(ROTATE, post(rotate))
         .route(ROSTER, get(roster))
         .route(KEYS, get(keys))
         .route(SUCCESSION, get(succession))
@@ -235,7 +238,7 @@ async fn heartbeat(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Heard>, Refusal> {
-    let node = authenticate(&api, &channel, &asked, &headers).await?;
+    let (node, key) = authenticate(&api, &channel, &asked, &headers).await?;
     let request: Heartbeat = parse(body)?;
     let epoch = api.registry.published().borrow().roster.epoch;
     if request.epoch > epoch {
@@ -257,9 +260,43 @@ async fn heartbeat(
         epoch: request.epoch,
         version: request.version,
     };
-    api.registry.heartbeat(node, said, report).await?;
+    api.registry.heartbeat(node.clone(), said, report).await?;
     Ok(Json(Heard {
         interval_ms: u64::try_from(api.heartbeat_interval.as_millis()).unwrap_or(u64::MAX),
+        identity: api.registry.identity_task(&node, key).await?,
+    }))
+}
+
+/// Admits the next identity of a node that proves to hold it and the present one.
+async fn rotate(
+    State(api): State<Arc<Api>>,
+    Extension(channel): Extension<Arc<Channel>>,
+    Extension(asked): Extension<Arc<Asked>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Rotating>, Refusal> {
+    let (node, present) = authenticate(&api, &channel, &asked, &headers).await?;
+    let request: Rotate = parse(body)?;
+    if !channel.take(&request.nonce, Instant::now()) {
+        return Err(Refusal::Nonce);
+    }
+    let next = request.public_key;
+    let message = rotation_message(&node, &present, &next, &request.nonce, &channel.exporter);
+    let signature = |text: &str| {
+        let expected = || Refusal::Malformed("a signature is not hexadecimal".to_owned());
+        hex::decode(text).map_err(|_| expected())
+    };
+    if !identity::verify(&present, &message, &signature(&request.signature)?) {
+        return Err(Refusal::PresentKey);
+    }
+    if !identity::verify(&next, &message, &signature(&request.next_signature)?) {
+        return Err(Refusal::Possession);
+    }
+    let event = asked.event(Action::Rotate, ROTATE, channel.peer);
+    let keys = (present, next);
+    api.registry.admit_identity(node, keys, event).await?;
+    Ok(Json(Rotating {
+        epoch: api.registry.published().borrow().roster.epoch,
     }))
 }
 
@@ -277,7 +314,7 @@ async fn roster(
     query: Result<Query<After>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    let node = authenticate(&api, &channel, &asked, &headers).await?;
+    let (node, _) = authenticate(&api, &channel, &asked, &headers).await?;
     let Query(After { after }) =
         query.map_err(|_| Refusal::Malformed("after is not an epoch".to_owned()))?;
     api.registry.catch_up().await?;
@@ -333,13 +370,14 @@ async fn authenticate(
     channel: &Channel,
     asked: &Asked,
     headers: &HeaderMap,
-) -> Result<NodeId, Refusal> {
-    let node = api
+) -> Result<(NodeId, PublicKey), Refusal> {
+    let token = bearer(headers)?;
+    let (node, key) = api
         .registry
-        .authenticate(bearer(headers)?, &channel.exporter, unix_time())
+        .authenticate(token, &channel.exporter, unix_time())
         .await?;
     let _ = asked.who.set(node.to_string());
-    Ok(node)
+    Ok((node, key))
 }
 
 /// The token of an `authorization: Bearer TOKEN` header.

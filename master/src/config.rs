@@ -19,6 +19,7 @@ use wavry_proto::{
 use crate::{
     audit_sink::{self, RawSink},
     database::{Location, UnusableUrl},
+    identity,
     keys::Pace,
     keyvault,
 };
@@ -59,6 +60,13 @@ pub struct Raw {
     /// A key that signs no more is accepted for so long; at least as long as the longest token holds.
     #[serde(with = "wavry_proto::duration")]
     pub key_overlap: Duration,
+    /// A node that was not heard of for so long cannot hold up another's new identity; at least as long as
+    /// nodes act on a roster.
+    #[serde(with = "wavry_proto::duration")]
+    pub identity_wait: Duration,
+    /// A node's identity is accepted for so long once the next one is shown.
+    #[serde(with = "wavry_proto::duration")]
+    pub identity_overlap: Duration,
     /// How long requests may go on once the master was told to leave.
     #[serde(with = "wavry_proto::duration")]
     pub drain_timeout: Duration,
@@ -109,6 +117,8 @@ impl Default for Raw {
             key_lifetime: Pace::default().lifetime,
             key_wait: Pace::default().wait,
             key_overlap: Pace::default().overlap,
+            identity_wait: identity::Pace::default().wait,
+            identity_overlap: identity::Pace::default().overlap,
             drain_timeout: Duration::from_secs(5),
             max_connections: 4096,
             keyvault: None,
@@ -140,6 +150,8 @@ pub struct Config {
     pub roster_refresh: Duration,
     /// How long keys that sign stay in each part of their life.
     pub key_pace: Pace,
+    /// How long the parts of a rotation of a node's identity take.
+    pub identity_pace: identity::Pace,
     /// How long requests may go on once the master was told to leave.
     pub drain_timeout: Duration,
     /// What a client can make the master hold.
@@ -238,6 +250,10 @@ impl TryFrom<Raw> for Config {
                 lifetime: raw.key_lifetime,
                 wait: raw.key_wait,
                 overlap: raw.key_overlap,
+            },
+            identity_pace: identity::Pace {
+                wait: raw.identity_wait,
+                overlap: raw.identity_overlap,
             },
             drain_timeout: raw.drain_timeout,
             limits: Limits {

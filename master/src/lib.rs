@@ -9,6 +9,7 @@
 //! * [`audit_sink`]: copies of the audit log elsewhere; [`audit_reader`]: the log, read and checked.
 //! * [`database`]: where one is, and SQL for both kinds.
 //! * [`keys`]: the life of keys that sign.
+//! * [`identity`]: the lives of nodes' identities.
 //! * [`store`]: what it remembers, the audit log too.
 //! * [`presence`]: which nodes are heard of.
 //! * [`operate`]: what operators ask of it.
@@ -24,6 +25,7 @@ mod channel;
 pub mod config;
 pub mod database;
 mod error;
+pub mod identity;
 pub mod keys;
 pub mod keyvault;
 mod metrics;
@@ -119,6 +121,7 @@ impl Master {
             gone_after: config.gone_after,
             roster_refresh: config.roster_refresh,
             pace: config.key_pace,
+            identity_pace: config.identity_pace,
         };
         let registry = Registry::new(store, key, config.cluster, times)
             .await

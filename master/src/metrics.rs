@@ -15,6 +15,7 @@ pub(crate) const FEED_LOST: &str = "wavry_master_feed_lost_total";
 pub(crate) const KEYS: &str = "wavry_master_signing_keys";
 pub(crate) const KEY_SIGNS_SINCE: &str = "wavry_master_signing_key_since_timestamp_seconds";
 pub(crate) const KEY_ROTATIONS: &str = "wavry_master_key_rotations_total";
+pub(crate) const IDENTITY_ROTATIONS: &str = "wavry_master_identity_rotations_total";
 pub(crate) const REVOCATIONS: &str = "wavry_master_revocations_total";
 
 pub(crate) const AUDIT_LINES: &str = "wavry_master_audit_lines_total";
@@ -69,6 +70,11 @@ pub fn describe() {
         KEY_ROTATIONS,
         Unit::Count,
         "Keys made to take another's place, by reason: schedule, request, compromise"
+    );
+    describe_counter!(
+        IDENTITY_ROTATIONS,
+        Unit::Count,
+        "Steps of rotations of nodes' identities, by step: ordered, admitted, shown, retired"
     );
     describe_counter!(
         REVOCATIONS,

@@ -1,11 +1,12 @@
 //! What operators ask of the master: to look at nodes, services and keys, to change services, to revoke
-//! nodes and subjects, to rotate keys. `GET /openapi.json` describes the routes.
+//! nodes and subjects, to rotate keys and identities. `GET /openapi.json` describes the routes.
 //!
 //! Every route takes an operator's token ([`Operator`]) as its bearer, and asks for a role. Whatever
 //! changes something is on record before it is answered, with the token's subject as the actor.
 
 #![expect(unused_qualifications, reason = "utoipa's macros write paths in full")]
 
+mod identity;
 mod service;
 
 use std::{sync::Arc, time::Duration};
@@ -41,12 +42,14 @@ use crate::{
     api::{Api, bearer, parse},
     audited::Asked,
     channel::Channel,
+    identity::Lives,
     keys::{Life, Pace, Reason},
     metrics as names,
     presence::{State as NodeState, Whereabouts},
     problem::Refusal,
 };
 
+pub use identity::IdentityStatus;
 pub use service::{ServiceSpec, ServiceStatus, Services};
 
 /// Where the description of the routes is.
@@ -85,8 +88,12 @@ pub struct NodeStatus {
     pub addresses: Vec<String>,
     /// Services it is an exit for now.
     pub services: Vec<String>,
-    /// Public keys it is known by, as hexadecimal.
-    pub keys: Vec<String>,
+    /// Identities it is known by: one, or two while it rotates.
+    pub identities: Vec<IdentityStatus>,
+    /// Since when an operator wants another identity, in seconds since the Unix epoch, if it has made none
+    /// yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation_ordered: Option<u64>,
     /// Sessions live on it, as it told.
     pub sessions: u64,
     /// Epoch of the roster it acts on, as it told.
@@ -224,6 +231,7 @@ fn documented() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
         .routes(routes!(list_nodes))
         .routes(routes!(show_node))
         .routes(routes!(revoke_node))
+        .routes(routes!(identity::rotate_identity))
         .routes(routes!(list_revocations, revoke_subject))
         .routes(routes!(service::list_services))
         .routes(routes!(
@@ -264,7 +272,8 @@ async fn list_nodes(
     let mut rest = nodes
         .iter()
         .filter(|(node, _)| node.id.as_str() > after.as_str());
-    let page: Vec<_> = rest.by_ref().take(limit).map(status).collect();
+    let page = rest.by_ref().take(limit);
+    let page: Vec<_> = page.map(|node| api.status(node)).collect();
     let next = rest.next().and(page.last()).map(|node| node.id.clone());
     Ok(Json(NodePage { nodes: page, next }))
 }
@@ -289,10 +298,7 @@ async fn show_node(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<NodeStatus>, Refusal> {
     api.operator(&headers, &asked, OperatorRole::Viewer).await?;
-    let id = node_id(id)?;
-    let nodes = api.registry.nodes();
-    let found = nodes.iter().find(|(node, _)| node.id == id);
-    Ok(Json(status(found.ok_or(Refusal::NoSuchNode)?)))
+    Ok(Json(api.status_of(&node_id(id)?)?))
 }
 
 /// Revokes a node
@@ -502,6 +508,16 @@ impl Api {
             false => Err(Refusal::Role(needed)),
         }
     }
+
+    fn status_of(&self, id: &NodeId) -> Result<NodeStatus, Refusal> {
+        let nodes = self.registry.nodes();
+        let found = nodes.iter().find(|(node, _)| node.id == *id);
+        Ok(self.status(found.ok_or(Refusal::NoSuchNode)?))
+    }
+
+    fn status(&self, node: &(Node, Option<Whereabouts>)) -> NodeStatus {
+        status(node, self.registry.identities(&node.0.id))
+    }
 }
 
 fn node_id(id: Result<Path<String>, PathRejection>) -> Result<NodeId, Refusal> {
@@ -509,7 +525,7 @@ fn node_id(id: Result<Path<String>, PathRejection>) -> Result<NodeId, Refusal> {
     id.parse().map_err(|_| Refusal::NoSuchNode)
 }
 
-fn status((node, whereabouts): &(Node, Option<Whereabouts>)) -> NodeStatus {
+fn status((node, whereabouts): &(Node, Option<Whereabouts>), lives: Option<Lives>) -> NodeStatus {
     let texts = |items: &[ServiceName]| items.iter().map(ToString::to_string).collect();
     let report = whereabouts.as_ref().map(|w| w.report.clone());
     let report = report.unwrap_or_default();
@@ -521,7 +537,10 @@ fn status((node, whereabouts): &(Node, Option<Whereabouts>)) -> NodeStatus {
         heard_seconds_ago: whereabouts.as_ref().map_or(0, |w| w.heard.as_secs()),
         addresses: node.addresses.iter().map(ToString::to_string).collect(),
         services: texts(&node.services),
-        keys: node.keys.iter().map(ToString::to_string).collect(),
+        rotation_ordered: lives.as_ref().and_then(|lives| lives.ordered),
+        identities: lives
+            .map(|lives| lives.lives.iter().map(IdentityStatus::of).collect())
+            .unwrap_or_default(),
         sessions: report.sessions,
         roster_epoch: report.epoch.0,
         version: report.version,

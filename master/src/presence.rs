@@ -190,6 +190,13 @@ impl Presence {
         })
     }
 
+    /// The epochs of the rosters that all but `node` act on, as they told this process; 0 for one that did
+    /// not tell.
+    pub fn others_act_on(&self, node: &NodeId) -> impl Iterator<Item = Epoch> {
+        let others = self.nodes.iter().filter(move |(id, _)| *id != node);
+        others.map(|(_, heard)| heard.report.epoch)
+    }
+
     /// The node is not registered any more.
     pub fn forget(&mut self, node: &NodeId) {
         self.nodes.remove(node);

@@ -9,7 +9,10 @@ use wavry_proto::{control::Problem, id::ServiceName, token::OperatorRole};
 
 use crate::{
     audited::Word,
-    store::{self, HeartbeatError, RegisterError, RevokeError, ServiceError, keys::RotateError},
+    store::{
+        self, HeartbeatError, RegisterError, RevokeError, RotateIdentityError, ServiceError,
+        keys::RotateError,
+    },
 };
 
 /// Why a request was refused. No variant holds what the request held, but for names that were
@@ -61,6 +64,20 @@ pub enum Refusal {
     /// The key is of a node that was revoked.
     #[error("the key was revoked; make a new one")]
     KeyRevoked,
+    /// The key was rotated out.
+    #[error("the key was rotated out; make a new one")]
+    KeyRetired,
+    /// The signature is not by the node's present key over the rotation and the connection.
+    #[error("possession of the present key is not proved")]
+    PresentKey,
+    /// The key that asks is not the one that the node shows.
+    #[error("only the node's present key can have another admitted")]
+    KeyNotPresent,
+    /// The node's identity is being rotated.
+    #[error(
+        "another identity was admitted and is not shown yet, or the one before is still accepted"
+    )]
+    IdentityUnderWay,
     /// The node that is spoken of is not registered.
     #[error("there is no such node")]
     NoSuchNode,
@@ -150,6 +167,18 @@ impl Refusal {
             Self::KeyInUse => (S::CONFLICT, "key-in-use", "Key in use"),
             Self::NodeRevoked => (S::FORBIDDEN, "node-revoked", "Node revoked"),
             Self::KeyRevoked => (S::FORBIDDEN, "key-revoked", "Key revoked"),
+            Self::KeyRetired => (S::FORBIDDEN, "key-retired", "Key rotated out"),
+            Self::PresentKey => (
+                S::FORBIDDEN,
+                "present-key-not-proved",
+                "Possession of the present key not proved",
+            ),
+            Self::KeyNotPresent => (S::FORBIDDEN, "key-not-present", "Key not the present one"),
+            Self::IdentityUnderWay => (
+                S::CONFLICT,
+                "identity-rotation-under-way",
+                "Identity being rotated",
+            ),
             Self::NoSuchNode => (S::NOT_FOUND, "no-such-node", "No such node"),
             Self::NoSuchService => (S::NOT_FOUND, "no-such-service", "No such service"),
             Self::ServiceConfigured => (S::CONFLICT, "service-configured", "Service configured"),
@@ -188,6 +217,7 @@ impl From<RegisterError> for Refusal {
             RegisterError::TokenExpired => Self::Token(Rejected::Expired),
             RegisterError::NodeRevoked => Self::NodeRevoked,
             RegisterError::KeyRevoked => Self::KeyRevoked,
+            RegisterError::KeyRetired => Self::KeyRetired,
             RegisterError::Store(error) => error.into(),
         }
     }
@@ -208,6 +238,20 @@ impl From<RotateError> for Refusal {
         match error {
             RotateError::UnderWay => Self::RotationUnderWay,
             RotateError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<RotateIdentityError> for Refusal {
+    fn from(error: RotateIdentityError) -> Self {
+        match error {
+            RotateIdentityError::UnknownNode => Self::NoSuchNode,
+            RotateIdentityError::NotPresent => Self::KeyNotPresent,
+            RotateIdentityError::UnderWay => Self::IdentityUnderWay,
+            RotateIdentityError::KeyInUse => Self::KeyInUse,
+            RotateIdentityError::KeyRetired => Self::KeyRetired,
+            RotateIdentityError::KeyRevoked => Self::KeyRevoked,
+            RotateIdentityError::Store(error) => error.into(),
         }
     }
 }

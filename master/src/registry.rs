@@ -15,20 +15,22 @@ use wavry_credentials::{
     token::{KeySet, Rejected, Scope, SigningKey},
 };
 use wavry_proto::{
-    control::{Node, Revocation, Role, Roster, Service},
-    id::{ClusterName, NodeId, ServiceName, SubjectDigest},
+    control::{IdentityTask, Node, Revocation, Role, Roster, Service},
+    id::{ClusterName, NodeId, PublicKey, ServiceName, SubjectDigest},
     token::NodeRequest,
 };
 
 use crate::{
     audit_sink,
+    identity::{self, Lives},
     keys::{Due, Pace, Reason, due},
     metrics as names,
     presence::{Presence, Report, State, Whereabouts},
     problem::Refusal,
     ring::Ring,
     store::{
-        self, Admission, Announcement, RegisterError, RevokeError, ServiceError, Snapshot, Store,
+        self, Admission, Announcement, RegisterError, RevokeError, RotateIdentityError,
+        ServiceError, Snapshot, Store,
         keys::{RotateError, Rotation},
     },
 };
@@ -71,6 +73,8 @@ pub(crate) struct Times {
     pub(crate) roster_refresh: Duration,
     /// How long keys stay in each part of their life.
     pub(crate) pace: Pace,
+    /// How long the parts of a rotation of a node's identity take.
+    pub(crate) identity_pace: identity::Pace,
 }
 
 /// A roster as it is served.
@@ -83,6 +87,8 @@ pub(crate) struct Published {
     ring: Arc<Ring>,
     /// Every key of every node.
     node_keys: KeySet,
+    /// The identities of every node, ordered by id.
+    identities: Vec<Lives>,
 }
 
 impl Registry {
@@ -175,13 +181,14 @@ impl Registry {
         self.shared.published.subscribe()
     }
 
-    /// The node that a bearer token speaks for, on the connection with this exporter.
+    /// The node that a bearer token speaks for, on the connection with this exporter, and the key by which
+    /// it does.
     pub(crate) async fn authenticate(
         &self,
         token: &str,
         exporter: &[u8],
         now: u64,
-    ) -> Result<NodeId, Refusal> {
+    ) -> Result<(NodeId, PublicKey), Refusal> {
         match self.speaks_for(token, exporter, now) {
             // It may have registered with another master a moment ago.
             Err(Refusal::UnknownNode) if self.shared.store.is_shared() => {
@@ -192,7 +199,12 @@ impl Registry {
         }
     }
 
-    fn speaks_for(&self, token: &str, exporter: &[u8], now: u64) -> Result<NodeId, Refusal> {
+    fn speaks_for(
+        &self,
+        token: &str,
+        exporter: &[u8],
+        now: u64,
+    ) -> Result<(NodeId, PublicKey), Refusal> {
         let published = self.shared.published.borrow().clone();
         let scope = Scope {
             cluster: &self.shared.cluster,
@@ -208,8 +220,14 @@ impl Registry {
             .roster
             .node(&request.sub)
             .ok_or(Refusal::UnknownNode)?;
-        KeySet::from_public_keys(&node.keys).verify::<NodeRequest>(token, scope, now)?;
-        Ok(request.sub)
+        let mut refused = Refusal::UnknownNode;
+        for key in &node.keys {
+            match KeySet::from_public_keys(&[*key]).verify::<NodeRequest>(token, scope, now) {
+                Ok(_) => return Ok((request.sub, *key)),
+                Err(rejected) => refused = rejected.into(),
+            }
+        }
+        Err(refused)
     }
 
     /// Registers a node. Once begun it ends, whether or not the caller waits for it.
@@ -240,6 +258,124 @@ impl Registry {
             Ok(())
         })
         .await
+    }
+
+    /// Admits another identity of a node, beside its present one.
+    pub(crate) async fn admit_identity(
+        &self,
+        node: NodeId,
+        (present, next): (PublicKey, PublicKey),
+        event: Event,
+    ) -> Result<(), Refusal> {
+        self.detached(move |shared| async move {
+            let written = timeout(AUDIT_DEADLINE, async {
+                let writing = shared.writing.lock().await;
+                let (store, now) = (&shared.store, unix_time());
+                let admitted = store.admit_identity(&node, &present, &next, now, &event);
+                let changed = admitted.await?;
+                Ok::<_, RotateIdentityError>((writing, changed))
+            });
+            let (_writing, changed) = shared.audited(written.await)?;
+            if changed.is_some() {
+                count_identity("admitted");
+                tracing::info!(%node, key = %next, "another identity of a node is admitted");
+            }
+            shared.publish(changed).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Has a node make another identity; it hears of that with its next heartbeat.
+    pub(crate) async fn order_rotation(&self, node: NodeId, event: Event) -> Result<(), Refusal> {
+        self.detached(move |shared| async move {
+            let written = timeout(AUDIT_DEADLINE, async {
+                let writing = shared.writing.lock().await;
+                let ordered = shared.store.order_rotation(&node, unix_time(), &event);
+                let changed = ordered.await?;
+                Ok::<_, RotateIdentityError>((writing, changed))
+            });
+            let (_writing, changed) = shared.audited(written.await)?;
+            count_identity("ordered");
+            shared.publish(changed).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// What a node that spoke by `key` is to do about its identity. Where it is the next one, it is the
+    /// present one from now on.
+    pub(crate) async fn identity_task(
+        &self,
+        node: &NodeId,
+        key: PublicKey,
+    ) -> Result<Option<IdentityTask>, Refusal> {
+        let Some(lives) = self.identities(node) else {
+            return Ok(None);
+        };
+        let next = lives.in_state(identity::State::Next);
+        if next.is_some_and(|next| next.key == key) {
+            self.show_identity(node.clone(), key).await?;
+            return Ok(None);
+        }
+        let presence = self.shared.presence();
+        let pace = &self.shared.times.identity_pace;
+        Ok(lives.task(presence.others_act_on(node), pace, unix_time()))
+    }
+
+    async fn show_identity(&self, node: NodeId, key: PublicKey) -> Result<(), Refusal> {
+        self.detached(move |shared| async move {
+            let overlap = shared.times.identity_pace.overlap.as_secs();
+            let written = timeout(AUDIT_DEADLINE, async {
+                let writing = shared.writing.lock().await;
+                let shown = shared
+                    .store
+                    .show_identity(&node, &key, unix_time(), overlap);
+                let changed = shown.await?;
+                Ok::<_, store::Error>((writing, changed))
+            });
+            let (_writing, changed) = shared.audited(written.await)?;
+            if changed.is_some() {
+                count_identity("shown");
+                tracing::info!(%node, %key, "a node shows its new identity");
+            }
+            shared.publish(changed).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Takes identities out of the roster whose time is over.
+    async fn retire_identities(&self) {
+        let now = unix_time();
+        let over: Vec<_> = {
+            let published = self.shared.published.borrow();
+            let lives = published.identities.iter();
+            lives
+                .filter_map(|lives| Some((lives.node.clone(), lives.over(now)?)))
+                .collect()
+        };
+        if over.is_empty() {
+            return;
+        }
+        let retired = self.detached(move |shared| async move {
+            let _writing = shared.writing.lock().await;
+            let changed = shared.store.retire_identities(&over).await?;
+            shared.audited.send_replace(());
+            for (node, key) in &over {
+                count_identity("retired");
+                tracing::info!(%node, %key, "an identity left the roster");
+            }
+            shared.publish(changed).await?;
+            Ok(())
+        });
+        if let Err(refusal) = retired.await {
+            let error = &refusal as &dyn std::error::Error;
+            tracing::error!(
+                error,
+                "identities whose time is over could not be retired; trying on"
+            );
+        }
     }
 
     /// Takes a node out of the cluster for good; nodes are told at once.
@@ -368,6 +504,13 @@ impl Registry {
         .await
     }
 
+    /// The identities of a node.
+    pub(crate) fn identities(&self, node: &NodeId) -> Option<Lives> {
+        let published = self.shared.published.borrow();
+        let at = published.identities.binary_search_by(|l| l.node.cmp(node));
+        Some(published.identities[at.ok()?].clone())
+    }
+
     /// Every registered node and what is known of its whereabouts, ordered by id.
     pub(crate) fn nodes(&self) -> Vec<(Node, Option<Whereabouts>)> {
         let roster = self.shared.published.borrow().roster.nodes.clone();
@@ -387,6 +530,7 @@ impl Registry {
     pub(crate) async fn keep(&self) {
         self.look_for_silence().await;
         self.turn_keys().await;
+        self.retire_identities().await;
         self.refresh_roster().await;
         self.report_nodes();
     }
@@ -600,6 +744,7 @@ impl Published {
             token: ring.signing.sign(&roster, scope).into(),
             ring,
             node_keys: KeySet::from_public_keys(&keys),
+            identities: snapshot.identities,
             roster,
         }
     }
@@ -608,6 +753,10 @@ impl Published {
         metrics::gauge!(names::ROSTER_EPOCH).set(self.roster.epoch.0 as f64);
         metrics::gauge!(names::SERVICES).set(self.roster.services.len() as f64);
     }
+}
+
+fn count_identity(step: &'static str) {
+    metrics::counter!(names::IDENTITY_ROTATIONS, "step" => step).increment(1);
 }
 
 fn count_line(outcome: &'static str) {

@@ -6,6 +6,7 @@
 
 pub mod audit;
 mod feed;
+mod identity;
 pub(crate) mod keys;
 mod open;
 mod presence;
@@ -31,13 +32,17 @@ use wavry_proto::{
     id::{Epoch, NodeId, PublicKey, ServiceName},
 };
 
-use crate::database::{
-    InUse,
-    sql::{Pool, Transaction, query},
+use crate::{
+    database::{
+        InUse,
+        sql::{Pool, Transaction, query},
+    },
+    identity::Lives,
 };
 
 use keys::Kept;
 
+pub use identity::RotateIdentityError;
 pub use revocation::{MAX_REVOCATIONS, RevokeError};
 pub use service::{MAX_SERVICES, ServiceError};
 
@@ -123,6 +128,9 @@ pub enum RegisterError {
     /// The key is one of a node that was revoked.
     #[error("the key was revoked")]
     KeyRevoked,
+    /// The key was rotated out.
+    #[error("the key was rotated out")]
+    KeyRetired,
     /// The registry failed.
     #[error(transparent)]
     Store(#[from] Error),
@@ -142,7 +150,7 @@ pub enum HeartbeatError {
     Store(#[from] Error),
 }
 
-/// What the roster shows, but for cluster and time.
+/// What the roster shows, but for cluster and time; and what is known of nodes' identities beside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// Its version.
@@ -157,6 +165,8 @@ pub struct Snapshot {
     pub roster_keys: Vec<String>,
     /// Session tokens that hold no more.
     pub revoked: Vec<Revocation>,
+    /// The identities of every node, ordered by id.
+    pub identities: Vec<Lives>,
 }
 
 /// A registration that has been checked in every way but for the token's being used.
@@ -265,6 +275,14 @@ impl Store {
         now: u64,
     ) -> Result<Written, RegisterError> {
         let mut change = self.change().await?;
+        let before = &change.before;
+        let is_known =
+            |node: &&Node| node.id == admission.node && node.keys.contains(&admission.key);
+        // A node that registers with the key that it has stays who it is.
+        let registration = match before.nodes.iter().find(is_known) {
+            Some(node) => node.registration,
+            None => before.epoch.0 + 1,
+        };
         let transaction = &mut change.transaction;
         let id = admission.node.as_str();
 
@@ -294,11 +312,14 @@ impl Store {
         if other_holder.is_some() {
             return Err(RegisterError::KeyInUse);
         }
+        if identity::is_retired(transaction, &admission.key).await? {
+            return Err(RegisterError::KeyRetired);
+        }
 
         let revision = match is_repeated {
             true => revision(transaction, &admission.node).await?,
             false => {
-                write_node(transaction, admission).await?;
+                write_node(transaction, admission, registration, now).await?;
                 let announcement = &admission.announcement;
                 write_announcement(transaction, &admission.node, announcement).await?
             }
@@ -456,16 +477,23 @@ async fn revision(transaction: &mut Transaction, node: &NodeId) -> Result<u64, E
     Ok(revision.number(0)?)
 }
 
-async fn write_node(transaction: &mut Transaction, admission: &Admission) -> Result<(), Error> {
+async fn write_node(
+    transaction: &mut Transaction,
+    admission: &Admission,
+    registration: u64,
+    now: u64,
+) -> Result<(), Error> {
     let id = admission.node.as_str();
     query(
-        "INSERT INTO node (id, role, registered_by) VALUES ($1, $2, $3)
+        "INSERT INTO node (id, role, registered_by, registration) VALUES ($1, $2, $3, $4)
          ON CONFLICT (id) DO UPDATE
-         SET role = excluded.role, registered_by = excluded.registered_by",
+         SET role = excluded.role, registered_by = excluded.registered_by,
+             registration = excluded.registration, rotation_ordered = NULL",
     )
     .bind(id)
     .bind(admission.role.as_str())
     .bind(admission.jti.as_str())
+    .bind(registration)
     .execute(&mut *transaction)
     .await?;
     for table in [
@@ -474,9 +502,10 @@ async fn write_node(transaction: &mut Transaction, admission: &Admission) -> Res
     ] {
         query(table).bind(id).execute(&mut *transaction).await?;
     }
-    query("INSERT INTO node_key (public_key, node) VALUES ($1, $2)")
+    query("INSERT INTO node_key (public_key, node, since) VALUES ($1, $2, $3)")
         .bind(&admission.key.0[..])
         .bind(id)
+        .bind(now)
         .execute(&mut *transaction)
         .await?;
     for service in &admission.granted {
@@ -534,10 +563,8 @@ async fn read_snapshot(transaction: &mut Transaction) -> Result<Snapshot, Error>
     let mut nodes = Vec::new();
     let mut offers = Vec::new();
     let mut position = HashMap::new();
-    for row in query("SELECT id, role, draining OR silent FROM node ORDER BY id")
-        .all(&mut *transaction)
-        .await?
-    {
+    let listed = query("SELECT id, role, draining OR silent, registration FROM node ORDER BY id");
+    for row in listed.all(&mut *transaction).await? {
         let id: String = row.get(0)?;
         let role = match row.get::<String>(1)?.as_str() {
             "gateway" => Role::Gateway,
@@ -552,17 +579,15 @@ async fn read_snapshot(transaction: &mut Transaction) -> Result<Snapshot, Error>
             keys: Vec::new(),
             addresses: Vec::new(),
             services: Vec::new(),
+            registration: row.number(3)?,
         });
     }
     let of = |id: String| position.get(&id).copied().ok_or(Error::Row("node"));
 
-    for row in query("SELECT node, public_key FROM node_key ORDER BY node, public_key")
-        .all(&mut *transaction)
-        .await?
-    {
-        let key: Vec<u8> = row.get(1)?;
-        let key = key.try_into().map_err(|_| Error::Row("node_key"))?;
-        nodes[of(row.get(0)?)?].keys.push(PublicKey(key));
+    let identities = identity::read(transaction).await?;
+    for lives in &identities {
+        let keys = lives.lives.iter().map(|life| life.key);
+        nodes[of(lives.node.to_string())?].keys.extend(keys);
     }
     for row in query("SELECT node, address FROM node_address ORDER BY node, position")
         .all(&mut *transaction)
@@ -599,5 +624,6 @@ async fn read_snapshot(transaction: &mut Transaction) -> Result<Snapshot, Error>
         token_keys,
         roster_keys,
         revoked: revocation::read(transaction).await?,
+        identities,
     })
 }

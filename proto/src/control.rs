@@ -75,6 +75,23 @@ pub struct Node {
     pub addresses: Vec<SocketAddr>,
     /// Services the node is an exit for.
     pub services: Vec<ServiceName>,
+    /// Which registration the keys come from. The number stays while the node's identity rotates, and is
+    /// another once the node registers anew. 0 where it is not known.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub registration: u64,
+}
+
+impl Node {
+    /// Whether a connection whose peer proved to hold `key`, when the roster showed `registration` for the
+    /// node, may go on. A key that the node rotated out opens no connection any more; those that it opened
+    /// before end with their sessions.
+    pub fn vouches_for(&self, key: &PublicKey, registration: u64) -> bool {
+        self.keys.contains(key) || (registration != 0 && registration == self.registration)
+    }
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// A service as the roster lists it.
@@ -261,6 +278,41 @@ pub const MAX_VERSION_LEN: usize = 64;
 pub struct Heard {
     /// How long the node waits before its next heartbeat when nothing changes, in milliseconds.
     pub interval_ms: u64,
+    /// What is to be done about the node's identity; only while its rotation is ordered or under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<IdentityTask>,
+}
+
+/// What a node is to do about its identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IdentityTask {
+    /// Make another and ask for it to be admitted: an operator wants it.
+    Rotate,
+    /// Show this one from now on: whoever may meet the node knows it.
+    Show(PublicKey),
+}
+
+/// Body of `POST /v1/nodes/rotate`, whose bearer is the node's own token, by its present key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rotate {
+    /// Key that the node is to be known by, beside its present one.
+    pub public_key: PublicKey,
+    /// The challenge's nonce.
+    pub nonce: String,
+    /// Ed25519 signature over [`rotation_message`] by the present key, as hexadecimal.
+    pub signature: String,
+    /// The same by the new key.
+    pub next_signature: String,
+}
+
+/// Answer to `POST /v1/nodes/rotate`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rotating {
+    /// Rosters of this epoch, and later ones, list the new key.
+    pub epoch: Epoch,
 }
 
 /// One key of `GET /.well-known/wavry/keys`.
@@ -294,8 +346,32 @@ impl Problem {
 /// The bytes a node signs to prove that it holds its identity key: a context, then each part with
 /// its length before it (eight bytes, little endian), so that no two inputs give the same bytes.
 pub fn possession_message(token_id: &str, nonce: &str, exporter: &[u8]) -> Vec<u8> {
-    let mut message = b"wavry registration v1".to_vec();
-    for part in [token_id.as_bytes(), nonce.as_bytes(), exporter] {
+    let parts = [token_id.as_bytes(), nonce.as_bytes(), exporter];
+    message("wavry registration v1", &parts)
+}
+
+/// The bytes that a node signs with its present key and with the next one to have that admitted; made in
+/// the same way.
+pub fn rotation_message(
+    node: &NodeId,
+    present: &PublicKey,
+    next: &PublicKey,
+    nonce: &str,
+    exporter: &[u8],
+) -> Vec<u8> {
+    let parts = [
+        node.as_str().as_bytes(),
+        &present.0,
+        &next.0,
+        nonce.as_bytes(),
+        exporter,
+    ];
+    message("wavry identity rotation v1", &parts)
+}
+
+fn message(context: &str, parts: &[&[u8]]) -> Vec<u8> {
+    let mut message = context.as_bytes().to_vec();
+    for part in parts {
         message.extend_from_slice(&(part.len() as u64).to_le_bytes());
         message.extend_from_slice(part);
     }
@@ -323,6 +399,7 @@ mod tests {
             keys in prop::collection::vec(any::<[u8; 32]>(), 0..3),
             addresses in prop::collection::vec(any::<SocketAddr>(), 0..3),
             services in prop::collection::vec(name(), 0..3),
+            registration: u64,
         ) -> Node {
             Node {
                 id: id.parse().unwrap(),
@@ -334,6 +411,7 @@ mod tests {
                     .map(|a| SocketAddr::new(a.ip(), a.port()))
                     .collect(),
                 services: services.iter().map(|s| s.parse().unwrap()).collect(),
+                registration,
             }
         }
     }
@@ -382,6 +460,8 @@ mod tests {
             let _ = serde_json::from_slice::<Roster>(&bytes);
             let _ = serde_json::from_slice::<Register>(&bytes);
             let _ = serde_json::from_slice::<Heartbeat>(&bytes);
+            let _ = serde_json::from_slice::<Heard>(&bytes);
+            let _ = serde_json::from_slice::<Rotate>(&bytes);
             let _ = serde_json::from_slice::<Problem>(&bytes);
         }
 
@@ -405,6 +485,57 @@ mod tests {
             possession_message("a", "b", b""),
             possession_message("a", "", b"b")
         );
+    }
+
+    #[test]
+    fn a_rotation_message_is_of_one_node_from_one_key_to_one_on_one_connection() {
+        let [a, b]: [NodeId; 2] = ["a", "b"].map(|id| id.parse().unwrap());
+        let [one, two] = [PublicKey([1; 32]), PublicKey([2; 32])];
+        let signed = rotation_message(&a, &one, &two, "n", b"x");
+        for other in [
+            rotation_message(&b, &one, &two, "n", b"x"),
+            rotation_message(&a, &two, &one, "n", b"x"),
+            rotation_message(&a, &one, &two, "m", b"x"),
+            rotation_message(&a, &one, &two, "n", b"y"),
+            rotation_message(&a, &one, &two, "nx", b""),
+        ] {
+            assert_ne!(signed, other);
+        }
+    }
+
+    #[test]
+    fn a_node_vouches_for_listed_keys_and_for_what_they_opened_until_it_registers_anew() {
+        let [listed, rotated] = [PublicKey([1; 32]), PublicKey([2; 32])];
+        let mut node = Node {
+            id: "a".parse().unwrap(),
+            role: Role::Relay,
+            keys: vec![listed],
+            addresses: Vec::new(),
+            services: Vec::new(),
+            registration: 7,
+        };
+        assert!(node.vouches_for(&listed, 7) && node.vouches_for(&listed, 6));
+        assert!(node.vouches_for(&rotated, 7) && !node.vouches_for(&rotated, 6));
+        node.registration = 0;
+        assert!(node.vouches_for(&listed, 0) && !node.vouches_for(&rotated, 0));
+    }
+
+    #[test]
+    fn what_is_to_be_done_about_an_identity_survives_its_text_and_is_silent_when_it_is_nothing() {
+        let key = PublicKey([7; 32]);
+        for identity in [
+            None,
+            Some(IdentityTask::Rotate),
+            Some(IdentityTask::Show(key)),
+        ] {
+            let heard = Heard {
+                interval_ms: 1,
+                identity,
+            };
+            let text = serde_json::to_string(&heard).unwrap();
+            assert_eq!(text.contains("identity"), identity.is_some(), "{text}");
+            assert_eq!(serde_json::from_str::<Heard>(&text).unwrap(), heard);
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 
 use serde::{Deserialize, Serialize};
 use url::Url;
-use wavry_credentials::cert::Trust;
+use wavry_credentials::{cert::Trust, identity::rotation::Pace};
 use wavry_proto::{
     config::{Invalid, at_least_one, required},
     id::ServiceName,
@@ -26,6 +26,9 @@ pub struct Raw {
     /// What is known of the cluster is acted on for so long after a master signed it.
     #[serde(with = "wavry_proto::duration")]
     pub max_roster_age: Duration,
+    /// How long an identity serves before another takes its place.
+    #[serde(with = "wavry_proto::duration")]
+    pub identity_lifetime: Duration,
     /// Directory for what registration gave.
     pub state_dir: Option<PathBuf>,
     /// Most sessions at once.
@@ -81,6 +84,7 @@ impl Default for Raw {
             master: None,
             ca_file: None,
             max_roster_age: Duration::from_secs(24 * 3600),
+            identity_lifetime: Pace::default().lifetime,
             state_dir: None,
             max_sessions: 10_000,
             idle_timeout: Duration::from_secs(300),
@@ -103,6 +107,8 @@ pub struct Config {
     pub ca_file: PathBuf,
     /// What is known of the cluster is acted on for so long after a master signed it.
     pub max_roster_age: Duration,
+    /// How long an identity serves before another takes its place.
+    pub identity_lifetime: Duration,
     /// Directory for what registration gave.
     pub state_dir: PathBuf,
     /// Most sessions at once.
@@ -169,6 +175,9 @@ impl TryFrom<Raw> for Config {
         if raw.max_roster_age < Duration::from_secs(1) {
             return Err(Invalid::new("max_roster_age", "must be at least 1s"));
         }
+        if raw.identity_lifetime < Duration::from_secs(1) {
+            return Err(Invalid::new("identity_lifetime", "must be at least 1s"));
+        }
         let master = required("master", raw.master)?;
         let mut masters = master.split(',');
         if !masters.all(|url| url.trim().starts_with("https://")) {
@@ -207,6 +216,7 @@ impl TryFrom<Raw> for Config {
             master,
             ca_file: required("ca_file", raw.ca_file)?,
             max_roster_age: raw.max_roster_age,
+            identity_lifetime: raw.identity_lifetime,
             state_dir: required("state_dir", raw.state_dir)?,
             max_sessions: raw.max_sessions,
             idle_timeout: raw.idle_timeout,

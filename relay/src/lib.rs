@@ -105,6 +105,7 @@ impl Relay {
             state_dir: config.state_dir,
             services: upstreams.keys().cloned().collect(),
             max_roster_age: config.max_roster_age,
+            identity_lifetime: config.identity_lifetime,
             identity_key: None,
             registration_token: None,
         })?;
@@ -112,14 +113,18 @@ impl Relay {
 
         let membership = candidate.join().await?;
         let roster = membership.roster();
-        let identity::MeshTls { server, client } =
-            membership.identity().mesh_tls(roster.clone())?;
+        let identity::MeshTls {
+            server,
+            client,
+            key,
+        } = membership.mesh_tls()?;
         let mesh = mesh::Endpoint::new(
             socket,
             mesh::Config {
                 node: membership.node_id().clone(),
                 server_tls: server,
                 client_tls: client,
+                key,
                 roster: roster.clone(),
                 limits: mesh::Limits::default(),
             },

@@ -67,6 +67,7 @@ impl World {
             keys: vec![identity.public_key()],
             addresses: Vec::new(),
             services: Vec::new(),
+            registration: 1,
         };
         let mut nodes = Roster::empty("test".parse().unwrap());
         nodes.nodes = vec![
@@ -136,6 +137,7 @@ fn endpoint(
         node: node.parse().unwrap(),
         server_tls: tls.server,
         client_tls: tls.client,
+        key: tls.key,
         roster: roster.clone(),
         limits: mesh::Limits::default(),
     };

@@ -54,7 +54,11 @@ pub struct Config {
     pub server_tls: Arc<rustls::ServerConfig>,
     /// TLS for connections to peers. The server name it is given is the peer's node id.
     pub client_tls: Arc<rustls::ClientConfig>,
-    /// Who may connect, and where nodes are. Connections of a node whose key leaves it are closed.
+    /// The key that both show. Connections made with the one before it carry the sessions that they have,
+    /// and no new ones.
+    pub key: watch::Receiver<PublicKey>,
+    /// Who may connect, and where nodes are. Connections of a node that leaves it are closed; those by a
+    /// key that the node rotated out carry the sessions that they have, and no new ones.
     pub roster: watch::Receiver<Arc<Roster>>,
     /// Limits.
     pub limits: Limits,
@@ -221,7 +225,8 @@ impl Inner {
     async fn serve(self: Arc<Self>) {
         let handshakes = Arc::new(tokio::sync::Semaphore::new(HANDSHAKES));
         let mut roster = self.config.roster.clone();
-        let mut news = true;
+        let mut key = self.config.key.clone();
+        let (mut news, mut rotates) = (true, true);
         loop {
             tokio::select! {
                 () = self.stopped.cancelled() => break,
@@ -236,6 +241,11 @@ impl Inner {
                     }
                     // Whoever published it is gone: the last roster stays.
                     Err(_) => news = false,
+                },
+                changed = key.changed(), if rotates => match changed {
+                    Ok(()) => self.replace_dialled(),
+                    // The identity does not change any more.
+                    Err(_) => rotates = false,
                 },
             }
         }
@@ -322,7 +332,7 @@ impl Inner {
         let link = Link::new(
             connection,
             node.id.clone(),
-            key,
+            (key, node.registration),
             side,
             self.config.limits.clone(),
             self.flushes.clone(),
@@ -349,22 +359,36 @@ impl Inner {
         Some(link)
     }
 
-    /// Closes the connections of nodes that are gone, or whose key is.
+    /// Closes the connections of nodes that are gone, or that have registered anew. One by a key that the
+    /// node rotated out is kept for the sessions it carries.
     fn check(&self, roster: &Roster) {
         self.pool.retain(roster);
         let links: Vec<_> = core::lock(&self.links)
             .iter()
             .filter_map(std::sync::Weak::upgrade)
             .collect();
-        for link in links {
-            let listed = roster
-                .node(&link.peer)
-                .is_some_and(|node| node.keys.contains(&link.key));
-            if !listed && link.is_alive() {
+        for link in links.iter().filter(|link| link.is_alive()) {
+            let (key, registration) = &link.proved;
+            let node = roster.node(&link.peer);
+            if !node.is_some_and(|node| node.vouches_for(key, *registration)) {
                 tracing::warn!(peer = %link.peer, epoch = %roster.epoch, "peer left the roster");
                 ::metrics::counter!(metrics::MESH_REVOKED).increment(1);
                 link.close(code::UNKNOWN_PEER, "key is not in the roster any more");
+            } else if !node.is_some_and(|node| node.keys.contains(key)) {
+                link.retire("the peer's identity was rotated");
             }
+        }
+    }
+
+    /// This node shows another key: what it dialled with the one before is to be dialled anew.
+    fn replace_dialled(&self) {
+        let links: Vec<_> = core::lock(&self.links)
+            .iter()
+            .filter_map(std::sync::Weak::upgrade)
+            .filter(|link| matches!(link.side, Side::Client))
+            .collect();
+        for link in links {
+            link.retire("this node's identity was rotated");
         }
     }
 
@@ -421,6 +445,7 @@ impl Inner {
         let share = DIAL_TIMEOUT / u32::try_from(addresses.len()).unwrap_or(u32::MAX);
         let mut reason = String::new();
         for address in addresses {
+            let shown = *self.config.key.borrow();
             let connecting =
                 match self
                     .quic
@@ -434,7 +459,13 @@ impl Inner {
                 };
             match tokio::time::timeout(share, connecting).await {
                 Ok(Ok(connection)) => match self.admit(connection, Side::Client, Some(peer)) {
-                    Some(link) => return Ok(link),
+                    Some(link) => {
+                        // Changed during the handshake, before the link was listed.
+                        if *self.config.key.borrow() != shown {
+                            link.retire("this node's identity was rotated");
+                        }
+                        return Ok(link);
+                    }
                     None => reason = format!("{address}: key is not the node's"),
                 },
                 Ok(Err(error)) => reason = format!("{address}: {error}"),

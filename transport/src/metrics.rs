@@ -31,6 +31,8 @@ pub const MESH_HANDSHAKES: &str = "wavry_transport_mesh_handshakes_total";
 pub const MESH_SESSIONS: &str = "wavry_transport_mesh_sessions";
 /// Mesh connections closed because the peer left the roster.
 pub const MESH_REVOKED: &str = "wavry_transport_mesh_revoked_total";
+/// Mesh connections that take no new sessions, as an identity that made them was rotated out.
+pub const MESH_RETIRED: &str = "wavry_transport_mesh_retired_total";
 /// Sessions ended because the peer broke the mesh protocol.
 pub const MESH_VIOLATIONS: &str = "wavry_transport_mesh_violations_total";
 /// Requests to this node's WebTransport servers, by `outcome` (see [`outcome`]).
@@ -189,6 +191,11 @@ pub fn describe() {
         MESH_REVOKED,
         Unit::Count,
         "Mesh connections closed because the peer left the roster"
+    );
+    describe_counter!(
+        MESH_RETIRED,
+        Unit::Count,
+        "Mesh connections that take no new sessions, as an identity that made them was rotated out"
     );
     describe_counter!(
         MESH_VIOLATIONS,

@@ -2,6 +2,7 @@
 //! made by the commands that an operator uses.
 
 use std::{
+    collections::HashMap,
     fmt::Write as _,
     fs,
     net::SocketAddr,
@@ -17,6 +18,8 @@ use super::{RoleProcess, client::Native, output, stderr, wavry};
 /// A cluster of one gateway and one relay.
 pub(crate) struct Cluster {
     directory: tempfile::TempDir,
+    /// Further lines of each role's table.
+    settings: HashMap<&'static str, String>,
     services: String,
     sinks: String,
     upstreams: String,
@@ -33,6 +36,7 @@ impl Cluster {
         cert::install_crypto_provider();
         let cluster = Self {
             directory: tempfile::tempdir().unwrap(),
+            settings: HashMap::new(),
             services: String::new(),
             sinks: String::new(),
             upstreams: String::new(),
@@ -45,6 +49,16 @@ impl Cluster {
             authority.issue(name, &["localhost", "127.0.0.1"]).unwrap();
         }
         cluster
+    }
+
+    /// A line of the table of `master`, `gateway` or `relay`.
+    pub(crate) fn set(&mut self, role: &'static str, line: &str) {
+        let lines = self.settings.entry(role).or_default();
+        writeln!(lines, "{line}").unwrap();
+    }
+
+    fn settings(&self, role: &str) -> &str {
+        self.settings.get(role).map_or("", String::as_str)
     }
 
     /// Where its files are: `ca.crt`, and `service.crt` with its key for a service.
@@ -142,9 +156,10 @@ impl Cluster {
 
         let ops = "[ops]\nlisten = \"127.0.0.1:0\"";
         let text = format!(
-            "[master]\nlisten = \"127.0.0.1:0\"\ndatabase = {:?}\ncertificate = {:?}\n{}\n{}\n{ops}\n",
+            "[master]\nlisten = \"127.0.0.1:0\"\ndatabase = {:?}\ncertificate = {:?}\n{}\n{}\n{}\n{ops}\n",
             at("master.sqlite"),
             at("master.crt"),
+            self.settings("master"),
             self.services,
             self.sinks
         );
@@ -162,17 +177,19 @@ impl Cluster {
             at("ca.crt")
         );
         let text = format!(
-            "[relay]\nmesh_listen = \"127.0.0.1:0\"\nstate_dir = {:?}\n{node}\n{}\n{ops}\n",
+            "[relay]\nmesh_listen = \"127.0.0.1:0\"\nstate_dir = {:?}\n{node}\n{}\n{}\n{ops}\n",
             at("exit/state"),
+            self.settings("relay"),
             self.upstreams
         );
         fs::write(at("relay.toml"), text).unwrap();
         let relay = self.launch("relay", self.relay_command(), &at("relay.ready"));
 
         let text = format!(
-            "[gateway]\nlisten = \"127.0.0.1:0\"\ncertificate = {:?}\nstate_dir = {:?}\n{node}\n{ops}\n",
+            "[gateway]\nlisten = \"127.0.0.1:0\"\ncertificate = {:?}\nstate_dir = {:?}\n{node}\n{}\n{ops}\n",
             at("gateway.crt"),
-            at("edge/state")
+            at("edge/state"),
+            self.settings("gateway")
         );
         fs::write(at("gateway.toml"), text).unwrap();
         let gateway = self.launch("gateway", self.gateway_command(), &at("gateway.ready"));
@@ -208,6 +225,21 @@ impl Cluster {
             self.processes.push(RoleProcess::start(command, &ready));
         }
         self.processes.extend(rest);
+    }
+
+    /// Kills the relay. What starts it again where it was.
+    pub(crate) fn kill_relay(&mut self) -> Command {
+        let address = self.processes.remove(1).address();
+        let mut command = self.relay_command();
+        command.args(["--listen", &address.to_string()]);
+        command
+    }
+
+    /// Starts the relay that was killed.
+    pub(crate) fn start_relay(&mut self, command: Command) {
+        let ready = self.directory().join("relay.again");
+        let relay = RoleProcess::start(command, &ready);
+        self.processes.insert(1, relay);
     }
 
     /// Starts the relay again, which is not let in; what it says of that.
@@ -339,6 +371,17 @@ impl Cluster {
     /// A native client of its gateway.
     pub(crate) fn native(&self) -> Native {
         Native::of(&self.directory().join("ca.crt"), self.gateway())
+    }
+
+    /// Where its relay's mesh is.
+    pub(crate) fn relay(&self) -> SocketAddr {
+        self.process("relay").address()
+    }
+
+    /// The process id of a role.
+    pub(crate) fn pid(&self, role: &str) -> u32 {
+        let pid = self.process(role).ready["pid"].as_u64().unwrap();
+        pid.try_into().unwrap()
     }
 
     /// Its processes: gateway, relay, master.

@@ -5,12 +5,12 @@ use std::{fmt, sync::Arc};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error as TlsError, SignatureScheme,
     client::{
-        AlwaysResolvesClientRawPublicKeys, Resumption,
+        ResolvesClientCert, Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signature_with_raw_key},
     server::{
-        AlwaysResolvesServerRawPublicKeys, NoServerSessionStorage,
+        ClientHello, NoServerSessionStorage, ResolvesServerCert,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
     sign::CertifiedKey,
@@ -23,10 +23,11 @@ use wavry_proto::{
     id::{NodeId, PublicKey},
 };
 
-use super::{Error, Identity, MeshTls};
+use super::{Error, Identity, MeshTls, Present};
 
 pub(super) fn tls(
-    identity: &Identity,
+    present: watch::Receiver<Arc<Present>>,
+    key: watch::Receiver<PublicKey>,
     roster: watch::Receiver<Arc<Roster>>,
 ) -> Result<MeshTls, Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
@@ -34,14 +35,12 @@ pub(super) fn tls(
         roster,
         algorithms: provider.signature_verification_algorithms,
     });
-    let key = Arc::new(certified_key(identity)?);
+    let shows = Arc::new(Shows { present });
 
     let mut server = rustls::ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(verifier.clone())
-        .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(
-            key.clone(),
-        )));
+        .with_cert_resolver(shows.clone());
     // A resumed handshake shows no key, so a node that left the roster would come back with it.
     server.send_tls13_tickets = 0;
     server.session_storage = Arc::new(NoServerSessionStorage {});
@@ -51,7 +50,7 @@ pub(super) fn tls(
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
-        .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(key)));
+        .with_client_cert_resolver(shows);
     client.resumption = Resumption::disabled();
     client.enable_early_data = false;
     // The name is a node's id; it is nobody's business on the way.
@@ -60,16 +59,52 @@ pub(super) fn tls(
     Ok(MeshTls {
         server: Arc::new(server),
         client: Arc::new(client),
+        key,
     })
 }
 
-fn certified_key(identity: &Identity) -> Result<CertifiedKey, Error> {
+pub(super) fn certified_key(identity: &Identity) -> Result<CertifiedKey, Error> {
     let key = identity.key().tls()?;
     let spki = identity.public_key().to_spki();
     Ok(CertifiedKey::new(
         vec![CertificateDer::from(spki.to_vec())],
         key,
     ))
+}
+
+/// Shows the identity that the node has at the time of the handshake.
+struct Shows {
+    present: watch::Receiver<Arc<Present>>,
+}
+
+impl fmt::Debug for Shows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shows").finish_non_exhaustive()
+    }
+}
+
+impl ResolvesServerCert for Shows {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.present.borrow().certified.clone())
+    }
+
+    fn only_raw_public_keys(&self) -> bool {
+        true
+    }
+}
+
+impl ResolvesClientCert for Shows {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.present.borrow().certified.clone())
+    }
+
+    fn only_raw_public_keys(&self) -> bool {
+        true
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
 }
 
 /// Accepts the keys that the current roster lists.
@@ -231,6 +266,7 @@ mod tests {
                 keys: vec![identity.public_key()],
                 addresses: Vec::new(),
                 services: Vec::new(),
+                registration: 1,
             })
             .collect();
         Arc::new(roster)
@@ -379,11 +415,35 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn the_identity_that_is_shown_takes_the_place_of_the_one_before_in_both_directions() {
+        let (a, old, new) = (
+            Identity::generate(),
+            Identity::generate(),
+            Identity::generate(),
+        );
+        let key = new.public_key();
+        let (sender, watched) = watch::channel(roster(&[("a", &a), ("b", &old)]));
+        let a_tls = a.mesh_tls(watched.clone()).unwrap();
+        let shown = crate::identity::Shown::new(old).unwrap();
+        let b = shown.mesh_tls(watched).unwrap();
+        assert!(shake_hands(&a_tls, &b, "a").await.is_ok());
+        assert!(shake_hands(&b, &a_tls, "b").await.is_ok());
+
+        sender.send(roster(&[("a", &a), ("b", &new)])).unwrap();
+        assert!(shake_hands(&a_tls, &b, "a").await.is_err());
+        assert!(shake_hands(&b, &a_tls, "b").await.is_err());
+        shown.show(new).unwrap();
+        assert_eq!(*b.key.borrow(), key);
+        assert!(shake_hands(&a_tls, &b, "a").await.is_ok());
+        assert!(shake_hands(&b, &a_tls, "b").await.is_ok());
+    }
+
     /// Offers raw public keys, and then has none.
     #[derive(Debug)]
     struct NoKey;
 
-    impl rustls::client::ResolvesClientCert for NoKey {
+    impl ResolvesClientCert for NoKey {
         fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
             None
         }
@@ -413,6 +473,7 @@ mod tests {
         let anonymous = MeshTls {
             server: tls.server.clone(),
             client: Arc::new(client),
+            key: tls.key.clone(),
         };
         let refusal = shake_hands(&tls, &anonymous, "a").await.unwrap_err();
         assert_eq!(refusal, "server: peer sent no certificates");

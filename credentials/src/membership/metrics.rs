@@ -6,6 +6,13 @@ pub(super) const ROSTER_EPOCH: &str = "wavry_node_roster_epoch";
 pub(super) const ROSTER_ISSUED: &str = "wavry_node_roster_issued_timestamp_seconds";
 pub(super) const ROSTER_AGE: &str = "wavry_node_roster_age_seconds";
 pub(super) const ROSTER_STALE: &str = "wavry_node_roster_stale";
+pub(super) const IDENTITY_SINCE: &str = "wavry_node_identity_since_timestamp_seconds";
+pub(super) const IDENTITY_EXPIRY: &str = "wavry_node_identity_expiry_timestamp_seconds";
+pub(super) const IDENTITY_MARGIN: &str = "wavry_node_identity_margin_seconds";
+pub(super) const IDENTITY_ATTEMPTS: &str = "wavry_node_identity_rotation_attempts_total";
+pub(super) const IDENTITY_ROTATIONS: &str = "wavry_node_identity_rotations_total";
+pub(super) const IDENTITY_FAILURES: &str = "wavry_node_identity_rotation_failures_total";
+pub(super) const IDENTITY_FOREIGN: &str = "wavry_node_identity_foreign_keys";
 pub(super) const MASTER_UP: &str = "wavry_node_master_up";
 pub(super) const MASTER_FAILURES: &str = "wavry_node_master_failures_total";
 
@@ -30,6 +37,37 @@ pub(crate) fn describe() {
         ROSTER_STALE,
         Unit::Count,
         "1 when the newest roster is too old to act on, 0 when it is not"
+    );
+    describe_gauge!(
+        IDENTITY_SINCE,
+        Unit::Seconds,
+        "When the identity that the node shows took the place of the one before, since the Unix epoch"
+    );
+    describe_gauge!(
+        IDENTITY_EXPIRY,
+        Unit::Seconds,
+        "By when another identity should have taken its place, since the Unix epoch"
+    );
+    describe_gauge!(
+        IDENTITY_MARGIN,
+        Unit::Seconds,
+        "From when an identity is rotated at the latest to its expiry"
+    );
+    describe_counter!(IDENTITY_ATTEMPTS, Unit::Count, "Identities made");
+    describe_counter!(
+        IDENTITY_ROTATIONS,
+        Unit::Count,
+        "Identities that took the place of others"
+    );
+    describe_counter!(
+        IDENTITY_FAILURES,
+        Unit::Count,
+        "Steps of a rotation of the identity that failed and are tried again, by reason"
+    );
+    describe_gauge!(
+        IDENTITY_FOREIGN,
+        Unit::Count,
+        "Keys that the roster lists for this node and that it does not have"
     );
     describe_gauge!(
         MASTER_UP,

@@ -12,7 +12,7 @@ use crate::{redact::Place, source, token::KeySet};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Record {
-    /// The identity that registered.
+    /// The secret `identity_key` that registered, or whose successor did.
     pub(super) public_key: PublicKey,
     /// The node's id.
     pub(super) node_id: NodeId,

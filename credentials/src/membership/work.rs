@@ -13,8 +13,10 @@ use http::StatusCode;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 use wavry_proto::{
-    control::{Challenge, Heard, Heartbeat, Register, Registered, Roster, possession_message},
-    id::{Epoch, ServiceName},
+    control::{
+        Challenge, Heard, Heartbeat, IdentityTask, Register, Registered, Roster, possession_message,
+    },
+    id::{Epoch, PublicKey, ServiceName},
     token::{MAX_ROSTER_LEN, NodeRequest, Validity},
 };
 
@@ -24,19 +26,18 @@ use super::{
 use crate::{
     bearer,
     clock::{since_epoch, unix_time},
-    identity::Identity,
+    identity::{Identity, Shown},
     master::{Ask, Client, Connection, Failure},
     secret::Secret,
-    token::{Scope, SigningKey},
+    token::Scope,
 };
 
 /// What the background work shares.
 pub(super) struct Link {
     client: Client,
-    pub(super) identity: Identity,
+    pub(super) shown: Shown,
     pub(super) record: Record,
     trust: Trust,
-    signing: SigningKey,
     services: Vec<ServiceName>,
     kept: Kept,
     pub(super) said: watch::Sender<Said>,
@@ -62,7 +63,7 @@ const REQUEST_LIFETIME: u64 = 60;
 impl Link {
     pub(super) fn new(
         client: Client,
-        identity: Identity,
+        shown: Shown,
         record: Record,
         trust: Trust,
         services: Vec<ServiceName>,
@@ -70,8 +71,7 @@ impl Link {
     ) -> Self {
         Self {
             client,
-            signing: SigningKey::from(&identity),
-            identity,
+            shown,
             record,
             trust,
             services,
@@ -82,7 +82,7 @@ impl Link {
     }
 
     /// The `authorization` of one request on this connection.
-    fn authorization(&self, connection: &Connection) -> String {
+    pub(super) fn authorization(&self, connection: &Connection) -> String {
         let now = unix_time();
         let request = NodeRequest {
             sub: self.record.node_id.clone(),
@@ -97,7 +97,8 @@ impl Link {
             audience: "master",
             binding: &connection.exporter,
         };
-        format!("Bearer {}", self.signing.sign(&request, scope))
+        let present = self.shown.present();
+        format!("Bearer {}", present.signing.sign(&request, scope))
     }
 
     /// Asks for a roster newer than `held`, and keeps it; `None` when there was none while the master
@@ -169,10 +170,11 @@ impl Link {
     }
 }
 
-/// Registers, waiting for a master that cannot be reached.
+/// Registers `identity`, which is `provisioned` or followed it, waiting for a master that cannot be reached.
 pub(super) async fn register(
     client: &Client,
     identity: &Identity,
+    provisioned: PublicKey,
     token: &Secret<Vec<u8>>,
     services: &[ServiceName],
 ) -> Result<Record, Error> {
@@ -185,7 +187,7 @@ pub(super) async fn register(
             Ok(registered) => {
                 tracing::info!(node = %registered.node_id, cluster = %registered.cluster, "registered");
                 return Ok(Record {
-                    public_key: identity.public_key(),
+                    public_key: provisioned,
                     node_id: registered.node_id,
                     cluster: registered.cluster,
                     roster_keys: registered.roster_keys,
@@ -321,6 +323,7 @@ pub(super) async fn send_heartbeats(
     link: Arc<Link>,
     roster: watch::Receiver<Arc<Roster>>,
     farewell: watch::Sender<bool>,
+    task: watch::Sender<Option<IdentityTask>>,
 ) {
     let mut attempts = Attempts::at("heartbeat");
     let mut open = None;
@@ -339,6 +342,11 @@ pub(super) async fn send_heartbeats(
                 if said.draining {
                     farewell.send_replace(true);
                 }
+                task.send_if_modified(|task| {
+                    let is_news = *task != heard.identity;
+                    *task = heard.identity;
+                    is_news
+                });
                 Duration::from_millis(heard.interval_ms)
                     .clamp(HEARTBEAT_INTERVAL / 100, HEARTBEAT_INTERVAL * 30)
             }
@@ -356,7 +364,7 @@ pub(super) async fn send_heartbeats(
 
 /// Does a request on the open connection, or on a new one; after a failure none is open, and the next one
 /// is to another master.
-async fn over_connection<T>(
+pub(super) async fn over_connection<T>(
     link: &Link,
     open: &mut Option<Connection>,
     request: impl AsyncFnOnce(&Link, &mut Connection) -> Result<T, Failure>,
@@ -383,10 +391,10 @@ fn report(roster: &Roster) {
     tracing::info!(epoch = %roster.epoch, nodes = roster.nodes.len(), "roster");
 }
 
-fn json(value: &impl Serialize) -> Result<Vec<u8>, Failure> {
+pub(super) fn json(value: &impl Serialize) -> Result<Vec<u8>, Failure> {
     serde_json::to_vec(value).map_err(|_| Failure::Malformed)
 }
 
-fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
+pub(super) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
     serde_json::from_slice(body).map_err(|_| Failure::Malformed)
 }

@@ -51,7 +51,7 @@ pub(crate) async fn get(wire: &mut Wire, path: &str, bearer: &str) -> Value {
 }
 
 /// Every route that asks for a role, with a request that is right in every other way.
-const ROUTES: [(Method, &str, &str, OperatorRole); 11] = [
+const ROUTES: [(Method, &str, &str, OperatorRole); 12] = [
     (Method::GET, "/v1/nodes", "", OperatorRole::Viewer),
     (Method::GET, "/v1/nodes/exit", "", OperatorRole::Viewer),
     (Method::GET, "/v1/revocations", "", OperatorRole::Viewer),
@@ -74,6 +74,12 @@ const ROUTES: [(Method, &str, &str, OperatorRole); 11] = [
         Method::POST,
         "/v1/revocations",
         r#"{"subject":"ann"}"#,
+        OperatorRole::Operator,
+    ),
+    (
+        Method::POST,
+        "/v1/nodes/exit/rotate",
+        "",
         OperatorRole::Operator,
     ),
     // Last, as they cannot be done twice.
@@ -237,7 +243,9 @@ async fn nodes_are_listed_in_pages_with_what_they_told() {
     assert_eq!(exit["state"], "draining");
     assert_eq!(exit["sessions"], 7);
     assert_eq!(exit["version"], "1.2.3");
-    assert_eq!(exit["keys"], json!([identity.public_key().to_string()]));
+    let key = identity.public_key().to_string();
+    assert_eq!(exit["identities"][0]["key"], json!(key));
+    assert_eq!(exit["identities"][0]["state"], "present");
     assert_eq!(*exit, get(&mut wire, "/v1/nodes/exit", &viewer).await);
 
     for nobody in [

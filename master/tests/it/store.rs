@@ -9,7 +9,8 @@ use wavry_credentials::{
 };
 use wavry_master::{
     database::Location,
-    store::{Admission, Announcement, RegisterError, Store},
+    identity::State,
+    store::{Admission, Announcement, RegisterError, RotateIdentityError, Snapshot, Store},
 };
 use wavry_proto::{
     control::{Access, Role, Service},
@@ -51,6 +52,7 @@ contract! {
     a_token_that_was_forgotten_is_not_taken_when_the_clock_is_set_back
     a_revocation_of_a_subject_only_grows_and_goes_when_all_it_revokes_has_expired
     the_epoch_of_a_restored_database_passes_those_that_nodes_have_seen
+    identities_take_each_others_place_and_none_that_was_rotated_out_comes_back
     services_are_those_of_the_configuration
     the_registry_outlives_the_process
 }
@@ -303,4 +305,93 @@ async fn the_registry_outlives_the_process(place: &Place) {
     store.close().await;
     let store = place.store().await;
     assert_eq!(store.snapshot().await.unwrap(), before);
+}
+
+/// Which identities node `exit` has, by the first byte of their keys, and whether another is wanted.
+fn identities(snapshot: &Snapshot) -> (Vec<(u8, State)>, bool) {
+    let lives = &snapshot.identities[0];
+    let states = lives.lives.iter().map(|life| (life.key.0[0], life.state));
+    (states.collect(), lives.ordered.is_some())
+}
+
+async fn identities_take_each_others_place_and_none_that_was_rotated_out_comes_back(place: &Place) {
+    use State::{Before, Next, Present};
+    let store = place.store().await;
+    let exit = node_id("exit");
+    let event = Event::now(Action::Rotate, "exit", "/v1/nodes/rotate");
+    let key = |number| PublicKey([number; 32]);
+    let admit = async |present, next| {
+        let (present, next) = (key(present), key(next));
+        store
+            .admit_identity(&exit, &present, &next, 10, &event)
+            .await
+    };
+    let registered = store.register(&admission("1", 1), 0).await.unwrap();
+    let registration = registered.changed.unwrap().nodes[0].registration;
+
+    let admitted = admit(1, 2).await.unwrap().unwrap();
+    assert_eq!(
+        identities(&admitted),
+        (vec![(1, Present), (2, Next)], false)
+    );
+    assert_eq!(admitted.nodes[0].keys, [key(1), key(2)]);
+    assert!(admitted.epoch > admitted.identities[0].lives[1].after_epoch);
+    assert_eq!(admit(1, 2).await.unwrap(), None, "it is admitted already");
+    let second = admit(1, 3).await;
+    assert!(
+        matches!(second, Err(RotateIdentityError::UnderWay)),
+        "{second:?}"
+    );
+
+    let ordered = store.order_rotation(&exit, 20, &event).await.unwrap();
+    assert!(identities(&ordered.unwrap()).1);
+    let replaced = admit(1, 3).await.unwrap().unwrap();
+    assert_eq!(
+        identities(&replaced),
+        (vec![(1, Present), (3, Next)], false)
+    );
+    assert_eq!(
+        store.show_identity(&exit, &key(2), 30, 5).await.unwrap(),
+        None
+    );
+    let shown = store.show_identity(&exit, &key(3), 30, 5).await.unwrap();
+    let shown = shown.unwrap();
+    assert_eq!(identities(&shown), (vec![(1, Before), (3, Present)], false));
+    assert_eq!(shown.identities[0].lives[0].until, Some(35));
+    assert_eq!(shown.nodes[0].registration, registration);
+    let early = admit(3, 4).await;
+    assert!(
+        matches!(early, Err(RotateIdentityError::UnderWay)),
+        "{early:?}"
+    );
+    let late = admit(1, 4).await;
+    assert!(
+        matches!(late, Err(RotateIdentityError::NotPresent)),
+        "{late:?}"
+    );
+
+    // The present one is not retired by mistake.
+    let kept = store.retire_identities(&[(exit.clone(), key(3))]).await;
+    assert_eq!(kept.unwrap(), None);
+    let over = store.retire_identities(&[(exit.clone(), key(1))]).await;
+    assert_eq!(identities(&over.unwrap().unwrap()).0, [(3, Present)]);
+    for gone in [1, 2] {
+        let back = admit(3, gone).await;
+        assert!(
+            matches!(back, Err(RotateIdentityError::KeyRetired)),
+            "{back:?}"
+        );
+        let jti = format!("back {gone}");
+        let back = store.register(&admission(&jti, gone), 0).await;
+        assert!(matches!(back, Err(RegisterError::KeyRetired)), "{back:?}");
+    }
+    let anew = store.register(&admission("2", 9), 0).await.unwrap();
+    let anew = anew.changed.unwrap();
+    assert_ne!(
+        anew.nodes[0].registration, registration,
+        "it is another now"
+    );
+
+    let nobody = store.order_rotation(&node_id("nobody"), 40, &event).await;
+    assert!(matches!(nobody, Err(RotateIdentityError::UnknownNode)));
 }

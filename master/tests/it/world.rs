@@ -141,6 +141,7 @@ impl World {
             state_dir: self.path(&format!("{node}.state")),
             services: services.iter().map(|s| s.parse().unwrap()).collect(),
             max_roster_age: Duration::from_secs(3600),
+            identity_lifetime: Duration::from_secs(30 * 24 * 3600),
             identity_key: Some(identity),
             registration_token: Some(token),
         }

@@ -35,6 +35,10 @@ use crate::{
 /// OPEN. A peer sends both at once; only loss or malice spreads them.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A connection that takes no new sessions is kept for so long after its last one: some round trips, and
+/// what is sent again if they are lossy.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// Bidirectional streams a peer may have open beyond those of its sessions: control streams of
 /// sessions that are being opened or have just ended, and streams whose end is not acknowledged.
 const SPARE_BIDI: u64 = 128;
@@ -54,7 +58,8 @@ pub(super) mod code {
 pub(super) struct Link {
     pub(super) connection: quinn::Connection,
     pub(super) peer: NodeId,
-    pub(super) key: PublicKey,
+    /// The key that the peer proved to hold, and the registration that the roster showed with it.
+    pub(super) proved: (PublicKey, u64),
     pub(super) side: Side,
     pub(super) limits: Limits,
     pub(super) meter: datagram::Meter,
@@ -69,6 +74,8 @@ pub(super) struct Link {
 
 #[derive(Default)]
 struct Sessions {
+    /// No new ones: an identity that made the connection was rotated out.
+    retired: bool,
     live: HashMap<u32, Live>,
     opened: u32,
     bidi: u64,
@@ -89,7 +96,7 @@ impl Link {
     pub(super) fn new(
         connection: quinn::Connection,
         peer: NodeId,
-        key: PublicKey,
+        proved: (PublicKey, u64),
         side: Side,
         limits: Limits,
         flushes: TaskTracker,
@@ -102,7 +109,7 @@ impl Link {
             datagrams: datagram::Inbox::new(connection.clone(), meter.clone()),
             connection,
             peer,
-            key,
+            proved,
             side,
             limits,
             meter,
@@ -116,6 +123,42 @@ impl Link {
 
     pub(super) fn is_alive(&self) -> bool {
         self.connection.close_reason().is_none()
+    }
+
+    /// Whether it takes no new sessions.
+    fn is_retired(&self) -> bool {
+        lock(&self.sessions).retired
+    }
+
+    /// Whether a session can be opened on it.
+    pub(super) fn takes_sessions(&self) -> bool {
+        self.is_alive() && !self.is_retired()
+    }
+
+    /// Takes no new sessions from now on, and closes once it has none.
+    pub(super) fn retire(self: &Arc<Self>, reason: &'static str) {
+        let is_idle = {
+            let mut sessions = lock(&self.sessions);
+            if std::mem::replace(&mut sessions.retired, true) {
+                return;
+            }
+            sessions.live.is_empty()
+        };
+        tracing::info!(peer = %self.peer, reason, "mesh connection takes no new sessions");
+        ::metrics::counter!(metrics::MESH_RETIRED).increment(1);
+        if is_idle {
+            self.clone().close_when_told();
+        }
+    }
+
+    /// Closes it, unless it has sessions, once the peer had time to learn how the last one ended.
+    fn close_when_told(self: Arc<Self>) {
+        self.runtime.clone().spawn(async move {
+            tokio::time::sleep(LAST_WORDS).await;
+            if lock(&self.sessions).live.is_empty() {
+                self.close(code::SHUTDOWN, "identity rotated, and no session left");
+            }
+        });
     }
 
     /// Serves the connection until it is lost, then ends its sessions.
@@ -233,6 +276,7 @@ impl Link {
 
     /// A session is over.
     pub(super) fn forget(&self, core: &Core) {
+        let was_last;
         let removed = {
             let mut sessions = lock(&self.sessions);
             let removed = sessions.live.remove(&core.id.get());
@@ -242,10 +286,14 @@ impl Link {
                 self.allow_streams(&sessions);
                 self.gauge.decrement(1.0);
             }
+            was_last = sessions.retired && sessions.live.is_empty();
             removed
         };
         if removed.is_some() {
             self.datagrams.went();
+            if was_last {
+                core.link.clone().close_when_told();
+            }
         }
         drop(removed); // outside the lock: it may be the last
     }
@@ -301,7 +349,8 @@ impl Link {
                     self.close(code::PROTOCOL, "session id of the wrong side");
                     return;
                 }
-                if self.session_count() >= self.limits.sessions_per_connection {
+                if self.is_retired() || self.session_count() >= self.limits.sessions_per_connection
+                {
                     // Without a core there is nothing to answer with: the opener sees a reset.
                     self.reset(send, id);
                     return;

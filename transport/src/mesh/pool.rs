@@ -60,7 +60,7 @@ impl Peer {
         let asked = Instant::now();
         let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.shards.len();
         let mut shard = self.shards[turn].lock().await;
-        if let Some(link) = shard.link.as_ref().filter(|link| link.is_alive()) {
+        if let Some(link) = shard.link.as_ref().filter(|link| link.takes_sessions()) {
             return Ok(link.clone());
         }
         shard.link = None;
@@ -81,7 +81,7 @@ impl Peer {
         self.shards
             .iter()
             .filter_map(|other| other.try_lock().ok()?.link.clone())
-            .find(|link| link.is_alive())
+            .find(|link| link.takes_sessions())
             .ok_or(reason)
     }
 }

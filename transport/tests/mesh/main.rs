@@ -6,4 +6,5 @@ mod fairness;
 mod faults;
 mod mirror;
 mod nodes;
+mod rotation;
 mod sessions;

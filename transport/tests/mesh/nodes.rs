@@ -61,6 +61,7 @@ impl Cluster {
             keys: vec![key],
             addresses: vec![address],
             services: vec![],
+            registration: 1,
         };
         self.change(|roster| {
             roster.nodes.retain(|n| n.id != node.id);
@@ -79,6 +80,28 @@ impl Cluster {
     }
 
     pub(crate) fn config(&self, id: &str, key: &Arc<Key>, limits: Limits) -> Config {
+        self.config_showing(id, &Shown::new(key.clone()), limits)
+    }
+
+    /// Starts a node that the roster lists, and whose identity can be rotated.
+    pub(crate) fn rotating(&self, id: &str, limits: Limits) -> (Endpoint, Shown) {
+        let shown = Shown::new(Arc::new(Key::generate()));
+        let socket = mesh::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let endpoint = Endpoint::new(socket, self.config_showing(id, &shown, limits)).unwrap();
+        self.list(id, shown.public(), endpoint.local_addr().unwrap());
+        (endpoint, shown)
+    }
+
+    /// Lists these keys for a node.
+    pub(crate) fn list_keys(&self, id: &str, keys: &[PublicKey]) {
+        self.change(|roster| {
+            let mut nodes = roster.nodes.iter_mut();
+            let node = nodes.find(|node| node.id.as_str() == id).unwrap();
+            node.keys = keys.to_vec();
+        });
+    }
+
+    fn config_showing(&self, id: &str, shown: &Shown, limits: Limits) -> Config {
         let listed = Arc::new(Listed {
             roster: self.sender.subscribe(),
             provider: Arc::new(aws_lc_rs::default_provider()),
@@ -87,31 +110,79 @@ impl Cluster {
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
             .with_client_cert_verifier(listed.clone())
-            .with_cert_resolver(Arc::new(
-                rustls::server::AlwaysResolvesServerRawPublicKeys::new(key.certified.clone()),
-            ));
+            .with_cert_resolver(Arc::new(shown.clone()));
         server_tls.send_tls13_tickets = 0;
         let mut client_tls = rustls::ClientConfig::builder_with_provider(listed.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
             .dangerous()
             .with_custom_certificate_verifier(listed)
-            .with_client_cert_resolver(Arc::new(
-                rustls::client::AlwaysResolvesClientRawPublicKeys::new(key.certified.clone()),
-            ));
+            .with_client_cert_resolver(Arc::new(shown.clone()));
         client_tls.resumption = rustls::client::Resumption::disabled();
         client_tls.enable_sni = false;
         Config {
             node: id.parse().unwrap(),
             server_tls: Arc::new(server_tls),
             client_tls: Arc::new(client_tls),
+            key: shown.public.subscribe(),
             roster: self.sender.subscribe(),
             limits,
         }
     }
 }
 
+/// The identity that a node shows.
+#[derive(Debug, Clone)]
+pub(crate) struct Shown {
+    key: watch::Sender<Arc<Key>>,
+    public: watch::Sender<PublicKey>,
+}
+
+impl Shown {
+    fn new(key: Arc<Key>) -> Self {
+        Self {
+            public: watch::Sender::new(key.public),
+            key: watch::Sender::new(key),
+        }
+    }
+
+    pub(crate) fn public(&self) -> PublicKey {
+        *self.public.borrow()
+    }
+
+    pub(crate) fn show(&self, key: Key) {
+        let public = key.public;
+        self.key.send_replace(Arc::new(key));
+        self.public.send_replace(public);
+    }
+}
+
+impl rustls::server::ResolvesServerCert for Shown {
+    fn resolve(&self, _: rustls::server::ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.key.borrow().certified.clone())
+    }
+
+    fn only_raw_public_keys(&self) -> bool {
+        true
+    }
+}
+
+impl rustls::client::ResolvesClientCert for Shown {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.key.borrow().certified.clone())
+    }
+
+    fn only_raw_public_keys(&self) -> bool {
+        true
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
 /// An identity.
+#[derive(Debug)]
 pub(crate) struct Key {
     pub(crate) public: PublicKey,
     certified: Arc<CertifiedKey>,

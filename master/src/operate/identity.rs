@@ -1,0 +1,76 @@
+//! Identities of nodes: as they are shown, and to be rotated.
+
+use std::sync::Arc;
+
+use axum::{
+    Extension, Json,
+    extract::{Path, State, rejection::PathRejection},
+    http::{HeaderMap, StatusCode},
+};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use wavry_credentials::audit::Action;
+use wavry_proto::token::OperatorRole;
+
+use super::{NodeStatus, ProblemDocument, node_id};
+use crate::{api::Api, audited::Asked, channel::Channel, identity::Life, problem::Refusal};
+
+/// An identity of a node.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct IdentityStatus {
+    /// The public key, as hexadecimal.
+    pub key: String,
+    /// `next` (admitted, and not shown yet), `present`, or `before` (shown no more, and still accepted).
+    #[schema(example = "present")]
+    pub state: String,
+    /// When it became that, in seconds since the Unix epoch; 0 where that is not known.
+    pub since: u64,
+    /// When it is to leave the roster, in seconds since the Unix epoch, if that is settled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<u64>,
+}
+
+impl IdentityStatus {
+    pub(super) fn of(life: &Life) -> Self {
+        Self {
+            key: life.key.to_string(),
+            state: life.state.as_str().to_owned(),
+            since: life.since,
+            until: life.until,
+        }
+    }
+}
+
+/// Has a node rotate its identity
+///
+/// The node hears of it with its next heartbeat, makes another identity, and shows it once every node that
+/// may meet it knows it; no session is dropped. One that was admitted before and not shown yet serves as
+/// well; if the node has lost it, it makes way. For a node whose key somebody else may hold, revoke the
+/// node. Role operator.
+#[utoipa::path(
+    post,
+    path = "/v1/nodes/{node}/rotate",
+    params(("node" = String, Path, description = "Its id")),
+    responses(
+        (status = 202, body = NodeStatus, description = "It is ordered."),
+        (status = 401, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 403, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn rotate_identity(
+    State(api): State<Arc<Api>>,
+    Extension(channel): Extension<Arc<Channel>>,
+    Extension(asked): Extension<Arc<Asked>>,
+    headers: HeaderMap,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<(StatusCode, Json<NodeStatus>), Refusal> {
+    api.operator(&headers, &asked, OperatorRole::Operator)
+        .await?;
+    let id = node_id(id)?;
+    let mut event = asked.event(Action::Rotate, "/v1/nodes/{node}/rotate", channel.peer);
+    event.subject = id.to_string();
+    api.registry.order_rotation(id.clone(), event).await?;
+    Ok((StatusCode::ACCEPTED, Json(api.status_of(&id)?)))
+}
