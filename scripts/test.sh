@@ -48,6 +48,8 @@ install_packages() {
   have curl || wanted+=(curl)
   have openssl || wanted+=(openssl)
   have strace || wanted+=(strace)
+  # With it the package is checked that has an ACME authority in it.
+  [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || wanted+=(debian-archive-keyring)
   # The KeyVault's tests start servers of their own.
   [ -d /usr/lib/postgresql ] || have postgres || wanted+=(postgresql)
   [ -n "$(type -P kill)" ] || wanted+=(procps)
@@ -69,6 +71,24 @@ install_packages() {
   export DEBIAN_FRONTEND=noninteractive
   quietly as_root apt-get -q -o DPkg::Lock::Timeout=300 update
   quietly as_root apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends "${wanted[@]}"
+}
+
+# Debian's Pebble, an ACME authority. Debian 12's does not say when a certificate should be renewed (ARI);
+# that of unstable does, and needs nothing but libc. Lists and package stay in target/.
+install_pebble() {
+  local place="$peers/pebble" lists="$peers/pebble-lists" options
+  if "$place/usr/bin/pebble" -version >/dev/null 2>&1; then return; fi
+  echo "installing pebble"
+  rm -rf "$place" "$lists"
+  mkdir -p "$place" "$lists/lists/partial" "$lists/cache/archives/partial"
+  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian sid main" \
+    >"$lists/sid.list"
+  options=(-q -o "Dir::Etc::SourceList=$lists/sid.list" -o Dir::Etc::SourceParts=/dev/null
+    -o "Dir::State::Lists=$lists/lists" -o "Dir::Cache=$lists/cache" -o "APT::Sandbox::User=$(id -un)")
+  quietly apt-get "${options[@]}" update
+  (cd "$lists" && quietly apt-get "${options[@]}" download pebble)
+  dpkg-deb -x "$lists"/pebble_*.deb "$place"
+  rm -rf "$lists"
 }
 
 # A Python that is newer than Debian 12's.
@@ -111,6 +131,7 @@ install_peers() {
       echo "pywebtransport is left out: it wants Python 3.12"
     fi
   fi
+  install_pebble
   export WAVRY_PEERS="$peers"
 }
 
@@ -158,7 +179,7 @@ install_packages
 heading "tools"
 install_tools
 if [ -z "$fast" ]; then
-  heading "peers: puppeteer, Deno, aioquic, pywebtransport"
+  heading "peers: puppeteer, Deno, aioquic, pywebtransport, Pebble"
   install_peers
 fi
 
@@ -191,7 +212,7 @@ heading "tests"
 if ! cargo nextest --version >/dev/null 2>&1; then
   run_tests_with_cargo
 elif [ -n "$fast" ]; then
-  cargo nextest run --workspace --locked -E 'not (binary(browser) | binary(peers) | binary(interop))'
+  cargo nextest run --workspace --locked -E 'not (binary(acme) | binary(browser) | binary(peers) | binary(interop))'
 else
   cargo nextest run --workspace --locked
 fi

@@ -151,9 +151,13 @@ const GATEWAY_HELP: &str = "\
   master = \"https://master.example:8443\"
   ca_file = \"/etc/wavry/ca.crt\"
 
-Secrets: tls_key, identity_key, registration_token (see `wavry provision gateway`). Each is read from
-the file that WAVRY_<NAME>_FILE names, or from /run/secrets/wavry_<name>. Any key can be set by
-variable: WAVRY_GATEWAY__LISTEN, WAVRY_OPS__LISTEN.";
+  [gateway.acme]                        # in place of certificate: it is obtained, and renewed
+  names = [\"gateway.example\"]
+  terms_of_service_agreed = true        # Let's Encrypt's, which comes to TCP port 80
+
+Secrets: tls_key (with certificate), identity_key, registration_token (see `wavry provision gateway`).
+Each is read from the file that WAVRY_<NAME>_FILE names, or from /run/secrets/wavry_<name>. Any key can
+be set by variable: WAVRY_GATEWAY__LISTEN, WAVRY_OPS__LISTEN.";
 
 const RELAY_HELP: &str = "\
   [relay]

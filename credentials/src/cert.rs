@@ -3,6 +3,7 @@
 mod development;
 #[cfg(test)]
 mod handshake;
+mod pair;
 mod store;
 mod trust;
 
@@ -17,6 +18,7 @@ use sha2::{Digest, Sha256};
 use x509_parser::{extensions::GeneralName, prelude::X509Certificate};
 
 pub use development::DevelopmentAuthority;
+pub use pair::Pair;
 pub use store::{POLL_INTERVAL, Pinnable, Store};
 pub use trust::{Trust, client_config, client_config_with};
 
@@ -62,7 +64,8 @@ pub fn install_crypto_provider() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }
 
-fn hash(certificate: &CertificateDer<'_>) -> [u8; 32] {
+/// SHA-256 of a certificate.
+pub(crate) fn hash(certificate: &CertificateDer<'_>) -> [u8; 32] {
     Sha256::digest(certificate).into()
 }
 

@@ -5,12 +5,14 @@
 //! stack or for a moment on the heap, and zeroes it. TLS keys are the exception: rustls hands them
 //! to aws-lc, which keeps them in memory of its own.
 //!
+//! * `acme`: keys of accounts with authorities, and of certificates that are asked for.
 //! * [`aead`]: keys that encrypt, and wrap other keys.
 //! * [`record`]: records of our own as secret text.
 //! * [`shamir`]: a key in shares.
 //! * [`transit`]: keys that the KeyVault uses for others.
 //! * [`mod@format`]: the forms in which people keep secrets.
 
+pub(crate) mod acme;
 pub mod aead;
 pub mod format;
 pub mod record;

@@ -1,6 +1,7 @@
 //! From a credential's source to its user.
 //!
 //! * [`secret`]: the type every secret lives in; it has no textual form.
+//! * [`acme`]: certificates that are obtained and renewed by themselves.
 //! * [`audit`]: the log of what was done with credentials.
 //! * [`bearer`]: tokens as their holders present them.
 //! * [`source`]: the one door through which a secret is read, and files are written.
@@ -16,6 +17,7 @@
 //! * [`random`]: bytes that nobody can guess.
 //! * [`metrics`]: what this crate counts.
 
+pub mod acme;
 pub mod audit;
 pub mod bearer;
 pub mod cert;

@@ -3,7 +3,7 @@
 use metrics::{Unit, describe_counter, describe_gauge};
 
 /// When a certificate that is in use expires. Labels: `name`, one of the certificate's names;
-/// `source`, where it came from (`file`).
+/// `source`, where it came from (`file`, `acme`).
 pub const CERTIFICATE_EXPIRY: &str = "wavry_gateway_certificate_expiry_timestamp_seconds";
 /// Attempts to load a certificate. Labels: `source`; `outcome`, `loaded` or `failed`.
 pub const CERTIFICATE_LOADS: &str = "wavry_credentials_certificate_loads_total";
@@ -15,6 +15,7 @@ pub(crate) const CLOCK_BEHIND: &str = "wavry_credentials_clock_behind_seconds";
 
 /// Describes them to the recorder.
 pub fn describe() {
+    crate::acme::metrics::describe();
     crate::membership::describe_metrics();
     describe_gauge!(
         CERTIFICATE_EXPIRY,

@@ -1,5 +1,7 @@
 //! What the gateway is told: [`Raw`] as it is written, [`Config`] as it was checked.
 
+mod certificate;
+
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +10,8 @@ use wavry_proto::config::{Invalid, at_least_one, required};
 use wavry_transport::{socket, webtransport};
 
 use crate::forward;
+
+pub use self::certificate::{Certificate, RawAcme, RawAuthority};
 
 /// Configuration as it is written, in table `gateway`. Every key may be left out; those without a
 /// default are missed by [`Config::try_from`].
@@ -20,6 +24,8 @@ pub struct Raw {
     pub shards: usize,
     /// PEM file with the certificate chain; its key is secret `tls_key`.
     pub certificate: Option<PathBuf>,
+    /// The certificate is obtained from a public authority instead.
+    pub acme: Option<RawAcme>,
     /// Directory for what registration gave.
     pub state_dir: Option<PathBuf>,
     /// The master: `https://HOST:PORT`, or several with commas between them.
@@ -95,6 +101,7 @@ impl Default for Raw {
             shards: std::thread::available_parallelism()
                 .map_or(1, |cores| cores.get().min(socket::MAX_SHARDS)),
             certificate: None,
+            acme: None,
             state_dir: None,
             master: None,
             ca_file: None,
@@ -140,8 +147,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Sockets on that address, each served by a task of its own.
     pub shards: usize,
-    /// PEM file with the certificate chain; its key is secret `tls_key`.
-    pub certificate: PathBuf,
+    /// Where the certificate comes from.
+    pub certificate: Certificate,
     /// Directory for what registration gave.
     pub state_dir: PathBuf,
     /// The master: `https://HOST:PORT`, or several with commas between them.
@@ -230,13 +237,15 @@ impl TryFrom<Raw> for Config {
                 return Err(Invalid::new(key, "must be longer than zero"));
             }
         }
+        let state_dir = required("state_dir", raw.state_dir)?;
+        let certificate = certificate::choose(raw.certificate, raw.acme, &state_dir)?;
         let forward_headers = forward::Headers::new(&raw.forward_headers)
             .map_err(|problem| Invalid::new("forward_headers", problem))?;
         Ok(Self {
             listen: raw.listen,
             shards: raw.shards,
-            certificate: required("certificate", raw.certificate)?,
-            state_dir: required("state_dir", raw.state_dir)?,
+            certificate,
+            state_dir,
             master,
             ca_file: required("ca_file", raw.ca_file)?,
             max_roster_age: raw.max_roster_age,

@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr};
 
-use wavry_credentials::{cert, identity, membership, source, token::Rejected};
+use wavry_credentials::{acme, cert, identity, membership, source, token::Rejected};
 use wavry_proto::session::{Header, Response};
 
 use crate::{forward, limits::Exceeded};
@@ -16,6 +16,9 @@ pub enum StartError {
     /// The certificate or its key cannot be used.
     #[error("the certificate")]
     Certificate(#[from] cert::Error),
+    /// The certificate cannot be looked after.
+    #[error("obtaining the certificate")]
+    Acme(#[from] acme::Error),
     /// A UDP address cannot be used.
     #[error("cannot listen on UDP {address} ({key})")]
     Bind {

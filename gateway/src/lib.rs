@@ -7,6 +7,7 @@
 //! finish, and closes those that have not at the deadline.
 
 mod admission;
+mod certificate;
 pub mod config;
 mod core;
 mod error;
@@ -25,10 +26,7 @@ pub mod token;
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{
-    task::JoinHandle,
-    time::{MissedTickBehavior, interval, timeout},
-};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, info, info_span};
 use wavry_credentials::{
@@ -36,11 +34,10 @@ use wavry_credentials::{
     clock::since_epoch,
     identity,
     membership::{self, Candidate, Membership},
-    source,
 };
 use wavry_transport::{mesh, socket, webtransport};
 
-use crate::core::Core;
+use crate::{certificate::Care, core::Core};
 pub use crate::{
     config::Config,
     error::{RunError, StartError},
@@ -58,7 +55,8 @@ pub struct Gateway {
     front: Front,
     address: SocketAddr,
     membership: Membership,
-    certificate_watch: JoinHandle<()>,
+    /// Keeps the certificate current.
+    _care: Care,
 }
 
 /// What clients meet: the server, and what sessions need.
@@ -70,12 +68,11 @@ struct Front {
 }
 
 impl Gateway {
-    /// Reads certificate and secrets, binds the port and joins the cluster, for which it waits as
-    /// long as the master cannot be reached.
+    /// Reads certificate and secrets, binds the ports and joins the cluster, for which it waits as
+    /// long as the master cannot be reached, as it does for a certificate that has to be obtained.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let certificates = cert::Store::new();
-        let key = source::locate("tls_key")?;
-        certificates.load(&config.certificate, &key)?;
+        let prepared = certificate::prepare(&config.certificate, &certificates).await?;
         let candidate = Candidate::new(membership::Config {
             master: config.master.clone(),
             ca_file: config.ca_file.clone(),
@@ -89,6 +86,8 @@ impl Gateway {
         let in_listen = StartError::bind("listen", config.listen);
         let sockets = socket::bind_shards(config.listen, config.shards).map_err(&in_listen)?;
 
+        // From here on nothing but others can be in the way; a certificate is obtained meanwhile.
+        let mut care = prepared.start(&certificates);
         let membership = candidate.join().await?;
         let roster = membership.roster();
         let identity::MeshTls {
@@ -119,9 +118,10 @@ impl Gateway {
         let server = webtransport::Server::sharded(sockets, certificates.server_config(), limits)
             .map_err(&in_listen)?;
         let address = server.local_addr().map_err(&in_listen)?;
+        care.has_certificate().await;
         info!(%address, node = %membership.node_id(), "serving");
         Ok(Self {
-            certificate_watch: certificates.watch(&config.certificate, &key),
+            _care: care,
             front: Front::new(
                 config.drain_timeout,
                 Core::new(
@@ -152,7 +152,6 @@ impl Gateway {
         self.front.drain().await;
         self.membership.leave().await;
         self.front.close().await;
-        self.certificate_watch.abort();
         info!("gone");
         outcome
     }

@@ -24,6 +24,8 @@ pub(crate) struct Cluster {
     sinks: String,
     upstreams: String,
     names: Vec<String>,
+    /// Table `gateway.acme`, and where the gateway's ops listener is then.
+    acme: Option<(String, SocketAddr)>,
     /// Where each role's log goes, at trace level; to standard error if nowhere.
     logs: Option<PathBuf>,
     /// Gateway, relay, master: in the order in which they are dropped, clients' side first.
@@ -41,6 +43,7 @@ impl Cluster {
             sinks: String::new(),
             upstreams: String::new(),
             names: Vec::new(),
+            acme: None,
             logs: None,
             processes: Vec::new(),
         };
@@ -103,6 +106,12 @@ impl Cluster {
             let ca = self.directory().join("ca.crt");
             writeln!(self.sinks, "ca_file = {ca:?}").unwrap();
         }
+    }
+
+    /// The gateway obtains its certificate; `table` is its table `gateway.acme`, and it answers at `ops` before
+    /// it has one.
+    pub(crate) fn obtain_certificate(&mut self, table: &str, ops: SocketAddr) {
+        self.acme = Some((table.to_owned(), ops));
     }
 
     /// Writes everything that each role has to say to `DIRECTORY/ROLE.log`.
@@ -185,9 +194,15 @@ impl Cluster {
         fs::write(at("relay.toml"), text).unwrap();
         let relay = self.launch("relay", self.relay_command(), &at("relay.ready"));
 
+        let (certificate, ops) = match &self.acme {
+            None => (
+                format!("certificate = {:?}", at("gateway.crt")),
+                ops.to_owned(),
+            ),
+            Some((table, ops)) => (String::new(), format!("{table}\n[ops]\nlisten = \"{ops}\"")),
+        };
         let text = format!(
-            "[gateway]\nlisten = \"127.0.0.1:0\"\ncertificate = {:?}\nstate_dir = {:?}\n{node}\n{}\n{ops}\n",
-            at("gateway.crt"),
+            "[gateway]\nlisten = \"127.0.0.1:0\"\n{certificate}\nstate_dir = {:?}\n{node}\n{}\n{ops}\n",
             at("edge/state"),
             self.settings("gateway")
         );

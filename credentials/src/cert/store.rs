@@ -18,13 +18,14 @@ use rustls::{
 };
 use tokio::task::JoinHandle;
 
-use super::{Error, Facts, hash, read_certificates};
+use super::{Error, Pair, hash, read_certificates};
 use crate::{key::tls_from_pem, metrics as names, source};
 
 /// How often watched files are looked at.
 pub const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-const SOURCE: &str = "file";
+const FILE: &str = "file";
+const ACME: &str = "acme";
 
 /// Certificates by name. A handshake reads an immutable snapshot: no lock, no file, no network.
 /// Clones share their certificates.
@@ -43,13 +44,23 @@ impl Store {
     /// also the default, for clients that name none of them. What was loaded from the same chain
     /// file before is replaced, once key and certificate are checked against each other.
     pub fn load(&self, chain: &Path, key: &Path) -> Result<(), Error> {
-        let entry = Entry::read(chain, key).map(Arc::new);
+        self.put(FILE, Entry::read(chain, key))
+    }
+
+    /// Puts a pair in use that an authority issued, in the place of what was installed from the same
+    /// `origin` before, unless it has expired.
+    pub(crate) fn install(&self, origin: &Path, pair: Pair) -> Result<(), Error> {
+        self.put(ACME, Entry::new(origin, None, pair))
+    }
+
+    fn put(&self, source: &'static str, entry: Result<Entry, Error>) -> Result<(), Error> {
+        let entry = entry.map(Arc::new);
         let outcome = if entry.is_ok() { "loaded" } else { "failed" };
-        counter!(names::CERTIFICATE_LOADS, "source" => SOURCE, "outcome" => outcome).increment(1);
+        counter!(names::CERTIFICATE_LOADS, "source" => source, "outcome" => outcome).increment(1);
         let entry = entry?;
         self.current.rcu(|current| current.with(entry.clone()));
         for name in &entry.names {
-            gauge!(names::CERTIFICATE_EXPIRY, "name" => name.clone(), "source" => SOURCE)
+            gauge!(names::CERTIFICATE_EXPIRY, "name" => name.clone(), "source" => source)
                 .set(unix_seconds(entry.expires));
         }
         Ok(())
@@ -158,6 +169,7 @@ pub struct Pinnable {
 
 /// One loaded chain with its key.
 struct Entry {
+    /// The chain's file, or where else it came from.
     chain: PathBuf,
     stamps: Option<Stamps>,
     names: Vec<String>,
@@ -170,9 +182,11 @@ impl Entry {
     fn read(chain: &Path, key: &Path) -> Result<Self, Error> {
         // Before the content, so that a change in between is seen as one.
         let stamps = Stamps::of(chain, key);
-        let certified = certified_key(chain, key)?;
-        let facts = Facts::read(&certified.cert[0])
-            .ok_or_else(|| Error::malformed(chain, "is not an X.509 certificate"))?;
+        Self::new(chain, stamps, Pair::read(chain, key)?)
+    }
+
+    fn new(chain: &Path, stamps: Option<Stamps>, pair: Pair) -> Result<Self, Error> {
+        let Pair { certified, facts } = pair;
         if facts.not_after <= SystemTime::now() {
             return Err(Error::malformed(chain, "has expired"));
         }

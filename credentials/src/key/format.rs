@@ -259,7 +259,7 @@ fn trimmed(bytes: &[u8]) -> Range<usize> {
     start..start + bytes.trim_ascii().len()
 }
 
-fn fault(text: &[u8], at: usize, expected: &'static str) -> Fault {
+pub(super) fn fault(text: &[u8], at: usize, expected: &'static str) -> Fault {
     let before = &text[..at.min(text.len())];
     let line_start = before.iter().rposition(|byte| *byte == b'\n');
     let line = &before[line_start.map_or(0, |newline| newline + 1)..];

@@ -1,0 +1,241 @@
+//! Certificates that are obtained from public authorities, and renewed, without anybody's help (ACME,
+//! RFC 8555).
+//!
+//! * `machine`: what to do next, from no account to an installed certificate and to the next one; sans-IO.
+//! * `schedule`: when; sans-IO.
+//! * `work`: does what the machine says, over `instant-acme`, which knows the protocol.
+//! * `challenge`: answers an authority that wants to be convinced that a name is ours.
+//! * `pairs`, `kept`: what is on disk. A certificate is there with its key or not at all.
+//! * `http`: the way to the authority.
+//!
+//! [`Acme::bind`] opens the directory and the listener for challenges; [`Acme::start`] installs the certificate
+//! that was kept, if it still holds, and goes on from there. Whatever fails, the certificate in use stays.
+
+mod challenge;
+mod http;
+mod kept;
+mod machine;
+pub(crate) mod metrics;
+mod pairs;
+mod schedule;
+mod work;
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
+
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+
+pub use challenge::Kind;
+
+use crate::{
+    cert::{self, Store, Trust},
+    source,
+};
+
+/// Directory of the authority that is asked unless told otherwise.
+pub const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+/// Most names in one certificate; Let's Encrypt's limit.
+pub const MAX_NAMES: usize = 100;
+
+/// What is wanted.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where accounts, keys and certificates are kept.
+    pub directory: PathBuf,
+    /// Host names in lower case, and addresses; one at least.
+    pub names: Vec<String>,
+    /// Whom to ask, in this order; one at least.
+    pub authorities: Vec<Authority>,
+    /// Where an authority may write to: `mailto:` URLs.
+    pub contacts: Vec<String>,
+    /// How it is convinced that the names are ours.
+    pub challenge: Kind,
+    /// TCP address of the listener for that.
+    pub listen: SocketAddr,
+}
+
+/// An authority that issues certificates.
+#[derive(Debug, Clone)]
+pub struct Authority {
+    /// What it is called here: a file name, and a label in metrics.
+    pub name: String,
+    /// URL of its directory (RFC 8555, section 7.1.1).
+    pub directory: String,
+    /// PEM file of the authorities that vouch for its HTTPS; those of the system if `None`.
+    pub ca_file: Option<PathBuf>,
+    /// Which of its profiles (draft-ietf-acme-profiles).
+    pub profile: Option<String>,
+    /// Binds accounts to one that the operator has with it.
+    pub external_account: Option<ExternalAccount>,
+}
+
+/// An operator's account with an authority (RFC 8555, section 7.3.4).
+#[derive(Debug, Clone)]
+pub struct ExternalAccount {
+    /// The id of its key.
+    pub key_id: String,
+    /// File of the key, in base64url.
+    pub key_file: PathBuf,
+}
+
+/// Why certificates cannot be looked after.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The directory cannot be used.
+    #[error("{directory} cannot be used: {source}", directory = .directory.display())]
+    Directory {
+        /// Which.
+        directory: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The listener for challenges cannot be had.
+    #[error("cannot listen on TCP {address} for challenges: {source}")]
+    Bind {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The authorities that vouch for an authority cannot be read.
+    #[error("authority {name}: {source}")]
+    Trust {
+        /// Its name here.
+        name: String,
+        /// Why.
+        source: cert::Error,
+    },
+    /// The key of an external account cannot be read.
+    #[error("authority {name}: {source}")]
+    ExternalAccount {
+        /// Its name here.
+        name: String,
+        /// Why.
+        source: source::Error,
+    },
+}
+
+/// Ready to look after a certificate.
+pub struct Acme {
+    work: work::Work,
+    listener: TcpListener,
+}
+
+impl Acme {
+    /// Opens the directory, reads what must be there, and binds the listener.
+    pub async fn bind(config: Config) -> Result<Self, Error> {
+        let listener = TcpListener::bind(config.listen).await;
+        let listener = listener.map_err(|source| Error::Bind {
+            address: config.listen,
+            source,
+        })?;
+        let work = work::Work::new(config)?;
+        Ok(Self { work, listener })
+    }
+
+    /// Where the listener for challenges is.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Looks after the certificate in `store` from now on.
+    pub fn start(self, store: Store) -> Renewal {
+        let (installed, watched) = watch::channel(false);
+        let Self { work, listener } = self;
+        let answers = work.answers();
+        let task = tokio::spawn(async move {
+            tokio::select! {
+                () = challenge::serve(listener, answers) => {}
+                () = work.run(store, installed) => {}
+            }
+        });
+        Renewal { task, watched }
+    }
+}
+
+/// A certificate that is looked after, until this is dropped.
+pub struct Renewal {
+    task: JoinHandle<()>,
+    watched: watch::Receiver<bool>,
+}
+
+impl Renewal {
+    /// Waits for the first certificate that holds.
+    pub async fn installed(&mut self) {
+        // The task does not end while this is here; if it did, there would never be one.
+        if self.watched.wait_for(|installed| *installed).await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+impl Drop for Renewal {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Whether `name` can be in a certificate: an address, or a host name in lower case. `Err` says what is wrong.
+pub fn check_name(name: &str) -> Result<(), &'static str> {
+    if name.parse::<IpAddr>().is_ok() {
+        return Ok(());
+    }
+    if name.starts_with("*.") {
+        return Err("is a wildcard, which http-01 and tls-alpn-01 cannot validate");
+    }
+    let is_label = |label: &str| {
+        let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        (1..=63).contains(&label.len())
+            && label.bytes().all(inner)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    match name.len() <= 253 && name.split('.').count() > 1 && name.split('.').all(is_label) {
+        true => Ok(()),
+        false => Err("is neither an address nor a public host name in lower case"),
+    }
+}
+
+fn trust(authority: &Authority) -> Trust {
+    match &authority.ca_file {
+        Some(file) => Trust::Authorities(file.clone()),
+        None => Trust::System,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_public_hosts_in_lower_case_and_addresses() {
+        for name in [
+            "gateway.example",
+            "a-b.c1.example",
+            "192.0.2.1",
+            "2001:db8::1",
+        ] {
+            assert_eq!(check_name(name), Ok(()), "{name}");
+        }
+        let long = format!("{}.example", "a".repeat(64));
+        for name in [
+            "",
+            "localhost",
+            "Gateway.example",
+            "a..example",
+            ".example",
+            "example.",
+            "a b.example",
+            "-a.example",
+            "a-.example",
+            "*.gateway.example",
+            "a/b.example",
+            &long,
+        ] {
+            assert!(check_name(name).is_err(), "{name}");
+        }
+    }
+}

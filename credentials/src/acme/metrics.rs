@@ -1,0 +1,50 @@
+//! What obtaining certificates counts.
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+
+/// Attempts to obtain a certificate. Labels: `authority`; `outcome`, `issued` or why not.
+pub(super) const ATTEMPTS: &str = "wavry_credentials_acme_attempts_total";
+/// From the first request to the certificate in use. Label: `authority`.
+pub(super) const ATTEMPT: &str = "wavry_credentials_acme_attempt_seconds";
+/// When the last certificate was obtained.
+pub(super) const LAST_SUCCESS: &str = "wavry_credentials_acme_last_success_timestamp_seconds";
+/// When the next attempt is made, back-off included.
+pub(super) const NEXT_ATTEMPT: &str = "wavry_credentials_acme_next_attempt_timestamp_seconds";
+/// The window in which the authority wants the certificate renewed. Label: `edge`, `start` or `end`.
+pub(super) const WINDOW: &str = "wavry_credentials_acme_window_timestamp_seconds";
+/// Connections to the listener for challenges that are over. Labels: `type`; `outcome`.
+pub(super) const CHALLENGES: &str = "wavry_credentials_acme_challenge_connections_total";
+
+/// Describes them to the recorder.
+pub(crate) fn describe() {
+    describe_counter!(
+        ATTEMPTS,
+        Unit::Count,
+        "Attempts to obtain a certificate, by authority and outcome"
+    );
+    describe_histogram!(
+        ATTEMPT,
+        Unit::Seconds,
+        "From the first request for a certificate to its being in use"
+    );
+    describe_gauge!(
+        LAST_SUCCESS,
+        Unit::Seconds,
+        "When a certificate was last obtained, in seconds since the Unix epoch"
+    );
+    describe_gauge!(
+        NEXT_ATTEMPT,
+        Unit::Seconds,
+        "When the next attempt is made to obtain one, in seconds since the Unix epoch"
+    );
+    describe_gauge!(
+        WINDOW,
+        Unit::Seconds,
+        "When the authority wants the certificate renewed, in seconds since the Unix epoch"
+    );
+    describe_counter!(
+        CHALLENGES,
+        Unit::Count,
+        "Connections to the listener for challenges that are over"
+    );
+}

@@ -1,0 +1,334 @@
+//! Certificates from a real authority, Pebble, and from some that are none.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "it is test code, outside of test functions"
+)]
+
+mod pebble;
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use metrics_exporter_prometheus::PrometheusBuilder;
+use pebble::{DEADLINE, EXTERNAL, Pebble, Setup, free_address};
+use rustls_pki_types::ServerName;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, duplex},
+    net::TcpListener,
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+use wavry_credentials::{
+    acme::{Acme, Authority, Config, ExternalAccount, Kind, Renewal},
+    cert::{DevelopmentAuthority, Store, Trust, client_config},
+};
+
+const NAMES: [&str; 2] = ["gateway.example", "127.0.0.1"];
+
+/// One gateway's directory and listener.
+struct Gateway {
+    directory: tempfile::TempDir,
+    listen: SocketAddr,
+    challenge: Kind,
+    authorities: Vec<Authority>,
+}
+
+impl Gateway {
+    fn new(challenge: Kind) -> Self {
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            listen: free_address(),
+            challenge,
+            authorities: Vec::new(),
+        }
+    }
+
+    /// An authority that validates where this gateway listens.
+    fn pebble(&self, variables: &[(&str, &str)]) -> Pebble {
+        Pebble::start(&Setup {
+            validates_at: self.listen.port(),
+            external: false,
+            variables,
+        })
+    }
+
+    async fn start(&self) -> (Store, Renewal) {
+        let acme = Acme::bind(Config {
+            directory: self.directory.path().join("acme"),
+            names: NAMES.map(str::to_owned).to_vec(),
+            authorities: self.authorities.clone(),
+            contacts: vec!["mailto:operator@gateway.example".to_owned()],
+            challenge: self.challenge,
+            listen: self.listen,
+        });
+        let store = Store::new();
+        let renewal = acme.await.unwrap().start(store.clone());
+        (store, renewal)
+    }
+
+    /// Starts, and waits for a certificate.
+    async fn obtain(&self) -> (Store, Renewal) {
+        let (store, mut renewal) = self.start().await;
+        let installed = tokio::time::timeout(DEADLINE, renewal.installed()).await;
+        installed.unwrap_or_else(|_| panic!("no certificate: {}", self.record()));
+        (store, renewal)
+    }
+
+    /// Waits until nobody listens any more.
+    async fn is_gone(&self) {
+        let deadline = Instant::now() + DEADLINE;
+        while std::net::TcpListener::bind(self.listen).is_err() {
+            assert!(Instant::now() < deadline, "still there");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// The chains that are kept, oldest first.
+    fn chains(&self) -> Vec<PathBuf> {
+        let pairs = fs::read_dir(self.directory.path().join("acme/pairs")).unwrap();
+        let mut chains: Vec<_> = pairs
+            .map(|pair| pair.unwrap().path().join("chain.pem"))
+            .collect();
+        chains.sort();
+        chains
+    }
+
+    fn record(&self) -> Value {
+        let text = fs::read(self.directory.path().join("acme/record.json"));
+        text.map_or(Value::Null, |text| serde_json::from_slice(&text).unwrap())
+    }
+}
+
+fn authority(name: &str, pebble: &Pebble) -> Authority {
+    Authority {
+        name: name.to_owned(),
+        directory: pebble.url(),
+        ca_file: Some(pebble.ca_file()),
+        profile: None,
+        external_account: None,
+    }
+}
+
+/// Shakes hands as a client that trusts the authority; how many days the certificate holds.
+async fn shake_hands(store: &Store, pebble: &Pebble, name: &str) -> u64 {
+    let client = client_config(&Trust::Authorities(pebble.root())).unwrap();
+    let (near, far) = duplex(16 * 1024);
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    let (server, client) = tokio::join!(
+        TlsAcceptor::from(Arc::new(store.server_config())).accept(far),
+        TlsConnector::from(Arc::new(client)).connect(name, near),
+    );
+    server.unwrap();
+    client.unwrap();
+    let left = store.expiry().unwrap().duration_since(SystemTime::now());
+    left.unwrap().as_secs() / 86_400
+}
+
+#[tokio::test]
+async fn names_and_addresses_are_validated_over_http_though_half_of_all_nonces_are_refused() {
+    let mut gateway = Gateway::new(Kind::Http01);
+    let pebble = gateway.pebble(&[("PEBBLE_WFE_NONCEREJECT", "50"), ("PEBBLE_AUTHZREUSE", "0")]);
+    // Where none is asked for, Pebble takes any of its profiles.
+    gateway.authorities.push(Authority {
+        profile: Some("default".to_owned()),
+        ..authority("pebble", &pebble)
+    });
+    let (store, _renewal) = gateway.obtain().await;
+    for name in NAMES {
+        assert_eq!(shake_hands(&store, &pebble, name).await, 89, "{name}");
+    }
+    assert_eq!(gateway.record()["authorities"]["pebble"]["until"], 0);
+}
+
+#[tokio::test]
+async fn names_and_addresses_are_validated_in_a_tls_handshake() {
+    let mut gateway = Gateway::new(Kind::TlsAlpn01);
+    let pebble = gateway.pebble(&[("PEBBLE_AUTHZREUSE", "0")]);
+    gateway.authorities.push(authority("pebble", &pebble));
+    let (store, _renewal) = gateway.obtain().await;
+    for name in NAMES {
+        shake_hands(&store, &pebble, name).await;
+    }
+}
+
+#[tokio::test]
+async fn an_account_is_bound_to_one_elsewhere_and_a_profile_is_asked_for() {
+    let mut gateway = Gateway::new(Kind::Http01);
+    let pebble = Pebble::start(&Setup {
+        validates_at: gateway.listen.port(),
+        external: true,
+        variables: &[],
+    });
+    let key_file = gateway.directory.path().join("external.key");
+    let bound = |name: &str, key: &str| {
+        let key_file = key_file.with_extension(name);
+        wavry_credentials::source::write_private(&key_file, key.as_bytes()).unwrap();
+        Authority {
+            profile: Some("shortlived".to_owned()),
+            external_account: Some(ExternalAccount {
+                key_id: EXTERNAL.0.to_owned(),
+                key_file,
+            }),
+            ..authority(name, &pebble)
+        }
+    };
+    gateway.authorities.push(authority("unbound", &pebble));
+    gateway.authorities.push(bound("forged", "AAAA"));
+    gateway.authorities.push(bound("bound", EXTERNAL.1));
+    let (store, _renewal) = gateway.obtain().await;
+    assert_eq!(shake_hands(&store, &pebble, NAMES[0]).await, 5);
+    for refused in ["unbound", "forged"] {
+        assert_eq!(gateway.record()["authorities"][refused]["failures"], 1);
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_when_its_authority_says_so_and_kept_over_a_restart() {
+    let mut gateway = Gateway::new(Kind::Http01);
+    let pebble = gateway.pebble(&[]);
+    gateway.authorities.push(authority("pebble", &pebble));
+    let (store, renewal) = gateway.obtain().await;
+    let first = store.expiry();
+    drop(renewal);
+    gateway.is_gone().await;
+    let chains = gateway.chains();
+    assert_eq!(chains.len(), 1);
+
+    pebble.suggest(&chains[0], "2020-01-01T00:00:00Z", "2020-01-02T00:00:00Z");
+    let (store, _renewal) = gateway.obtain().await;
+    assert_eq!(store.expiry(), first, "what was kept is used at once");
+    let deadline = Instant::now() + DEADLINE;
+    while gateway.chains().len() < 2 || store.expiry() == first {
+        assert!(
+            Instant::now() < deadline,
+            "not renewed: {}",
+            gateway.record()
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    shake_hands(&store, &pebble, NAMES[0]).await;
+    let key = |chain: &Path| fs::read(chain.with_file_name("key.pem")).unwrap();
+    let chains = gateway.chains();
+    assert_ne!(
+        key(&chains[0]),
+        key(&chains[1]),
+        "each has a key of its own"
+    );
+}
+
+#[tokio::test]
+async fn authorities_that_fail_in_every_way_are_passed_over_for_one_that_does_not() {
+    let mut gateway = Gateway::new(Kind::Http01);
+    let pebble = gateway.pebble(&[]);
+    let broken = Broken::new();
+    for (name, answer) in [
+        (
+            "failing",
+            Some("HTTP/1.1 500 Oops\r\ncontent-length: 5\r\n\r\n<p>no"),
+        ),
+        (
+            "limiting",
+            Some("HTTP/1.1 429 Slow\r\nretry-after: 7200\r\ncontent-length: 2\r\n\r\n{}"),
+        ),
+        (
+            "babbling",
+            Some("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{\"a\": [1]"),
+        ),
+        ("mute", Some("\x16\x03\x01 no HTTP at all")),
+        ("hanging", None),
+    ] {
+        gateway.authorities.push(broken.start(name, answer).await);
+    }
+    gateway.authorities.push(Authority {
+        directory: format!("https://{}/dir", free_address()),
+        ..authority("away", &pebble)
+    });
+    gateway.authorities.push(authority("pebble", &pebble));
+    let (store, _renewal) = gateway.obtain().await;
+    shake_hands(&store, &pebble, NAMES[0]).await;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = now.unwrap().as_secs();
+    for failed in &gateway.authorities[..6] {
+        let fared = &gateway.record()["authorities"][&failed.name];
+        assert_eq!(fared["failures"], 1, "{}", failed.name);
+        let wait = fared["until"].as_u64().unwrap() - now;
+        match failed.name.as_str() {
+            "limiting" => assert!((7100..7205).contains(&wait), "{wait}"),
+            name => assert!(wait <= 60, "{name}: {wait}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_cannot_be_validated_costs_one_attempt_and_leaves_nothing_in_use() {
+    let mut gateway = Gateway::new(Kind::Http01);
+    let pebble = Pebble::start(&Setup {
+        validates_at: free_address().port(),
+        external: false,
+        variables: &[],
+    });
+    gateway.authorities.push(authority("pebble", &pebble));
+    // The test's runtime has one thread, this one.
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let _here = metrics::set_default_local_recorder(&recorder);
+    let (store, _renewal) = gateway.start().await;
+    let failed = r#"acme_attempts_total{authority="pebble",outcome="validation"} 1"#;
+    let deadline = Instant::now() + DEADLINE;
+    while !recorder.handle().render().contains(failed) {
+        assert!(Instant::now() < deadline, "{}", recorder.handle().render());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(gateway.record()["authorities"]["pebble"]["failures"], 1);
+    assert_eq!(store.expiry(), None);
+    assert_eq!(gateway.chains(), [] as [PathBuf; 0]);
+}
+
+/// Authorities that are none.
+struct Broken(tempfile::TempDir);
+
+impl Broken {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = DevelopmentAuthority::open(directory.path()).unwrap();
+        authority.issue("broken", &["127.0.0.1"]).unwrap();
+        Self(directory)
+    }
+
+    /// One that answers every request so, or not at all.
+    async fn start(&self, name: &str, answer: Option<&'static str>) -> Authority {
+        let at = |name: &str| self.0.path().join(name);
+        let store = Store::new();
+        store.load(&at("broken.crt"), &at("broken.key")).unwrap();
+        let tls = TlsAcceptor::from(Arc::new(store.server_config()));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let directory = format!("https://{}/dir", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(mut stream) = tls.accept(stream).await else {
+                    continue;
+                };
+                let mut request = [0; 1024];
+                let _ = stream.read(&mut request).await;
+                if let Some(answer) = answer {
+                    let _ = stream.write_all(answer.as_bytes()).await;
+                    let _ = stream.shutdown().await;
+                }
+                held.push(stream);
+            }
+        });
+        Authority {
+            name: name.to_owned(),
+            directory,
+            ca_file: Some(at("ca.crt")),
+            profile: None,
+            external_account: None,
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Pebble, a small ACME authority, with its DNS server. What a test starts ends with the test, by its
+//! process id.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "it is test code, outside of test functions"
+)]
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+use wavry_credentials::cert::DevelopmentAuthority;
+
+/// How long anything may take; far more than it does on a slow machine.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A key id and its key, as Pebble is told of them.
+pub(crate) const EXTERNAL: (&str, &str) = (
+    "kid-1",
+    "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W",
+);
+
+/// How it is set up.
+pub(crate) struct Setup<'a> {
+    /// Where it validates names: TCP port for http-01 and for tls-alpn-01.
+    pub validates_at: u16,
+    /// Whether accounts must be bound to one elsewhere.
+    pub external: bool,
+    /// Variables.
+    pub variables: &'a [(&'a str, &'a str)],
+}
+
+/// It, running.
+pub(crate) struct Pebble {
+    directory: tempfile::TempDir,
+    address: SocketAddr,
+    management: SocketAddr,
+    _processes: [Process; 2],
+}
+
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Pebble {
+    /// Starts it on free ports. Every name is at 127.0.0.1 for it.
+    pub(crate) fn start(setup: &Setup<'_>) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let authority = DevelopmentAuthority::open(directory.path()).unwrap();
+        authority.issue("pebble", &["127.0.0.1"]).unwrap();
+        let [address, management, dns] = [(); 3].map(|()| free_address());
+        let config = json!({ "pebble": {
+            "listenAddress": address.to_string(),
+            "managementListenAddress": management.to_string(),
+            "certificate": at("pebble.crt"),
+            "privateKey": at("pebble.key"),
+            "httpPort": setup.validates_at,
+            "tlsPort": setup.validates_at,
+            "ocspResponderURL": "",
+            "retryAfter": { "authz": 1, "order": 1 },
+            "externalAccountBindingRequired": setup.external,
+            "externalAccountMACKeys": { (EXTERNAL.0): EXTERNAL.1 },
+            "keyAlgorithm": "ecdsa",
+            "profiles": {
+                "default": { "description": "three months", "validityPeriod": 7_776_000 },
+                "shortlived": { "description": "six days", "validityPeriod": 518_400 },
+            },
+        }});
+        fs::write(at("config.json"), config.to_string()).unwrap();
+        let mut names = program("pebble-challtestsrv");
+        names.args(["-management", "", "-http01", "", "-https01", "", "-doh", ""]);
+        names.args(["-tlsalpn01", "", "-defaultIPv6", "", "-dnsserver"]);
+        names.arg(dns.to_string());
+        let mut pebble = program("pebble");
+        pebble.arg("-config").arg(at("config.json"));
+        pebble.arg("-dnsserver").arg(dns.to_string());
+        pebble.env("PEBBLE_VA_NOSLEEP", "1");
+        pebble.envs(setup.variables.iter().copied());
+        let started = Self {
+            _processes: [names, pebble].map(|mut command| start(&mut command)),
+            directory,
+            address,
+            management,
+        };
+        for address in [dns, address, management] {
+            let deadline = Instant::now() + DEADLINE;
+            while TcpStream::connect(address).is_err() {
+                assert!(Instant::now() < deadline, "Pebble does not come up");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        started
+    }
+
+    /// URL of its directory.
+    pub(crate) fn url(&self) -> String {
+        format!("https://{}/dir", self.address)
+    }
+
+    /// PEM file of what vouches for its HTTPS.
+    pub(crate) fn ca_file(&self) -> PathBuf {
+        self.directory.path().join("ca.crt")
+    }
+
+    /// PEM file of the root of what it issues.
+    pub(crate) fn root(&self) -> PathBuf {
+        let file = self.directory.path().join("root.crt");
+        fs::write(&file, self.manage(&["--fail"], "roots/0")).unwrap();
+        file
+    }
+
+    /// Says when the certificate in a PEM file should be renewed.
+    pub(crate) fn suggest(&self, chain: &Path, start: &str, end: &str) {
+        let window = json!({ "suggestedWindow": { "start": start, "end": end } });
+        let request = json!({
+            "certificate": fs::read_to_string(chain).unwrap(),
+            "ariResponse": window.to_string(),
+        });
+        let arguments = ["--fail", "--data", &request.to_string()];
+        self.manage(&arguments, "set-renewal-info/");
+    }
+
+    fn manage(&self, arguments: &[&str], path: &str) -> Vec<u8> {
+        let asked = Command::new("curl")
+            .args(["--silent", "--show-error", "--cacert"])
+            .arg(self.ca_file())
+            .args(arguments)
+            .arg(format!("https://{}/{path}", self.management))
+            .output()
+            .expect("curl, which scripts/test.sh installs");
+        let said = String::from_utf8_lossy(&asked.stderr);
+        assert!(
+            asked.status.success(),
+            "Pebble does not offer {path}, which is new in 2.7; scripts/test.sh installs a newer one: {said}"
+        );
+        asked.stdout
+    }
+}
+
+fn program(name: &str) -> Command {
+    let peers = std::env::var_os("WAVRY_PEERS");
+    let peers =
+        peers.expect("WAVRY_PEERS is not set: run ./scripts/test.sh, which installs Pebble");
+    Command::new(Path::new(&peers).join("pebble/usr/bin").join(name))
+}
+
+fn start(command: &mut Command) -> Process {
+    let quiet = command.stdin(Stdio::null()).stdout(Stdio::null());
+    let child = quiet.stderr(Stdio::null()).spawn();
+    Process(child.unwrap_or_else(|error| {
+        panic!("{command:?}, which scripts/test.sh installs, does not start: {error}")
+    }))
+}
+
+/// An address that nobody listens at.
+pub(crate) fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap()
+}

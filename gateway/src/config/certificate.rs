@@ -1,0 +1,301 @@
+//! Where the gateway's certificate comes from.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use wavry_credentials::{acme, source};
+use wavry_proto::config::Invalid;
+
+/// Most authorities that are tried one after the other.
+const MAX_AUTHORITIES: usize = 8;
+
+/// Table `gateway.acme`, as it is written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawAcme {
+    /// What the certificate is for: host names and addresses.
+    pub names: Vec<String>,
+    /// Whether the operator agrees to the authorities' terms of service.
+    pub terms_of_service_agreed: bool,
+    /// How an authority is convinced that the names are ours.
+    pub challenge: acme::Kind,
+    /// TCP address of the listener for that; port 80 or 443 of every address unless set.
+    pub listen: Option<SocketAddr>,
+    /// `mailto:` URLs that an authority may write to.
+    pub contacts: Vec<String>,
+    /// Whom to ask, in this order; Let's Encrypt unless set.
+    pub authorities: Vec<RawAuthority>,
+}
+
+/// One of `gateway.acme.authorities`, as it is written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawAuthority {
+    /// What it is called here.
+    pub name: String,
+    /// URL of its directory.
+    pub directory: String,
+    /// PEM file of the authorities that vouch for its HTTPS.
+    pub ca_file: Option<PathBuf>,
+    /// Which of its profiles.
+    pub profile: Option<String>,
+    /// Id of the key that binds accounts to one that the operator has there; the key is secret
+    /// `acme_key_NAME`.
+    pub external_key_id: Option<String>,
+}
+
+impl Default for RawAcme {
+    fn default() -> Self {
+        Self {
+            names: Vec::new(),
+            terms_of_service_agreed: false,
+            challenge: acme::Kind::Http01,
+            listen: None,
+            contacts: Vec::new(),
+            authorities: Vec::new(),
+        }
+    }
+}
+
+/// Where the certificate comes from.
+#[derive(Debug, Clone)]
+pub enum Certificate {
+    /// A PEM file with the chain; the key is secret `tls_key`.
+    File(PathBuf),
+    /// A public authority.
+    Acme(Wanted),
+}
+
+/// What is wanted of public authorities, but for the secrets that it takes.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    config: acme::Config,
+    /// For each authority, the id of the key of an external account.
+    external_key_ids: Vec<Option<String>>,
+}
+
+impl Wanted {
+    /// With the places of the secrets, each of which must be there.
+    pub(crate) fn with_secrets(&self) -> Result<acme::Config, source::Error> {
+        let mut config = self.config.clone();
+        for (authority, key_id) in config.authorities.iter_mut().zip(&self.external_key_ids) {
+            if let Some(key_id) = key_id {
+                let secret = format!("acme_key_{}", authority.name.replace('-', "_"));
+                authority.external_account = Some(acme::ExternalAccount {
+                    key_id: key_id.clone(),
+                    key_file: source::locate(&secret)?,
+                });
+            }
+        }
+        Ok(config)
+    }
+}
+
+/// One of the two, and not both.
+pub(super) fn choose(
+    file: Option<PathBuf>,
+    acme: Option<RawAcme>,
+    state_dir: &Path,
+) -> Result<Certificate, Invalid> {
+    match (file, acme) {
+        (Some(file), None) => Ok(Certificate::File(file)),
+        (None, Some(raw)) => Ok(Certificate::Acme(raw.check(state_dir)?)),
+        (None, None) => Err(Invalid::new("certificate", "is needed, or table acme")),
+        (Some(_), Some(_)) => Err(Invalid::new(
+            "certificate",
+            "and table acme are two sources of one certificate: leave out one",
+        )),
+    }
+}
+
+impl RawAcme {
+    fn check(self, state_dir: &Path) -> Result<Wanted, Invalid> {
+        if self.names.is_empty() || self.names.len() > acme::MAX_NAMES {
+            let problem = format!("must be from 1 to {} names", acme::MAX_NAMES);
+            return Err(Invalid::new("acme.names", problem));
+        }
+        for (index, name) in self.names.iter().enumerate() {
+            let key = || format!("acme.names[{index}]");
+            acme::check_name(name).map_err(|problem| Invalid::new(key(), problem))?;
+            if self.names[..index].contains(name) {
+                return Err(Invalid::new(key(), "is there twice"));
+            }
+        }
+        if !self.terms_of_service_agreed {
+            return Err(Invalid::new(
+                "acme.terms_of_service_agreed",
+                "must be true: authorities issue to nobody who does not agree to their terms",
+            ));
+        }
+        for (index, contact) in self.contacts.iter().enumerate() {
+            if !contact.starts_with("mailto:") {
+                let key = format!("acme.contacts[{index}]");
+                return Err(Invalid::new(key, "must be mailto:ADDRESS"));
+            }
+        }
+        let authorities = match self.authorities.is_empty() {
+            true => vec![lets_encrypt()],
+            false => self.authorities,
+        };
+        if authorities.len() > MAX_AUTHORITIES {
+            let problem = format!("must be {MAX_AUTHORITIES} at most");
+            return Err(Invalid::new("acme.authorities", problem));
+        }
+        for (index, authority) in authorities.iter().enumerate() {
+            let invalid = |key: &str, problem: &str| {
+                let key = format!("acme.authorities[{index}].{key}");
+                Err(Invalid::new(key, problem))
+            };
+            let is_one =
+                |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+            let name = &authority.name;
+            if !(1..=32).contains(&name.len()) || !name.bytes().all(is_one) {
+                return invalid("name", "must be 1 to 32 of a-z, 0-9 and -");
+            }
+            if authorities[..index].iter().any(|other| other.name == *name) {
+                return invalid("name", "is there twice");
+            }
+            if !authority.directory.starts_with("https://") {
+                return invalid("directory", "must be https://HOST[:PORT]/PATH");
+            }
+        }
+        let port = match self.challenge {
+            acme::Kind::Http01 => 80,
+            acme::Kind::TlsAlpn01 => 443,
+        };
+        let everywhere = SocketAddr::from(([0, 0, 0, 0], port));
+        Ok(Wanted {
+            external_key_ids: authorities
+                .iter()
+                .map(|authority| authority.external_key_id.clone())
+                .collect(),
+            config: acme::Config {
+                directory: state_dir.join("acme"),
+                names: self.names,
+                authorities: authorities.into_iter().map(Into::into).collect(),
+                contacts: self.contacts,
+                challenge: self.challenge,
+                listen: self.listen.unwrap_or(everywhere),
+            },
+        })
+    }
+}
+
+impl From<RawAuthority> for acme::Authority {
+    fn from(raw: RawAuthority) -> Self {
+        Self {
+            name: raw.name,
+            directory: raw.directory,
+            ca_file: raw.ca_file,
+            profile: raw.profile,
+            external_account: None,
+        }
+    }
+}
+
+fn lets_encrypt() -> RawAuthority {
+    RawAuthority {
+        name: "letsencrypt".to_owned(),
+        directory: acme::LETS_ENCRYPT.to_owned(),
+        ca_file: None,
+        profile: None,
+        external_key_id: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn complete() -> RawAcme {
+        RawAcme {
+            names: vec!["gateway.example".to_owned(), "192.0.2.1".to_owned()],
+            terms_of_service_agreed: true,
+            ..RawAcme::default()
+        }
+    }
+
+    fn other(name: &str) -> RawAuthority {
+        RawAuthority {
+            name: name.to_owned(),
+            ..lets_encrypt()
+        }
+    }
+
+    fn refused_key(raw: RawAcme) -> String {
+        raw.check("state".as_ref()).unwrap_err().key
+    }
+
+    #[test]
+    fn names_and_the_agreement_are_enough() {
+        let wanted = complete().check("state".as_ref()).unwrap().config;
+        assert_eq!(wanted.directory, Path::new("state/acme"));
+        assert_eq!(wanted.authorities[0].directory, acme::LETS_ENCRYPT);
+        assert_eq!(wanted.listen, ([0, 0, 0, 0], 80).into());
+        let mut raw = complete();
+        raw.challenge = acme::Kind::TlsAlpn01;
+        let wanted = raw.check("state".as_ref()).unwrap().config;
+        assert_eq!(wanted.listen.port(), 443);
+    }
+
+    #[test]
+    fn a_certificate_comes_from_one_place() {
+        let choose = |file: Option<&str>, acme| choose(file.map(Into::into), acme, "s".as_ref());
+        assert!(matches!(
+            choose(Some("a.crt"), None),
+            Ok(Certificate::File(_))
+        ));
+        assert!(matches!(
+            choose(None, Some(complete())),
+            Ok(Certificate::Acme(_))
+        ));
+        assert_eq!(choose(None, None).unwrap_err().key, "certificate");
+        let both = choose(Some("a.crt"), Some(complete()));
+        assert_eq!(both.unwrap_err().key, "certificate");
+    }
+
+    #[test]
+    fn what_no_authority_would_take_is_refused_by_key() {
+        let mut raw = complete();
+        raw.names.clear();
+        assert_eq!(refused_key(raw), "acme.names");
+        let mut raw = complete();
+        raw.names.push("*.gateway.example".to_owned());
+        assert_eq!(refused_key(raw), "acme.names[2]");
+        let mut raw = complete();
+        raw.names.push("192.0.2.1".to_owned());
+        assert_eq!(refused_key(raw), "acme.names[2]");
+        let mut raw = complete();
+        raw.terms_of_service_agreed = false;
+        assert_eq!(refused_key(raw), "acme.terms_of_service_agreed");
+        let mut raw = complete();
+        raw.contacts = vec!["operator@example".to_owned()];
+        assert_eq!(refused_key(raw), "acme.contacts[0]");
+    }
+
+    #[test]
+    fn authorities_have_names_of_their_own_that_can_be_file_names() {
+        for (names, key) in [
+            (vec!["a", "a"], "acme.authorities[1].name"),
+            (vec!["a", "../b"], "acme.authorities[1].name"),
+            (vec![""], "acme.authorities[0].name"),
+            (
+                vec!["a", "b", "c", "d", "e", "f", "g", "h", "i"],
+                "acme.authorities",
+            ),
+        ] {
+            let mut raw = complete();
+            raw.authorities = names.into_iter().map(other).collect();
+            assert_eq!(refused_key(raw), key);
+        }
+        let mut raw = complete();
+        raw.authorities = vec![RawAuthority {
+            directory: "http://authority.example/dir".to_owned(),
+            ..other("a")
+        }];
+        assert_eq!(refused_key(raw), "acme.authorities[0].directory");
+    }
+}
