@@ -260,6 +260,10 @@ impl Store {
 
     /// Registers a node, or registers it anew, and marks the token as used: both or neither.
     /// So is the line in the audit log. `now` is in seconds since the Unix epoch.
+    ///
+    /// A token that is used already is good for one thing more: the node that it registered last, and
+    /// that still has the key it came with, may ask again, since the answer may have been lost. Nothing
+    /// changes then.
     pub async fn register(
         &self,
         admission: &Admission,
@@ -284,7 +288,8 @@ impl Store {
         .execute(&mut *transaction)
         .await
         .map_err(Error::from)?;
-        if first_use == 0 {
+        let is_repeated = first_use == 0;
+        if is_repeated && !is_registered(transaction, admission).await? {
             return Err(RegisterError::TokenUsed);
         }
 
@@ -299,9 +304,14 @@ impl Store {
             return Err(RegisterError::KeyInUse);
         }
 
-        write_node(transaction, admission).await?;
-        let announcement = &admission.announcement;
-        let revision = write_announcement(transaction, &admission.node, announcement).await?;
+        let revision = match is_repeated {
+            true => revision(transaction, &admission.node).await?,
+            false => {
+                write_node(transaction, admission).await?;
+                let announcement = &admission.announcement;
+                write_announcement(transaction, &admission.node, announcement).await?
+            }
+        };
         audit::append(transaction, &self.audit, &admission.event).await?;
         let changed = change.commit().await?;
         Ok(Written { revision, changed })
@@ -442,14 +452,41 @@ async fn forget_used_tokens(transaction: &mut Transaction, now: u64) -> Result<F
     Ok(forgotten)
 }
 
+/// Whether this very token was the last to register this node, which has the key it came with.
+async fn is_registered(
+    transaction: &mut Transaction,
+    admission: &Admission,
+) -> Result<bool, Error> {
+    let found = query(
+        "SELECT 1 FROM node JOIN node_key ON node_key.node = node.id
+         WHERE node.id = $1 AND node.registered_by = $2 AND node_key.public_key = $3",
+    )
+    .bind(admission.node.as_str())
+    .bind(admission.jti.as_str())
+    .bind(&admission.key.0[..])
+    .optional(&mut *transaction)
+    .await?;
+    Ok(found.is_some())
+}
+
+async fn revision(transaction: &mut Transaction, node: &NodeId) -> Result<u64, Error> {
+    let revision = query("SELECT revision FROM node WHERE id = $1")
+        .bind(node.as_str())
+        .one(&mut *transaction)
+        .await?;
+    Ok(revision.number(0)?)
+}
+
 async fn write_node(transaction: &mut Transaction, admission: &Admission) -> Result<(), Error> {
     let id = admission.node.as_str();
     query(
-        "INSERT INTO node (id, role) VALUES ($1, $2)
-         ON CONFLICT (id) DO UPDATE SET role = excluded.role",
+        "INSERT INTO node (id, role, registered_by) VALUES ($1, $2, $3)
+         ON CONFLICT (id) DO UPDATE
+         SET role = excluded.role, registered_by = excluded.registered_by",
     )
     .bind(id)
     .bind(admission.role.as_str())
+    .bind(admission.jti.as_str())
     .execute(&mut *transaction)
     .await?;
     for table in [

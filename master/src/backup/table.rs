@@ -44,7 +44,7 @@ macro_rules! table {
 /// and who was heard lately is known again soon.
 pub(super) const TABLES: &[Table] = &[
     table!("node", "ORDER BY id", 1 "id" Text, 2 "role" Text, 3 "draining" Truth, 4 "silent" Truth,
-        5 "revision" Integer),
+        5 "revision" Integer, 6 "registered_by" Text),
     table!("node_key", "ORDER BY public_key", 1 "public_key" Bytes, 2 "node" Text),
     table!("node_address", "ORDER BY node, position", 1 "node" Text, 2 "position" Integer,
         3 "address" Text),

@@ -89,7 +89,8 @@ async fn a_refusal_is_on_record_with_its_word_and_the_id_that_its_answer_has() {
     let mut wire = Wire::open(&world, master.address).await;
     let (identity, token) = (Identity::generate(), sign(&world, &claims("1")));
     assert_eq!(wire.register(&identity, &token, "1").await.0, 201);
-    assert_eq!(wire.register(&identity, &token, "1").await.0, 409);
+    let thief = Identity::generate();
+    assert_eq!(wire.register(&thief, &token, "1").await.0, 409);
     assert_eq!(wire.heartbeat(None, &heartbeat()).await.0, 401);
     let malformed = wire
         .problem(Method::POST, "/v1/nodes/register", None, "{}")

@@ -117,7 +117,8 @@ async fn a_node_that_registered_with_one_master_is_known_to_the_other_at_once() 
         let registered = wire.register(&identity, &token, &claims.jti).await;
         assert_eq!(registered.0, 201, "{registered:?}");
         let mut wire = Wire::open(&world, second.address).await;
-        let again = wire.register(&identity, &token, &claims.jti).await;
+        let thief = Identity::generate();
+        let again = wire.register(&thief, &token, &claims.jti).await;
         assert_eq!(again, (409, "token-used".to_owned()));
         let bearer = wire.bearer(&world, &identity, &claims.sub);
         let (status, _, _) = wire

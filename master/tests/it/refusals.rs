@@ -38,10 +38,22 @@ async fn a_token_registers_once() {
     let mut wire = Wire::open(&world, master.address).await;
     let identity = Identity::generate();
     assert_eq!(wire.register(&identity, &token, "1").await, said(201, ""));
-    let used = said(409, "token-used");
-    assert_eq!(wire.register(&identity, &token, "1").await, used);
     let thief = Identity::generate();
+    let used = said(409, "token-used");
     assert_eq!(wire.register(&thief, &token, "1").await, used);
+}
+
+#[tokio::test]
+async fn who_lost_the_answer_registers_again_over_another_connection() {
+    let world = World::new();
+    let master = world.start().await;
+    let token = sign(&world, &claims("1"));
+    let identity = Identity::generate();
+    let mut wire = Wire::open(&world, master.address).await;
+    assert_eq!(wire.register(&identity, &token, "1").await, said(201, ""));
+    drop(wire);
+    let mut wire = Wire::open(&world, master.address).await;
+    assert_eq!(wire.register(&identity, &token, "1").await, said(201, ""));
 }
 
 #[tokio::test]
@@ -57,7 +69,7 @@ async fn a_used_token_stays_used_when_the_master_restarts() {
 
     let master = world.start().await;
     let mut wire = Wire::open(&world, master.address).await;
-    let again = wire.register(&identity, &token, "1").await;
+    let again = wire.register(&Identity::generate(), &token, "1").await;
     assert_eq!(again, said(409, "token-used"));
 }
 

@@ -46,6 +46,8 @@ contract! {
     the_epoch_grows_with_what_the_roster_shows_and_with_nothing_else
     a_refused_registration_leaves_no_trace_and_does_not_use_the_token_up
     a_used_token_is_remembered_past_its_expiry
+    a_node_whose_answer_was_lost_registers_again_and_changes_nothing
+    a_revoked_node_does_not_register_again_with_the_token_that_it_came_with
     a_token_that_was_forgotten_is_not_taken_when_the_clock_is_set_back
     a_revocation_of_a_subject_only_grows_and_goes_when_all_it_revokes_has_expired
     the_epoch_of_a_restored_database_passes_those_that_nodes_have_seen
@@ -188,9 +190,40 @@ async fn a_used_token_is_remembered_past_its_expiry(place: &Place) {
     let store = place.store().await;
     store.register(&admission("1", 1), 0).await.unwrap();
     for now in [999, 1_000, 1_000 + 3_600] {
-        let again = store.register(&admission("1", 1), now).await;
+        let again = store.register(&admission("1", 2), now).await;
         assert!(matches!(again, Err(RegisterError::TokenUsed)), "{again:?}");
     }
+}
+
+async fn a_node_whose_answer_was_lost_registers_again_and_changes_nothing(place: &Place) {
+    let store = place.store().await;
+    store.register(&admission("1", 1), 0).await.unwrap();
+    let node = admission("1", 1).node;
+    let moved = Announcement {
+        addresses: vec!["192.0.2.9:1".parse().unwrap()],
+        ..announcement()
+    };
+    let announced = store.heartbeat(&node, &moved).await.unwrap();
+    let before = store.snapshot().await.unwrap();
+    let again = store.register(&admission("1", 1), 0).await.unwrap();
+    assert_eq!(again.changed, None);
+    assert_eq!(again.revision, announced.revision);
+    assert_eq!(store.snapshot().await.unwrap(), before);
+
+    // Once another token has registered the node, the first one is of no more use.
+    store.register(&admission("2", 1), 0).await.unwrap();
+    let old = store.register(&admission("1", 1), 0).await;
+    assert!(matches!(old, Err(RegisterError::TokenUsed)), "{old:?}");
+}
+
+async fn a_revoked_node_does_not_register_again_with_the_token_that_it_came_with(place: &Place) {
+    let store = place.store().await;
+    store.register(&admission("1", 1), 0).await.unwrap();
+    let node = admission("1", 1).node;
+    let event = admission("1", 1).event;
+    store.revoke_node(&node, 0, &event).await.unwrap();
+    let again = store.register(&admission("1", 1), 0).await;
+    assert!(matches!(again, Err(RegisterError::TokenUsed)), "{again:?}");
 }
 
 async fn a_token_that_was_forgotten_is_not_taken_when_the_clock_is_set_back(place: &Place) {
