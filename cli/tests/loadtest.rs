@@ -88,3 +88,13 @@ fn idle_sessions_are_weighed_on_every_node() {
     assert_eq!(figure(&report, "sessions", "wavry"), 200.0);
     assert!(figure(&report, "gateway_memory", "wavry") > 0.0, "{report}");
 }
+
+#[test]
+fn a_herd_of_units_logs_in_at_a_keyvault_and_reads_on() {
+    let report = run(&["keyvault", "--units", "100", "--seconds", "1"]);
+    assert_eq!(figure(&report, "units_served", "wavry"), 100.0);
+    assert_eq!(figure(&report, "units_refused", "wavry"), 0.0);
+    for name in ["herd", "log_in_and_read_p99", "audited_reads"] {
+        assert!(figure(&report, name, "wavry") > 0.0, "{name} in {report}");
+    }
+}

@@ -1,6 +1,4 @@
-//! Random bytes from the operating system, through the TLS provider's generator.
-
-use rustls::crypto::aws_lc_rs;
+//! Random bytes from the operating system, through the generator of the library that TLS uses.
 
 /// `N` bytes that nobody can guess.
 pub fn bytes<const N: usize>() -> [u8; N] {
@@ -11,8 +9,6 @@ pub fn bytes<const N: usize>() -> [u8; N] {
 
 /// Fills `bytes` with what nobody can guess.
 pub fn fill(bytes: &mut [u8]) {
-    aws_lc_rs::default_provider()
-        .secure_random
-        .fill(bytes)
+    aws_lc_rs::rand::fill(bytes)
         .expect("the operating system's random source does not fail once the process runs");
 }

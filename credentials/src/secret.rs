@@ -75,6 +75,12 @@ impl Secret<Vec<u8>> {
         pages.truncate(length);
         Ok(Self::of(pages))
     }
+
+    /// The same bytes, which stay where they are, in the form of an array; `None` if they are more or
+    /// fewer.
+    pub(crate) fn into_array<const N: usize>(self) -> Option<Secret<[u8; N]>> {
+        (self.pages.bytes().len() == N).then(|| Secret::of(self.pages))
+    }
 }
 
 impl<const N: usize> Secret<[u8; N]> {
@@ -83,11 +89,6 @@ impl<const N: usize> Secret<[u8; N]> {
         let mut pages = Pages::zeroed(N);
         random::fill(pages.bytes_mut());
         Self::of(pages)
-    }
-
-    /// A copy of bytes that stay where they are, in another secret.
-    pub(crate) fn copy_of(bytes: &[u8; N]) -> Self {
-        Self::of(Pages::holding(bytes))
     }
 }
 

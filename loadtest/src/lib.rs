@@ -4,7 +4,8 @@
 //! is up (`--url`), or starts one of its own from the current executable. Where it compares, both
 //! sides run in turns in the same process, so that whatever else the machine does hits both.
 //!
-//! * [`target`]: the system under test. [`raw`]: the baseline, bare QUIC.
+//! * [`target`]: the system under test; [`system`]: one that is started here. [`raw`]: the baseline, bare
+//!   QUIC.
 //! * [`measure`]: what is measured, on either side by the same code.
 //! * [`servers`]: session layers under test, and one client for all.
 //! * [`ops`]: counters read from the nodes, for scenarios that account for every loss.
@@ -16,6 +17,7 @@ mod raw;
 mod report;
 mod scenario;
 mod servers;
+mod system;
 mod target;
 
 use std::{io::Write as _, process::ExitCode, time::Duration};

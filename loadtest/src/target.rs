@@ -4,23 +4,15 @@ use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    process::Stdio,
-    time::{Duration, Instant},
 };
 
 use serde::Deserialize;
-use tokio::process::{Child, Command};
 use url::Url;
 use wavry_credentials::cert::{self, Trust};
 use wavry_proto::session::Request;
 use wavry_transport::webtransport::{Client, Limits, Session};
 
-use crate::{Error, progress};
-
-/// How long a system may take to answer.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long it may drain when it is told to stop.
-const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+use crate::{Error, progress, system::System};
 
 /// Where the system under test is. Without `--url`, one is started for the scenario.
 #[derive(Debug, Clone, clap::Args)]
@@ -66,12 +58,6 @@ pub(crate) struct Target {
     system: Option<System>,
 }
 
-/// A system that was started here: its process, which ends with its standard input, and its files.
-struct System {
-    process: Child,
-    _state: tempfile::TempDir,
-}
-
 impl Target {
     /// The system that `args` name, or a new one.
     pub(crate) async fn open(args: &Args) -> Result<Self, Error> {
@@ -79,7 +65,7 @@ impl Target {
             (Some(url), Some(ca)) => (url.clone(), ca.clone(), args.ops.clone(), vec![], None),
             _ => {
                 progress("starting a system to drive");
-                let (system, ready) = System::start().await?;
+                let (system, ready) = start().await?;
                 // A URL that does not parse is not shown: there may be a token in it.
                 let parse = |name: &str, text: &String| {
                     text.parse::<Url>()
@@ -152,21 +138,11 @@ impl Target {
     }
 
     /// Stops a system that was started here and waits until it is gone.
-    pub(crate) async fn stop(mut self) -> Result<(), Error> {
-        if let Some(mut system) = self.system.take() {
-            drop(system.process.stdin.take());
-            match tokio::time::timeout(STOP_TIMEOUT, system.process.wait()).await {
-                Ok(Ok(status)) if status.success() => {}
-                Ok(Ok(status)) => return Err(Error::Start(format!("it ended with {status}"))),
-                Ok(Err(error)) => return Err(Error::Start(error.to_string())),
-                Err(_) => {
-                    return Err(Error::Start(format!(
-                        "still there {STOP_TIMEOUT:?} after it was told to stop"
-                    )));
-                }
-            }
+    pub(crate) async fn stop(self) -> Result<(), Error> {
+        match self.system {
+            Some(system) => system.stop().await,
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -178,48 +154,14 @@ fn client(ca: &Path, local: SocketAddr) -> Result<Client, Error> {
         .map_err(|error| Error::Argument(format!("no UDP socket: {error}")))
 }
 
-impl System {
-    /// `wavry dev` on free ports, in a directory of its own, with the roles as processes of their
-    /// own.
-    async fn start() -> Result<(Self, Ready), Error> {
-        let failed = |error: std::io::Error| Error::Start(error.to_string());
-        let state = tempfile::tempdir().map_err(failed)?;
-        let ready_file = state.path().join("ready.json");
-        let log_file = state.path().join("log");
-        let log = std::fs::File::create(&log_file).map_err(failed)?;
-        let mut process = Command::new(std::env::current_exe().map_err(failed)?)
-            .args(["dev", "--until-stdin-closes", "--port", "0", "--state-dir"])
-            .arg(state.path().join("state"))
-            .arg("--ready-file")
-            .arg(&ready_file)
-            .stdin(Stdio::piped())
-            .stdout(log.try_clone().map_err(failed)?)
-            .stderr(log)
-            .spawn()
-            .map_err(failed)?;
-        let start = Instant::now();
-        loop {
-            // Written at once and whole, when everything answers.
-            if let Ok(text) = tokio::fs::read(&ready_file).await {
-                let ready = serde_json::from_slice(&text)
-                    .map_err(|_| Error::Start("its ready file cannot be read".to_owned()))?;
-                let system = Self {
-                    process,
-                    _state: state,
-                };
-                return Ok((system, ready));
-            }
-            let ended = process.try_wait().map_err(failed)?;
-            if ended.is_some() || start.elapsed() > START_TIMEOUT {
-                let log = tokio::fs::read_to_string(&log_file)
-                    .await
-                    .unwrap_or_default();
-                let lines: Vec<&str> = log.lines().collect();
-                let last = lines[lines.len().saturating_sub(20)..].join("\n");
-                let how = ended.map_or("it is silent".to_owned(), |s| format!("it ended with {s}"));
-                return Err(Error::Start(format!("{how}\n{last}")));
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
+/// `wavry dev` on free ports, in a directory of its own, with the roles as processes of their own.
+async fn start() -> Result<(System, Ready), Error> {
+    let state = System::directory()?;
+    let directory = state.path().join("state");
+    System::start(state, |command| {
+        command
+            .args(["dev", "--port", "0", "--state-dir"])
+            .arg(directory);
+    })
+    .await
 }

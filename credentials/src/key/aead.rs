@@ -145,11 +145,9 @@ impl Key {
     }
 
     /// The key that was wrapped for the place that `context` names.
-    #[expect(clippy::disallowed_methods, reason = "a key is decrypted here")]
     pub fn unwrap(&self, context: &[u8], wrapped: &[u8]) -> Result<Self, Forged> {
         let bytes = self.open(context, wrapped)?;
-        let bytes: &[u8; KEY_LEN] = bytes.expose().try_into().map_err(|_| Forged)?;
-        Ok(Self(Secret::copy_of(bytes)))
+        bytes.into_array().map(Self).ok_or(Forged)
     }
 
     fn seal_bytes(&self, context: &[u8], value: &[u8]) -> Vec<u8> {

@@ -10,9 +10,11 @@ use zeroize::Zeroize;
 
 /// Smallest mapping there is. Where pages are larger, the kernel rounds up.
 const PAGE: usize = 4096;
-/// Single pages kept for the next secret. Long-lived secrets are fewer than twenty a process; the
-/// rest serves tokens that come and go with sessions, and is 256 KiB.
-const MAX_FREE: usize = 64;
+/// Single pages kept for the next secret. Long-lived secrets are fewer than twenty a process; the rest
+/// serves what comes and goes with sessions and requests. Each of a KeyVault's holds two or three while it
+/// waits for its commit, so that this is for some 300 at once. They are 4 MiB, half of what a process may
+/// lock unless it is told otherwise, and are only there if that many were in use at once before.
+const MAX_FREE: usize = 1024;
 
 /// Single pages, zeroed, that no secret is in. Taking one costs no system call.
 static FREE: Mutex<Vec<MmapMut>> = Mutex::new(Vec::new());

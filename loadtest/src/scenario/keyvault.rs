@@ -1,8 +1,9 @@
-//! Units that log in and read their secret, as one herd and then at a steady pace: HTTPS to a KeyVault
-//! that is up, in Vault's API, so that it can be measured beside other servers that speak it.
+//! Units that log in and read their secret, as one herd and then without pause: HTTPS to a KeyVault in
+//! Vault's API, so that it can be measured beside other servers that speak it.
+
+mod target;
 
 use std::{
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -10,21 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use serde_json::{Value, json};
-use tokio::{net::TcpStream, task::JoinSet, time::timeout};
-use tokio_rustls::TlsConnector;
-use url::Url;
-use wavry_credentials::{
-    bearer::Token,
-    cert::{Trust, client_config},
-    source,
-};
+use http::{Method, StatusCode};
+use serde_json::json;
+use tokio::task::JoinSet;
+use wavry_credentials::bearer::Token;
 
+use self::target::{Connection, Server, Target, refused, text};
 use crate::{Error, Report, Row, measure::Times, progress};
 
 #[derive(Debug, Clone, clap::Args)]
@@ -32,16 +24,8 @@ pub struct Args {
     /// Print one JSON object instead of a table
     #[arg(long)]
     pub(super) json: bool,
-    /// The KeyVault, as https://HOST:PORT, unsealed
-    #[arg(long)]
-    url: Url,
-    /// PEM file of the authorities that its certificate is checked against
-    #[arg(long)]
-    ca: PathBuf,
-    /// File with a token that may set up policies, AppRole and secrets. It gets a mount and a policy
-    /// named `loadtest`, which stay
-    #[arg(long)]
-    token_file: PathBuf,
+    #[command(flatten)]
+    target: target::Args,
     /// Units that log in at once, each on a connection of its own, and read one secret each
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     units: u32,
@@ -58,17 +42,14 @@ pub struct Args {
 
 /// Where everything of this scenario is: an auth method and a policy of this name, and secrets below it.
 const NAME: &str = "loadtest";
-/// How long one request is waited for.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Longest answer.
-const MAX_ANSWER: usize = 1024 * 1024;
 /// Secrets written and ids made at once while it is set up.
 const SETTING_UP: u32 = 32;
 
 pub(super) async fn run(args: &Args) -> Result<Report, Error> {
-    let server = Arc::new(Server::new(args)?);
+    let target = Target::open(&args.target).await?;
+    let server = &target.server;
     progress(&format!("setting up {} units", args.units));
-    let units = set_up(args, &server).await?;
+    let units = set_up(args, server, &target.root).await?;
 
     progress("the herd logs in");
     let began = Instant::now();
@@ -102,21 +83,22 @@ pub(super) async fn run(args: &Args) -> Result<Report, Error> {
     }
 
     progress("reading");
-    let read = read_on(args, &server, ready).await?;
+    let read = read_on(args, server, ready).await?;
+    target.stop().await?;
     if read.failed > 0 {
         failures.push(format!("{} reads failed", read.failed));
     }
     Ok(Report {
         scenario: "keyvault",
         results: vec![
-            Row::plain("herd: units served", "units", herd.len() as f64),
-            Row::plain("herd: units refused", "units", refused as f64),
-            Row::plain("herd: all served", "s", herd_took),
-            Row::plain("herd: log in and read, p50", "ms", herd.percentile(50)),
-            Row::plain("herd: log in and read, p99", "ms", herd.percentile(99)),
-            Row::plain("audited reads", "1/s", read.per_second),
-            Row::plain("audited reads, p50", "ms", read.times.percentile(50)),
-            Row::plain("audited reads, p99", "ms", read.times.percentile(99)),
+            Row::plain("units_served", "units", herd.len() as f64),
+            Row::plain("units_refused", "units", refused as f64),
+            Row::plain("herd", "s", herd_took),
+            Row::plain("log_in_and_read_p50", "ms", herd.percentile(50)),
+            Row::plain("log_in_and_read_p99", "ms", herd.percentile(99)),
+            Row::plain("audited_reads", "1/s", read.per_second),
+            Row::plain("audited_read_p50", "ms", read.times.percentile(50)),
+            Row::plain("audited_read_p99", "ms", read.times.percentile(99)),
         ],
         failures,
     })
@@ -157,18 +139,14 @@ impl Unit {
     }
 }
 
-async fn set_up(args: &Args, server: &Arc<Server>) -> Result<Vec<Unit>, Error> {
-    let root =
-        source::read_file(&args.token_file).map_err(|error| Error::Argument(error.to_string()))?;
-    let root = Token::read(&root).map_err(|error| Error::Argument(error.to_string()))?;
-    let root = Arc::new(root);
+async fn set_up(args: &Args, server: &Arc<Server>, root: &Arc<Token>) -> Result<Vec<Unit>, Error> {
     let mut connection = server.connect().await?;
     let mount = json!({"type": "approle"}).to_string();
     let mounted = connection
         .send(
             Method::POST,
             &format!("/v1/sys/auth/{NAME}"),
-            Some(&root),
+            Some(root),
             Some(&mount),
         )
         .await?;
@@ -180,16 +158,16 @@ async fn set_up(args: &Args, server: &Arc<Server>) -> Result<Vec<Unit>, Error> {
     let policy = json!({"policy": policy}).to_string();
     let path = format!("/v1/sys/policies/acl/{NAME}");
     connection
-        .call(Method::PUT, &path, Some(&root), Some(&policy))
+        .call(Method::PUT, &path, Some(root), Some(&policy))
         .await?;
     let role = format!("/v1/auth/{NAME}/role/unit");
     let settings = json!({"token_policies": [NAME], "token_ttl": "10m", "secret_id_num_uses": 1});
     let settings = settings.to_string();
     connection
-        .call(Method::POST, &role, Some(&root), Some(&settings))
+        .call(Method::POST, &role, Some(root), Some(&settings))
         .await?;
     let answer = connection
-        .call(Method::GET, &format!("{role}/role-id"), Some(&root), None)
+        .call(Method::GET, &format!("{role}/role-id"), Some(root), None)
         .await?;
     let role_id: Arc<str> = text(&answer, "/data/role_id")?.into();
 
@@ -283,120 +261,4 @@ async fn read_on(
         times: Times::new(times),
         failed,
     })
-}
-
-/// The KeyVault.
-struct Server {
-    tls: TlsConnector,
-    host: String,
-    port: u16,
-}
-
-impl Server {
-    fn new(args: &Args) -> Result<Self, Error> {
-        let argument = |problem: &str| Error::Argument(format!("--url {problem}"));
-        let host = args.url.host_str().ok_or_else(|| argument("has no host"))?;
-        let mut tls = client_config(&Trust::Authorities(args.ca.clone()))
-            .map_err(|error| Error::Argument(error.to_string()))?;
-        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self {
-            tls: Arc::new(tls).into(),
-            host: host.trim_matches(['[', ']']).to_owned(),
-            port: args.url.port_or_known_default().unwrap_or(443),
-        })
-    }
-
-    async fn connect(&self) -> Result<Connection, Error> {
-        let connect = async {
-            let stream = TcpStream::connect((&*self.host, self.port)).await?;
-            stream.set_nodelay(true)?;
-            let name = self.host.clone().try_into();
-            let name = name.map_err(std::io::Error::other)?;
-            let stream = self.tls.connect(name, stream).await?;
-            let handshake = http1::handshake(TokioIo::new(stream)).await;
-            handshake.map_err(std::io::Error::other)
-        };
-        let (sender, connection) = timeout(PATIENCE, connect)
-            .await
-            .map_err(|_| refused("connect", "nothing within the time"))?
-            .map_err(|error| refused("connect", &error.to_string()))?;
-        // It ends with its sender.
-        tokio::spawn(connection);
-        Ok(Connection {
-            sender,
-            host: format!("{}:{}", self.host, self.port),
-        })
-    }
-}
-
-struct Connection {
-    sender: http1::SendRequest<Full<Bytes>>,
-    host: String,
-}
-
-impl Connection {
-    /// Sends a request that is to be answered well.
-    async fn call(
-        &mut self,
-        method: Method,
-        path: &str,
-        token: Option<&Token>,
-        body: Option<&String>,
-    ) -> Result<Value, Error> {
-        let (status, answer) = self.send(method, path, token, body).await?;
-        match status.is_success() {
-            true => Ok(answer),
-            false => Err(refused(path, &status.to_string())),
-        }
-    }
-
-    async fn send(
-        &mut self,
-        method: Method,
-        path: &str,
-        token: Option<&Token>,
-        body: Option<&String>,
-    ) -> Result<(StatusCode, Value), Error> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, &self.host);
-        if let Some(token) = token {
-            request = request.header(header::AUTHORIZATION, token.authorization());
-        }
-        let body = body.cloned().unwrap_or_default();
-        let request = request
-            .body(Full::new(Bytes::from(body)))
-            .map_err(|error| refused(path, &error.to_string()))?;
-        let answered = async {
-            let answer = self.sender.send_request(request).await?;
-            let status = answer.status();
-            let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
-            Ok::<_, hyper::Error>((status, body))
-        };
-        let (status, body) = timeout(PATIENCE, answered)
-            .await
-            .map_err(|_| refused(path, "no answer within the time"))?
-            .map_err(|error| refused(path, &error.to_string()))?;
-        let body = body.map_err(|error| refused(path, &error.to_string()))?;
-        let body = body.to_bytes();
-        let body = match body.is_empty() {
-            true => Value::Null,
-            // Its text may be a secret: where it is malformed is enough.
-            false => serde_json::from_slice(&body).map_err(|_| refused(path, "not JSON"))?,
-        };
-        Ok((status, body))
-    }
-}
-
-fn text<'a>(answer: &'a Value, pointer: &str) -> Result<&'a str, Error> {
-    let text = answer.pointer(pointer).and_then(Value::as_str);
-    text.ok_or_else(|| refused(pointer, "is missing in the answer"))
-}
-
-fn refused(what: &str, problem: &str) -> Error {
-    Error::KeyVault {
-        what: what.to_owned(),
-        problem: problem.to_owned(),
-    }
 }

@@ -167,39 +167,29 @@ impl Authorizer {
         call: &Call,
         handler: &H,
     ) -> Result<Answer, Refusal> {
-        let deadline = tokio::time::Instant::now() + DEADLINE;
-        if let Some(refused) = self.too_many(call, handler).await? {
-            return Err(refused);
-        }
-        loop {
-            let attempt = self.attempt(call, handler);
-            match tokio::time::timeout_at(deadline, attempt).await {
-                Ok(Attempt::Done(result)) => return result,
-                Ok(Attempt::Conflict) => (),
-                Err(_) => return Err(Refusal::Unavailable),
+        let attempts = async {
+            let mut route = handler.route(call).await?;
+            self.too_many(route)?;
+            loop {
+                match self.attempt(call, route, handler).await {
+                    Attempt::Done(result) => return result,
+                    Attempt::Conflict => route = handler.route(call).await?,
+                }
             }
-        }
+        };
+        let result = tokio::time::timeout(DEADLINE, attempts).await;
+        result.unwrap_or(Err(Refusal::Unavailable))
     }
 
     /// Holds logins to their rate. A call counts once, however many attempts it takes.
-    async fn too_many<H: Handler>(
-        &self,
-        call: &Call,
-        handler: &H,
-    ) -> Result<Option<Refusal>, Refusal> {
-        let route = handler.route(call).await?;
-        if route.access != Access::Login {
-            return Ok(None);
+    fn too_many(&self, route: Route) -> Result<(), Refusal> {
+        match route.access {
+            Access::Login => self.logins.admit(Instant::now()).map_err(Refusal::TooMany),
+            Access::Open | Access::Holder => Ok(()),
         }
-        let admitted = self.logins.admit(Instant::now());
-        Ok(admitted.err().map(Refusal::TooMany))
     }
 
-    async fn attempt<H: Handler>(&self, call: &Call, handler: &H) -> Attempt {
-        let route = match handler.route(call).await {
-            Ok(route) => route,
-            Err(refusal) => return Attempt::Done(Err(refusal)),
-        };
+    async fn attempt<H: Handler>(&self, call: &Call, route: Route, handler: &H) -> Attempt {
         match self.authorize(call, route, handler).await {
             Ok(granted) => {
                 let planned = handler.plan(call, &granted).await;

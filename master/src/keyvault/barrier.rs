@@ -329,7 +329,10 @@ impl Barrier {
     }
 
     pub(super) async fn unseal(&self, master_key: aead::Key) -> Result<(), Error> {
-        self.shared.unseal(master_key).await
+        self.shared.unseal(master_key).await?;
+        // It may go on with a rotation.
+        self.shared.keeper.notify_one();
+        Ok(())
     }
 
     /// Whether a key opens the keyring.

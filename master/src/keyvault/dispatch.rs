@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -37,11 +37,9 @@ pub(super) struct Dispatch<'a> {
     vault: &'a KeyVault,
     /// The two-endpoint dialect.
     is_plain: bool,
-    attempts: AtomicU32,
+    /// Whether the table of mounts was looked at: who has to look again looks at it as it is now.
+    has_looked: AtomicBool,
 }
-
-/// Times that a call's route is asked for in its first attempt.
-const ASKED_AT_FIRST: u32 = 2;
 
 impl KeyVault {
     /// Answers a call: finds who asks and whether they may, does it, puts it on record, and only then
@@ -51,7 +49,7 @@ impl KeyVault {
         let dispatch = Dispatch {
             vault: self,
             is_plain,
-            attempts: AtomicU32::new(0),
+            has_looked: AtomicBool::new(false),
         };
         let answer = self.authorizer.handle(&call, &dispatch).await;
         if sys::changes_mounts(&call) {
@@ -103,7 +101,7 @@ const PLAIN_MOUNT: &str = "secret/";
 
 impl Handler for Dispatch<'_> {
     async fn route(&self, call: &Call) -> Result<Route, Refusal> {
-        let attempt = self.attempts.fetch_add(1, Ordering::Relaxed);
+        let again = self.has_looked.swap(true, Ordering::Relaxed);
         let path = call.path.as_str();
         let holder = |operation| Route {
             operation,
@@ -115,7 +113,7 @@ impl Handler for Dispatch<'_> {
                 access: sys::access(rest, call.operation),
             });
         }
-        let mounts = self.vault.mounts(attempt >= ASKED_AT_FIRST).await?;
+        let mounts = self.vault.mounts(again).await?;
         let Some((mount, rest)) = mounts.1.table.find(path) else {
             return Ok(holder(call.operation));
         };

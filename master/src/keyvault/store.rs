@@ -7,7 +7,7 @@
 mod postgres;
 mod sqlite;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use sqlx::PgConnection;
 use wavry_credentials::audit::{self, verify::Bad};
@@ -40,6 +40,9 @@ pub enum Error {
     /// It took longer than an answer may wait.
     #[error("the store did not write in time")]
     TooSlow,
+    /// What failed for all who read at the same time.
+    #[error(transparent)]
+    Together(Arc<Self>),
 }
 
 /// An entry as it is kept.

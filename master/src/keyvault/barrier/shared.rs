@@ -138,8 +138,12 @@ impl Shared {
         let newer = match old.reopen(&head, &terms) {
             Err(error @ Unopened::OtherKey { .. }) => {
                 let row = self.store.row(rotation::MASTER_KEY).await?;
-                let key = row.and_then(|row| handed_over(old, &row)).ok_or(error)?;
-                Keyring::open(&head, &terms, Arc::new(key))
+                match row.and_then(|row| handed_over(old, &row)) {
+                    Some(key) => Keyring::open(&head, &terms, Arc::new(key)),
+                    // What the old one opens may be gone by now. Then another task took up the new one.
+                    None if self.keyring()?.generation > old.generation => return Ok(()),
+                    None => Err(error),
+                }
             }
             newer => newer,
         };

@@ -1,5 +1,7 @@
 //! The store in PostgreSQL, used by any number of processes.
 
+mod reads;
+
 use std::{collections::HashMap, time::Duration};
 
 use futures_util::TryStreamExt as _;
@@ -11,6 +13,7 @@ use wavry_credentials::audit;
 
 use super::{Error, Head, Log, Row, WrappedTerm};
 use crate::database::Server;
+use reads::Reads;
 
 /// How long a read waits for a connection: an answer's deadline.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -24,6 +27,7 @@ const PAGE: i64 = 1000;
 #[derive(Clone)]
 pub(in crate::keyvault) struct Postgres {
     pool: PgPool,
+    reads: Reads,
 }
 
 pub(in crate::keyvault) struct Transaction {
@@ -46,7 +50,8 @@ impl Postgres {
             .connect_with(options)
             .await?;
         sqlx::migrate!("keyvault/postgres").run(&pool).await?;
-        Ok(Self { pool })
+        let reads = Reads::new(&pool);
+        Ok(Self { pool, reads })
     }
 
     pub(super) async fn close(&self) {
@@ -68,11 +73,7 @@ impl Postgres {
     }
 
     pub(super) async fn row(&self, path: &str) -> Result<Option<Row>, Error> {
-        let row = sqlx::query(ROW)
-            .bind(path)
-            .fetch_optional(&self.pool)
-            .await?;
-        row.map(|row| read_row(path, &row)).transpose()
+        self.reads.row(path).await
     }
 
     pub(super) async fn paths(

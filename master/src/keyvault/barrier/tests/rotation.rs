@@ -62,6 +62,44 @@ async fn raw(vault: &KeyVault) -> (store::Head, Vec<WrappedTerm>, Vec<store::Row
     (head, terms, rows)
 }
 
+/// A retired master key opens nothing: neither the keyring, nor as the key of anything that the store
+/// holds, whatever the place.
+async fn opens_nothing(vault: &KeyVault, old: &aead::Key, new: &aead::Key) {
+    let (head, terms, rows) = raw(vault).await;
+    let copy = aead::Key::read(&old.to_paserk()).unwrap();
+    assert!(matches!(
+        Keyring::open(&head, &terms, Arc::new(copy)),
+        Err(Unopened::OtherKey { .. })
+    ));
+    let mut contexts: Vec<Vec<u8>> = vec![Vec::new()];
+    for id in [old.id(), new.id()] {
+        for term in &terms {
+            let created = term.created;
+            for number in 1..=term.term {
+                contexts.push(keyring::term_context(&head.vault, number, created, &id));
+            }
+        }
+    }
+    for row in &rows {
+        contexts.extend(keyring::entry_contexts(&head.vault, row, 1..=head.term));
+    }
+    let sealed = terms.iter().map(|term| &term.wrapped_key);
+    let sealed = sealed.chain(
+        rows.iter()
+            .flat_map(|row| [&row.wrapped_key, &row.ciphertext]),
+    );
+    let (mut tried, mut opened) = (0, 0);
+    for sealed in sealed {
+        for context in &contexts {
+            assert!(old.open(context, sealed).is_err());
+            opened += usize::from(new.open(context, sealed).is_ok());
+            tried += 1;
+        }
+    }
+    // The new one does open the keyring this way, so that trying means something.
+    assert_eq!(opened, 1, "of {tried}");
+}
+
 #[tokio::test]
 async fn a_new_term_takes_over_every_entry_and_the_old_one_is_gone() {
     let world = World::sqlite();
@@ -106,44 +144,7 @@ async fn an_old_master_key_opens_nothing_once_it_is_retired() {
     let again = vault.barrier().rotate(rotate(Some(same))).await;
     assert!(matches!(again, Err(RotateError::SameKey)));
 
-    // Neither through the keyring, nor as the key of anything that the store holds, whatever the place.
-    let (head, terms, rows) = raw(&vault).await;
-    assert!(matches!(
-        Keyring::open(
-            &head,
-            &terms,
-            Arc::new(aead::Key::read(&world.master_key).unwrap())
-        ),
-        Err(Unopened::OtherKey { .. })
-    ));
-    let mut contexts: Vec<Vec<u8>> = vec![Vec::new()];
-    for id in [old.id(), head.master_key.clone()] {
-        for term in &terms {
-            let created = term.created;
-            for number in 1..=term.term {
-                contexts.push(keyring::term_context(&head.vault, number, created, &id));
-            }
-        }
-    }
-    for row in &rows {
-        contexts.extend(keyring::entry_contexts(&head.vault, row, 1..=head.term));
-    }
-    let sealed = terms.iter().map(|term| &term.wrapped_key);
-    let sealed = sealed.chain(
-        rows.iter()
-            .flat_map(|row| [&row.wrapped_key, &row.ciphertext]),
-    );
-    let new = aead::Key::read(&new_text).unwrap();
-    let (mut tried, mut opened) = (0, 0);
-    for sealed in sealed {
-        for context in &contexts {
-            assert!(old.open(context, sealed).is_err());
-            opened += usize::from(new.open(context, sealed).is_ok());
-            tried += 1;
-        }
-    }
-    // The new one does open the keyring this way, so that trying means something.
-    assert_eq!(opened, 1, "of {tried}");
+    opens_nothing(&vault, &old, &aead::Key::read(&new_text).unwrap()).await;
     vault.close().await;
 
     let vault = world.open(false).await.unwrap();
@@ -152,6 +153,21 @@ async fn an_old_master_key_opens_nothing_once_it_is_retired() {
     world.master_key = new_text;
     let vault = world.vault().await;
     all_are_read(&vault, 100).await;
+    vault.close().await;
+}
+
+#[tokio::test]
+async fn who_comes_late_with_an_old_keyring_goes_on_with_the_one_that_another_took_up() {
+    let world = World::sqlite();
+    let vault = filled(&world, 10).await;
+    let shared = &vault.barrier().shared;
+    let late = shared.keyring().unwrap();
+    let new = Some(aead::Key::generate());
+    vault.barrier().rotate(rotate(new)).await.unwrap();
+    ended(&vault).await;
+    // Nothing in the store opens under the old one any more.
+    shared.refresh(&late).await.unwrap();
+    all_are_read(&vault, 10).await;
     vault.close().await;
 }
 
@@ -231,15 +247,14 @@ async fn two_instances_read_on_while_the_master_key_is_replaced() {
     for reader in readers {
         assert!(reader.await.unwrap() > 0);
     }
+    let new = aead::Key::read(&new_text).unwrap();
+    opens_nothing(&other, &elsewhere.key(), &new).await;
     one.close().await;
     other.close().await;
     let refused = elsewhere.open(false).await.unwrap();
     let wrong = refused.unseal(elsewhere.key()).await;
     assert!(matches!(wrong, Err(Error::Keyring(_))));
-    refused
-        .unseal(aead::Key::read(&new_text).unwrap())
-        .await
-        .unwrap();
+    refused.unseal(new).await.unwrap();
     all_are_read(&refused, ENTRIES).await;
     refused.close().await;
 }

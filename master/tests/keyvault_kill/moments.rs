@@ -1,54 +1,44 @@
-//! A KeyVault that is killed, over and over, while it writes entries, audit lines and its counter, and
-//! replaces its master key. On its own because it starts itself as that KeyVault.
+//! Killed five hundred times, wherever it is, while it writes entries, audit lines and its counter, and
+//! replaces its master key.
 
 use std::{
-    env, fs,
+    fs,
     io::{BufRead as _, BufReader, Write as _},
-    path::{Path, PathBuf},
-    process::{Child, ChildStdout, Command, Stdio},
-    sync::Arc,
+    path::Path,
+    process::{Child, ChildStdout},
     time::{Duration, Instant},
 };
 
 use wavry_credentials::{
-    audit::{self, Action, Event, verify::Reading},
+    audit::{Action, Event},
     key::aead,
     secret::Secret,
     source,
-    token::SigningKey,
 };
 use wavry_master::keyvault::{
-    Config, KeyVault, LOG,
-    barrier::{Change, CommitError, Error, Guard, Rotate, RotateError},
-    seal,
-    store::Location,
+    KeyVault,
+    barrier::{Change, CommitError, Rotate, RotateError},
+};
+
+use crate::vault::{
+    self, command, current, directory_to_be_killed_in, events, next, read_key, runtime, unsealed,
 };
 
 const KILLS: u64 = 500;
-/// Names the directory to a KeyVault that is to be killed.
-const DIRECTORY: &str = "WAVRY_TEST_KILL_DIRECTORY";
-const TEST: &str = "what_was_told_is_kept_however_often_it_is_killed_and_nothing_is_half_done";
+const TEST: &str =
+    "moments::what_was_told_is_kept_however_often_it_is_killed_and_nothing_is_half_done";
 /// Entries that a rotation has to work on besides.
 const BALLAST: u32 = 200;
 
 #[test]
 fn what_was_told_is_kept_however_often_it_is_killed_and_nothing_is_half_done() {
-    if let Some(directory) = env::var_os(DIRECTORY) {
-        runtime().block_on(write_until_killed(Path::new(&directory)));
+    if let Some(directory) = directory_to_be_killed_in() {
+        runtime().block_on(write_until_killed(&directory));
     }
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
-    source::write_secret(
-        &directory.join("audit"),
-        &SigningKey::generate().to_paserk(),
-    )
-    .unwrap();
-    let key = aead::Key::generate();
-    source::write_secret(&current(directory), &key.to_paserk()).unwrap();
     runtime().block_on(async {
-        let vault = open(directory).await;
-        vault.initialise(&key, seal::Config::Key).await.unwrap();
-        vault.unseal(key).await.unwrap();
+        let vault = vault::initialised(directory).await;
         let mut change = Change::default();
         for i in 0..BALLAST {
             change.put(format!("ballast/{i}"), Secret::new(vec![7; 100]));
@@ -107,8 +97,8 @@ async fn check(directory: &Path, with_log: bool) -> (u64, u32) {
     }
     let one = one.expect("it is whole");
     if with_log {
-        let lines = lines(&vault).await;
-        let numbers: Vec<u64> = lines
+        let events = events(&vault).await;
+        let numbers: Vec<u64> = events
             .iter()
             .filter(|event| event.action == Action::Write)
             .map(|event| event.subject.parse().expect("it is whole"))
@@ -124,38 +114,10 @@ async fn check(directory: &Path, with_log: bool) -> (u64, u32) {
     (one, term)
 }
 
-/// The events of the log, which verifies.
-async fn lines(vault: &KeyVault) -> Vec<Event> {
-    let (_, seal) = vault.barrier().audit_lines(0).await.expect("it is whole");
-    let verifier = vault.barrier().audit_key().verifier();
-    let sealed = seal.map(|seal| verifier.open(LOG, &seal).expect("it is whole"));
-    let mut reading = Reading::expecting(sealed.into_iter().collect());
-    let mut events = Vec::new();
-    let mut after = 0;
-    loop {
-        let (lines, _) = vault
-            .barrier()
-            .audit_lines(after)
-            .await
-            .expect("it is whole");
-        let Some((last, _)) = lines.last() else { break };
-        after = *last;
-        for (_, line) in &lines {
-            events.push(reading.line(line).expect("it is whole").event);
-        }
-    }
-    reading.end().expect("it is whole");
-    events
-}
-
 fn start(directory: &Path) -> (Child, BufReader<ChildStdout>) {
-    let mut command = Command::new(env::current_exe().expect("this test runs"));
-    command
-        .args([TEST, "--exact", "--nocapture", "--quiet"])
-        .env(DIRECTORY, directory)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit());
-    let mut child = command.spawn().expect("this test can be started");
+    let mut child = command(TEST, directory)
+        .spawn()
+        .expect("this test can be started");
     let stdout = child.stdout.take().expect("it is piped");
     (child, BufReader::new(stdout))
 }
@@ -237,58 +199,4 @@ async fn settle(directory: &Path, vault: &KeyVault) {
     {
         fs::rename(next(directory), current(directory)).expect("it is renamed");
     }
-}
-
-/// Opens it with the current or the next master key: one of them always does it.
-async fn unsealed(directory: &Path) -> KeyVault {
-    let vault = open(directory).await;
-    let mut refused = None;
-    for file in [current(directory), next(directory)] {
-        if let Some(key) = read_key(&file) {
-            match vault.unseal(key).await {
-                Ok(()) => return vault,
-                Err(error @ Error::Keyring(_)) => refused = Some(error),
-                Err(error) => panic!("{error}"),
-            }
-        }
-    }
-    panic!("{refused:?}");
-}
-
-async fn open(directory: &Path) -> KeyVault {
-    let config = Config {
-        guard: Guard {
-            counter: Some(directory.join("counter")),
-            accept_rollback: false,
-        },
-        ..Config::at(Location::Sqlite(directory.join("keyvault.db")))
-    };
-    let key = source::read_file(&directory.join("audit")).expect("the key is there");
-    let cluster = "test".parse().expect("a name");
-    let key = audit::Key::from_paserk(&key, cluster).expect("a key");
-    KeyVault::open(&config, Arc::new(key))
-        .await
-        .expect("it opens")
-}
-
-fn current(directory: &Path) -> PathBuf {
-    directory.join("key")
-}
-
-fn next(directory: &Path) -> PathBuf {
-    directory.join("key.next")
-}
-
-fn read_key(file: &Path) -> Option<aead::Key> {
-    let text = file
-        .exists()
-        .then(|| source::read_file(file).expect("it is read"));
-    text.map(|text| aead::Key::read(&text).expect("a key"))
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime")
 }
