@@ -23,8 +23,9 @@ use crate::database::{
 /// How long a write waits for another process to let go of the file: less than the deadline of an
 /// audited answer, so that the next one finds the connection free.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(1500);
-/// How long a request waits for a connection to the server, or for its turn on the one to the file.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long to wait for a connection to the server, or for a turn on the one to the file: a start waits so
+/// long, and answers have deadlines of their own.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A statement that takes longer is of no use to anyone who waits: the deadline of an audited answer.
 const STATEMENT_TIMEOUT: &str = "2s";
 /// A master that stands still in a transaction holds up all others for so long.
