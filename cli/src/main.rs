@@ -1,6 +1,7 @@
 //! The `wavry` binary: every role, and the tools around them.
 
 mod audit;
+mod backup;
 mod config;
 mod demo;
 mod dev;
@@ -313,6 +314,8 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             Some(roles::MasterCommand::Key(roles::MasterKey::Rotate(args))) => {
                 operate::rotate(args).await?;
             }
+            Some(roles::MasterCommand::Backup(args)) => backup::backup(args).await?,
+            Some(roles::MasterCommand::Restore(args)) => backup::restore(args).await?,
             None => role::run::<roles::Master>(&args.role, &args.flags()).await?,
         },
         Command::KeyVault(args) => {

@@ -7,6 +7,7 @@ use wavry_master::keyvault;
 use wavry_proto::config::Invalid;
 
 use crate::{
+    backup,
     config::{Flags, Table},
     operate,
     role::{Args, Role},
@@ -149,12 +150,18 @@ pub(crate) struct MasterArgs {
     certificate: Option<PathBuf>,
 }
 
-/// What is asked of a master that runs.
+/// What is asked of a master that runs, or of its database.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum MasterCommand {
     /// The key that signs tokens and rosters, as `wavry key` has it
     #[command(subcommand)]
     Key(MasterKey),
+    /// Write all that a master remembers to a new file; masters may be at work
+    #[command(after_long_help = backup::HELP)]
+    Backup(backup::Args),
+    /// Make an empty database from a backup, before a master starts on it
+    #[command(after_long_help = backup::HELP)]
+    Restore(backup::Args),
 }
 
 /// `wavry master key`.

@@ -87,6 +87,10 @@ pub enum Action {
     Configure,
     /// An older state of the store was accepted.
     Rollback,
+    /// All that is kept was copied to a file.
+    Backup,
+    /// What is kept was made from such a copy.
+    Restore,
     /// A request was refused.
     Deny,
     /// Something happened that an attack explains best, such as the second use of what serves once.
@@ -94,7 +98,7 @@ pub enum Action {
 }
 
 /// The actions and their names.
-const ACTIONS: [(Action, &str); 28] = [
+const ACTIONS: [(Action, &str); 30] = [
     (Action::Issue, "issue"),
     (Action::Register, "register"),
     (Action::Login, "login"),
@@ -121,6 +125,8 @@ const ACTIONS: [(Action, &str); 28] = [
     (Action::Unmount, "unmount"),
     (Action::Configure, "configure"),
     (Action::Rollback, "rollback"),
+    (Action::Backup, "backup"),
+    (Action::Restore, "restore"),
     (Action::Deny, "deny"),
     (Action::Alarm, "alarm"),
 ];

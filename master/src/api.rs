@@ -42,6 +42,7 @@ use crate::{
     metrics as names, operate,
     presence::Report,
     problem::Refusal,
+    rate::{Rate, network},
     registry::Registry,
     store::{self, Admission, Announcement},
 };
@@ -66,10 +67,41 @@ pub(crate) struct Api {
     pub(crate) registry: Registry,
     pub(crate) audit_key: Arc<audit::Key>,
     pub(crate) strangers: Strangers,
+    pub(crate) rates: Rates,
     pub(crate) heartbeat_interval: Duration,
     pub(crate) request_timeout: Duration,
     pub(crate) poll_timeout: Duration,
     pub(crate) leaving: CancellationToken,
+}
+
+/// How often operators may ask. Several may have one address.
+pub(crate) struct Rates {
+    operators: Rate<String>,
+    addresses: Rate<IpAddr>,
+}
+
+/// Operators that one address has at least.
+const OPERATORS_AT_ADDRESS: u32 = 4;
+
+impl Rates {
+    pub(crate) fn new(per_second: u32) -> Self {
+        Self {
+            operators: Rate::new(per_second),
+            addresses: Rate::new(per_second.saturating_mul(OPERATORS_AT_ADDRESS)),
+        }
+    }
+
+    /// Counts a request of an address, whoever it turns out to be of.
+    pub(crate) fn of_address(&self, address: IpAddr) -> Result<(), Refusal> {
+        let admitted = self.addresses.admit(network(address), Instant::now());
+        admitted.map_err(Refusal::TooManyRequests)
+    }
+
+    /// Counts a request of an operator.
+    pub(crate) fn of_operator(&self, subject: &str) -> Result<(), Refusal> {
+        let admitted = self.operators.admit(subject.to_owned(), Instant::now());
+        admitted.map_err(Refusal::TooManyRequests)
+    }
 }
 
 /// All routes. A request must carry its connection's [`Channel`] as an extension.
@@ -97,7 +129,7 @@ async fn observe(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let asked = Arc::new(Asked::new());
+    let asked = Arc::new(Asked::new(channel.peer.ip()));
     request.extensions_mut().insert(asked.clone());
     // The route and not the path, so that the label's values are few.
     let route = request

@@ -1,7 +1,7 @@
 //! Refused requests on record. No route can pass by this: it stands around all of them.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Mutex, OnceLock, PoisonError},
     time::Instant,
 };
@@ -16,6 +16,8 @@ use wavry_credentials::{
 pub(crate) struct Asked {
     /// Its id, which the answer and the audit log have.
     pub(crate) id: String,
+    /// Where it comes from.
+    pub(crate) address: IpAddr,
     /// Who asks, a node or an operator, once a token has shown it.
     pub(crate) who: OnceLock<String>,
     /// The registration or operator's token, as the audit log names it.
@@ -27,8 +29,9 @@ pub(crate) struct Asked {
 pub(crate) struct Word(pub(crate) &'static str);
 
 impl Asked {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(address: IpAddr) -> Self {
         Self {
+            address,
             id: hex::encode(random::bytes::<8>()),
             who: OnceLock::new(),
             secret: OnceLock::new(),

@@ -72,6 +72,8 @@ pub struct Raw {
     pub drain_timeout: Duration,
     /// Most connections at once.
     pub max_connections: usize,
+    /// Requests a second that one operator may send on average; ten seconds' worth may come at once.
+    pub operator_rate: u32,
     /// The KeyVault that the master has in it; none unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keyvault: Option<keyvault::config::RawVault>,
@@ -121,6 +123,7 @@ impl Default for Raw {
             identity_overlap: identity::Pace::default().overlap,
             drain_timeout: Duration::from_secs(5),
             max_connections: 4096,
+            operator_rate: 50,
             keyvault: None,
             services: Vec::new(),
         }
@@ -181,6 +184,8 @@ pub struct Limits {
     pub request_timeout: Duration,
     /// How long a request for a newer roster is held.
     pub poll_timeout: Duration,
+    /// Requests a second that one operator may send on average.
+    pub operator_rate: u32,
 }
 
 impl Default for Limits {
@@ -191,6 +196,7 @@ impl Default for Limits {
             header_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(30),
             poll_timeout: Duration::from_secs(25),
+            operator_rate: Raw::default().operator_rate,
         }
     }
 }
@@ -232,6 +238,7 @@ impl TryFrom<Raw> for Config {
             return Err(Invalid::new("key_lifetime", "must be longer than key_wait"));
         }
         at_least_one("max_connections", raw.max_connections as u64)?;
+        at_least_one("operator_rate", raw.operator_rate.into())?;
         let keyvault = raw.keyvault.map(TryInto::try_into).transpose();
         let keyvault = keyvault.map_err(|invalid: Invalid| {
             Invalid::new(format!("keyvault.{}", invalid.key), invalid.problem)
@@ -258,6 +265,7 @@ impl TryFrom<Raw> for Config {
             drain_timeout: raw.drain_timeout,
             limits: Limits {
                 max_connections: raw.max_connections,
+                operator_rate: raw.operator_rate,
                 ..Limits::default()
             },
             keyvault,

@@ -5,6 +5,7 @@
 //! few seconds that they are there, and hold a request open for the next roster. The roster is
 //! signed when it changes and served from memory.
 //!
+//! * [`backup`]: copies of all it remembers.
 //! * [`config`]: what the master is told.
 //! * [`audit_sink`]: copies of the audit log elsewhere; [`audit_reader`]: the log, read and checked.
 //! * [`database`]: where one is, and SQL for both kinds.
@@ -21,6 +22,7 @@ mod api;
 pub mod audit_reader;
 pub mod audit_sink;
 mod audited;
+pub mod backup;
 mod channel;
 pub mod config;
 pub mod database;
@@ -36,6 +38,7 @@ mod postgres_server;
 pub mod presence;
 pub mod problem;
 pub mod provision;
+mod rate;
 mod registry;
 mod ring;
 mod server;
@@ -148,6 +151,7 @@ impl Master {
             registry: registry.clone(),
             audit_key,
             strangers: Strangers::default(),
+            rates: api::Rates::new(config.limits.operator_rate),
             heartbeat_interval: config.heartbeat_interval,
             request_timeout: config.limits.request_timeout,
             poll_timeout: config.limits.poll_timeout,

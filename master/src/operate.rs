@@ -255,6 +255,8 @@ fn documented() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
         (status = 200, body = NodePage),
         (status = 400, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 401, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 429, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 async fn list_nodes(
@@ -289,6 +291,8 @@ async fn list_nodes(
         (status = 200, body = NodeStatus),
         (status = 401, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 429, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 async fn show_node(
@@ -315,6 +319,7 @@ async fn show_node(
         (status = 401, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 403, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 429, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
@@ -344,6 +349,8 @@ async fn revoke_node(
     responses(
         (status = 200, body = RevokedSubjects),
         (status = 401, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 429, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 async fn list_revocations(
@@ -372,6 +379,7 @@ async fn list_revocations(
         (status = 401, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 403, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 413, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 429, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 507, body = ProblemDocument, content_type = "application/problem+json"),
     )
@@ -417,6 +425,8 @@ async fn revoke_subject(
     responses(
         (status = 200, body = Keys),
         (status = 401, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 429, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 async fn list_keys(
@@ -443,6 +453,7 @@ async fn list_keys(
         (status = 403, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 413, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 429, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
@@ -497,12 +508,14 @@ impl Api {
             audience: "master",
             binding: &[],
         };
+        self.rates.of_address(asked.address)?;
         let token = bearer(headers)?;
         self.registry.catch_up().await?;
         let ring = self.registry.ring();
         let operator: Operator = ring.accepted.verify(token, scope, unix_time())?;
         let _ = asked.who.set(operator.sub.clone());
         let _ = asked.secret.set(self.audit_key.identifier(&operator.jti));
+        self.rates.of_operator(&operator.sub)?;
         match operator.role >= needed {
             true => Ok(operator),
             false => Err(Refusal::Role(needed)),

@@ -1,5 +1,7 @@
 //! Every way the master says no, as `application/problem+json` (RFC 9457).
 
+use std::time::Duration;
+
 use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
@@ -43,6 +45,11 @@ pub enum Refusal {
     /// The registration token served before.
     #[error("the registration token was used before; ask for a new one")]
     TokenUsed,
+    /// The registration token may have been used before the database was made from a backup.
+    #[error(
+        "the registration token was issued before the registry was restored; ask for a new one"
+    )]
+    BeforeRestore,
     /// The nonce is not one of this connection's, or was used, or is too old.
     #[error("the nonce is not of this connection, was used, or is too old")]
     Nonce,
@@ -110,6 +117,9 @@ pub enum Refusal {
     /// The node that speaks is not registered.
     #[error("the node is not registered here")]
     UnknownNode,
+    /// It asks too often; how long to wait.
+    #[error("there are too many requests of this operator or address")]
+    TooManyRequests(Duration),
     /// The master is leaving.
     #[error("the master is shutting down")]
     Leaving,
@@ -154,6 +164,11 @@ impl Refusal {
                 (S::UNAUTHORIZED, word, title)
             }
             Self::TokenUsed => (S::CONFLICT, "token-used", "Token used before"),
+            Self::BeforeRestore => (
+                S::FORBIDDEN,
+                "token-before-restore",
+                "Token issued before a restore",
+            ),
             Self::Nonce => (S::FORBIDDEN, "nonce-not-accepted", "Nonce not accepted"),
             Self::Possession => (
                 S::FORBIDDEN,
@@ -197,6 +212,11 @@ impl Refusal {
             Self::Role(_) => (S::FORBIDDEN, "role-not-sufficient", "Role not sufficient"),
             Self::UnknownNode => (S::UNAUTHORIZED, "node-unknown", "Node unknown"),
             Self::NotAudited(_) => (S::SERVICE_UNAVAILABLE, "not-audited", "Not on record"),
+            Self::TooManyRequests(_) => (
+                S::TOO_MANY_REQUESTS,
+                "too-many-requests",
+                "Too many requests",
+            ),
             Self::Leaving => (S::SERVICE_UNAVAILABLE, "leaving", "Shutting down"),
             Self::Behind(_) => (S::SERVICE_UNAVAILABLE, "behind", "Not current"),
             Self::Internal(_) => (S::INTERNAL_SERVER_ERROR, "internal", "Internal error"),
@@ -215,6 +235,7 @@ impl From<RegisterError> for Refusal {
             RegisterError::TokenUsed => Self::TokenUsed,
             RegisterError::KeyInUse => Self::KeyInUse,
             RegisterError::TokenExpired => Self::Token(Rejected::Expired),
+            RegisterError::BeforeRestore => Self::BeforeRestore,
             RegisterError::NodeRevoked => Self::NodeRevoked,
             RegisterError::KeyRevoked => Self::KeyRevoked,
             RegisterError::KeyRetired => Self::KeyRetired,
@@ -310,8 +331,13 @@ impl IntoResponse for Refusal {
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
         );
-        if matches!(self, Self::NotAudited(_) | Self::Behind(_)) {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        let wait = match &self {
+            Self::NotAudited(_) | Self::Behind(_) => Some(1),
+            Self::TooManyRequests(wait) => Some(wait.as_secs().saturating_add(1)),
+            _ => None,
+        };
+        if let Some(wait) = wait {
+            headers.insert(header::RETRY_AFTER, wait.into());
         }
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(

@@ -43,6 +43,7 @@ use crate::{
 use keys::Kept;
 
 pub use identity::RotateIdentityError;
+pub(crate) use open::schema;
 pub use revocation::{MAX_REVOCATIONS, RevokeError};
 pub use service::{MAX_SERVICES, ServiceError};
 
@@ -122,6 +123,10 @@ pub enum RegisterError {
     /// The token expired so long ago that it is not remembered whether it was used.
     #[error("the registration token has expired")]
     TokenExpired,
+    /// The token was issued before the database was made from a backup, and may have been used since that
+    /// was taken.
+    #[error("the registration token was issued before the registry was restored")]
+    BeforeRestore,
     /// The node was revoked after the token was issued.
     #[error("the node was revoked after the registration token was issued")]
     NodeRevoked,
@@ -286,8 +291,12 @@ impl Store {
         let transaction = &mut change.transaction;
         let id = admission.node.as_str();
 
-        if admission.expires_at < forget_used_tokens(transaction, now).await? {
+        let forgotten = forget_used_tokens(transaction, now).await?;
+        if admission.expires_at < forgotten.expires_at {
             return Err(RegisterError::TokenExpired);
+        }
+        if admission.issued_at <= forgotten.issued_through {
+            return Err(RegisterError::BeforeRestore);
         }
         let first_use = query(
             "INSERT INTO used_token (jti, expires_at) VALUES ($1, $2) ON CONFLICT (jti) DO NOTHING",
@@ -391,12 +400,12 @@ impl Store {
     }
 
     /// A transaction that may change things. What is read in it is as whoever wrote before left it.
-    async fn write(&self) -> Result<Transaction, Error> {
+    pub(crate) async fn write(&self) -> Result<Transaction, Error> {
         Ok(self.pool.begin("BEGIN IMMEDIATE", LOCK).await?)
     }
 
     /// A transaction whose reads are all of one moment.
-    async fn read(&self) -> Result<Transaction, Error> {
+    pub(crate) async fn read(&self) -> Result<Transaction, Error> {
         let postgres = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
         Ok(self.pool.begin("BEGIN", postgres).await?)
     }
@@ -435,18 +444,30 @@ async fn write_epoch(transaction: &mut Transaction, epoch: Epoch) -> Result<Epoc
     Ok(next)
 }
 
-/// Forgets used tokens that expired long ago, and gives the time before which tokens that expired may
-/// be forgotten. It is kept: a clock that is set back makes none of them good again.
-async fn forget_used_tokens(transaction: &mut Transaction, now: u64) -> Result<u64, Error> {
+/// Up to when it is not remembered whether tokens were used, in seconds since the Unix epoch.
+struct Forgotten {
+    /// Tokens that expired before.
+    expires_at: u64,
+    /// Tokens that were issued by then.
+    issued_through: u64,
+}
+
+/// Forgets used tokens that expired long ago. Up to when is kept: a clock that is set back makes none of
+/// them good again.
+async fn forget_used_tokens(transaction: &mut Transaction, now: u64) -> Result<Forgotten, Error> {
     let long_past = now.saturating_sub(USED_TOKEN_MARGIN);
     query("UPDATE forgotten SET expires_at = $1 WHERE expires_at < $1")
         .bind(long_past)
         .execute(&mut *transaction)
         .await?;
-    let forgotten = query("SELECT expires_at FROM forgotten").one(&mut *transaction);
-    let forgotten = forgotten.await?.number(0)?;
+    let row = query("SELECT expires_at, issued_through FROM forgotten");
+    let row = row.one(&mut *transaction).await?;
+    let forgotten = Forgotten {
+        expires_at: row.number(0)?,
+        issued_through: row.number(1)?,
+    };
     query("DELETE FROM used_token WHERE expires_at < $1")
-        .bind(forgotten)
+        .bind(forgotten.expires_at)
         .execute(&mut *transaction)
         .await?;
     Ok(forgotten)

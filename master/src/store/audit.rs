@@ -2,7 +2,10 @@
 //! they tell of where that is in the database too: both are there, or neither.
 
 use sqlx::PgConnection;
-use wavry_credentials::audit::{Event, Head, Key, Line, verify::Bad};
+use wavry_credentials::audit::{
+    Event, Head, Key, Line, Verifier,
+    verify::{Bad, Reading},
+};
 
 use super::{Error, Store};
 use crate::{
@@ -114,8 +117,34 @@ impl Log for Store {
     }
 }
 
+/// Checks the whole log as a transaction sees it.
+pub(crate) async fn verify(
+    transaction: &mut Transaction,
+    verifier: &Verifier,
+) -> Result<(), ReadError> {
+    let sealed = match seal(transaction).await? {
+        Some(seal) => vec![verifier.open(LOG, &seal).map_err(|_| ReadError::Foreign)?],
+        None => Vec::new(),
+    };
+    let mut reading = Reading::expecting(sealed);
+    // From before any number there should be: one that was changed must be read too.
+    let mut after = i64::MIN;
+    loop {
+        let lines = lines_after(&mut *transaction, after).await;
+        let lines = lines.map_err(Error::from)?;
+        for (seq, text) in &lines {
+            reading.line(text)?;
+            after = *seq;
+        }
+        if lines.is_empty() {
+            reading.end()?;
+            return Ok(());
+        }
+    }
+}
+
 /// Writes an event in a transaction that goes on to do what it tells.
-pub(super) async fn append(
+pub(crate) async fn append(
     transaction: &mut Transaction,
     key: &Key,
     event: &Event,

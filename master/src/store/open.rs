@@ -8,13 +8,17 @@ use std::{
 
 use sqlx::{
     Connection as _, PgConnection,
+    migrate::Migrator,
     postgres::PgPoolOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use wavry_credentials::audit::Key;
 
 use super::{Error, Store};
-use crate::database::{Location, Server, lock, sql::Pool};
+use crate::database::{
+    Location, Server, lock,
+    sql::{Pool, query},
+};
 
 /// How long a write waits for another process to let go of the file: less than the deadline of an
 /// audited answer, so that the next one finds the connection free.
@@ -28,6 +32,15 @@ const STATEMENT_TIMEOUT: &str = "2s";
 const IDLE_TIMEOUT: &str = "3s";
 /// One for the writer, one for notifications, the rest for reads, which are short.
 const CONNECTIONS: u32 = 8;
+
+static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
+static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
+
+/// Version of the schema that this program works with; the same for both.
+pub(crate) fn schema() -> i64 {
+    let newest = |migrations: &Migrator| migrations.iter().map(|one| one.version).max();
+    newest(&SQLITE).max(newest(&POSTGRES)).unwrap_or_default()
+}
 
 impl Store {
     /// Opens the database, making the file when there is none, and brings its schema up to date.
@@ -46,25 +59,57 @@ impl Store {
             lock: Arc::new(Mutex::new(lock)),
         })
     }
+
+    /// Opens a database that is there, beside masters that use it, and leaves its schema as it is.
+    pub(crate) async fn beside(location: &Location, audit: Arc<Key>) -> Result<Self, Error> {
+        let pool = match location {
+            Location::Sqlite(file) => {
+                let options = sqlite_options(file).create_if_missing(false);
+                Pool::Sqlite(sqlite_pool().connect_with(options).await?)
+            }
+            Location::Postgres(server) => {
+                let pool = PgPoolOptions::new().max_connections(1);
+                let options = server.options().application_name("wavry backup");
+                Pool::Postgres(pool.connect_with(options).await?)
+            }
+        };
+        Ok(Self {
+            pool,
+            audit,
+            lock: Arc::default(),
+        })
+    }
+
+    /// Version of the schema that the database has.
+    pub(crate) async fn schema(&self) -> Result<i64, Error> {
+        let version = query("SELECT max(version) FROM _sqlx_migrations");
+        let version: Option<Option<i64>> = version.value(&self.pool).await?;
+        Ok(version.flatten().unwrap_or_default())
+    }
 }
 
 async fn sqlite(file: &Path) -> Result<Pool, Error> {
-    let options = SqliteConnectOptions::new()
+    let options = sqlite_options(file).create_if_missing(true);
+    let pool = sqlite_pool().connect_with(options).await?;
+    SQLITE.run(&pool).await?;
+    Ok(Pool::Sqlite(pool))
+}
+
+fn sqlite_options(file: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
         .filename(file)
-        .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal)
         // A used token must stay used through a power cut.
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(BUSY_TIMEOUT)
-        .foreign_keys(true);
-    let pool = sound(SqlitePoolOptions::new())
+        .foreign_keys(true)
+}
+
+fn sqlite_pool() -> SqlitePoolOptions {
+    sound(SqlitePoolOptions::new())
         // SQLite writes one transaction at a time; a queue in order beats polling its lock.
         .max_connections(1)
         .acquire_timeout(ACQUIRE_TIMEOUT)
-        .connect_with(options)
-        .await?;
-    sqlx::migrate!("migrations/sqlite").run(&pool).await?;
-    Ok(Pool::Sqlite(pool))
 }
 
 /// A pool that closes a connection whose transaction could be neither committed nor undone, as on a
@@ -84,9 +129,7 @@ async fn postgres(server: &Server) -> Result<Pool, Error> {
     let options = server.options().application_name("wavry master");
     // Without the deadlines of answers: other masters may be bringing the schema up to date.
     let mut connection = PgConnection::connect_with(&options).await?;
-    sqlx::migrate!("migrations/postgres")
-        .run(&mut connection)
-        .await?;
+    POSTGRES.run(&mut connection).await?;
     connection.close().await?;
     let options = options.options([
         ("statement_timeout", STATEMENT_TIMEOUT),

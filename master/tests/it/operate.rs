@@ -200,6 +200,60 @@ async fn the_document_describes_the_routes_that_ask_for_a_role() {
 }
 
 #[tokio::test]
+async fn who_asks_too_often_is_told_when_to_come_back_and_others_are_served() {
+    let world = World::new();
+    let mut config = world.config();
+    config.limits.operator_rate = 2;
+    let master = world.start_with(config).await;
+    let mut wire = Wire::open(&world, master.address).await;
+    let of = |subject: &str| {
+        let claims = Operator {
+            jti: subject.to_owned(),
+            sub: subject.to_owned(),
+            role: OperatorRole::Viewer,
+            validity: valid_for(60),
+        };
+        let scope = Scope {
+            cluster: &world.cluster,
+            audience: "master",
+            binding: &[],
+        };
+        world.key.sign(&claims, scope)
+    };
+    let (hasty, calm) = (of("hasty"), of("calm"));
+    let mut ask = async |bearer: &str| {
+        let request = hyper::Request::builder()
+            .uri("/v1/keys")
+            .header("host", "master")
+            .header("authorization", format!("Bearer {bearer}"));
+        wire.headers(request.body(Default::default()).unwrap())
+            .await
+    };
+    let mut served = 0;
+    let refused = loop {
+        let (status, headers) = ask(&hasty).await;
+        match status {
+            200 => served += 1,
+            status => break (status, headers),
+        }
+    };
+    assert_eq!(refused.0, 429);
+    let wait: u64 = refused.1["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((1..=2).contains(&wait), "{wait}");
+    // Some seconds may have passed.
+    assert!((20..60).contains(&served), "{served}");
+    assert_eq!(ask(&calm).await.0, 200);
+    tokio::time::sleep(Duration::from_secs(wait)).await;
+    assert_eq!(ask(&hasty).await.0, 200);
+    // Who has no good token is counted by address.
+    let mut refused = 0;
+    for _ in 0..200 {
+        refused += usize::from(ask("nothing").await.0 == 429);
+    }
+    assert!(refused > 50, "{refused}");
+}
+
+#[tokio::test]
 async fn nodes_are_listed_in_pages_with_what_they_told() {
     let world = World::new();
     let master = world.start().await;

@@ -85,6 +85,18 @@ impl Wire {
         (parts.status, tag, body.collect().await.unwrap().to_bytes())
     }
 
+    /// Sends a request as it is, and takes status and headers of the answer.
+    pub(crate) async fn headers(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> (u16, hyper::HeaderMap) {
+        self.sender.ready().await.unwrap();
+        let answer = self.sender.send_request(request).await.unwrap();
+        let (parts, body) = answer.into_parts();
+        body.collect().await.unwrap();
+        (parts.status.as_u16(), parts.headers)
+    }
+
     /// Sends a request as it is, and takes the status of the answer.
     pub(crate) async fn raw(&mut self, request: Request<Full<Bytes>>) -> u16 {
         self.sender.ready().await.unwrap();

@@ -1,0 +1,3 @@
+-- Registration tokens that were issued up to then, before the database was made from a backup, may have
+-- been used since that was taken.
+ALTER TABLE forgotten ADD COLUMN issued_through BIGINT NOT NULL DEFAULT 0;
