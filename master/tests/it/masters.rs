@@ -149,6 +149,10 @@ async fn a_server_that_fails_in_the_middle_leaves_nothing_half_done_and_is_found
         .execute(&mut blocker)
         .await
         .unwrap();
+    // A transaction goes on seeing the connections that it saw first.
+    let mut looker = <sqlx::PgConnection as sqlx::Connection>::connect(&url)
+        .await
+        .unwrap();
     let mut wire = Wire::open(&world, master.address).await;
     let asked = tokio::spawn({
         let (identity, token) = (identity.clone(), token.clone());
@@ -157,12 +161,13 @@ async fn a_server_that_fails_in_the_middle_leaves_nothing_half_done_and_is_found
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
     loop {
         let waiting: i64 = sqlx::query_scalar(waits)
-            .fetch_one(&mut blocker)
+            .fetch_one(&mut looker)
             .await
             .unwrap();
         if waiting > 0 {
             break;
         }
+        assert!(!asked.is_finished(), "it did not wait");
     }
     server.crash();
     assert_eq!(asked.await.unwrap(), (503, "not-audited".to_owned()));
