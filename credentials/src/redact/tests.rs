@@ -287,7 +287,7 @@ proptest! {
         body in "[A-Za-z0-9_-]{40}",
         kind in prop::sample::select(vec!["v4.public.", "v4.local.", "k4.secret."]),
     ) {
-        let mut bytes = before;
+        let mut bytes = before.clone();
         bytes.extend_from_slice(kind.as_bytes());
         bytes.extend_from_slice(body.as_bytes());
         for encoded in [
@@ -297,7 +297,16 @@ proptest! {
             general_purpose::URL_SAFE_NO_PAD.encode(&bytes),
         ] {
             let shown = format!("got {encoded} here");
-            prop_assert_eq!(text(&shown), "got [redacted] here");
+            let left = text(&shown);
+            // What is before it may by chance look like the beginning of a secret, and is left up to there.
+            let kept = left
+                .strip_prefix("got ")
+                .and_then(|left| left.strip_suffix("[redacted] here"));
+            let most = encoded.len() * before.len() / bytes.len() + 1;
+            prop_assert!(
+                kept.is_some_and(|kept| encoded.starts_with(kept) && kept.len() <= most),
+                "{left}"
+            );
         }
     }
 
