@@ -178,6 +178,14 @@ impl Failure {
         }
     }
 
+    /// Whether it says that the connection is of no use, to whomever it leads.
+    pub(crate) fn is_of_the_connection(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::Tls(_) | Self::Timeout | Self::Broken => true,
+            Self::Malformed | Self::Roster(_) | Self::Refused { .. } => false,
+        }
+    }
+
     /// Whether waiting does not help.
     pub fn is_final(&self) -> bool {
         // 408 and 429 are about the moment, not about the request.
@@ -206,7 +214,7 @@ impl Client {
 
     /// A new connection to the master that served last, or to the next one that can be reached.
     pub async fn connect(&self) -> Result<Connection, Failure> {
-        let first = self.chosen.load(Ordering::Relaxed);
+        let first = self.chosen();
         let mut failure = Failure::Timeout;
         for master in (first..first + self.masters.len()).map(|n| n % self.masters.len()) {
             let connected = timeout(CONNECT_TIMEOUT, self.connect_in_time(master)).await;
@@ -219,6 +227,11 @@ impl Client {
             }
         }
         Err(failure)
+    }
+
+    /// Which of the masters is gone to next.
+    pub(crate) fn chosen(&self) -> usize {
+        self.chosen.load(Ordering::Relaxed)
     }
 
     /// Goes on with the next master, as the one on this connection did not help, unless it already does.

@@ -26,7 +26,10 @@ pub mod token;
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, info, info_span};
 use wavry_credentials::{
@@ -35,6 +38,7 @@ use wavry_credentials::{
     identity,
     membership::{self, Candidate, Membership},
 };
+use wavry_proto::control::Roster;
 use wavry_transport::{mesh, socket, webtransport};
 
 use crate::{certificate::Care, core::Core};
@@ -141,6 +145,12 @@ impl Gateway {
     /// The UDP address at which clients connect.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The roster that the gateway acts on; one that [is empty](Roster::is_empty) while the newest is too old
+    /// for that, so that every session is refused.
+    pub fn roster(&self) -> watch::Receiver<Arc<Roster>> {
+        self.membership.roster()
     }
 
     /// Serves until `shutdown`, then drains and returns within `drain_timeout` and a few seconds.

@@ -150,6 +150,12 @@ impl Relay {
         self.address
     }
 
+    /// The roster that the relay acts on; one that [is empty](Roster::is_empty) while the newest is too old
+    /// for that, so that it has no peers.
+    pub fn roster(&self) -> watch::Receiver<Arc<Roster>> {
+        self.membership.roster()
+    }
+
     /// Serves until `shutdown`, then drains and returns within `drain_timeout` and a few seconds.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
         let sessions = TaskTracker::new();

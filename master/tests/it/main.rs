@@ -16,6 +16,7 @@ mod refusals;
 mod registry;
 mod rotation;
 mod sinks;
+mod stalling;
 mod store;
 mod wire;
 mod world;
