@@ -148,6 +148,7 @@ impl Holder {
             addresses: vec![cluster.relay()],
             services: Vec::new(),
             registration: 0,
+            placement: Default::default(),
         });
         let (sender, roster) = watch::channel(Arc::new(roster));
         let MeshTls {

@@ -48,7 +48,8 @@ pub use crate::{
     metrics::describe as describe_metrics,
 };
 
-/// How often the master may learn a new number of sessions, and what was carried is counted.
+/// How often the master may learn a new number of sessions, what was carried is counted, and exits are looked
+/// at.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// For how long the clients are waited for that were told to go away.
@@ -131,6 +132,7 @@ impl Gateway {
                 Core::new(
                     config,
                     membership.cluster().clone(),
+                    membership.node_id().clone(),
                     certificates,
                     roster,
                     mesh,
@@ -166,8 +168,8 @@ impl Gateway {
         outcome
     }
 
-    /// Keeps the number of sessions current that heartbeats tell the master, and the counters of what
-    /// sessions carry.
+    /// Keeps the number of sessions current that heartbeats tell the master, the counters of what sessions
+    /// carry, and what is known of exits.
     async fn report(&self) -> Infallible {
         let mut tick = interval(REPORT_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -176,6 +178,7 @@ impl Gateway {
             self.membership
                 .report_sessions(self.front.sessions.len() as u64);
             session::count(self.front.core.ledger.take());
+            self.front.core.turn_exits();
         }
     }
 }

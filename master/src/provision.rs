@@ -14,6 +14,7 @@ use wavry_credentials::{
 use wavry_proto::{
     control::Role,
     id::{ClusterName, NodeId, ServiceName},
+    placement::Placement,
     token::{Operator, OperatorRole, Registration, Session, Validity},
 };
 
@@ -40,12 +41,13 @@ impl Issuer {
     }
 
     /// A token with which node `sub` can register once, within `ttl` from now. A relay may announce
-    /// `services`.
+    /// `services`, and stands where `placement` says.
     pub fn registration_token(
         &self,
         sub: NodeId,
         role: Role,
         services: Vec<ServiceName>,
+        placement: Placement,
         ttl: Duration,
     ) -> Result<String, Error> {
         let path = format!("provision {}", role.as_str());
@@ -55,6 +57,7 @@ impl Issuer {
             sub,
             role,
             services,
+            placement,
             validity: validity(ttl),
         };
         let scope = Scope {

@@ -316,18 +316,33 @@ impl Cluster {
         super::http_get(&metrics.replace("/metrics", path))
     }
 
-    /// A metric without labels, or the sum of those with some.
+    /// A metric of a role without labels, or the sum of those with some.
     pub(crate) fn metric(&self, role: &str, name: &str) -> f64 {
-        let metrics = self.metrics(role);
-        let of_name = metrics.lines().filter(|line| {
-            let rest = line.strip_prefix(name);
-            rest.is_some_and(|rest| rest.starts_with([' ', '{']))
-        });
-        of_name
-            .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
-            .sum()
+        sum(&self.metrics(role), name)
     }
 
+    /// The same of a relay beside the first.
+    pub(crate) fn metric_of(&self, relay: &str, name: &str) -> f64 {
+        let mut more = self.more.iter();
+        let further = more.find(|further| further.name == relay).unwrap();
+        let process = further.process.as_ref().expect("it runs");
+        let url = process.ready["ops"].as_str().unwrap();
+        sum(&super::http_get(url).1, name)
+    }
+}
+
+/// A metric without labels, or the sum of those with some.
+fn sum(metrics: &str, name: &str) -> f64 {
+    let of_name = metrics.lines().filter(|line| {
+        let rest = line.strip_prefix(name);
+        rest.is_some_and(|rest| rest.starts_with([' ', '{']))
+    });
+    of_name
+        .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+        .sum()
+}
+
+impl Cluster {
     fn relay_command(&self) -> Command {
         let mut relay = role("relay", &self.directory().join("relay.toml"));
         identity(&mut relay, &self.directory().join("exit"));
