@@ -8,6 +8,7 @@ pub mod audit;
 mod feed;
 mod identity;
 pub(crate) mod keys;
+mod once;
 mod open;
 mod presence;
 mod revocation;
@@ -43,6 +44,7 @@ use crate::{
 use keys::Kept;
 
 pub use identity::RotateIdentityError;
+pub use once::{Done, KEPT, MAX_KEPT, Once, OnceError, Order};
 pub(crate) use open::schema;
 pub use revocation::{MAX_REVOCATIONS, RevokeError};
 pub use service::{MAX_SERVICES, ServiceError};
@@ -74,6 +76,9 @@ pub enum Error {
     /// The secret `master_key` is a key that was revoked.
     #[error("the master key is one that was revoked; make a new one")]
     RevokedKey,
+    /// An order that was not carried out, and about whose key that is.
+    #[error(transparent)]
+    Once(#[from] OnceError),
     /// It took longer than an answer may wait for its audit line.
     #[error("database did not write in time")]
     TooSlow,
@@ -100,6 +105,7 @@ impl Error {
             | Self::Schema(_)
             | Self::InUse(_)
             | Self::Row(_)
+            | Self::Once(_)
             | Self::RevokedKey => false,
         }
     }
