@@ -35,7 +35,7 @@ use wavry_proto::{
 
 use crate::{
     database::{
-        InUse,
+        InUse, Unreachable,
         sql::{Pool, Transaction, query},
     },
     identity::Lives,
@@ -64,6 +64,9 @@ pub enum Error {
     /// The database said no.
     #[error("database")]
     Database(#[from] sqlx::Error),
+    /// The database cannot be connected to.
+    #[error(transparent)]
+    Unreachable(#[from] Unreachable),
     /// The schema could not be brought up to date.
     #[error("database schema")]
     Schema(#[from] sqlx::migrate::MigrateError),
@@ -103,6 +106,7 @@ impl Error {
             }
             Self::Database(_)
             | Self::Schema(_)
+            | Self::Unreachable(_)
             | Self::InUse(_)
             | Self::Row(_)
             | Self::Once(_)
