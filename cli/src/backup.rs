@@ -14,7 +14,7 @@ use crate::provision::DEFAULT_CLUSTER;
 pub(crate) const HELP: &str = "\
   export WAVRY_AUDIT_KEY_FILE=audit.key WAVRY_MASTER_DATABASE=/var/lib/wavry/master.sqlite
   wavry master backup master-2026-11-26.backup
-  wavry master restore master-2026-11-26.backup --database postgres://wavry@db.example/wavry
+  wavry master restore master-2026-11-26.backup --database postgres://wavry@db.example/wavry?sslrootcert=FILE
 
 A backup is sealed with the audit key, and checked once it is written and before it is restored. The keys
 that sign are in it as they are in the database, under the secret master_key, which is not in it. A

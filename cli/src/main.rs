@@ -135,7 +135,7 @@ const KEYVAULT_HELP: &str = "\
 
   [keyvault]
   listen = \"0.0.0.0:8200\"
-  database = \"/var/lib/wavry/keyvault.sqlite\"   # or postgres://wavry@db.example/keyvault
+  database = \"/var/lib/wavry/keyvault.sqlite\"   # or postgres://wavry@db.example/keyvault?sslrootcert=FILE
   certificate = \"/etc/wavry/keyvault.crt\"
   seal = \"shares\"                              # or \"key\": secret keyvault_key
 

@@ -6,7 +6,7 @@ mod identity;
 use std::{
     io::{self, Write as _},
     path::PathBuf,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -14,14 +14,16 @@ use serde::{Serialize, de::DeserializeOwned};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use wavry_credentials::{
     bearer::Token,
-    master::{Ask, Client, Connection},
-    source,
+    master::{Ask, Client, Connection, Failure},
+    random, source,
 };
 use wavry_master::operate::{
     KeyStatus, Keys, NodePage, NodeStatus, RevokeSubject, RevokedSubject, RotateKey, ServiceSpec,
     ServiceStatus, Services,
 };
 use wavry_proto::id::{NodeId, ServiceName};
+
+use crate::log::complain;
 
 pub(crate) use identity::{IdentityCommand, identity};
 
@@ -312,11 +314,21 @@ fn shown_time(seconds: u64) -> String {
         .unwrap_or_default()
 }
 
-/// A connection to the master, and the token of who asks.
+/// A way to the master, and the token of who asks.
 struct Operator {
-    connection: Connection,
+    client: Client,
+    /// None after it broke.
+    connection: Option<Connection>,
     authorization: String,
 }
+
+/// How long a request is sent again whose answer was lost, or that the master could not serve for the moment:
+/// about as long as a master takes to start.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Pause before it is sent again, at first; then twice as long each time.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Longest such pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 impl Master {
     /// Connects with the secret `operator_token`.
@@ -325,16 +337,47 @@ impl Master {
         let token = token.context("secret operator_token")?;
         let client = Client::new(&self.master, &self.ca_file)?;
         Ok(Operator {
-            connection: client.connect().await?,
+            connection: Some(client.connect().await?),
+            client,
             authorization: token.authorization(),
         })
     }
 }
 
 impl Operator {
+    /// Sends a request, and sends it again while it is in doubt whether it was carried out. It bears one key,
+    /// so that it is carried out once.
     async fn tell(&mut self, mut ask: Ask<'_>) -> anyhow::Result<Vec<u8>> {
-        ask.authorization = Some(&self.authorization);
-        Ok(self.connection.ask(ask).await?.body.to_vec())
+        let authorization = self.authorization.clone();
+        let key = format!("{:032x}", u128::from_be_bytes(random::bytes()));
+        ask.authorization = Some(&authorization);
+        ask.idempotency_key = Some(&key);
+        let until = Instant::now() + PATIENCE;
+        let mut pause = PAUSE;
+        loop {
+            match self.attempt(ask.clone()).await {
+                Ok(body) => return Ok(body),
+                Err(failure) if failure.is_in_doubt() && Instant::now() + pause < until => {
+                    complain(&format!("wavry: {failure}; trying again"));
+                }
+                Err(failure) => return Err(failure.into()),
+            }
+            tokio::time::sleep(pause).await;
+            pause = LONGEST_PAUSE.min(pause * 2);
+        }
+    }
+
+    async fn attempt(&mut self, ask: Ask<'_>) -> Result<Vec<u8>, Failure> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.client.connect().await?,
+        };
+        let answer = connection.ask(ask).await;
+        match &answer {
+            Err(failure) if failure.is_in_doubt() => self.client.go_on_from(&connection),
+            _ => self.connection = Some(connection),
+        }
+        Ok(answer?.body.to_vec())
     }
 
     async fn ask<T: DeserializeOwned>(&mut self, ask: Ask<'_>) -> anyhow::Result<T> {

@@ -17,7 +17,8 @@ use support::{
     DEADLINE,
     client::{Ask, Native, echo, within},
     cluster::Cluster,
-    stderr,
+    lossy::Lossy,
+    output, stderr,
 };
 use wavry_credentials::token::{Scope, SigningKey};
 use wavry_proto::{session::close_code, token::Validity};
@@ -175,6 +176,36 @@ async fn a_rotation_of_the_signing_key_drops_no_session_and_both_keys_tokens_ope
     for session in &sessions {
         echo(session, b"still there").await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_command_whose_answer_is_lost_is_sent_again_and_carried_out_once() {
+    let cluster = cluster();
+    let admin = cluster.operator_token("admin");
+    let mut rotating = None;
+    let rotate = ["key", "rotate", "--reason", "request", "--json"];
+    let lossy = Lossy::before(cluster.master(), |address| {
+        let command = cluster.operating(address, &admin, &rotate);
+        rotating = Some(std::thread::spawn(|| output(command)));
+    });
+    let deadline = Instant::now() + DEADLINE;
+    while key_states(&cluster, &admin) != ["signing", "published"] {
+        assert!(Instant::now() < deadline, "it was not carried out");
+    }
+    lossy.cut();
+    let done = rotating.unwrap().join().unwrap();
+    assert!(done.status.success(), "{}", stderr(&done));
+    assert!(stderr(&done).contains("trying again"), "{}", stderr(&done));
+    let key: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(key["state"], "published");
+    assert_eq!(key_states(&cluster, &admin), ["signing", "published"]);
+    // Another command is another request.
+    let refused = cluster.operate(&admin, &rotate);
+    assert!(
+        stderr(&refused).contains("published already"),
+        "{}",
+        stderr(&refused)
+    );
 }
 
 #[tokio::test]

@@ -29,6 +29,7 @@ use crate::{
 
 pub use json::{Document, Json, MAX_DEPTH, Members, Misread, Plaintext};
 pub(crate) use unit::approle_login;
+pub use unit::with_password;
 
 /// A token that proves who its holder is.
 pub struct Token(pub(crate) Secret<String>);

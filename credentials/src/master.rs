@@ -30,6 +30,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest answer but for the roster's, in bytes.
 const MAX_ANSWER: usize = 64 * 1024;
 
+/// draft-ietf-httpapi-idempotency-key-header.
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
 /// The address or the authorities given for the master are of no use.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
@@ -70,6 +73,7 @@ pub struct Connection {
 }
 
 /// A request, and how long and how much its answer may be.
+#[derive(Clone)]
 pub struct Ask<'a> {
     /// The method.
     pub method: Method,
@@ -79,6 +83,8 @@ pub struct Ask<'a> {
     pub authorization: Option<&'a str>,
     /// JSON, or nothing.
     pub body: Vec<u8>,
+    /// With it, what is asked for is done once, however often it is sent; without quotes.
+    pub idempotency_key: Option<&'a str>,
     /// From sending it to the end of the answer.
     pub deadline: Duration,
     /// Longest answer, in bytes.
@@ -117,6 +123,7 @@ impl<'a> Ask<'a> {
             path,
             authorization: None,
             body,
+            idempotency_key: None,
             deadline: Duration::from_secs(10),
             max_answer: MAX_ANSWER,
         }
@@ -158,6 +165,8 @@ pub enum Failure {
     Refused {
         /// HTTP status.
         status: u16,
+        /// What the problem's type ends with; empty where there is none.
+        word: String,
         /// The master's words.
         detail: String,
     },
@@ -183,6 +192,18 @@ impl Failure {
         match self {
             Self::Unreachable(_) | Self::Tls(_) | Self::Timeout | Self::Broken => true,
             Self::Malformed | Self::Roster(_) | Self::Refused { .. } => false,
+        }
+    }
+
+    /// Whether it is not known, or may change in a moment, whether the request was carried out: who can tell
+    /// the master that it is the same again, by an idempotency key, may send it again.
+    pub fn is_in_doubt(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::Timeout | Self::Broken => true,
+            Self::Refused { status, word, .. } => {
+                [408, 503].contains(status) || word == "idempotency-key-under-way"
+            }
+            Self::Tls(_) | Self::Malformed | Self::Roster(_) => false,
         }
     }
 
@@ -322,6 +343,9 @@ impl Connection {
         if let Some(authorization) = ask.authorization {
             request = request.header(header::AUTHORIZATION, authorization);
         }
+        if let Some(key) = ask.idempotency_key {
+            request = request.header(IDEMPOTENCY_KEY, format!("\"{key}\""));
+        }
         let request = request
             .body(Full::new(Bytes::from(ask.body)))
             .map_err(|_| Failure::Malformed)?;
@@ -346,9 +370,11 @@ impl Connection {
                 body,
             });
         }
+        let (word, detail) = problem(&parts.headers, &body);
         Err(Failure::Refused {
             status: parts.status.as_u16(),
-            detail: detail(&parts.headers, &body),
+            word,
+            detail,
         })
     }
 }
@@ -359,18 +385,22 @@ impl Drop for Connection {
     }
 }
 
-/// The words of a problem, cut to what a log line bears; nothing for any other body.
-fn detail(headers: &HeaderMap, body: &[u8]) -> String {
+/// The word and the detail of a problem, cut to what a log line bears; nothing for any other body.
+fn problem(headers: &HeaderMap, body: &[u8]) -> (String, String) {
     let is_problem = headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|value| value.as_bytes().starts_with(b"application/problem+json"));
-    if !is_problem {
-        return String::new();
-    }
-    serde_json::from_slice::<Problem>(body)
-        .map(|problem| {
-            let printable = problem.detail.chars().filter(|c| !c.is_control());
-            printable.take(256).collect()
-        })
-        .unwrap_or_default()
+    let problem = is_problem.then(|| serde_json::from_slice::<Problem>(body).ok());
+    let Some(problem) = problem.flatten() else {
+        return (String::new(), String::new());
+    };
+    let printable = |text: &str| {
+        let printable = text.chars().filter(|c| !c.is_control());
+        printable.take(256).collect()
+    };
+    let word = problem.r#type.strip_prefix(Problem::URN);
+    (
+        printable(word.unwrap_or_default()),
+        printable(&problem.detail),
+    )
 }

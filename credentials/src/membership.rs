@@ -102,7 +102,7 @@ pub enum Error {
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Refused { status, detail } => Self::Refused { status, detail },
+            Failure::Refused { status, detail, .. } => Self::Refused { status, detail },
             other => Self::Invalid(other.to_string()),
         }
     }

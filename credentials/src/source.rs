@@ -9,7 +9,7 @@
 
 mod file;
 pub mod keyvault;
-mod watch;
+pub(crate) mod watch;
 
 use std::{
     env,
@@ -23,6 +23,7 @@ use crate::{
     secret::Secret,
 };
 
+pub(crate) use file::version_of;
 pub use file::{File, MAX_LEN, read_file, read_public, write_private, write_public, write_secret};
 pub use keyvault::KeyVault;
 pub use watch::watch;
@@ -44,6 +45,13 @@ pub trait Source: Send + Sync + 'static {
 /// Tells one state of a secret from another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Version(String);
+
+impl Version {
+    /// That of two things which are one only together.
+    pub(crate) fn and(&self, other: &Self) -> Self {
+        Self(format!("{} {}", self.0, other.0))
+    }
+}
 
 /// A secret as a source has it.
 pub struct Found {

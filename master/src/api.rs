@@ -39,7 +39,9 @@ use wavry_proto::{
 use crate::{
     audited::{Asked, Strangers, Word, is_denial},
     channel::Channel,
-    metrics as names, operate,
+    metrics as names,
+    once::UnderWay,
+    operate,
     presence::Report,
     problem::Refusal,
     rate::{Rate, network},
@@ -65,6 +67,7 @@ const SUCCESSION: &str = "/.well-known/wavry/succession";
 /// What the routes work with.
 pub(crate) struct Api {
     pub(crate) registry: Registry,
+    pub(crate) under_way: UnderWay,
     pub(crate) audit_key: Arc<audit::Key>,
     pub(crate) strangers: Strangers,
     pub(crate) rates: Rates,
@@ -140,11 +143,9 @@ async fn observe(
         Ok(response) => response,
         Err(_) => Refusal::Timeout.into_response(),
     };
-    if is_denial(response.status()) {
-        let outcome = response
-            .extensions()
-            .get::<Word>()
-            .map_or("", |word| word.0);
+    let word = response.extensions().get::<Word>();
+    let outcome = word.map_or("", |word| word.0);
+    if is_denial(response.status(), outcome) {
         let event = asked.event(Action::Deny, &route, channel.peer);
         if let Err(refusal) = record_denial(&api, event, outcome).await {
             response = refusal.into_response();
@@ -204,7 +205,7 @@ async fn try_register(
     asked: &Asked,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Registered, Refusal> {
-    let request: Register = parse(body)?;
+    let request: Register = parse(&body)?;
     let now = unix_time();
     // Taken first: whatever else is wrong, a nonce serves one attempt.
     let nonce_is_good = channel.take(&request.nonce, Instant::now());
@@ -272,7 +273,7 @@ async fn heartbeat(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Heard>, Refusal> {
     let (node, key) = authenticate(&api, &channel, &asked, &headers).await?;
-    let request: Heartbeat = parse(body)?;
+    let request: Heartbeat = parse(&body)?;
     let epoch = api.registry.published().borrow().roster.epoch;
     if request.epoch > epoch {
         tracing::warn!(
@@ -309,7 +310,7 @@ async fn rotate(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Rotating>, Refusal> {
     let (node, present) = authenticate(&api, &channel, &asked, &headers).await?;
-    let request: Rotate = parse(body)?;
+    let request: Rotate = parse(&body)?;
     if !channel.take(&request.nonce, Instant::now()) {
         return Err(Refusal::Nonce);
     }
@@ -426,9 +427,9 @@ pub(crate) fn bearer(headers: &HeaderMap) -> Result<&str, Refusal> {
 
 /// Reads a JSON object.
 pub(crate) fn parse<T: DeserializeOwned>(
-    body: Result<Bytes, BytesRejection>,
+    body: &Result<Bytes, BytesRejection>,
 ) -> Result<T, Refusal> {
-    let body = body.map_err(|rejection| match rejection {
+    let body = body.as_ref().map_err(|rejection| match rejection {
         BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
             Refusal::BodyTooLarge
         }
@@ -439,7 +440,7 @@ pub(crate) fn parse<T: DeserializeOwned>(
         let expected = "the body is not a JSON object";
         return Err(Refusal::Malformed(expected.to_owned()));
     }
-    serde_json::from_slice(&body).map_err(|error| {
+    serde_json::from_slice(body).map_err(|error| {
         let place = Place::from(&error);
         Refusal::Malformed(format!("the body is not what this path takes: {place}"))
     })

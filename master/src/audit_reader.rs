@@ -57,16 +57,15 @@ impl Reader {
             Location::Sqlite(file) => {
                 let options = SqliteConnectOptions::new().filename(file).read_only(true);
                 let pool = SqlitePoolOptions::new().max_connections(1);
-                pool.connect_with(options).await.map(Pool::Sqlite)
+                let pool = pool.connect_with(options).await;
+                Pool::Sqlite(pool.map_err(Error::from)?)
             }
             Location::Postgres(server) => {
+                let login = server.login().await.map_err(Error::from)?;
                 let pool = PgPoolOptions::new().max_connections(1);
-                pool.connect_with(server.options())
-                    .await
-                    .map(Pool::Postgres)
+                Pool::Postgres(login.pool(pool).await.map_err(Error::from)?)
             }
         };
-        let pool = pool.map_err(Error::from)?;
         let tables = query(match pool.is_postgres() {
             false => "SELECT name FROM sqlite_master WHERE type = 'table'",
             true => "SELECT tablename::text FROM pg_tables WHERE schemaname = current_schema()",

@@ -12,6 +12,8 @@ use wavry_credentials::{
     random,
 };
 
+use crate::problem::KEY_UNDER_WAY;
+
 /// What is known of a request beside its content. It travels as an extension of the request.
 pub(crate) struct Asked {
     /// Its id, which the answer and the audit log have.
@@ -50,14 +52,15 @@ impl Asked {
     }
 }
 
-/// Whether an answer refuses somebody something, rather than being about a faulty request.
-pub(crate) fn is_denial(status: StatusCode) -> bool {
-    [
+/// Whether an answer, with the word of its problem, refuses somebody something, rather than being about a
+/// faulty request, or one that is to wait for another like it.
+pub(crate) fn is_denial(status: StatusCode, word: &str) -> bool {
+    let denials = [
         StatusCode::UNAUTHORIZED,
         StatusCode::FORBIDDEN,
         StatusCode::CONFLICT,
-    ]
-    .contains(&status)
+    ];
+    denials.contains(&status) && word != KEY_UNDER_WAY
 }
 
 /// Bounds what strangers can have written: everybody can send requests that are refused, and each

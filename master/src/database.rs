@@ -9,7 +9,7 @@ use std::{fmt, path::PathBuf, str::FromStr};
 pub use file::InUse;
 pub(crate) use file::lock;
 pub(crate) use server::begin;
-pub use server::{Server, UnusableUrl};
+pub use server::{Server, Unreachable, UnusableUrl};
 
 /// Where a database is.
 #[derive(Debug, Clone)]

@@ -31,6 +31,7 @@ pub mod identity;
 pub mod keys;
 pub mod keyvault;
 mod metrics;
+mod once;
 pub mod operate;
 #[cfg(test)]
 #[path = "../tests/support/postgres.rs"]
@@ -57,6 +58,7 @@ pub use error::StartError;
 pub use metrics::{describe as describe_metrics, describe_keyvault as describe_keyvault_metrics};
 
 use audited::Strangers;
+use once::UnderWay;
 use registry::{Registry, Times};
 use store::ServiceError;
 
@@ -149,6 +151,7 @@ impl Master {
         let leaving = CancellationToken::new();
         let router = api::router(Arc::new(api::Api {
             registry: registry.clone(),
+            under_way: UnderWay::default(),
             audit_key,
             strangers: Strangers::default(),
             rates: api::Rates::new(config.limits.operator_rate),

@@ -6,6 +6,7 @@
 
 #![expect(unused_qualifications, reason = "utoipa's macros write paths in full")]
 
+mod asking;
 mod identity;
 mod service;
 
@@ -16,7 +17,7 @@ use axum::{
     body::Bytes,
     extract::{
         Path, Query, State,
-        rejection::{BytesRejection, PathRejection, QueryRejection},
+        rejection::{PathRejection, QueryRejection},
     },
     http::{HeaderMap, StatusCode},
     routing::get,
@@ -39,15 +40,15 @@ use wavry_proto::{
 };
 
 use crate::{
-    api::{Api, bearer, parse},
+    api::{Api, bearer},
     audited::Asked,
-    channel::Channel,
     identity::Lives,
     keys::{Life, Pace, Reason},
-    metrics as names,
     presence::{State as NodeState, Whereabouts},
     problem::Refusal,
 };
+
+use asking::{Asking, OnceKey};
 
 pub use identity::IdentityStatus;
 pub use service::{ServiceSpec, ServiceStatus, Services};
@@ -313,30 +314,29 @@ async fn show_node(
 #[utoipa::path(
     post,
     path = "/v1/nodes/{node}/revoke",
-    params(("node" = String, Path, description = "Its id")),
+    params(("node" = String, Path, description = "Its id"), OnceKey),
     responses(
         (status = 204, description = "It is revoked, and nodes are being told."),
+        (status = 400, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 401, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 403, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 422, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 429, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 async fn revoke_node(
     State(api): State<Arc<Api>>,
-    Extension(channel): Extension<Arc<Channel>>,
-    Extension(asked): Extension<Arc<Asked>>,
-    headers: HeaderMap,
     id: Result<Path<String>, PathRejection>,
+    asking: Asking,
 ) -> Result<StatusCode, Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Operator)
-        .await?;
+    let operator = asking.operator(OperatorRole::Operator).await?;
     let id = node_id(id)?;
-    let mut event = asked.event(Action::Revoke, "/v1/nodes/{node}/revoke", channel.peer);
-    event.subject = id.to_string();
-    api.registry.revoke_node(id, event).await?;
-    metrics::counter!(names::REVOCATIONS, "kind" => "node").increment(1);
+    let path = "/v1/nodes/{node}/revoke";
+    let order = asking.order(&operator, Action::Revoke, path, id.to_string())?;
+    api.registry.revoke_node(id, order).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -372,13 +372,16 @@ async fn list_revocations(
 #[utoipa::path(
     post,
     path = "/v1/revocations",
+    params(OnceKey),
     request_body = RevokeSubject,
     responses(
         (status = 201, body = RevokedSubject),
         (status = 400, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 401, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 403, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 413, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 422, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 429, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 507, body = ProblemDocument, content_type = "application/problem+json"),
@@ -386,14 +389,10 @@ async fn list_revocations(
 )]
 async fn revoke_subject(
     State(api): State<Arc<Api>>,
-    Extension(channel): Extension<Arc<Channel>>,
-    Extension(asked): Extension<Arc<Asked>>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    asking: Asking,
 ) -> Result<(StatusCode, Json<RevokedSubject>), Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Operator)
-        .await?;
-    let RevokeSubject { subject, service } = parse(body)?;
+    let operator = asking.operator(OperatorRole::Operator).await?;
+    let RevokeSubject { subject, service } = asking.body()?;
     if subject.is_empty() || subject.len() > MAX_SUBJECT {
         return Err(Refusal::Malformed(
             "subject is empty or too long".to_owned(),
@@ -404,15 +403,14 @@ async fn revoke_subject(
         .map(|name| name.parse())
         .transpose()
         .map_err(malformed)?;
-    let mut event = asked.event(Action::Revoke, "/v1/revocations", channel.peer);
     let subject_digest = digest(&subject);
-    event.subject = match &service {
+    let subject = match &service {
         Some(service) => format!("{subject} at {service}"),
         None => subject,
     };
-    let revoked = api.registry.revoke_subject(service, subject_digest, event);
+    let order = asking.order(&operator, Action::Revoke, "/v1/revocations", subject)?;
+    let revoked = api.registry.revoke_subject(service, subject_digest, order);
     let revocation = revoked.await?;
-    metrics::counter!(names::REVOCATIONS, "kind" => "subject").increment(1);
     Ok((StatusCode::CREATED, Json(revoked_subject(revocation))))
 }
 
@@ -445,6 +443,7 @@ async fn list_keys(
 #[utoipa::path(
     post,
     path = "/v1/keys/rotate",
+    params(OnceKey),
     request_body = RotateKey,
     responses(
         (status = 201, body = KeyStatus, description = "The new key."),
@@ -453,19 +452,17 @@ async fn list_keys(
         (status = 403, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 413, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 422, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 429, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 async fn rotate_key(
     State(api): State<Arc<Api>>,
-    Extension(channel): Extension<Arc<Channel>>,
-    Extension(asked): Extension<Arc<Asked>>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    asking: Asking,
 ) -> Result<(StatusCode, Json<KeyStatus>), Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Admin).await?;
-    let request: RotateKey = parse(body)?;
+    let operator = asking.operator(OperatorRole::Admin).await?;
+    let request: RotateKey = asking.body()?;
     let reason = match request.reason.as_str() {
         "request" => Reason::Request,
         "compromise" => Reason::Compromise,
@@ -485,8 +482,8 @@ async fn rotate_key(
         Reason::Compromise => "/v1/keys/rotate compromise",
         Reason::Schedule | Reason::Request => "/v1/keys/rotate request",
     };
-    let event = asked.event(Action::Rotate, path, channel.peer);
-    let kid = api.registry.rotate_key(reason, pace, event).await?;
+    let order = asking.order(&operator, Action::Rotate, path, String::new())?;
+    let kid = api.registry.rotate_key(reason, pace, order).await?;
     let ring = api.registry.ring();
     let made = ring.lives.iter().find(|life| life.kid == kid);
     // It is there, unless another master has rotated again meanwhile.
@@ -497,7 +494,7 @@ async fn rotate_key(
 impl Api {
     /// The operator whose token a request has, if its role reaches as far as `needed`. What it is shown
     /// is no older than what other masters have answered.
-    async fn operator(
+    pub(crate) async fn operator(
         &self,
         headers: &HeaderMap,
         asked: &Asked,

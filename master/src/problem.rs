@@ -11,11 +11,15 @@ use wavry_proto::{control::Problem, id::ServiceName, token::OperatorRole};
 
 use crate::{
     audited::Word,
+    once::InFlight,
     store::{
-        self, HeartbeatError, RegisterError, RevokeError, RotateIdentityError, ServiceError,
-        keys::RotateError,
+        self, HeartbeatError, OnceError, RegisterError, RevokeError, RotateIdentityError,
+        ServiceError, keys::RotateError,
     },
 };
+
+/// The word for a request whose idempotency key is another's, which is under way.
+pub(crate) const KEY_UNDER_WAY: &str = "idempotency-key-under-way";
 
 /// Why a request was refused. No variant holds what the request held, but for names that were
 /// checked.
@@ -111,6 +115,18 @@ pub enum Refusal {
     /// No further subject can be revoked.
     #[error("{} subjects are revoked already", store::MAX_REVOCATIONS)]
     TooManyRevocations,
+    /// A request with the same idempotency key is being carried out.
+    #[error("a request with this idempotency key is under way; ask again for its answer")]
+    KeyUnderWay,
+    /// Another request had the idempotency key.
+    #[error("the idempotency key was used for another request; take a new one")]
+    KeyReused,
+    /// What came of too many requests is kept already; how long to wait.
+    #[error(
+        "the outcomes of {} requests with idempotency keys are kept for this operator already",
+        store::MAX_KEPT
+    )]
+    TooManyKeys(Duration),
     /// The operator's role does not reach so far.
     #[error("this needs role {}", .0.as_str())]
     Role(OperatorRole),
@@ -209,6 +225,17 @@ impl Refusal {
                 "too-many-revocations",
                 "Too many revocations",
             ),
+            Self::KeyUnderWay => (S::CONFLICT, KEY_UNDER_WAY, "Request under way"),
+            Self::KeyReused => (
+                S::UNPROCESSABLE_ENTITY,
+                "idempotency-key-reused",
+                "Idempotency key used before",
+            ),
+            Self::TooManyKeys(_) => (
+                S::TOO_MANY_REQUESTS,
+                "too-many-idempotency-keys",
+                "Too many idempotency keys",
+            ),
             Self::Role(_) => (S::FORBIDDEN, "role-not-sufficient", "Role not sufficient"),
             Self::UnknownNode => (S::UNAUTHORIZED, "node-unknown", "Node unknown"),
             Self::NotAudited(_) => (S::SERVICE_UNAVAILABLE, "not-audited", "Not on record"),
@@ -226,6 +253,12 @@ impl Refusal {
     /// The word at the end of the problem's type; a label for metrics too.
     pub fn word(&self) -> &'static str {
         self.kind().1
+    }
+}
+
+impl From<InFlight> for Refusal {
+    fn from(_: InFlight) -> Self {
+        Self::KeyUnderWay
     }
 }
 
@@ -247,9 +280,13 @@ impl From<RegisterError> for Refusal {
 /// Of a write that is audited.
 impl From<store::Error> for Refusal {
     fn from(error: store::Error) -> Self {
-        match error.is_of_the_moment() {
-            true => Self::NotAudited(error),
-            false => Self::Internal(error),
+        match error {
+            store::Error::Once(OnceError::Reused) => Self::KeyReused,
+            store::Error::Once(OnceError::TooMany { wait }) => {
+                Self::TooManyKeys(Duration::from_secs(wait))
+            }
+            error if error.is_of_the_moment() => Self::NotAudited(error),
+            error => Self::Internal(error),
         }
     }
 }
@@ -333,7 +370,10 @@ impl IntoResponse for Refusal {
         );
         let wait = match &self {
             Self::NotAudited(_) | Self::Behind(_) => Some(1),
-            Self::TooManyRequests(wait) => Some(wait.as_secs().saturating_add(1)),
+            Self::KeyUnderWay => Some(1),
+            Self::TooManyRequests(wait) | Self::TooManyKeys(wait) => {
+                Some(wait.as_secs().saturating_add(1))
+            }
             _ => None,
         };
         if let Some(wait) = wait {

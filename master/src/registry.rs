@@ -29,9 +29,8 @@ use crate::{
     problem::Refusal,
     ring::Ring,
     store::{
-        self, Admission, Announcement, RegisterError, RevokeError, RotateIdentityError,
-        ServiceError, Snapshot, Store,
-        keys::{RotateError, Rotation},
+        self, Admission, Announcement, Done, Order, RegisterError, RevokeError,
+        RotateIdentityError, Snapshot, Store, keys::Rotation,
     },
 };
 
@@ -148,32 +147,29 @@ impl Registry {
         &self,
         reason: Reason,
         pace: Pace,
-        event: Event,
+        order: Order,
     ) -> Result<String, Refusal> {
-        self.detached(move |shared| async move {
-            let rotation = match reason {
-                Reason::Compromise => Rotation::AtOnce,
-                Reason::Schedule | Reason::Request => Rotation::InTurn(pace),
-            };
-            let written = timeout(AUDIT_DEADLINE, async {
-                let writing = shared.writing.lock().await;
-                let (store, cluster) = (&shared.store, &shared.cluster);
-                let rotated =
-                    store.rotate(&shared.master_key, cluster, rotation, unix_time(), event);
-                let (kid, changed) = rotated.await?;
-                Ok::<_, RotateError>((writing, kid, changed))
-            });
-            let (_writing, kid, changed) = shared.audited(written.await)?;
-            metrics::counter!(names::KEY_ROTATIONS, "reason" => reason.as_str()).increment(1);
+        let rotation = match reason {
+            Reason::Compromise => Rotation::AtOnce,
+            Reason::Schedule | Reason::Request => Rotation::InTurn(pace),
+        };
+        let rotated = self.carry_out(async move |shared| {
+            let (store, cluster) = (&shared.store, &shared.cluster);
+            let now = unix_time();
+            let rotated = store.rotate(&shared.master_key, cluster, rotation, now, order);
+            rotated.await
+        });
+        let rotated = rotated.await?;
+        let (kid, reason) = (rotated.outcome, reason.as_str());
+        if !rotated.is_repeated {
+            metrics::counter!(names::KEY_ROTATIONS, "reason" => reason).increment(1);
             tracing::warn!(
                 kid,
-                reason = reason.as_str(),
+                reason,
                 "a new key takes the place of the one that signs"
             );
-            shared.publish(changed).await?;
-            Ok(kid)
-        })
-        .await
+        }
+        Ok(kid)
     }
 
     /// The roster and its successors.
@@ -287,20 +283,15 @@ impl Registry {
     }
 
     /// Has a node make another identity; it hears of that with its next heartbeat.
-    pub(crate) async fn order_rotation(&self, node: NodeId, event: Event) -> Result<(), Refusal> {
-        self.detached(move |shared| async move {
-            let written = timeout(AUDIT_DEADLINE, async {
-                let writing = shared.writing.lock().await;
-                let ordered = shared.store.order_rotation(&node, unix_time(), &event);
-                let changed = ordered.await?;
-                Ok::<_, RotateIdentityError>((writing, changed))
-            });
-            let (_writing, changed) = shared.audited(written.await)?;
+    pub(crate) async fn order_rotation(&self, node: NodeId, order: Order) -> Result<(), Refusal> {
+        let ordered = self.carry_out(async move |shared| {
+            let ordered = shared.store.order_rotation(&node, unix_time(), &order);
+            ordered.await
+        });
+        if !ordered.await?.is_repeated {
             count_identity("ordered");
-            shared.publish(changed).await?;
-            Ok(())
-        })
-        .await
+        }
+        Ok(())
     }
 
     /// What a node that spoke by `key` is to do about its identity. Where it is the next one, it is the
@@ -379,58 +370,39 @@ impl Registry {
     }
 
     /// Takes a node out of the cluster for good; nodes are told at once.
-    pub(crate) async fn revoke_node(&self, node: NodeId, event: Event) -> Result<(), Refusal> {
-        self.detached(move |shared| async move {
-            let written = timeout(AUDIT_DEADLINE, async {
-                let writing = shared.writing.lock().await;
-                let changed = shared.store.revoke_node(&node, unix_time(), &event).await?;
-                Ok::<_, RevokeError>((writing, changed))
-            });
-            let (_writing, changed) = shared.audited(written.await)?;
-            shared.presence().forget(&node);
-            tracing::warn!(%node, "node revoked");
-            shared.publish(changed).await?;
-            Ok(())
-        })
-        .await
+    pub(crate) async fn revoke_node(&self, node: NodeId, order: Order) -> Result<(), Refusal> {
+        let revoked = self.carry_out(async move |shared| {
+            let revoked = shared.store.revoke_node(&node, unix_time(), &order).await?;
+            if !revoked.is_repeated {
+                shared.presence().forget(&node);
+                metrics::counter!(names::REVOCATIONS, "kind" => "node").increment(1);
+                tracing::warn!(%node, "node revoked");
+            }
+            Ok::<_, RevokeError>(revoked)
+        });
+        revoked.await.map(|revoked| revoked.outcome)
     }
 
     /// Makes a service or changes it; nodes are told at once. Whether it is new.
     pub(crate) async fn put_service(
         &self,
         service: Service,
-        event: Event,
+        order: Order,
     ) -> Result<bool, Refusal> {
-        self.detached(move |shared| async move {
-            let written = timeout(AUDIT_DEADLINE, async {
-                let writing = shared.writing.lock().await;
-                let (is_new, changed) = shared.store.put_service(&service, &event).await?;
-                Ok::<_, ServiceError>((writing, is_new, changed))
-            });
-            let (_writing, is_new, changed) = shared.audited(written.await)?;
-            shared.publish(changed).await?;
-            Ok(is_new)
-        })
-        .await
+        let put =
+            self.carry_out(async move |shared| shared.store.put_service(&service, &order).await);
+        put.await.map(|put| put.outcome)
     }
 
     /// Takes a service away; nodes are told at once.
     pub(crate) async fn delete_service(
         &self,
         name: ServiceName,
-        event: Event,
+        order: Order,
     ) -> Result<(), Refusal> {
-        self.detached(move |shared| async move {
-            let written = timeout(AUDIT_DEADLINE, async {
-                let writing = shared.writing.lock().await;
-                let changed = shared.store.delete_service(&name, &event).await?;
-                Ok::<_, ServiceError>((writing, changed))
-            });
-            let (_writing, changed) = shared.audited(written.await)?;
-            shared.publish(changed).await?;
-            Ok(())
-        })
-        .await
+        let deleted =
+            self.carry_out(async move |shared| shared.store.delete_service(&name, &order).await);
+        deleted.await.map(|deleted| deleted.outcome)
     }
 
     /// Makes the session tokens of a subject worthless; gateways are told at once.
@@ -438,21 +410,45 @@ impl Registry {
         &self,
         service: Option<ServiceName>,
         subject: SubjectDigest,
-        event: Event,
+        order: Order,
     ) -> Result<Revocation, Refusal> {
-        self.detached(move |shared| async move {
-            let written = timeout(AUDIT_DEADLINE, async {
-                let writing = shared.writing.lock().await;
-                let (store, now) = (&shared.store, unix_time());
-                let revoked = store.revoke_subject(service.as_ref(), subject, now, &event);
-                let (revocation, changed) = revoked.await?;
-                Ok::<_, RevokeError>((writing, revocation, changed))
-            });
-            let (_writing, revocation, changed) = shared.audited(written.await)?;
-            shared.publish(changed).await?;
-            Ok(revocation)
-        })
-        .await
+        let revoked = self.carry_out(async move |shared| {
+            let (store, now) = (&shared.store, unix_time());
+            let revoked = store.revoke_subject(service.as_ref(), subject, now, &order);
+            revoked.await
+        });
+        let revoked = revoked.await?;
+        if !revoked.is_repeated {
+            metrics::counter!(names::REVOCATIONS, "kind" => "subject").increment(1);
+        }
+        Ok(revoked.outcome)
+    }
+
+    /// Has the store carry out what an operator ordered, within the time that an answer may wait for its
+    /// audit line, and serves what came of it.
+    async fn carry_out<T, E, F, Fut>(&self, order: F) -> Result<Done<T>, Refusal>
+    where
+        F: FnOnce(Arc<Shared>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<Done<T>, E>> + Send + 'static,
+        T: Send + 'static,
+        E: Into<Refusal> + From<store::Error> + Send + 'static,
+    {
+        let done = self
+            .detached(move |shared| async move {
+                let written = timeout(AUDIT_DEADLINE, async {
+                    let writing = shared.writing.lock().await;
+                    Ok::<_, E>((writing, order(shared.clone()).await?))
+                });
+                let (_writing, mut done) = shared.audited(written.await)?;
+                shared.publish(done.changed.take()).await?;
+                Ok(done)
+            })
+            .await?;
+        // Another master may have done it a moment ago.
+        if done.is_repeated {
+            self.catch_up().await?;
+        }
+        Ok(done)
     }
 
     /// Writes a line of the audit log; once this returned, it is durable.

@@ -8,6 +8,7 @@ pub mod audit;
 mod feed;
 mod identity;
 pub(crate) mod keys;
+mod once;
 mod open;
 mod presence;
 mod revocation;
@@ -35,7 +36,7 @@ use wavry_proto::{
 
 use crate::{
     database::{
-        InUse,
+        InUse, Unreachable,
         sql::{Pool, Row, Transaction, query},
     },
     identity::Lives,
@@ -44,6 +45,7 @@ use crate::{
 use keys::Kept;
 
 pub use identity::RotateIdentityError;
+pub use once::{Done, KEPT, MAX_KEPT, Once, OnceError, Order};
 pub(crate) use open::schema;
 pub use revocation::{MAX_REVOCATIONS, RevokeError};
 pub use service::{MAX_SERVICES, ServiceError};
@@ -63,6 +65,9 @@ pub enum Error {
     /// The database said no.
     #[error("database")]
     Database(#[from] sqlx::Error),
+    /// The database cannot be connected to.
+    #[error(transparent)]
+    Unreachable(#[from] Unreachable),
     /// The schema could not be brought up to date.
     #[error("database schema")]
     Schema(#[from] sqlx::migrate::MigrateError),
@@ -75,6 +80,9 @@ pub enum Error {
     /// The secret `master_key` is a key that was revoked.
     #[error("the master key is one that was revoked; make a new one")]
     RevokedKey,
+    /// An order that was not carried out, and about whose key that is.
+    #[error(transparent)]
+    Once(#[from] OnceError),
     /// It took longer than an answer may wait for its audit line.
     #[error("database did not write in time")]
     TooSlow,
@@ -99,8 +107,10 @@ impl Error {
             }
             Self::Database(_)
             | Self::Schema(_)
+            | Self::Unreachable(_)
             | Self::InUse(_)
             | Self::Row(_)
+            | Self::Once(_)
             | Self::RevokedKey => false,
         }
     }

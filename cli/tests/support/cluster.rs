@@ -426,13 +426,23 @@ impl Cluster {
 
     /// A command to the master by an operator whose token is in `token`.
     pub(crate) fn operate(&self, token: &Path, arguments: &[&str]) -> Output {
-        let mut command = wavry(arguments);
         let master = self.process("master").address();
+        output(self.operating(master, token, arguments))
+    }
+
+    /// The same, to whatever is at an address.
+    pub(crate) fn operating(
+        &self,
+        master: SocketAddr,
+        token: &Path,
+        arguments: &[&str],
+    ) -> Command {
+        let mut command = wavry(arguments);
         command
             .env("WAVRY_OPERATOR_TOKEN_FILE", token)
             .env("WAVRY_CA_FILE", self.directory().join("ca.crt"))
             .env("WAVRY_MASTER", format!("https://{master}"));
-        output(command)
+        command
     }
 
     /// A command that signs with the master key.

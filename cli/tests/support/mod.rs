@@ -11,6 +11,7 @@ pub(crate) mod cluster;
 pub(crate) mod filesystem;
 pub(crate) mod https;
 pub(crate) mod keyvault;
+pub(crate) mod lossy;
 pub(crate) mod peer;
 pub(crate) mod plain;
 

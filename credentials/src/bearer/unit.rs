@@ -37,6 +37,16 @@ pub(crate) fn approle_login(
         .map_err(|_| Malformed)
 }
 
+/// Gives a password to who logs in with it: a library that takes it as text, and keeps it.
+#[expect(clippy::disallowed_methods, reason = "it is sent by who takes it")]
+pub fn with_password<T>(
+    password: &Secret<Vec<u8>>,
+    take: impl FnOnce(&str) -> T,
+) -> Result<T, Malformed> {
+    let text = std::str::from_utf8(password.expose()).map_err(|_| Malformed)?;
+    Ok(take(text))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

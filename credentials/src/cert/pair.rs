@@ -37,16 +37,16 @@ impl Pair {
         certified
             .keys_match()
             .map_err(|_| Error::malformed(origin, "does not belong to the key it was asked for"))?;
+        Self::checked(certified, origin)
+    }
+
+    fn checked(certified: CertifiedKey, origin: &Path) -> Result<Self, Error> {
         if !is_ordered(&certified.cert) {
             return Err(Error::malformed(
                 origin,
                 "has certificates that are not each issued by the next one",
             ));
         }
-        Self::checked(certified, origin)
-    }
-
-    fn checked(certified: CertifiedKey, origin: &Path) -> Result<Self, Error> {
         let facts = Facts::read(&certified.cert[0])
             .ok_or_else(|| Error::malformed(origin, "is not an X.509 certificate"))?;
         Ok(Self { certified, facts })

@@ -79,7 +79,7 @@ impl Source for File {
 }
 
 /// What tells one state of a file from another without its being read; `None` while it is away.
-fn version_of(path: &Path) -> Option<Version> {
+pub(crate) fn version_of(path: &Path) -> Option<Version> {
     let metadata = fs::metadata(path).ok()?;
     let (dev, ino, size) = (metadata.dev(), metadata.ino(), metadata.size());
     // Permissions that were put right change the second time only.

@@ -1,7 +1,8 @@
-//! Secrets that change while they are used: each new version is published, and who uses one keeps the last
-//! good one when the new one is not.
+//! What changes while it is used: each new version is published, and who uses one keeps the last good one
+//! when the new one is not. [`watch()`] does so for secrets, [`crate::cert::Store`] for certificates and
+//! their keys.
 
-use std::{sync::Arc, time::Duration};
+use std::{error::Error as StdError, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
@@ -18,83 +19,176 @@ pub async fn watch<S: Source, T: Send + Sync + 'static>(
     interval: Duration,
     parse: impl Fn(&Secret<Vec<u8>>) -> Result<T, Fault> + Send + Sync + 'static,
 ) -> Result<watch::Receiver<Arc<T>>, Error> {
-    let mut follower = Follower {
+    let mut follower = Follower::new(Parsed {
         name,
         source,
         parse,
-        known: None,
-        trouble: None,
-    };
+    });
     // There is no version yet that it could still be.
     let first = follower.look().await?.ok_or_else(|| Error::File {
-        path: follower.source.place().into(),
+        path: follower.watched.source.place().into(),
         problem: "was not there to be read".to_owned(),
     })?;
     let (published, watched) = watch::channel(Arc::new(first));
     tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(interval) => {}
-                () = published.closed() => return,
-            }
-            if let Some(next) = follower.next().await {
-                published.send_replace(Arc::new(next));
-            }
+        tokio::select! {
+            () = follower.follow(interval, |next| published.send_replace(Arc::new(next))) => {}
+            () = published.closed() => {}
         }
     });
     Ok(watched)
 }
 
-struct Follower<S, P> {
-    name: &'static str,
-    source: S,
-    parse: P,
+/// What can be looked at again and again.
+pub(crate) trait Watched: Send + Sync {
+    /// What a version of it means.
+    type Meaning: Send;
+    /// Why one cannot be used.
+    type Error: StdError + Send + Sync + 'static;
+
+    /// What it is, in the log.
+    fn name(&self) -> String;
+
+    /// Counts a version that was `loaded`, or one that `failed`.
+    fn count(&self, outcome: &'static str);
+
+    /// What it is now; `None` while it is version `known`, or away for a moment to be replaced.
+    fn read(
+        &self,
+        known: Option<&Version>,
+    ) -> impl Future<Output = Result<Option<Seen<Self>>, Self::Error>> + Send;
+}
+
+/// A version, and what it means, or why it cannot be used.
+pub(crate) struct Seen<W: Watched + ?Sized> {
+    pub(crate) version: Version,
+    pub(crate) meaning: Result<W::Meaning, W::Error>,
+}
+
+/// Who follows something.
+pub(crate) struct Follower<W> {
+    watched: W,
     /// The newest version that was looked at, good or bad.
     known: Option<Version>,
-    /// What was said of it last, so that it is said once.
+    /// For which reason no version could be read when it was looked for last.
     trouble: Option<String>,
 }
 
-impl<S: Source, T, P: Fn(&Secret<Vec<u8>>) -> Result<T, Fault>> Follower<S, P> {
-    /// What the secret means, if it is another version.
-    async fn look(&mut self) -> Result<Option<T>, Error> {
-        let Some(found) = self.source.read(self.known.as_ref()).await? else {
-            return Ok(None);
-        };
-        self.known = Some(found.version);
-        let meaning = parse_as(self.name, &self.source.place(), found.text, &self.parse)?;
-        count(self.name, "loaded");
-        Ok(Some(meaning))
+impl<W: Watched> Follower<W> {
+    /// Of something that nobody looked at yet.
+    pub(crate) fn new(watched: W) -> Self {
+        Self {
+            watched,
+            known: None,
+            trouble: None,
+        }
     }
 
-    /// The same, and tells of what is wrong.
-    async fn next(&mut self) -> Option<T> {
-        match self.look().await {
-            Ok(None) => None,
-            Ok(Some(meaning)) => {
-                tracing::info!(secret = self.name, "a new version is in use");
+    /// Of something of which a version is in use.
+    pub(crate) fn from(watched: W, known: Option<Version>) -> Self {
+        Self {
+            known,
+            ..Self::new(watched)
+        }
+    }
+
+    /// Looks every `interval`, and gives each good version to `publish`. It never ends.
+    pub(crate) async fn follow<T>(
+        mut self,
+        interval: Duration,
+        mut publish: impl FnMut(W::Meaning) -> T,
+    ) {
+        loop {
+            tokio::time::sleep(interval).await;
+            if let Some(next) = self.next().await {
+                publish(next);
+            }
+        }
+    }
+
+    /// What it means, if it is another version.
+    async fn look(&mut self) -> Result<Option<W::Meaning>, W::Error> {
+        match self.watched.read(self.known.as_ref()).await? {
+            None => Ok(None),
+            Some(seen) => self.take(seen).map(Some),
+        }
+    }
+
+    fn take(&mut self, seen: Seen<W>) -> Result<W::Meaning, W::Error> {
+        self.known = Some(seen.version);
+        let meaning = seen.meaning?;
+        self.watched.count("loaded");
+        Ok(meaning)
+    }
+
+    /// The same, and tells of what is wrong: once of each version, and once of each reason for which
+    /// none could be read.
+    pub(crate) async fn next(&mut self) -> Option<W::Meaning> {
+        match self.watched.read(self.known.as_ref()).await {
+            Ok(None) => self.trouble = None,
+            Ok(Some(seen)) => {
                 self.trouble = None;
-                Some(meaning)
+                match self.take(seen) {
+                    Ok(meaning) => {
+                        tracing::info!(of = self.watched.name(), "a new version is in use");
+                        return Some(meaning);
+                    }
+                    Err(error) => self.tell(&error.to_string()),
+                }
             }
             Err(error) => {
                 let trouble = error.to_string();
                 if self.trouble.as_ref() != Some(&trouble) {
-                    count(self.name, "failed");
-                    tracing::warn!(
-                        secret = self.name,
-                        error = trouble,
-                        "the newest version cannot be used; the last good one stays"
-                    );
+                    self.tell(&trouble);
                     self.trouble = Some(trouble);
                 }
-                None
             }
         }
+        None
+    }
+
+    fn tell(&self, trouble: &str) {
+        self.watched.count("failed");
+        tracing::warn!(
+            of = self.watched.name(),
+            error = trouble,
+            "the newest version cannot be used; the last good one stays"
+        );
     }
 }
 
-fn count(secret: &'static str, outcome: &'static str) {
-    metrics::counter!(names::SECRET_LOADS, "secret" => secret, "outcome" => outcome).increment(1);
+/// A secret, and what its text means.
+struct Parsed<S, P> {
+    name: &'static str,
+    source: S,
+    parse: P,
+}
+
+impl<S, T, P> Watched for Parsed<S, P>
+where
+    S: Source,
+    T: Send,
+    P: Fn(&Secret<Vec<u8>>) -> Result<T, Fault> + Send + Sync,
+{
+    type Meaning = T;
+    type Error = Error;
+
+    fn name(&self) -> String {
+        format!("secret {}", self.name)
+    }
+
+    fn count(&self, outcome: &'static str) {
+        metrics::counter!(names::SECRET_LOADS, "secret" => self.name, "outcome" => outcome)
+            .increment(1);
+    }
+
+    async fn read(&self, known: Option<&Version>) -> Result<Option<Seen<Self>>, Error> {
+        let found = self.source.read(known).await?;
+        Ok(found.map(|found| Seen {
+            version: found.version,
+            meaning: parse_as(self.name, &self.source.place(), found.text, &self.parse),
+        }))
+    }
 }
 
 #[cfg(test)]
@@ -170,13 +264,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("secret");
         write_private(&path, b"good").unwrap();
-        let mut follower = Follower {
+        let mut follower = Follower::new(Parsed {
             name: "password",
             source: File::new(&path, None),
             parse: format::password,
-            known: None,
-            trouble: None,
-        };
+        });
         let recorder = PrometheusBuilder::new().build_recorder();
         let counted = recorder.handle();
         let _recording = metrics::set_default_local_recorder(&recorder);
@@ -191,19 +283,22 @@ mod tests {
             assert!(follower.next().await.is_none());
         }
         assert_eq!((of("loaded"), of("failed")), (1, 1));
+        write_private(&path, b"again\ntwo lines").unwrap();
+        assert!(follower.next().await.is_none());
+        assert_eq!((of("loaded"), of("failed")), (1, 2));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         for _ in 0..3 {
             assert!(follower.next().await.is_none());
         }
-        assert_eq!((of("loaded"), of("failed")), (1, 2));
+        assert_eq!((of("loaded"), of("failed")), (1, 3));
         // Away for a moment is no trouble.
         fs::remove_file(&path).unwrap();
         assert!(follower.next().await.is_none());
-        assert_eq!((of("loaded"), of("failed")), (1, 2));
+        assert_eq!((of("loaded"), of("failed")), (1, 3));
         write_private(&path, b"better").unwrap();
         let better = follower.next().await;
         assert!(better.is_some_and(|better| better.matches(b"better")));
-        assert_eq!((of("loaded"), of("failed")), (2, 2));
+        assert_eq!((of("loaded"), of("failed")), (2, 3));
     }
 
     #[tokio::test]

@@ -63,6 +63,8 @@ pub(super) const TABLES: &[Table] = &[
         3 "through" Integer),
     table!("signing_key", "ORDER BY number", 1 "number" Integer, 2 "kid" Text, 3 "paserk" Text,
         4 "sealed" Bytes, 5 "state" Text, 6 "since" Integer, 7 "until" Integer, 8 "overlap" Integer),
+    table!("idempotency_key", "ORDER BY name", 1 "name" Bytes, 2 "operator" Bytes, 3 "request" Bytes,
+        4 "outcome" Text, 5 "expires_at" Integer),
     table!("succession", "ORDER BY number", 1 "number" Integer, 2 "statement" Text),
     table!("audit_seal", "ORDER BY one", 1 "one" Integer, 2 "seal" Text),
     table!("audit_sink", "ORDER BY name", 1 "name" Text, 2 "seq" Integer),

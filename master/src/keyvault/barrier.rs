@@ -37,7 +37,7 @@ use writer::Job;
 
 pub(super) use shared::Shared;
 
-/// How long a commit may take, its time in the queue included.
+/// How long a commit may take, its time in the queue included, and how long a read.
 pub const DEADLINE: Duration = Duration::from_secs(2);
 /// Changes that wait to be committed. A group takes some milliseconds, so that a full queue is worked
 /// off within [`DEADLINE`] by far; an herd of 2,000 units that restart at once finds room.
@@ -87,7 +87,7 @@ pub enum Error {
     #[error("too many changes wait to be written")]
     Busy,
     /// It took longer than [`DEADLINE`].
-    #[error("the store did not write in time")]
+    #[error("the store did not answer in time")]
     TooSlow,
     /// The process ends.
     #[error("the KeyVault is closed")]
@@ -167,7 +167,7 @@ impl Barrier {
 
     /// Reads an entry.
     pub async fn read(&self, path: &str) -> Result<Option<Entry>, Error> {
-        self.read_from(Place::Nearest, path).await
+        in_time(self.read_from(Place::Nearest, path)).await
     }
 
     /// Reads a record of our own.
@@ -184,7 +184,7 @@ impl Barrier {
         &self,
         path: &str,
     ) -> Result<Option<(Revision, T)>, Error> {
-        record(path, self.read_from(Place::Store, path).await?)
+        record(path, in_time(self.read_from(Place::Store, path)).await?)
     }
 
     async fn read_from(&self, from: Place, path: &str) -> Result<Option<Entry>, Error> {
@@ -229,7 +229,8 @@ impl Barrier {
         let mut from = after.map_or_else(|| prefix.to_owned(), |after| behind(prefix, after));
         let mut names = Vec::new();
         while names.len() < limit {
-            let paths = self.shared.store.paths(&from, &end, PAGE).await?;
+            let paths = self.shared.store.paths(&from, &end, PAGE);
+            let paths = in_time(async { Ok(paths.await?) }).await?;
             let is_last = paths.len() < PAGE as usize;
             for path in paths {
                 if *path < *from {
@@ -366,6 +367,13 @@ impl Barrier {
     pub(super) async fn flush(&self) {
         self.shared.flush().await;
     }
+}
+
+/// What is read by the deadline.
+async fn in_time<T>(read: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(DEADLINE, read)
+        .await
+        .unwrap_or(Err(Error::TooSlow))
 }
 
 /// Where an entry is read from.

@@ -13,8 +13,8 @@ use sqlx::PgConnection;
 use wavry_credentials::audit::{self, verify::Bad};
 
 use super::LOG;
-use crate::audit_sink;
 pub use crate::database::{InUse, Location};
+use crate::{audit_sink, database::Unreachable};
 
 /// Why the store could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +22,9 @@ pub enum Error {
     /// The database said no.
     #[error("database")]
     Database(#[from] sqlx::Error),
+    /// The database cannot be connected to.
+    #[error(transparent)]
+    Unreachable(#[from] Unreachable),
     /// The schema could not be brought up to date.
     #[error("database schema")]
     Schema(#[from] sqlx::migrate::MigrateError),
@@ -38,7 +41,7 @@ pub enum Error {
     #[error("the seal of the audit log does not verify: it is of another cluster or key")]
     ForeignSeal,
     /// It took longer than an answer may wait.
-    #[error("the store did not write in time")]
+    #[error("the store did not answer in time")]
     TooSlow,
     /// What failed for all who read at the same time.
     #[error(transparent)]

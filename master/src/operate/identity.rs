@@ -3,17 +3,17 @@
 use std::sync::Arc;
 
 use axum::{
-    Extension, Json,
+    Json,
     extract::{Path, State, rejection::PathRejection},
-    http::{HeaderMap, StatusCode},
+    http::StatusCode,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use wavry_credentials::audit::Action;
 use wavry_proto::token::OperatorRole;
 
-use super::{NodeStatus, ProblemDocument, node_id};
-use crate::{api::Api, audited::Asked, channel::Channel, identity::Life, problem::Refusal};
+use super::{Asking, NodeStatus, OnceKey, ProblemDocument, node_id};
+use crate::{api::Api, identity::Life, problem::Refusal};
 
 /// An identity of a node.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -50,28 +50,28 @@ impl IdentityStatus {
 #[utoipa::path(
     post,
     path = "/v1/nodes/{node}/rotate",
-    params(("node" = String, Path, description = "Its id")),
+    params(("node" = String, Path, description = "Its id"), OnceKey),
     responses(
         (status = 202, body = NodeStatus, description = "It is ordered."),
+        (status = 400, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 401, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 403, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 422, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 429, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 pub(crate) async fn rotate_identity(
     State(api): State<Arc<Api>>,
-    Extension(channel): Extension<Arc<Channel>>,
-    Extension(asked): Extension<Arc<Asked>>,
-    headers: HeaderMap,
     id: Result<Path<String>, PathRejection>,
+    asking: Asking,
 ) -> Result<(StatusCode, Json<NodeStatus>), Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Operator)
-        .await?;
+    let operator = asking.operator(OperatorRole::Operator).await?;
     let id = node_id(id)?;
-    let mut event = asked.event(Action::Rotate, "/v1/nodes/{node}/rotate", channel.peer);
-    event.subject = id.to_string();
-    api.registry.order_rotation(id.clone(), event).await?;
+    let path = "/v1/nodes/{node}/rotate";
+    let order = asking.order(&operator, Action::Rotate, path, id.to_string())?;
+    api.registry.order_rotation(id.clone(), order).await?;
     Ok((StatusCode::ACCEPTED, Json(api.status_of(&id)?)))
 }

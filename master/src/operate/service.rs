@@ -4,11 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Extension, Json,
-    body::Bytes,
-    extract::{
-        Path, State,
-        rejection::{BytesRejection, PathRejection},
-    },
+    extract::{Path, State, rejection::PathRejection},
     http::{HeaderMap, StatusCode},
 };
 use serde::{Deserialize, Serialize};
@@ -20,11 +16,10 @@ use wavry_proto::{
     token::OperatorRole,
 };
 
-use super::ProblemDocument;
+use super::{Asking, OnceKey, ProblemDocument};
 use crate::{
-    api::{Api, parse},
+    api::Api,
     audited::Asked,
-    channel::Channel,
     config::{RawService, services},
     problem::Refusal,
 };
@@ -130,7 +125,7 @@ pub(super) async fn show_service(
 #[utoipa::path(
     put,
     path = "/v1/services/{service}",
-    params(("service" = String, Path, description = "1 to 63 of a-z, 0-9 and '-'")),
+    params(("service" = String, Path, description = "1 to 63 of a-z, 0-9 and '-'"), OnceKey),
     request_body = ServiceSpec,
     responses(
         (status = 200, body = ServiceStatus, description = "It was there, and is this now."),
@@ -140,6 +135,7 @@ pub(super) async fn show_service(
         (status = 403, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 413, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 422, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 429, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 507, body = ProblemDocument, content_type = "application/problem+json"),
@@ -147,20 +143,16 @@ pub(super) async fn show_service(
 )]
 pub(super) async fn put_service(
     State(api): State<Arc<Api>>,
-    Extension(channel): Extension<Arc<Channel>>,
-    Extension(asked): Extension<Arc<Asked>>,
-    headers: HeaderMap,
     name: Result<Path<String>, PathRejection>,
-    body: Result<Bytes, BytesRejection>,
+    asking: Asking,
 ) -> Result<(StatusCode, Json<ServiceStatus>), Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Operator)
-        .await?;
+    let operator = asking.operator(OperatorRole::Operator).await?;
     let Path(name) = name.map_err(|_| Refusal::NoSuchService)?;
-    let service = checked(name, parse(body)?)?;
-    let mut event = asked.event(Action::Configure, "/v1/services/{service}", channel.peer);
-    event.subject = service.name.to_string();
+    let service = checked(name, asking.body()?)?;
+    let (path, subject) = ("/v1/services/{service}", service.name.to_string());
+    let order = asking.order(&operator, Action::Configure, path, subject)?;
     let made = status(&api, &service);
-    match api.registry.put_service(service, event).await? {
+    match api.registry.put_service(service, order).await? {
         true => Ok((StatusCode::CREATED, Json(made))),
         false => Ok((StatusCode::OK, Json(made))),
     }
@@ -173,31 +165,29 @@ pub(super) async fn put_service(
 #[utoipa::path(
     delete,
     path = "/v1/services/{service}",
-    params(("service" = String, Path, description = "Its name")),
+    params(("service" = String, Path, description = "Its name"), OnceKey),
     responses(
         (status = 204, description = "It is gone."),
+        (status = 400, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 401, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 403, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 422, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 429, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn delete_service(
     State(api): State<Arc<Api>>,
-    Extension(channel): Extension<Arc<Channel>>,
-    Extension(asked): Extension<Arc<Asked>>,
-    headers: HeaderMap,
     name: Result<Path<String>, PathRejection>,
+    asking: Asking,
 ) -> Result<StatusCode, Refusal> {
-    api.operator(&headers, &asked, OperatorRole::Operator)
-        .await?;
+    let operator = asking.operator(OperatorRole::Operator).await?;
     let name = service_name(name)?;
     let path = "/v1/services/{service} delete";
-    let mut event = asked.event(Action::Configure, path, channel.peer);
-    event.subject = name.to_string();
-    api.registry.delete_service(name, event).await?;
+    let order = asking.order(&operator, Action::Configure, path, name.to_string())?;
+    api.registry.delete_service(name, order).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use wavry_credentials::audit::{Action, Event};
 use wavry_proto::id::{Epoch, NodeId, PublicKey};
 
-use super::{Error, Snapshot, Store, audit};
+use super::{
+    Error, Snapshot, Store, audit,
+    once::{Begun, Done, Order},
+};
 use crate::{
     database::sql::{Transaction, query},
     identity::{Life, Lives, State},
@@ -185,14 +188,17 @@ impl Store {
     }
 
     /// Has the node show another identity, since `now`: the one that was admitted, or else one that it
-    /// makes. Gives the snapshot.
+    /// makes.
     pub async fn order_rotation(
         &self,
         node: &NodeId,
         now: u64,
-        event: &Event,
-    ) -> Result<Option<Snapshot>, RotateIdentityError> {
-        let mut change = self.change().await?;
+        order: &Order,
+    ) -> Result<Done<()>, RotateIdentityError> {
+        let mut change = match self.begin(order).await? {
+            Begun::New(change) => change,
+            Begun::Before(done) => return Ok(done),
+        };
         let transaction = &mut change.transaction;
         let ordered = query("UPDATE node SET rotation_ordered = $1 WHERE id = $2")
             .bind(now)
@@ -202,8 +208,7 @@ impl Store {
         if ordered == 0 {
             return Err(RotateIdentityError::UnknownNode);
         }
-        audit::append(transaction, &self.audit, event).await?;
-        Ok(change.commit().await?)
+        Ok(change.conclude(&self.audit, order, ()).await?)
     }
 }
 

@@ -6,7 +6,10 @@ use wavry_credentials::{
 };
 use wavry_proto::{id::ClusterName, token::Succession};
 
-use super::{Error, Snapshot, Store, audit};
+use super::{
+    Error, Snapshot, Store, audit,
+    once::{Begun, Done, Order},
+};
 use crate::{
     database::sql::{Row, Source, Transaction, query},
     keys::{Due, Life, Pace, State, due},
@@ -77,21 +80,23 @@ impl Store {
     }
 
     /// Makes a key that is to take the place of the one that signs, which signs of that. Gives its
-    /// PASERK id and the snapshot.
+    /// PASERK id.
     pub(crate) async fn rotate(
         &self,
         master: &SigningKey,
         cluster: &ClusterName,
         rotation: Rotation,
         now: u64,
-        mut event: Event,
-    ) -> Result<(String, Option<Snapshot>), RotateError> {
-        let mut change = self.change().await?;
+        mut order: Order,
+    ) -> Result<Done<String>, RotateError> {
+        let mut change = match self.begin(&order).await? {
+            Begun::New(change) => change,
+            Begun::Before(done) => return Ok(done),
+        };
         let transaction = &mut change.transaction;
         let kid = follow(transaction, master, cluster, rotation, now).await?;
-        event.subject.clone_from(&kid);
-        audit::append(transaction, &self.audit, &event).await?;
-        Ok((kid, change.commit().await?))
+        order.event.subject.clone_from(&kid);
+        Ok(change.conclude(&self.audit, &order, kid).await?)
     }
 
     /// Does what is due of the keys' lives, and gives what that was. It is decided by the keys as they are

@@ -7,7 +7,7 @@ use std::{
 };
 
 use sqlx::{
-    Connection as _, PgConnection,
+    Connection as _,
     migrate::Migrator,
     postgres::PgPoolOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
@@ -69,8 +69,9 @@ impl Store {
             }
             Location::Postgres(server) => {
                 let pool = PgPoolOptions::new().max_connections(1);
-                let options = server.options().application_name("wavry backup");
-                Pool::Postgres(pool.connect_with(options).await?)
+                let login = server.login().await?;
+                let login = login.with(|options| options.application_name("wavry backup"));
+                Pool::Postgres(login.pool(pool).await?)
             }
         };
         Ok(Self {
@@ -126,19 +127,20 @@ fn sound(options: SqlitePoolOptions) -> SqlitePoolOptions {
 }
 
 async fn postgres(server: &Server) -> Result<Pool, Error> {
-    let options = server.options().application_name("wavry master");
+    let login = server.login().await?;
+    let login = login.with(|options| options.application_name("wavry master"));
     // Without the deadlines of answers: other masters may be bringing the schema up to date.
-    let mut connection = PgConnection::connect_with(&options).await?;
+    let mut connection = login.connection().await?;
     POSTGRES.run(&mut connection).await?;
     connection.close().await?;
-    let options = options.options([
-        ("statement_timeout", STATEMENT_TIMEOUT),
-        ("idle_in_transaction_session_timeout", IDLE_TIMEOUT),
-    ]);
+    let login = login.with(|options| {
+        options.options([
+            ("statement_timeout", STATEMENT_TIMEOUT),
+            ("idle_in_transaction_session_timeout", IDLE_TIMEOUT),
+        ])
+    });
     let pool = PgPoolOptions::new()
         .max_connections(CONNECTIONS)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .connect_with(options)
-        .await?;
-    Ok(Pool::Postgres(pool))
+        .acquire_timeout(ACQUIRE_TIMEOUT);
+    Ok(Pool::Postgres(login.pool(pool).await?))
 }

@@ -1,13 +1,15 @@
 //! Nodes and subjects that were revoked.
 
-use wavry_credentials::audit::Event;
 use wavry_proto::{
     control::Revocation,
     id::{NodeId, ServiceName, SubjectDigest},
     token::{CLOCK_SKEW, MAX_LIFETIME},
 };
 
-use super::{Admission, Error, RegisterError, Snapshot, Store, audit};
+use super::{
+    Admission, Error, RegisterError, Store,
+    once::{Begun, Done, Order},
+};
 use crate::database::sql::{Transaction, query};
 
 /// Most revoked subjects at once. Each is some 120 bytes of the roster, which every node is sent.
@@ -30,14 +32,17 @@ pub enum RevokeError {
 impl Store {
     /// Takes a node out of the registry for good: its keys never register again, nor do registration
     /// tokens for it that were issued by `now`, in seconds since the Unix epoch, or within the skew of
-    /// clocks after it. Gives the snapshot.
+    /// clocks after it.
     pub async fn revoke_node(
         &self,
         node: &NodeId,
         now: u64,
-        event: &Event,
-    ) -> Result<Option<Snapshot>, RevokeError> {
-        let mut change = self.change().await?;
+        order: &Order,
+    ) -> Result<Done<()>, RevokeError> {
+        let mut change = match self.begin(order).await? {
+            Begun::New(change) => change,
+            Begun::Before(done) => return Ok(done),
+        };
         let transaction = &mut change.transaction;
         let id = node.as_str();
         query(
@@ -66,21 +71,22 @@ impl Store {
         .execute(&mut *transaction)
         .await
         .map_err(Error::from)?;
-        audit::append(transaction, &self.audit, event).await?;
-        Ok(change.commit().await?)
+        Ok(change.conclude(&self.audit, order, ()).await?)
     }
 
     /// Makes the session tokens of a subject worthless that were issued by `now`, or within the skew
-    /// of clocks after it. Those that have expired anyhow are forgotten. Gives the revocation, and the
-    /// snapshot when the roster changed.
+    /// of clocks after it. Those that have expired anyhow are forgotten.
     pub async fn revoke_subject(
         &self,
         service: Option<&ServiceName>,
         subject: SubjectDigest,
         now: u64,
-        event: &Event,
-    ) -> Result<(Revocation, Option<Snapshot>), RevokeError> {
-        let mut change = self.change().await?;
+        order: &Order,
+    ) -> Result<Done<Revocation>, RevokeError> {
+        let mut change = match self.begin(order).await? {
+            Begun::New(change) => change,
+            Begun::Before(done) => return Ok(done),
+        };
         let transaction = &mut change.transaction;
         forget_subjects(transaction, now).await?;
         let through = now.saturating_add(CLOCK_SKEW);
@@ -110,13 +116,12 @@ impl Store {
         if usize::try_from(count).is_ok_and(|count| count > MAX_REVOCATIONS) {
             return Err(RevokeError::TooMany);
         }
-        audit::append(transaction, &self.audit, event).await?;
         let revocation = Revocation {
             service: service.cloned(),
             subject,
             through,
         };
-        Ok((revocation, change.commit().await?))
+        Ok(change.conclude(&self.audit, order, revocation).await?)
     }
 }
 

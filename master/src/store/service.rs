@@ -2,10 +2,12 @@
 
 use std::collections::HashSet;
 
-use wavry_credentials::audit::Event;
 use wavry_proto::{control::Service, id::ServiceName};
 
-use super::{Error, Snapshot, Store, audit};
+use super::{
+    Error, Snapshot, Store,
+    once::{Begun, Done, Order},
+};
 use crate::database::sql::{Transaction, query};
 
 /// Most services at once. With their hosts and origins they are a part of the roster that every node is
@@ -66,14 +68,16 @@ impl Store {
         Ok(self.snapshot().await?)
     }
 
-    /// Makes a service, or changes one that an operator made. Whether it is new, and the snapshot when
-    /// the roster changed.
+    /// Makes a service, or changes one that an operator made. Whether it is new.
     pub async fn put_service(
         &self,
         service: &Service,
-        event: &Event,
-    ) -> Result<(bool, Option<Snapshot>), ServiceError> {
-        let mut change = self.change().await?;
+        order: &Order,
+    ) -> Result<Done<bool>, ServiceError> {
+        let mut change = match self.begin(order).await? {
+            Begun::New(change) => change,
+            Begun::Before(done) => return Ok(done),
+        };
         let transaction = &mut change.transaction;
         let services = &change.before.services;
         let is_new = services.iter().all(|other| other.name != service.name);
@@ -86,17 +90,19 @@ impl Store {
         }
         check_hosts(service, services.iter().filter(|s| s.name != service.name))?;
         write(transaction, service, false).await?;
-        audit::append(transaction, &self.audit, event).await?;
-        Ok((is_new, change.commit().await?))
+        Ok(change.conclude(&self.audit, order, is_new).await?)
     }
 
-    /// Takes away a service that an operator made. Gives the snapshot.
+    /// Takes away a service that an operator made.
     pub async fn delete_service(
         &self,
         name: &ServiceName,
-        event: &Event,
-    ) -> Result<Option<Snapshot>, ServiceError> {
-        let mut change = self.change().await?;
+        order: &Order,
+    ) -> Result<Done<()>, ServiceError> {
+        let mut change = match self.begin(order).await? {
+            Begun::New(change) => change,
+            Begun::Before(done) => return Ok(done),
+        };
         let transaction = &mut change.transaction;
         if configured(transaction, true).await?.contains(name.as_str()) {
             return Err(ServiceError::Configured);
@@ -108,8 +114,7 @@ impl Store {
         if gone == 0 {
             return Err(ServiceError::Unknown);
         }
-        audit::append(transaction, &self.audit, event).await?;
-        Ok(change.commit().await?)
+        Ok(change.conclude(&self.audit, order, ()).await?)
     }
 }
 

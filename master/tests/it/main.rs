@@ -8,6 +8,7 @@ mod backup;
 mod identity;
 mod joining;
 mod masters;
+mod once;
 mod operate;
 #[path = "../support/postgres.rs"]
 mod postgres;

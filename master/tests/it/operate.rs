@@ -29,10 +29,18 @@ pub(crate) fn operator(world: &World, role: OperatorRole) -> String {
     operator_for(world, role, valid_for(60))
 }
 
+pub(crate) fn operator_named(world: &World, name: &str, role: OperatorRole) -> String {
+    sign_operator(world, name, role, valid_for(60))
+}
+
 fn operator_for(world: &World, role: OperatorRole, validity: Validity) -> String {
+    sign_operator(world, "alice", role, validity)
+}
+
+fn sign_operator(world: &World, name: &str, role: OperatorRole, validity: Validity) -> String {
     let claims = Operator {
         jti: "op".to_owned(),
-        sub: "alice".to_owned(),
+        sub: name.to_owned(),
         role,
         validity,
     };
@@ -206,20 +214,7 @@ async fn who_asks_too_often_is_told_when_to_come_back_and_others_are_served() {
     config.limits.operator_rate = 2;
     let master = world.start_with(config).await;
     let mut wire = Wire::open(&world, master.address).await;
-    let of = |subject: &str| {
-        let claims = Operator {
-            jti: subject.to_owned(),
-            sub: subject.to_owned(),
-            role: OperatorRole::Viewer,
-            validity: valid_for(60),
-        };
-        let scope = Scope {
-            cluster: &world.cluster,
-            audience: "master",
-            binding: &[],
-        };
-        world.key.sign(&claims, scope)
-    };
+    let of = |subject: &str| operator_named(&world, subject, OperatorRole::Viewer);
     let (hasty, calm) = (of("hasty"), of("calm"));
     let mut ask = async |bearer: &str| {
         let request = hyper::Request::builder()

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use sqlx::{Connection as _, PgConnection, SqliteConnection};
 use tempfile::TempDir;
+use time::OffsetDateTime;
 use wavry_credentials::{
     audit::{self, Action, Event},
     token::SigningKey,
@@ -10,7 +12,10 @@ use wavry_credentials::{
 use wavry_master::{
     database::Location,
     identity::State,
-    store::{Admission, Announcement, RegisterError, RotateIdentityError, Snapshot, Store},
+    store::{
+        Admission, Announcement, MAX_KEPT, Once, OnceError, Order, RegisterError, RevokeError,
+        RotateIdentityError, Snapshot, Store,
+    },
 };
 use wavry_proto::{
     control::{Access, Role, Service},
@@ -56,12 +61,15 @@ contract! {
     the_epoch_of_a_restored_database_passes_those_that_nodes_have_seen
     identities_take_each_others_place_and_none_that_was_rotated_out_comes_back
     services_are_those_of_the_configuration
+    an_order_with_a_key_is_carried_out_once_and_its_outcome_kept_for_a_day
+    outcomes_are_kept_in_bounds_and_each_operators_for_itself
     the_registry_outlives_the_process
 }
 
 /// A database, which may be opened several times.
 struct Place {
     location: Location,
+    url: String,
     audit_key: Arc<audit::Key>,
     _directory: TempDir,
 }
@@ -69,24 +77,57 @@ struct Place {
 impl Place {
     fn sqlite() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let location = directory.path().join("db").into();
-        Self::at(location, directory)
+        let file = directory.path().join("db");
+        let url = format!("sqlite://{}", file.display());
+        Self::at(file.into(), url, directory)
     }
 
     async fn postgres(server: &Server, name: &str) -> Self {
         // The server cuts longer ones.
         let name = &name[..name.len().min(60)];
-        let location = server.database(name).await.parse().unwrap();
-        Self::at(location, tempfile::tempdir().unwrap())
+        let url = server.database(name).await;
+        Self::at(url.parse().unwrap(), url, tempfile::tempdir().unwrap())
     }
 
-    fn at(location: Location, directory: TempDir) -> Self {
+    fn at(location: Location, url: String, directory: TempDir) -> Self {
         let key = SigningKey::generate().to_paserk();
         let key = audit::Key::from_paserk(&key, "test".parse().unwrap()).unwrap();
         Self {
             location,
+            url,
             audit_key: Arc::new(key),
             _directory: directory,
+        }
+    }
+
+    /// Keeps as many outcomes more as there is one.
+    async fn keep_more(&self, count: usize) {
+        match &self.location {
+            Location::Sqlite(_) => {
+                let mut database = SqliteConnection::connect(&self.url).await.unwrap();
+                sqlx::query(
+                    "WITH RECURSIVE more (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM more WHERE n < $1)
+                     INSERT INTO idempotency_key
+                     SELECT CAST('more ' || n AS BLOB), operator, request, outcome, expires_at
+                     FROM idempotency_key, more",
+                )
+                .bind(i64::try_from(count).unwrap())
+                .execute(&mut database)
+                .await
+                .unwrap();
+            }
+            Location::Postgres(_) => {
+                let mut database = PgConnection::connect(&self.url).await.unwrap();
+                sqlx::query(
+                    "INSERT INTO idempotency_key
+                     SELECT ('more ' || n)::bytea, operator, request, outcome, expires_at
+                     FROM idempotency_key, generate_series(1, $1) n",
+                )
+                .bind(i64::try_from(count).unwrap())
+                .execute(&mut database)
+                .await
+                .unwrap();
+            }
         }
     }
 
@@ -251,7 +292,8 @@ async fn a_revoked_node_does_not_register_again_with_the_token_that_it_came_with
     store.register(&admission("1", 1), 0).await.unwrap();
     let node = admission("1", 1).node;
     let event = admission("1", 1).event;
-    store.revoke_node(&node, 0, &event).await.unwrap();
+    let order = event.into();
+    store.revoke_node(&node, 0, &order).await.unwrap();
     let again = store.register(&admission("1", 1), 0).await;
     assert!(matches!(again, Err(RegisterError::TokenUsed)), "{again:?}");
 }
@@ -277,31 +319,27 @@ async fn a_revocation_of_a_subject_only_grows_and_goes_when_all_it_revokes_has_e
     place: &Place,
 ) {
     let store = place.store().await;
-    let event = Event::now(Action::Revoke, "ann", "/v1/revocations");
+    let order = Event::now(Action::Revoke, "ann", "/v1/revocations").into();
     let ann = wavry_credentials::token::digest("ann");
-    let revoke = async |now| store.revoke_subject(None, ann, now, &event).await.unwrap();
-    assert_eq!(revoke(1_000).await.0.through, 1_030);
-    let (earlier, changed) = revoke(500).await;
-    assert_eq!((earlier.through, changed), (1_030, None));
-    let (later, changed) = revoke(2_000).await;
-    assert_eq!(later.through, 2_030);
-    assert_eq!(changed.unwrap().revoked, [later]);
+    let revoke = async |now| store.revoke_subject(None, ann, now, &order).await.unwrap();
+    assert_eq!(revoke(1_000).await.outcome.through, 1_030);
+    let earlier = revoke(500).await;
+    assert_eq!((earlier.outcome.through, earlier.changed), (1_030, None));
+    let later = revoke(2_000).await;
+    assert_eq!(later.outcome.through, 2_030);
+    assert_eq!(later.changed.unwrap().revoked, [later.outcome]);
 
     let bob = wavry_credentials::token::digest("bob");
     let week = 7 * 24 * 3600;
     let echo = service("echo");
-    let (of_bob, both) = store
-        .revoke_subject(Some(&echo), bob, 2_030 + week, &event)
-        .await
-        .unwrap();
-    assert_eq!(both.unwrap().revoked.len(), 2);
-    let (_, one) = store
-        .revoke_subject(Some(&echo), bob, 2_031 + week, &event)
-        .await
-        .unwrap();
-    let one = one.unwrap().revoked;
+    let revoke = async |now| {
+        let revoked = store.revoke_subject(Some(&echo), bob, now, &order).await;
+        revoked.unwrap().changed.unwrap().revoked
+    };
+    assert_eq!(revoke(2_030 + week).await.len(), 2);
+    let one = revoke(2_031 + week).await;
     assert_eq!(one.len(), 1);
-    assert_eq!(one[0].subject, of_bob.subject);
+    assert_eq!(one[0].subject, bob);
 }
 
 async fn the_epoch_of_a_restored_database_passes_those_that_nodes_have_seen(place: &Place) {
@@ -324,6 +362,81 @@ async fn services_are_those_of_the_configuration(place: &Place) {
     let one = store.configure(std::slice::from_ref(&b)).await.unwrap();
     assert_eq!(one.services, std::slice::from_ref(&b));
     assert!(one.epoch > both.epoch);
+}
+
+/// An order of `operator` with the key 1, so many seconds after 2033 began.
+fn order(operator: &str, key: &str, asks: &str, seconds: i64) -> Order {
+    let mut event = Event::now(Action::Revoke, "ann", "/v1/revocations");
+    event.actor = operator.to_owned();
+    event.time = OffsetDateTime::from_unix_timestamp(1_990_000_000 + seconds).unwrap();
+    let request = [b"POST", b"/v1/revocations".as_slice(), asks.as_bytes()];
+    Order {
+        event,
+        once: Some(Once::new(operator, key, request)),
+    }
+}
+
+async fn an_order_with_a_key_is_carried_out_once_and_its_outcome_kept_for_a_day(place: &Place) {
+    let store = place.store().await;
+    let ann = wavry_credentials::token::digest("ann");
+    let revoke =
+        async |store: &Store, now, order: &Order| store.revoke_subject(None, ann, now, order).await;
+    let first = order("op", "1", "ann", 0);
+    let done = revoke(&store, 1_000, &first).await.unwrap();
+    assert!(!done.is_repeated && done.changed.is_some());
+    let again = revoke(&store, 2_000, &first).await.unwrap();
+    assert!(again.is_repeated);
+    assert_eq!((again.outcome, again.changed), (done.outcome, None));
+    // Something else with the key, and the same of somebody else.
+    let reused = revoke(&store, 2_000, &order("op", "1", "bob", 1)).await;
+    let reused = reused.unwrap_err().to_string();
+    assert_eq!(reused, OnceError::Reused.to_string());
+    let other = revoke(&store, 3_000, &order("po", "1", "ann", 1)).await;
+    assert!(!other.unwrap().is_repeated);
+
+    store.close().await;
+    let store = place.store().await;
+    let day = 24 * 3600;
+    let late = order("op", "1", "ann", day - 1);
+    assert!(revoke(&store, 4_000, &late).await.unwrap().is_repeated);
+    let later = order("op", "1", "ann", day);
+    let done = revoke(&store, 4_000, &later).await.unwrap();
+    assert!(!done.is_repeated);
+    assert_eq!(done.outcome.through, 4_030);
+    // What was refused is not kept, and can be asked again.
+    let nobody = order("op", "2", "nobody", 0);
+    for _ in 0..2 {
+        let refused = store.revoke_node(&node_id("exit"), 0, &nobody).await;
+        assert!(
+            matches!(refused, Err(RevokeError::UnknownNode)),
+            "{refused:?}"
+        );
+    }
+    store.register(&admission("1", 1), 0).await.unwrap();
+    let revoked = store
+        .revoke_node(&node_id("exit"), 0, &nobody)
+        .await
+        .unwrap();
+    assert!(!revoked.is_repeated);
+    let again = store.revoke_node(&node_id("exit"), 0, &nobody).await;
+    assert!(again.unwrap().is_repeated);
+    store.check_audit().await.unwrap();
+}
+
+async fn outcomes_are_kept_in_bounds_and_each_operators_for_itself(place: &Place) {
+    let store = place.store().await;
+    let put = async |operator: &str, key: usize, seconds| {
+        let order = order(operator, &key.to_string(), "", seconds);
+        store.put_service(&named("a"), &order).await
+    };
+    put("op", 0, 0).await.unwrap();
+    place.keep_more(MAX_KEPT - 1).await;
+    let full = put("op", 1, 100).await.unwrap_err().to_string();
+    let wait = 24 * 3600 - 100;
+    assert_eq!(full, OnceError::TooMany { wait }.to_string());
+    assert!(put("op", 0, 100).await.unwrap().is_repeated);
+    assert!(!put("po", 1, 100).await.unwrap().is_repeated);
+    assert!(!put("op", 1, 24 * 3600).await.unwrap().is_repeated);
 }
 
 async fn the_registry_outlives_the_process(place: &Place) {
@@ -371,8 +484,9 @@ async fn identities_take_each_others_place_and_none_that_was_rotated_out_comes_b
         "{second:?}"
     );
 
-    let ordered = store.order_rotation(&exit, 20, &event).await.unwrap();
-    assert!(identities(&ordered.unwrap()).1);
+    let order = event.clone().into();
+    let ordered = store.order_rotation(&exit, 20, &order).await.unwrap();
+    assert!(identities(&ordered.changed.unwrap()).1);
     let replaced = admit(1, 3).await.unwrap().unwrap();
     assert_eq!(
         identities(&replaced),
@@ -420,6 +534,6 @@ async fn identities_take_each_others_place_and_none_that_was_rotated_out_comes_b
         "it is another now"
     );
 
-    let nobody = store.order_rotation(&node_id("nobody"), 40, &event).await;
+    let nobody = store.order_rotation(&node_id("nobody"), 40, &order).await;
     assert!(matches!(nobody, Err(RotateIdentityError::UnknownNode)));
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
     Method, Request, StatusCode,
+    body::Incoming,
     client::conn::http1::{self, SendRequest},
 };
 use hyper_util::rt::TokioIo;
@@ -95,6 +96,15 @@ impl Wire {
         let (parts, body) = answer.into_parts();
         body.collect().await.unwrap();
         (parts.status.as_u16(), parts.headers)
+    }
+
+    /// Sends a request as it is.
+    pub(crate) async fn answer(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> hyper::Response<Incoming> {
+        self.sender.ready().await.unwrap();
+        self.sender.send_request(request).await.unwrap()
     }
 
     /// Sends a request as it is, and takes the status of the answer.

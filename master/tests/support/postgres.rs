@@ -13,13 +13,20 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Server {
     directory: tempfile::TempDir,
-    durable: bool,
+    settings: Vec<String>,
     process: Child,
 }
 
 impl Server {
     /// Starts one. Whether what it commits outlives a power cut costs what it costs.
     pub(crate) fn start(durable: bool) -> Self {
+        let fsync = if durable { "fsync=on" } else { "fsync=off" };
+        Self::configured(|_| vec!["listen_addresses=".to_owned(), fsync.to_owned()])
+    }
+
+    /// Starts one with the settings that `prepare` gives, once it was shown the directory of the data. What
+    /// it puts there belongs to the server.
+    pub(crate) fn configured(prepare: impl FnOnce(&Path) -> Vec<String>) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let owner = owner();
         if let Some((uid, gid)) = owner {
@@ -39,10 +46,16 @@ impl Server {
             .status()
             .expect("initdb starts");
         assert!(made.success(), "initdb failed");
-        let process = serve(directory.path(), durable);
+        let settings = prepare(&data);
+        if let Some((uid, gid)) = owner {
+            for entry in fs::read_dir(&data).expect("a directory").flatten() {
+                std::os::unix::fs::chown(entry.path(), Some(uid), Some(gid)).expect("root may");
+            }
+        }
+        let process = serve(directory.path(), &settings);
         let server = Self {
             directory,
-            durable,
+            settings,
             process,
         };
         server.wait_until_ready();
@@ -59,8 +72,23 @@ impl Server {
     /// Starts it again, with the same data at the same place.
     #[allow(dead_code, reason = "not every test that has a server has it fail")]
     pub(crate) fn start_again(&mut self) {
-        self.process = serve(self.directory.path(), self.durable);
+        self.process = serve(self.directory.path(), &self.settings);
         self.wait_until_ready();
+    }
+
+    /// Has what serves its clients stand still, or go on (`-STOP`, `-CONT`).
+    #[allow(
+        dead_code,
+        reason = "not every test that has a server has it stand still"
+    )]
+    pub(crate) fn signal_backends(&self, signal: &str) {
+        let pid = self.process.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let sent = Command::new("kill")
+            .arg(signal)
+            .args(children.expect("its children").split_whitespace())
+            .status();
+        assert!(sent.expect("kill starts").success());
     }
 
     fn wait_until_ready(&self) {
@@ -124,14 +152,14 @@ impl Drop for Server {
     }
 }
 
-fn serve(directory: &Path, durable: bool) -> Child {
+fn serve(directory: &Path, settings: &[String]) -> Child {
     as_owner(&program("postgres"), owner())
         .arg("-D")
         .arg(directory.join("data"))
         .arg("-k")
         .arg(directory)
-        .args(["-c", "listen_addresses=", "-c", "max_connections=100"])
-        .args(["-c", if durable { "fsync=on" } else { "fsync=off" }])
+        .args(["-c", "max_connections=100"])
+        .args(settings.iter().flat_map(|setting| ["-c", setting]))
         .current_dir(directory)
         .stdout(Stdio::null())
         .stderr(fs::File::create(directory.join("log")).expect("a log"))

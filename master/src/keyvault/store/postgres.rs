@@ -38,17 +38,17 @@ pub(in crate::keyvault) struct Transaction {
 
 impl Postgres {
     pub(super) async fn open(server: &Server) -> Result<Self, Error> {
-        let options = server
-            .options()
-            .application_name("wavry keyvault")
-            .options([("statement_timeout", STATEMENT_TIMEOUT)]);
+        let login = server.login().await?.with(|options| {
+            options
+                .application_name("wavry keyvault")
+                .options([("statement_timeout", STATEMENT_TIMEOUT)])
+        });
         let pool = PgPoolOptions::new()
             .max_connections(CONNECTIONS)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             // A connection that broke shows when it is used, and what is read is read again.
-            .test_before_acquire(false)
-            .connect_with(options)
-            .await?;
+            .test_before_acquire(false);
+        let pool = login.pool(pool).await?;
         sqlx::migrate!("keyvault/postgres").run(&pool).await?;
         let reads = Reads::new(&pool);
         Ok(Self { pool, reads })

@@ -103,6 +103,39 @@ async fn whoever_stops_waiting_or_fails_leaves_no_connection_in_a_transaction() 
 }
 
 #[tokio::test]
+async fn a_read_of_a_server_that_does_not_answer_ends_in_time_and_later_ones_are_answered() {
+    let server = Server::start(false);
+    let url = server.database("still").await;
+    let location = Location::Postgres(url.parse().unwrap());
+    let world = World::at(tempfile::tempdir().unwrap(), location);
+    let vault = world.vault().await;
+    let barrier = vault.barrier();
+    barrier.commit(put("a", "1")).await.unwrap();
+    server.signal_backends("-STOP");
+    let began = std::time::Instant::now();
+    let refused = tokio::join!(
+        barrier.read("b"),
+        barrier.read_record_from_store::<String>("c"),
+        barrier.list("", None, 10),
+    );
+    assert!(matches!(refused.0, Err(Error::TooSlow)));
+    assert!(matches!(refused.1, Err(Error::TooSlow)));
+    assert!(matches!(refused.2, Err(Error::TooSlow)));
+    assert!(began.elapsed() < 2 * DEADLINE);
+    server.signal_backends("-CONT");
+    let answered = async {
+        while !matches!(barrier.read("b").await, Ok(None)) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), answered)
+        .await
+        .expect("it is answered again");
+    assert!(reads(barrier, "a", "1").await);
+    vault.close().await;
+}
+
+#[tokio::test]
 async fn two_instances_on_postgresql_write_one_store() {
     let server = Server::start(false);
     let url = server.database("shared").await;

@@ -5,9 +5,13 @@
 use std::{collections::HashMap, sync::Arc};
 
 use sqlx::{PgPool, Row as _};
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::{
+    sync::{Mutex, mpsc, oneshot},
+    time::timeout,
+};
 
 use super::{CONNECTIONS, Error, Row, read_row};
+use crate::keyvault::barrier::DEADLINE;
 
 /// Reads that wait for a statement. Each call makes some five, one after the other, so that this is for
 /// thousands of calls at once; who comes when it is full waits for room.
@@ -101,7 +105,14 @@ async fn rows<W>(
     waiting: &HashMap<String, W>,
 ) -> Result<HashMap<String, Row>, Error> {
     let paths: Vec<&str> = waiting.keys().map(|path| &**path).collect();
-    let rows = sqlx::query(ROWS).bind(paths).fetch_all(pool).await?;
+    let mut connection = pool.acquire().await?;
+    let rows = sqlx::query(ROWS).bind(paths).fetch_all(&mut *connection);
+    let Ok(rows) = timeout(DEADLINE, rows).await else {
+        // Whether an answer is still to come on it nobody can tell.
+        connection.close_on_drop();
+        return Err(Error::TooSlow);
+    };
+    let rows = rows?;
     let rows = rows.iter().map(|row| {
         let path: String = row.try_get(4)?;
         Ok((path.clone(), read_row(&path, row)?))
