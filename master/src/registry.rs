@@ -721,16 +721,8 @@ impl Published {
             .flat_map(|n| &n.keys)
             .copied()
             .collect();
-        let roster = Roster {
-            cluster: cluster.clone(),
-            epoch: snapshot.epoch,
-            issued_at: unix_time(),
-            nodes: snapshot.nodes,
-            services: snapshot.services,
-            token_keys: snapshot.token_keys,
-            roster_keys: snapshot.roster_keys,
-            revoked: snapshot.revoked,
-        };
+        let identities = snapshot.identities.clone();
+        let roster = snapshot.into_roster(cluster.clone(), unix_time());
         let scope = Scope {
             cluster,
             audience: "nodes",
@@ -740,7 +732,7 @@ impl Published {
             token: ring.signing.sign(&roster, scope).into(),
             ring,
             node_keys: KeySet::from_public_keys(&keys),
-            identities: snapshot.identities,
+            identities,
             roster,
         }
     }
