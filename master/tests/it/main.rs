@@ -18,5 +18,6 @@ mod registry;
 mod rotation;
 mod sinks;
 mod store;
+mod tokens;
 mod wire;
 mod world;
