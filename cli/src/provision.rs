@@ -16,7 +16,8 @@ use wavry_master::{
 };
 use wavry_proto::{
     control::Role,
-    id::{ClusterName, NodeId, ServiceName},
+    id::{ClusterName, NodeId, RegionName, ServiceName},
+    placement::{Placement, Weight},
     token::{MAX_LIFETIME, MAX_OPERATOR_LIFETIME, OperatorRole},
 };
 
@@ -39,6 +40,12 @@ pub(crate) struct NodeArgs {
     /// Services a relay may announce, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "A,B")]
     services: Vec<ServiceName>,
+    /// Region that the node is in; gateways prefer relays in their own
+    #[arg(long, value_name = "REGION")]
+    region: Option<RegionName>,
+    /// Share of sessions that a relay is to take beside others for the same service: 1 to 1000
+    #[arg(long, default_value_t)]
+    weight: Weight,
     /// Directory for identity.key and registration.token; neither may exist
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -143,7 +150,11 @@ pub(crate) async fn node(args: &NodeArgs) -> anyhow::Result<()> {
     let role = args.role.role();
     let issuer = args.record.issuer(&args.cluster).await?;
     let (name, services) = (args.name.clone(), args.services.clone());
-    let token = issuer.registration_token(name, role, services, args.ttl)?;
+    let placement = Placement {
+        region: args.region.clone(),
+        weight: args.weight,
+    };
+    let token = issuer.registration_token(name, role, services, placement, args.ttl)?;
     fs::create_dir_all(&args.out).with_context(|| format!("{}", args.out.display()))?;
     let identity = Identity::generate();
     source::write_secret(&identity_file, &identity.to_pem())?;

@@ -1,6 +1,11 @@
 //! Runs one role as a process: configuration, recorder, ops, role, ready file, until a signal.
 
-use std::{future::Future, net::SocketAddr, path::PathBuf};
+use std::{
+    convert::Infallible,
+    future::{Future, pending},
+    net::SocketAddr,
+    path::PathBuf,
+};
 
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +23,16 @@ pub(crate) trait Role: config::Table {
     fn start(config: Self::Config) -> impl Future<Output = anyhow::Result<Self::Running>>;
     /// Where it serves.
     fn address(running: &Self::Running) -> SocketAddr;
+    /// Keeps `ready` what it is to be while the role serves. One that serves is ready unless it knows better.
+    fn keep_ready(
+        _running: &Self::Running,
+        ready: ops::Ready,
+    ) -> impl Future<Output = Infallible> + Send + use<Self> {
+        async move {
+            ready.set(true);
+            pending().await
+        }
+    }
     /// Serves until `shutdown`, then drains.
     fn run(
         running: Self::Running,
@@ -86,6 +101,7 @@ pub(crate) async fn run<R: Role>(args: &Args, flags: &config::Flags) -> anyhow::
     };
     let address = R::address(&running);
     is_ready.set(true);
+    let readiness = R::keep_ready(&running, is_ready.clone());
     tracing::info!(role = R::NAME, %address, ops = %ops_address, "serving");
     if let Some(file) = &args.ready_file {
         let content = ready::Role {
@@ -97,14 +113,14 @@ pub(crate) async fn run<R: Role>(args: &Args, flags: &config::Flags) -> anyhow::
         ready::write(file, &content)?;
     }
 
-    let draining = async {
-        shutdown.cancelled().await;
+    let ready_until_told = async {
+        shutdown.run_until_cancelled(readiness).await;
         is_ready.set(false);
-        std::future::pending().await
+        pending().await
     };
     let result = tokio::select! {
         result = R::run(running, shutdown.clone()) => result,
-        never = draining => never,
+        never = ready_until_told => never,
     };
     ops_shutdown.cancel();
     let _ = ops.await;

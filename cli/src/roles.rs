@@ -1,7 +1,13 @@
 //! The roles of this binary: for each its table, its flags, and how it is started and run.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    convert::Infallible,
+    future::{Future, pending},
+    net::SocketAddr,
+    path::PathBuf,
+};
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use wavry_master::keyvault;
 use wavry_proto::config::Invalid;
@@ -10,6 +16,7 @@ use crate::{
     backup,
     config::{Flags, Table},
     operate,
+    ops::Ready,
     role::{Args, Role},
 };
 
@@ -85,6 +92,13 @@ impl Role for Master {
         running.local_addr()
     }
 
+    fn keep_ready(
+        running: &Self::Running,
+        ready: Ready,
+    ) -> impl Future<Output = Infallible> + Send + use<> {
+        ready_while(ready, running.is_current(), |is_current| *is_current)
+    }
+
     async fn run(running: Self::Running, shutdown: CancellationToken) -> anyhow::Result<()> {
         running.run(shutdown).await;
         Ok(())
@@ -104,6 +118,13 @@ impl Role for Gateway {
 
     fn address(running: &Self::Running) -> SocketAddr {
         running.local_addr()
+    }
+
+    fn keep_ready(
+        running: &Self::Running,
+        ready: Ready,
+    ) -> impl Future<Output = Infallible> + Send + use<> {
+        ready_while(ready, running.roster(), |roster| !roster.is_empty())
     }
 
     async fn run(running: Self::Running, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -126,8 +147,30 @@ impl Role for Relay {
         running.local_addr()
     }
 
+    fn keep_ready(
+        running: &Self::Running,
+        ready: Ready,
+    ) -> impl Future<Output = Infallible> + Send + use<> {
+        ready_while(ready, running.roster(), |roster| !roster.is_empty())
+    }
+
     async fn run(running: Self::Running, shutdown: CancellationToken) -> anyhow::Result<()> {
         Ok(running.run(shutdown).await?)
+    }
+}
+
+/// Keeps `ready` what `takes_work` says of each state that a role tells of.
+async fn ready_while<T>(
+    ready: Ready,
+    mut state: watch::Receiver<T>,
+    takes_work: impl Fn(&T) -> bool,
+) -> Infallible {
+    loop {
+        ready.set(takes_work(&state.borrow_and_update()));
+        if state.changed().await.is_err() {
+            // The role has ended.
+            pending::<()>().await;
+        }
     }
 }
 

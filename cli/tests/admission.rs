@@ -100,6 +100,7 @@ async fn only_a_token_for_this_service_and_this_moment_opens_a_session() {
     let good = mint.session(CLUSTER, "sample", -10, 60);
     let registration = mint.key.sign(
         &Registration {
+            placement: Default::default(),
             jti: "one".to_owned(),
             sub: "sample".parse().unwrap(),
             role: Role::Relay,

@@ -148,6 +148,7 @@ impl Holder {
             addresses: vec![cluster.relay()],
             services: Vec::new(),
             registration: 0,
+            placement: Default::default(),
         });
         let (sender, roster) = watch::channel(Arc::new(roster));
         let MeshTls {
@@ -188,18 +189,6 @@ impl Holder {
         };
         Ok(self.mesh.open(&self.relay, open).await?.0)
     }
-}
-
-/// A metric without labels, or the sum of those with some.
-fn metric(cluster: &Cluster, role: &str, name: &str) -> f64 {
-    let metrics = cluster.metrics(role);
-    let of_name = metrics.lines().filter(|line| {
-        let rest = line.strip_prefix(name);
-        rest.is_some_and(|rest| rest.starts_with([' ', '{']))
-    });
-    of_name
-        .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
-        .sum()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
@@ -284,7 +273,7 @@ async fn identities_rotate_under_200_live_sessions_and_nothing_is_lost_and_the_o
         .await
         .unwrap();
     for (role, _) in nodes {
-        let of = |name: &str| metric(&cluster, role, &format!("wavry_node_identity_{name}"));
+        let of = |name: &str| cluster.metric(role, &format!("wavry_node_identity_{name}"));
         assert_eq!(of("rotations_total"), 1.0);
         assert_eq!(of("foreign_keys"), 0.0);
         assert!(of("expiry_timestamp_seconds") > of("since_timestamp_seconds"));
@@ -293,7 +282,7 @@ async fn identities_rotate_under_200_live_sessions_and_nothing_is_lost_and_the_o
     // Connections that identities now gone made end with their sessions.
     drop(sessions);
     let deadline = Instant::now() + DEADLINE;
-    let connections = || metric(&cluster, "gateway", "wavry_transport_mesh_connections");
+    let connections = || cluster.metric("gateway", "wavry_transport_mesh_connections");
     while connections() > 2.0 {
         assert!(
             Instant::now() < deadline,

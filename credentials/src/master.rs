@@ -187,6 +187,14 @@ impl Failure {
         }
     }
 
+    /// Whether it says that the connection is of no use, to whomever it leads.
+    pub(crate) fn is_of_the_connection(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::Tls(_) | Self::Timeout | Self::Broken => true,
+            Self::Malformed | Self::Roster(_) | Self::Refused { .. } => false,
+        }
+    }
+
     /// Whether it is not known, or may change in a moment, whether the request was carried out: who can tell
     /// the master that it is the same again, by an idempotency key, may send it again.
     pub fn is_in_doubt(&self) -> bool {
@@ -227,7 +235,7 @@ impl Client {
 
     /// A new connection to the master that served last, or to the next one that can be reached.
     pub async fn connect(&self) -> Result<Connection, Failure> {
-        let first = self.chosen.load(Ordering::Relaxed);
+        let first = self.chosen();
         let mut failure = Failure::Timeout;
         for master in (first..first + self.masters.len()).map(|n| n % self.masters.len()) {
             let connected = timeout(CONNECT_TIMEOUT, self.connect_in_time(master)).await;
@@ -240,6 +248,11 @@ impl Client {
             }
         }
         Err(failure)
+    }
+
+    /// Which of the masters is gone to next.
+    pub(crate) fn chosen(&self) -> usize {
+        self.chosen.load(Ordering::Relaxed)
     }
 
     /// Goes on with the next master, as the one on this connection did not help, unless it already does.

@@ -1,6 +1,7 @@
 //! What every session needs of the gateway.
 
 use std::{
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -8,14 +9,25 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Semaphore, watch};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use wavry_credentials::{cert, token::Standing};
-use wavry_proto::{control::Roster, id::ClusterName};
+use wavry_proto::{
+    control::Roster,
+    id::{ClusterName, NodeId, ServiceName},
+};
 use wavry_transport::{mesh, mirror::Ledger};
 
-use crate::{Config, exits::Exits, expiry, forward, limits::Limits};
+use crate::{
+    Config,
+    exits::{Exits, Failure},
+    expiry, forward,
+    limits::Limits,
+};
 
 /// Sessions at once that are accepted only to tell their client something by a close. Each is held for
 /// the few round trips that the client takes to learn the code, and 3 s at most; further ones are
@@ -25,6 +37,8 @@ const PARTINGS: usize = 1024;
 /// Shared by all sessions; holds no session.
 pub(crate) struct Core {
     pub(crate) cluster: ClusterName,
+    /// This gateway.
+    pub(crate) node: NodeId,
     /// What handshakes show.
     pub(crate) certificates: cert::Store,
     pub(crate) roster: watch::Receiver<Arc<Roster>>,
@@ -44,6 +58,8 @@ pub(crate) struct Core {
     pub(crate) open_timeout: Duration,
     /// Requests taken so far; the last one's id in logs.
     pub(crate) requests: AtomicU64,
+    /// Sessions that drew an exit so far.
+    draws: AtomicU64,
     /// The gateway takes no new sessions, and live ones are asked to finish.
     pub(crate) draining: CancellationToken,
     /// Live sessions are closed.
@@ -54,12 +70,14 @@ impl Core {
     pub(crate) fn new(
         config: Config,
         cluster: ClusterName,
+        node: NodeId,
         certificates: cert::Store,
         roster: watch::Receiver<Arc<Roster>>,
         mesh: mesh::Endpoint,
     ) -> Self {
         Self {
             cluster,
+            node,
             certificates,
             roster,
             standing: Standings::default(),
@@ -78,8 +96,36 @@ impl Core {
             idle_timeout: config.idle_timeout,
             open_timeout: config.open_timeout,
             requests: AtomicU64::new(0),
+            draws: AtomicU64::new(0),
             draining: CancellationToken::new(),
             closing: CancellationToken::new(),
+        }
+    }
+
+    /// The exits for a session with `service`, best first.
+    pub(crate) fn exits_for(&self, service: &ServiceName) -> Vec<NodeId> {
+        let roster = self.roster.borrow().clone();
+        let here = roster.node(&self.node);
+        let region = here.and_then(|node| node.placement.region.as_ref());
+        let mut hasher = DefaultHasher::new();
+        let drawn = self.draws.fetch_add(1, Ordering::Relaxed);
+        (self.node.as_str(), drawn).hash(&mut hasher);
+        self.exits.order(&roster, service, region, hasher.finish())
+    }
+
+    /// Looks at exits that failed, and keeps what is known of all.
+    pub(crate) fn turn_exits(self: &Arc<Self>) {
+        let roster = self.roster.borrow().clone();
+        let round_trip = |exit: &NodeId| self.mesh.round_trip_time(exit);
+        for exit in self.exits.turn(&roster, round_trip) {
+            let core = self.clone();
+            tokio::spawn(async move {
+                let reaching = timeout(core.open_timeout, core.mesh.reach(&exit));
+                match reaching.await {
+                    Ok(Ok(())) => core.exits.reached(&exit),
+                    Ok(Err(_)) | Err(_) => core.exits.failed(&exit, Failure::Unreachable),
+                }
+            });
         }
     }
 

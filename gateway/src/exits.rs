@@ -1,33 +1,29 @@
-//! Which exit relay a session is opened at.
+//! Which exit relay a session is opened at, and what came of it.
+
+mod choice;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    collections::HashMap,
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use ::metrics::{counter, gauge};
 use wavry_proto::{
     control::Roster,
-    id::{NodeId, ServiceName},
+    id::{NodeId, RegionName, ServiceName},
+    placement,
+    session::Response,
 };
 
-/// For so long an exit that failed is tried after those that did not.
-const FAILURE_MEMORY: Duration = Duration::from_secs(5);
+use self::choice::{Choice, State};
+use crate::metrics as names;
 
-/// What this gateway knows of the exits it uses. Bounded by the nodes of the roster.
+/// The exits that this gateway uses.
 #[derive(Default)]
 pub(crate) struct Exits {
-    known: Mutex<HashMap<NodeId, Known>>,
-    turn: AtomicUsize,
-}
-
-#[derive(Default, Clone, Copy)]
-struct Known {
-    sessions: u32,
-    failed: Option<Instant>,
+    choice: Mutex<Choice>,
 }
 
 /// One session at an exit; counted until dropped.
@@ -36,124 +32,123 @@ pub(crate) struct Load<'a> {
     exit: NodeId,
 }
 
+/// What went wrong with an exit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// No answer.
+    Timeout,
+    /// No connection, or nothing was heard over it.
+    Unreachable,
+    /// It refused by itself.
+    Refused,
+    /// The connection was lost with a session on it.
+    Lost,
+}
+
+impl Failure {
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Unreachable => "unreachable",
+            Self::Refused => "refused",
+            Self::Lost => "lost",
+        }
+    }
+}
+
 impl Exits {
-    /// The exits for `service`, best first: those that did not just fail, and among them the one
-    /// with the fewest of this gateway's sessions. Equals take turns. An exit that failed is still
-    /// there at the end, so that a service's only exit is tried as soon as it is back.
-    pub(crate) fn choose(
+    /// The exits for a session with `service` whose key is `key`, best first; ones in `region` before others.
+    pub(crate) fn order(
         &self,
         roster: &Roster,
         service: &ServiceName,
-        now: Instant,
+        region: Option<&RegionName>,
+        key: u64,
     ) -> Vec<NodeId> {
-        let known = self.known();
-        let mut exits: Vec<_> = roster
-            .exits(service)
-            .map(|node| {
-                let known = known.get(&node.id).copied().unwrap_or_default();
-                let failed = known.failed.filter(|at| now < *at + FAILURE_MEMORY);
-                ((failed, known.sessions), node.id.clone())
-            })
-            .collect();
-        drop(known);
-        if !exits.is_empty() {
-            let turn = self.turn.fetch_add(1, Ordering::Relaxed) % exits.len();
-            exits.rotate_left(turn);
+        let choice = self.choice();
+        let order = choice.order(roster, service, region, key, Instant::now());
+        order.into_iter().cloned().collect()
+    }
+
+    /// `exit` failed.
+    pub(crate) fn failed(&self, exit: &NodeId, failure: Failure) {
+        let reason = failure.reason();
+        if failure != Failure::Lost {
+            counter!(names::EXIT_FAILURES, "reason" => reason).increment(1);
         }
-        exits.sort_by_key(|(cost, _)| *cost);
-        exits.into_iter().map(|(_, id)| id).collect()
+        if self.choice().failed(exit, Instant::now()) {
+            counter!(names::EXIT_EJECTIONS, "reason" => reason).increment(1);
+            tracing::warn!(%exit, reason, "exit ejected");
+        }
     }
 
-    /// `exit` could not be reached or did not answer.
-    pub(crate) fn failed(&self, exit: &NodeId, now: Instant) {
-        let mut known = self.known();
-        known.retain(|_, k| k.sessions > 0 || k.failed.is_some_and(|at| now < at + FAILURE_MEMORY));
-        known.entry(exit.clone()).or_default().failed = Some(now);
+    /// `exit` takes no more sessions for now.
+    pub(crate) fn full(&self, exit: &NodeId) {
+        let reason = Failure::Refused.reason();
+        counter!(names::EXIT_FAILURES, "reason" => reason).increment(1);
+        let full = placement::Load::FULL;
+        self.choice().told(exit, full, Instant::now());
     }
 
-    /// `exit` took one session more.
-    pub(crate) fn took(&self, exit: NodeId) -> Load<'_> {
-        let mut known = self.known();
-        let entry = known.entry(exit.clone()).or_default();
-        entry.sessions += 1;
-        entry.failed = None;
+    /// `exit` can be reached.
+    pub(crate) fn reached(&self, exit: &NodeId) {
+        if self.choice().reached(exit, Instant::now()) {
+            tracing::info!(%exit, "exit is back");
+        }
+    }
+
+    /// `exit` took one session more, with this answer.
+    pub(crate) fn took(&self, exit: NodeId, answer: &Response) -> Load<'_> {
+        self.reached(&exit);
+        let now = Instant::now();
+        let mut choice = self.choice();
+        choice.took(&exit);
+        if let Some(load) = load(answer) {
+            choice.told(&exit, load, now);
+        }
+        drop(choice);
         Load { exits: self, exit }
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<NodeId, Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Takes over round-trip times and says how exits do; gives those that are to be looked at.
+    pub(crate) fn turn(
+        &self,
+        roster: &Roster,
+        round_trip: impl Fn(&NodeId) -> Option<Duration>,
+    ) -> Vec<NodeId> {
+        let now = Instant::now();
+        let mut choice = self.choice();
+        let due = choice.turn(roster, round_trip, now);
+        let states: Vec<_> = choice.states(roster, now).collect();
+        drop(choice);
+        for (state, label) in State::ALL {
+            let count = states.iter().filter(|is| **is == state).count();
+            gauge!(names::EXITS, "state" => label).set(count as f64);
+        }
+        due
+    }
+
+    fn choice(&self) -> MutexGuard<'_, Choice> {
+        self.choice.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Load<'_> {
+    /// The connection to the exit was lost with the session on it.
+    pub(crate) fn lost(&self) {
+        self.exits.failed(&self.exit, Failure::Lost);
     }
 }
 
 impl Drop for Load<'_> {
     fn drop(&mut self) {
-        let mut known = self.exits.known();
-        if let Some(entry) = known.get_mut(&self.exit) {
-            entry.sessions -= 1;
-            if entry.sessions == 0 && entry.failed.is_none() {
-                known.remove(&self.exit);
-            }
-        }
+        self.exits.choice().left(&self.exit);
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use wavry_proto::control::{Node, Role};
-
-    use super::*;
-
-    fn roster(exits: &[&str]) -> Roster {
-        let mut roster = Roster::empty("test".parse().unwrap());
-        roster.nodes = exits
-            .iter()
-            .map(|id| Node {
-                id: id.parse().unwrap(),
-                role: Role::Relay,
-                keys: Vec::new(),
-                addresses: Vec::new(),
-                services: vec!["echo".parse().unwrap()],
-                registration: 1,
-            })
-            .collect();
-        roster
-    }
-
-    fn chosen(exits: &Exits, roster: &Roster, now: Instant) -> Vec<String> {
-        let service = "echo".parse().unwrap();
-        let chosen = exits.choose(roster, &service, now);
-        chosen.iter().map(ToString::to_string).collect()
-    }
-
-    #[test]
-    fn equals_take_turns() {
-        let (exits, roster, now) = (Exits::default(), roster(&["a", "b"]), Instant::now());
-        assert_eq!(chosen(&exits, &roster, now), ["a", "b"]);
-        assert_eq!(chosen(&exits, &roster, now), ["b", "a"]);
-        assert!(chosen(&exits, &self::roster(&[]), now).is_empty());
-    }
-
-    #[test]
-    fn the_exit_with_fewer_sessions_is_first() {
-        let (exits, roster, now) = (Exits::default(), roster(&["a", "b"]), Instant::now());
-        let load = exits.took("a".parse().unwrap());
-        for _ in 0..3 {
-            assert_eq!(chosen(&exits, &roster, now), ["b", "a"]);
-        }
-        drop(load);
-        assert!(exits.known().is_empty());
-    }
-
-    #[test]
-    fn an_exit_that_failed_is_last_for_a_while_and_never_gone() {
-        let (exits, roster, now) = (Exits::default(), roster(&["a", "b"]), Instant::now());
-        let _load = exits.took("b".parse().unwrap());
-        let a = "a".parse().unwrap();
-        exits.failed(&a, now);
-        assert_eq!(chosen(&exits, &roster, now), ["b", "a"]);
-        assert_eq!(chosen(&exits, &roster, now + FAILURE_MEMORY), ["a", "b"]);
-        exits.failed(&a, now);
-        drop(exits.took(a));
-        assert_eq!(chosen(&exits, &roster, now), ["a", "b"]);
-    }
+/// How full an exit said that it is; nothing where it did not, or not so that it can be read.
+fn load(answer: &Response) -> Option<placement::Load> {
+    let mut headers = answer.headers.iter();
+    let header = headers.find(|header| header.name == placement::LOAD)?;
+    header.value.parse().ok()
 }

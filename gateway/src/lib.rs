@@ -26,7 +26,10 @@ pub mod token;
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, info, info_span};
 use wavry_credentials::{
@@ -35,6 +38,7 @@ use wavry_credentials::{
     identity,
     membership::{self, Candidate, Membership},
 };
+use wavry_proto::control::Roster;
 use wavry_transport::{mesh, socket, webtransport};
 
 use crate::{certificate::Care, core::Core};
@@ -44,7 +48,8 @@ pub use crate::{
     metrics::describe as describe_metrics,
 };
 
-/// How often the master may learn a new number of sessions, and what was carried is counted.
+/// How often the master may learn a new number of sessions, what was carried is counted, and exits are looked
+/// at.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// For how long the clients are waited for that were told to go away.
@@ -127,6 +132,7 @@ impl Gateway {
                 Core::new(
                     config,
                     membership.cluster().clone(),
+                    membership.node_id().clone(),
                     certificates,
                     roster,
                     mesh,
@@ -143,6 +149,12 @@ impl Gateway {
         self.address
     }
 
+    /// The roster that the gateway acts on; one that [is empty](Roster::is_empty) while the newest is too old
+    /// for that, so that every session is refused.
+    pub fn roster(&self) -> watch::Receiver<Arc<Roster>> {
+        self.membership.roster()
+    }
+
     /// Serves until `shutdown`, then drains and returns within `drain_timeout` and a few seconds.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
         let outcome = tokio::select! {
@@ -156,8 +168,8 @@ impl Gateway {
         outcome
     }
 
-    /// Keeps the number of sessions current that heartbeats tell the master, and the counters of what
-    /// sessions carry.
+    /// Keeps the number of sessions current that heartbeats tell the master, the counters of what sessions
+    /// carry, and what is known of exits.
     async fn report(&self) -> Infallible {
         let mut tick = interval(REPORT_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -166,6 +178,7 @@ impl Gateway {
             self.membership
                 .report_sessions(self.front.sessions.len() as u64);
             session::count(self.front.core.ledger.take());
+            self.front.core.turn_exits();
         }
     }
 }

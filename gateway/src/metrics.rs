@@ -16,6 +16,10 @@ pub(crate) const REFRESHES: &str = "wavry_gateway_refreshes_total";
 pub(crate) const SETUP: &str = "wavry_gateway_session_setup_seconds";
 /// Exits that failed to take a session, by `reason`.
 pub(crate) const EXIT_FAILURES: &str = "wavry_gateway_exit_failures_total";
+/// Exits that are left out for a while, by `reason`.
+pub(crate) const EXIT_EJECTIONS: &str = "wavry_gateway_exit_ejections_total";
+/// Exits of the roster, by `state`.
+pub(crate) const EXITS: &str = "wavry_gateway_exits";
 /// Streams carried, by `direction`.
 pub(crate) const STREAMS: &str = "wavry_gateway_session_streams_total";
 /// Stream bytes carried, by `direction`.
@@ -46,6 +50,12 @@ pub fn describe() {
         Unit::Count,
         "Exits that failed to take a session"
     );
+    describe_counter!(
+        EXIT_EJECTIONS,
+        Unit::Count,
+        "Times that an exit was left out, because it failed or was lost"
+    );
+    describe_gauge!(EXITS, Unit::Count, "Exits of the roster, by how they do");
     describe_counter!(STREAMS, Unit::Count, "Streams carried");
     describe_counter!(BYTES, Unit::Bytes, "Stream bytes carried");
     describe_counter!(DATAGRAMS, Unit::Count, "Datagrams handed on");

@@ -4,7 +4,10 @@
 //! that was not routed cannot go live. A step that fails leaves a [`Refused`], which can only be
 //! answered.
 
-use std::{convert::Infallible, time::Instant};
+use std::{
+    convert::Infallible,
+    time::{Duration, Instant},
+};
 
 use metrics::{counter, gauge, histogram};
 use tokio::time::{timeout, timeout_at};
@@ -14,7 +17,7 @@ use wavry_proto::{
     control::RefuseWith,
     id::ServiceName,
     mesh::Open,
-    session::{Close, REFUSED_BY_RELAY, Response, close_code},
+    session::{Close, REFUSED_BY_RELAY, RELAY_LIMIT, Response, close_code},
 };
 use wavry_transport::{
     mesh::{self, OpenError},
@@ -27,7 +30,7 @@ use crate::{
     admission::{Admitted, Denied, admit},
     core::Core,
     error::Refusal,
-    exits::Load,
+    exits::{Failure, Load},
     expiry::Expiry,
     forward,
     limits::Permit,
@@ -37,6 +40,10 @@ use crate::{
 /// Exits tried for one request. Each further one is for a relay that the roster still lists and
 /// that is gone; two that are gone at once and a third are plenty.
 const MAX_ATTEMPTS: usize = 3;
+
+/// An exit that is not the last to be tried has to be heard of within this time: with three attempts, a
+/// session reaches one that lives within a second or so of two that do not.
+const SOON: Duration = Duration::from_millis(500);
 
 /// Takes one request as far as it gets.
 pub(crate) async fn serve(core: &Core, requested: webtransport::Requested) {
@@ -91,7 +98,7 @@ struct Live<'c> {
     expiry: Option<Expiry>,
     client: webtransport::Session,
     exit: mesh::Session,
-    _load: Load<'c>,
+    load: Load<'c>,
     _permit: Permit,
 }
 
@@ -182,31 +189,40 @@ async fn open_at_best_exit(
     core: &Core,
     open: Open,
 ) -> Result<(Load<'_>, mesh::Session, Response), Refusal> {
-    let roster = core.roster.borrow().clone();
-    let exits = core.exits.choose(&roster, &open.service, Instant::now());
+    let mut exits = core.exits_for(&open.service);
+    exits.truncate(MAX_ATTEMPTS);
     let deadline = tokio::time::Instant::now() + core.open_timeout;
     let mut refusal = Refusal::NoExit;
-    for exit in exits.into_iter().take(MAX_ATTEMPTS) {
-        let opening = Box::pin(core.mesh.open(&exit, open.clone()));
-        match timeout_at(deadline, opening).await {
-            Ok(Ok((session, response))) => return Ok((core.exits.took(exit), session, response)),
-            Ok(Err(OpenError::Rejected(response))) if refused_by_relay(&response) => {
-                counter!(names::EXIT_FAILURES, "reason" => "refused").increment(1);
-                core.exits.failed(&exit, Instant::now());
+    let mut exits = exits.into_iter().peekable();
+    while let Some(exit) = exits.next() {
+        let open = open.clone();
+        let opened = if exits.peek().is_some() {
+            timeout_at(deadline, Box::pin(core.mesh.open_soon(&exit, open, SOON))).await
+        } else {
+            timeout_at(deadline, Box::pin(core.mesh.open(&exit, open))).await
+        };
+        match opened {
+            Ok(Ok((session, response))) => {
+                let load = core.exits.took(exit, &response);
+                return Ok((load, session, response));
+            }
+            Ok(Err(OpenError::Rejected(response))) if refused_by_relay(&response).is_some() => {
+                match refused_by_relay(&response) {
+                    Some(RELAY_LIMIT) => core.exits.full(&exit),
+                    _ => core.exits.failed(&exit, Failure::Refused),
+                }
                 warn!(%exit, status = response.status, "exit refused");
                 refusal = Refusal::upstream(response);
             }
             Ok(Err(OpenError::Rejected(response))) => return Err(Refusal::upstream(response)),
             Ok(Err(OpenError::Timeout(_))) | Err(_) => {
-                counter!(names::EXIT_FAILURES, "reason" => "timeout").increment(1);
-                core.exits.failed(&exit, Instant::now());
+                core.exits.failed(&exit, Failure::Timeout);
                 warn!(%exit, "exit did not answer in time");
                 // Its upstream may have been asked already: asking another could do a thing twice.
                 return Err(Refusal::Timeout);
             }
             Ok(Err(error @ (OpenError::Unknown(_) | OpenError::Unreachable { .. }))) => {
-                counter!(names::EXIT_FAILURES, "reason" => "unreachable").increment(1);
-                core.exits.failed(&exit, Instant::now());
+                core.exits.failed(&exit, Failure::Unreachable);
                 warn!(%exit, %error, "exit cannot be reached");
                 refusal = Refusal::Unreachable;
             }
@@ -215,10 +231,12 @@ async fn open_at_best_exit(
     Err(refusal)
 }
 
-/// Whether an exit refused by itself, as one does that drains or is full, and asked no upstream.
-fn refused_by_relay(response: &Response) -> bool {
+/// Why an exit refused by itself and asked no upstream, as one does that drains or is full; `None` where it
+/// did not.
+fn refused_by_relay(response: &Response) -> Option<&str> {
     let mut headers = response.headers.iter();
-    headers.any(|header| header.name == REFUSED_BY_RELAY)
+    let header = headers.find(|header| header.name == REFUSED_BY_RELAY)?;
+    Some(&header.value)
 }
 
 impl<'c> Routed<'c> {
@@ -262,7 +280,7 @@ impl<'c> Routed<'c> {
             expiry,
             client,
             exit,
-            _load: load,
+            load,
             _permit: permit,
         })
     }
@@ -283,6 +301,9 @@ impl Live<'_> {
             never = self.expire_with_the_token() => match never {},
             never = self.end_with_the_tokens_standing() => match never {},
         };
+        if matches!(ended.b, Closed::Lost(_)) {
+            self.load.lost();
+        }
         let reason = reason(&ended);
         info!(reason, code = code(&ended), "over");
         counter!(names::ENDED, "service" => self.service.to_string(), "reason" => reason)

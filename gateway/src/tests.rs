@@ -101,7 +101,14 @@ impl World {
         let server = Server::new(socket, store.server_config(), limits).unwrap();
         let address = server.local_addr().unwrap();
         let drain_timeout = config.drain_timeout;
-        let core = Core::new(config, cluster.clone(), store, roster, mesh);
+        let core = Core::new(
+            config,
+            cluster.clone(),
+            "gateway".parse().unwrap(),
+            store,
+            roster,
+            mesh,
+        );
         let front = Front::new(drain_timeout, core, server);
         let core = front.core.clone();
         let shutdown = CancellationToken::new();
@@ -256,6 +263,7 @@ fn roster(key: &SigningKey, exit: &Identity, gateway: &Identity) -> Roster {
         addresses: Vec::new(),
         services: services.iter().map(|name| name.parse().unwrap()).collect(),
         registration: 1,
+        placement: Default::default(),
     };
     Roster {
         nodes: vec![

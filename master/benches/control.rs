@@ -366,6 +366,7 @@ async fn populate(world: &World, arguments: &Arguments) {
             node: id,
             role: Role::Relay,
             granted: granted.clone(),
+            placement: Default::default(),
             key: PublicKey(key),
             announcement: Announcement {
                 addresses: vec![SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 4434))],

@@ -248,6 +248,7 @@ async fn try_register(
         node: token.sub.clone(),
         role: token.role,
         granted: token.services,
+        placement: token.placement,
         key: request.public_key,
         announcement: Announcement {
             addresses: usable(request.addresses)?,

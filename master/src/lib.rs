@@ -48,7 +48,7 @@ pub mod store;
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
-use tokio::{net::TcpListener, task::JoinHandle, time::MissedTickBehavior};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::MissedTickBehavior};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use wavry_credentials::{audit, cert, clock::unix_time, source, token::SigningKey};
@@ -184,6 +184,12 @@ impl Master {
     /// The address clients connect to.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Whether this master sees what others write to the database that they share, as that changes. While it
+    /// does not, it sends nodes elsewhere.
+    pub fn is_current(&self) -> watch::Receiver<bool> {
+        self.registry.is_current()
     }
 
     /// Serves until `shutdown`, then ends held requests, waits for the others within the drain

@@ -15,6 +15,7 @@ use wavry_credentials::{
 use wavry_proto::{
     control::Role,
     id::{ClusterName, NodeId, ServiceName},
+    placement::Placement,
     token::{Operator, OperatorRole, Registration, Session, Validity},
 };
 
@@ -41,12 +42,13 @@ impl Issuer {
     }
 
     /// A token with which node `sub` can register once, within `ttl` from now. A relay may announce
-    /// `services`.
+    /// `services`, and stands where `placement` says.
     pub fn registration_token(
         &self,
         sub: NodeId,
         role: Role,
         services: Vec<ServiceName>,
+        placement: Placement,
         ttl: Duration,
     ) -> Result<String, Error> {
         let path = format!("provision {}", role.as_str());
@@ -56,6 +58,7 @@ impl Issuer {
             sub,
             role,
             services,
+            placement,
             validity: validity(ttl),
         });
         Ok(issue.sign(&self.key, &self.cluster))

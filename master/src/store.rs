@@ -32,12 +32,13 @@ use wavry_credentials::{
 use wavry_proto::{
     control::{Node, Revocation, Role, Service},
     id::{Epoch, NodeId, PublicKey, ServiceName},
+    placement::Placement,
 };
 
 use crate::{
     database::{
         InUse, Unreachable,
-        sql::{Pool, Transaction, query},
+        sql::{Pool, Row, Transaction, query},
     },
     identity::Lives,
 };
@@ -200,6 +201,8 @@ pub struct Admission {
     pub role: Role,
     /// Services it may announce.
     pub granted: Vec<ServiceName>,
+    /// Where it is, and how much it is to take.
+    pub placement: Placement,
     /// The key it proved to hold.
     pub key: PublicKey,
     /// What it announces.
@@ -516,16 +519,26 @@ async fn write_node(
     now: u64,
 ) -> Result<(), Error> {
     let id = admission.node.as_str();
+    let placement = &admission.placement;
     query(
-        "INSERT INTO node (id, role, registered_by, registration) VALUES ($1, $2, $3, $4)
+        "INSERT INTO node (id, role, registered_by, registration, region, weight)
+         VALUES ($1, $2, $3, $4, $5, $6)
          ON CONFLICT (id) DO UPDATE
          SET role = excluded.role, registered_by = excluded.registered_by,
-             registration = excluded.registration, rotation_ordered = NULL",
+             registration = excluded.registration, rotation_ordered = NULL,
+             region = excluded.region, weight = excluded.weight",
     )
     .bind(id)
     .bind(admission.role.as_str())
     .bind(admission.jti.as_str())
     .bind(registration)
+    .bind(
+        placement
+            .region
+            .as_ref()
+            .map_or("", |region| region.as_str()),
+    )
+    .bind(u64::from(placement.weight.get()))
     .execute(&mut *transaction)
     .await?;
     for table in [
@@ -588,6 +601,20 @@ async fn write_announcement(
     Ok(revision.number(0)?)
 }
 
+/// From columns 4 and 5.
+fn read_placement(row: &Row) -> Result<Placement, Error> {
+    let region: String = row.get(4)?;
+    let weight = u16::try_from(row.number(5)?).ok();
+    let weight = weight.and_then(|weight| weight.try_into().ok());
+    Ok(Placement {
+        region: match region.as_str() {
+            "" => None,
+            region => Some(region.parse().map_err(|_| Error::Row("node"))?),
+        },
+        weight: weight.ok_or(Error::Row("node"))?,
+    })
+}
+
 async fn read_snapshot(transaction: &mut Transaction) -> Result<Snapshot, Error> {
     let epoch = query("SELECT epoch FROM roster").one(&mut *transaction);
     let epoch = Epoch(epoch.await?.number(0)?);
@@ -595,7 +622,9 @@ async fn read_snapshot(transaction: &mut Transaction) -> Result<Snapshot, Error>
     let mut nodes = Vec::new();
     let mut offers = Vec::new();
     let mut position = HashMap::new();
-    let listed = query("SELECT id, role, draining OR silent, registration FROM node ORDER BY id");
+    let listed = query(
+        "SELECT id, role, draining OR silent, registration, region, weight FROM node ORDER BY id",
+    );
     for row in listed.all(&mut *transaction).await? {
         let id: String = row.get(0)?;
         let role = match row.get::<String>(1)?.as_str() {
@@ -612,6 +641,7 @@ async fn read_snapshot(transaction: &mut Transaction) -> Result<Snapshot, Error>
             addresses: Vec::new(),
             services: Vec::new(),
             registration: row.number(3)?,
+            placement: read_placement(&row)?,
         });
     }
     let of = |id: String| position.get(&id).copied().ok_or(Error::Row("node"));

@@ -8,7 +8,10 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{ClusterName, Epoch, NodeId, PublicKey, ServiceName, SubjectDigest};
+use crate::{
+    id::{ClusterName, Epoch, NodeId, PublicKey, ServiceName, SubjectDigest},
+    placement::Placement,
+};
 
 /// What a node does in the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -79,6 +82,9 @@ pub struct Node {
     /// another once the node registers anew. 0 where it is not known.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub registration: u64,
+    /// Where it is, and how much it is to take.
+    #[serde(default, skip_serializing_if = "Placement::is_default")]
+    pub placement: Placement,
 }
 
 impl Node {
@@ -400,6 +406,8 @@ mod tests {
             addresses in prop::collection::vec(any::<SocketAddr>(), 0..3),
             services in prop::collection::vec(name(), 0..3),
             registration: u64,
+            region in prop::option::of(name()),
+            weight in 1u16..=1000,
         ) -> Node {
             Node {
                 id: id.parse().unwrap(),
@@ -412,6 +420,10 @@ mod tests {
                     .collect(),
                 services: services.iter().map(|s| s.parse().unwrap()).collect(),
                 registration,
+                placement: Placement {
+                    region: region.map(|region| region.parse().unwrap()),
+                    weight: weight.try_into().unwrap(),
+                },
             }
         }
     }
@@ -513,6 +525,7 @@ mod tests {
             addresses: Vec::new(),
             services: Vec::new(),
             registration: 7,
+            placement: Placement::default(),
         };
         assert!(node.vouches_for(&listed, 7) && node.vouches_for(&listed, 6));
         assert!(node.vouches_for(&rotated, 7) && !node.vouches_for(&rotated, 6));

@@ -92,6 +92,10 @@ name! {
     /// The name of a cluster: one master (or several on one database) and its nodes.
     ClusterName, "a cluster name", is_name, NAME
 }
+name! {
+    /// The name of a region: nodes with the same one are near each other.
+    RegionName, "a region", is_name, NAME
+}
 
 /// The version of a roster. Grows with every change; a node never goes back to a smaller one.
 #[derive(

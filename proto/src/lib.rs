@@ -11,6 +11,7 @@
 //! * [`h3`], [`webtransport`]: HTTP/3 (RFC 9114) and WebTransport (draft-ietf-webtrans-http3).
 //! * [`mesh`]: the frames that carry a session between two nodes.
 //! * [`control`]: messages between nodes and the master, and the roster.
+//! * [`placement`]: by what a gateway chooses among exits.
 //! * [`token`]: the outside of a PASETO token: its grammar, its purpose, its claims.
 //! * [`config`], [`duration`]: what is wrong with configuration, and durations as people write them.
 
@@ -20,6 +21,7 @@ pub mod duration;
 pub mod h3;
 pub mod id;
 pub mod mesh;
+pub mod placement;
 pub mod session;
 pub mod token;
 pub mod varint;

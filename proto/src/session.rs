@@ -121,6 +121,9 @@ pub mod close_code {
 /// upstream, so that another exit may be tried. It never leaves the mesh.
 pub const REFUSED_BY_RELAY: &str = "x-wavry-refused";
 
+/// Its value where the relay has as many sessions as it takes.
+pub const RELAY_LIMIT: &str = "relay_limit";
+
 /// Codes with which Wavry itself resets or stops a stream, where the upstream is not a
 /// WebTransport server and so has no codes of its own.
 pub mod stream_code {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     control::{Role, Roster},
     id::{ClusterName, NodeId, ServiceName},
+    placement::Placement,
 };
 
 /// Longest token accepted, in bytes; checked before anything is parsed.
@@ -204,6 +205,9 @@ pub struct Registration {
     pub role: Role,
     /// Services a relay may announce.
     pub services: Vec<ServiceName>,
+    /// Where the node is, and how much a relay is to take.
+    #[serde(default, skip_serializing_if = "Placement::is_default")]
+    pub placement: Placement,
     /// When it holds.
     #[serde(flatten)]
     pub validity: Validity,

@@ -36,7 +36,8 @@ use wavry_credentials::{
 use wavry_proto::{
     control::{Role, Roster},
     id::ServiceName,
-    session::{Close, Header, REFUSED_BY_RELAY, Response, close_code},
+    placement::{LOAD, Load},
+    session::{Close, Header, REFUSED_BY_RELAY, RELAY_LIMIT, Response, close_code},
 };
 use wavry_transport::{
     mesh,
@@ -74,6 +75,7 @@ struct Exit {
     upstreams: BTreeMap<ServiceName, Upstream>,
     roster: watch::Receiver<Arc<Roster>>,
     permits: Semaphore,
+    max_sessions: usize,
     /// What goes through mirrored sessions.
     ledger: Ledger,
     requests: AtomicU64,
@@ -150,6 +152,12 @@ impl Relay {
         self.address
     }
 
+    /// The roster that the relay acts on; one that [is empty](Roster::is_empty) while the newest is too old
+    /// for that, so that it has no peers.
+    pub fn roster(&self) -> watch::Receiver<Arc<Roster>> {
+        self.membership.roster()
+    }
+
     /// Serves until `shutdown`, then drains and returns within `drain_timeout` and a few seconds.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
         let sessions = TaskTracker::new();
@@ -208,10 +216,12 @@ impl Exit {
         roster: watch::Receiver<Arc<Roster>>,
         max_sessions: usize,
     ) -> Self {
+        let max_sessions = max_sessions.min(Semaphore::MAX_PERMITS);
         Self {
             upstreams,
             roster,
-            permits: Semaphore::new(max_sessions.min(Semaphore::MAX_PERMITS)),
+            permits: Semaphore::new(max_sessions),
+            max_sessions,
             ledger: Ledger::default(),
             requests: AtomicU64::new(0),
             draining: CancellationToken::new(),
@@ -249,7 +259,7 @@ impl Exit {
             return refuse(requested, "unknown_service", 404).await;
         };
         let Ok(_permit) = self.permits.try_acquire() else {
-            return refuse(requested, "relay_limit", 503).await;
+            return refuse(requested, RELAY_LIMIT, 503).await;
         };
         let dialled = match upstream.dial(requested.open()).await {
             Ok(dialled) => dialled,
@@ -259,7 +269,12 @@ impl Exit {
             }
         };
         let service = requested.open().service.to_string();
-        match requested.accept(dialled.response()).await {
+        let mut response = dialled.response();
+        response.headers.push(Header {
+            name: LOAD.to_owned(),
+            value: self.load().to_string(),
+        });
+        match requested.accept(response).await {
             Ok(session) => {
                 let _live = Live::new(&service, upstream.kind());
                 let reason = self.carry(session, &dialled).await;
@@ -267,6 +282,12 @@ impl Exit {
             }
             Err(closed) => gone(&closed),
         }
+    }
+
+    /// How full this relay is.
+    fn load(&self) -> Load {
+        let free = self.permits.available_permits();
+        Load::of(self.max_sessions.saturating_sub(free), self.max_sessions)
     }
 
     /// Carries a session until it is over; returns why it is.

@@ -68,6 +68,7 @@ impl World {
             addresses: Vec::new(),
             services: Vec::new(),
             registration: 1,
+            placement: Default::default(),
         };
         let mut nodes = Roster::empty("test".parse().unwrap());
         nodes.nodes = vec![

@@ -194,10 +194,45 @@ impl Endpoint {
 
     /// Opens a session to `peer`; the answer is the peer's, 2xx.
     pub async fn open(&self, peer: &NodeId, open: Open) -> Result<(Session, Response), OpenError> {
+        self.open_in_time(peer, open, None).await
+    }
+
+    /// The same, for whoever can do with another peer: one that is not heard of soon cannot be reached. There
+    /// has to be a connection within `soon`, and something has to come over it. One that is still being
+    /// made then is made nevertheless, for whoever comes later.
+    pub async fn open_soon(
+        &self,
+        peer: &NodeId,
+        open: Open,
+        soon: Duration,
+    ) -> Result<(Session, Response), OpenError> {
+        self.open_in_time(peer, open, Some(soon)).await
+    }
+
+    async fn open_in_time(
+        &self,
+        peer: &NodeId,
+        open: Open,
+        soon: Option<Duration>,
+    ) -> Result<(Session, Response), OpenError> {
         let limit = self.inner.config.limits.open_timeout;
-        tokio::time::timeout(limit, self.inner.open(peer, open))
+        tokio::time::timeout(limit, self.inner.open(peer, open, soon))
             .await
             .unwrap_or(Err(OpenError::Timeout(limit)))
+    }
+
+    /// Whether `peer` can be reached: there is a connection to it, or one can be made.
+    pub async fn reach(&self, peer: &NodeId) -> Result<(), OpenError> {
+        self.inner.link(peer, None).await.map(drop)
+    }
+
+    /// The round-trip time to `peer`, as the fastest live connection to it has it; `None` where there is none.
+    pub fn round_trip_time(&self, peer: &NodeId) -> Option<Duration> {
+        let links = core::lock(&self.inner.links);
+        let live = links.iter().filter_map(std::sync::Weak::upgrade);
+        live.filter(|link| link.peer == *peer && link.is_alive())
+            .map(|link| link.connection.rtt())
+            .min()
     }
 
     /// The next session a peer asks for; `None` once the endpoint is closed.
@@ -398,6 +433,7 @@ impl Inner {
         self: &Arc<Self>,
         peer: &NodeId,
         open: Open,
+        soon: Option<Duration>,
     ) -> Result<(Session, Response), OpenError> {
         let unreachable = |reason: String| OpenError::Unreachable {
             node: peer.clone(),
@@ -405,17 +441,15 @@ impl Inner {
         };
         let mut retried = false;
         loop {
-            let addresses = match self.config.roster.borrow().node(peer) {
-                Some(node) if !node.addresses.is_empty() => node.addresses.clone(),
-                _ => return Err(OpenError::Unknown(peer.clone())),
+            let link = self.link(peer, soon).await?;
+            let answer = tokio::select! {
+                answer = link.open(open.clone()) => answer,
+                () = link.falls_silent() => {
+                    link.retire("nothing is heard from the peer");
+                    Err(NoAnswer::Silent)
+                }
             };
-            let link = self
-                .pool
-                .peer(peer, self.config.limits.shards)
-                .link(async || self.dial(peer, &addresses).await)
-                .await
-                .map_err(unreachable)?;
-            match link.open(open.clone()).await {
+            match answer {
                 Ok((control, response)) if response.is_ok() => {
                     let session = Session::new(control.core().clone());
                     tokio::spawn(control.run());
@@ -432,8 +466,50 @@ impl Inner {
                 // started anew. No session came of it, so asking again is safe.
                 Err(NoAnswer::Closed(_)) if !link.is_alive() && !retried => retried = true,
                 Err(NoAnswer::Closed(closed)) => return Err(unreachable(closed.to_string())),
+                Err(NoAnswer::Silent) if soon.is_none() && !retried => retried = true,
+                Err(NoAnswer::Silent) => {
+                    return Err(unreachable("nothing is heard from it".to_owned()));
+                }
             }
         }
+    }
+
+    /// A connection to `peer`, within `soon` if that is given.
+    async fn link(
+        self: &Arc<Self>,
+        peer: &NodeId,
+        soon: Option<Duration>,
+    ) -> Result<Arc<Link>, OpenError> {
+        let addresses = match self.config.roster.borrow().node(peer) {
+            Some(node) if !node.addresses.is_empty() => node.addresses.clone(),
+            _ => return Err(OpenError::Unknown(peer.clone())),
+        };
+        let connections = self.pool.peer(peer, self.config.limits.shards);
+        let linked = match soon {
+            None => {
+                connections
+                    .link(async || self.dial(peer, &addresses).await)
+                    .await
+            }
+            // In a task of its own, which goes on for as long as dialling does.
+            Some(soon) => {
+                let (inner, peer) = (self.clone(), peer.clone());
+                let linking = tokio::spawn(async move {
+                    connections
+                        .link(async || inner.dial(&peer, &addresses).await)
+                        .await
+                });
+                match tokio::time::timeout(soon, linking).await {
+                    Ok(Ok(linked)) => linked,
+                    Ok(Err(ended)) => Err(ended.to_string()),
+                    Err(_) => Err(format!("no connection within {soon:?}")),
+                }
+            }
+        };
+        linked.map_err(|reason| OpenError::Unreachable {
+            node: peer.clone(),
+            reason,
+        })
     }
 
     /// Tries the peer's addresses in order, best first, within [`DIAL_TIMEOUT`].

@@ -31,7 +31,7 @@ pub const MESH_HANDSHAKES: &str = "wavry_transport_mesh_handshakes_total";
 pub const MESH_SESSIONS: &str = "wavry_transport_mesh_sessions";
 /// Mesh connections closed because the peer left the roster.
 pub const MESH_REVOKED: &str = "wavry_transport_mesh_revoked_total";
-/// Mesh connections that take no new sessions, as an identity that made them was rotated out.
+/// Mesh connections that take no new sessions any more: an identity that made them was rotated out, or the peer fell silent.
 pub const MESH_RETIRED: &str = "wavry_transport_mesh_retired_total";
 /// Sessions ended because the peer broke the mesh protocol.
 pub const MESH_VIOLATIONS: &str = "wavry_transport_mesh_violations_total";
@@ -195,7 +195,7 @@ pub fn describe() {
     describe_counter!(
         MESH_RETIRED,
         Unit::Count,
-        "Mesh connections that take no new sessions, as an identity that made them was rotated out"
+        "Mesh connections that take no new sessions any more: an identity that made them was rotated out, or the peer fell silent"
     );
     describe_counter!(
         MESH_VIOLATIONS,

@@ -22,6 +22,7 @@ use wavry_master::provision::{self, Issuer};
 use wavry_proto::{
     control::Role,
     id::{ClusterName, NodeId, ServiceName},
+    placement::Placement,
 };
 
 use super::keyvault;
@@ -153,9 +154,13 @@ impl State {
             source::write_secret(&identity, &Identity::generate().to_pem())?;
         }
         let node: NodeId = name.parse()?;
-        let token = self
-            .issuer
-            .registration_token(node, role, services, REGISTRATION_TTL)?;
+        let token = self.issuer.registration_token(
+            node,
+            role,
+            services,
+            Placement::default(),
+            REGISTRATION_TTL,
+        )?;
         source::write_private(
             &self.path(name).join("registration.token"),
             token.as_bytes(),

@@ -15,7 +15,7 @@ use wavry_credentials::cert::{self, DevelopmentAuthority};
 
 use super::{RoleProcess, client::Native, output, stderr, wavry};
 
-/// A cluster of one gateway and one relay.
+/// A cluster of one gateway and one relay, or more.
 pub(crate) struct Cluster {
     directory: tempfile::TempDir,
     /// Further lines of each role's table.
@@ -30,6 +30,18 @@ pub(crate) struct Cluster {
     logs: Option<PathBuf>,
     /// Gateway, relay, master: in the order in which they are dropped, clients' side first.
     processes: Vec<RoleProcess>,
+    /// Relays beside the first.
+    more: Vec<Further>,
+}
+
+/// A relay beside the first, an exit for one service.
+struct Further {
+    name: &'static str,
+    service: &'static str,
+    upstream: String,
+    /// More of what `wavry provision relay` is told.
+    provisioned: Vec<&'static str>,
+    process: Option<RoleProcess>,
 }
 
 impl Cluster {
@@ -46,6 +58,7 @@ impl Cluster {
             acme: None,
             logs: None,
             processes: Vec::new(),
+            more: Vec::new(),
         };
         let authority = DevelopmentAuthority::open(cluster.directory()).unwrap();
         for name in ["master", "gateway", "service"] {
@@ -91,6 +104,32 @@ impl Cluster {
         )
         .unwrap();
         self.names.push(name.to_owned());
+    }
+
+    /// A public service that the first relay has no upstream for.
+    pub(crate) fn add_service_only(&mut self, name: &str) {
+        writeln!(
+            self.services,
+            "[[master.services]]\nname = {name:?}\naccess = \"public\"\nallowed_origins = [\"*\"]"
+        )
+        .unwrap();
+    }
+
+    /// One more relay, an exit for `service`; it is provisioned with these flags, too.
+    pub(crate) fn add_relay(
+        &mut self,
+        name: &'static str,
+        service: &'static str,
+        upstream: &str,
+        provisioned: &[&'static str],
+    ) {
+        self.more.push(Further {
+            name,
+            service,
+            upstream: upstream.to_owned(),
+            provisioned: provisioned.to_vec(),
+            process: None,
+        });
     }
 
     /// The service that was added last tells by a close that it refuses a session.
@@ -163,7 +202,7 @@ impl Cluster {
         ];
         run(self.signing(&relay).arg(at("exit")));
 
-        let ops = "[ops]\nlisten = \"127.0.0.1:0\"";
+        let ops = OPS;
         let text = format!(
             "[master]\nlisten = \"127.0.0.1:0\"\ndatabase = {:?}\ncertificate = {:?}\n{}\n{}\n{}\n{ops}\n",
             at("master.sqlite"),
@@ -210,9 +249,100 @@ impl Cluster {
         let gateway = self.launch("gateway", self.gateway_command(), &at("gateway.ready"));
 
         self.processes = vec![gateway, relay, master];
+        for at in 0..self.more.len() {
+            let further = &self.more[at];
+            let directory = self.directory().join(further.name);
+            let services = ["--services", further.service, "--out"];
+            run(self
+                .signing(&["provision", "relay", further.name])
+                .args(&further.provisioned)
+                .args(services)
+                .arg(&directory));
+            let text = format!(
+                "[relay]\nmesh_listen = \"127.0.0.1:0\"\nstate_dir = {:?}\n{node}\n{}\n\
+                 [relay.upstreams.{}]\nurl = {:?}\n{OPS}\n",
+                directory.join("state"),
+                self.settings("relay"),
+                further.service,
+                further.upstream
+            );
+            fs::write(at_name(&directory, further.name), text).unwrap();
+            self.start_further(further.name, None);
+        }
         self
     }
 
+    /// Starts a relay beside the first, where it was if it was killed.
+    fn start_further(&mut self, name: &str, address: Option<SocketAddr>) {
+        let directory = self.directory().join(name);
+        let mut relay = role("relay", &at_name(&directory, name));
+        identity(&mut relay, &directory);
+        if let Some(address) = address {
+            relay.args(["--listen", &address.to_string()]);
+        }
+        let process = RoleProcess::start(relay, &directory.join("ready"));
+        self.further(name).process = Some(process);
+    }
+
+    fn further(&mut self, name: &str) -> &mut Further {
+        let mut more = self.more.iter_mut();
+        more.find(|further| further.name == name)
+            .expect("it was added")
+    }
+
+    /// Kills a relay beside the first; where it was.
+    pub(crate) fn kill_further(&mut self, name: &str) -> SocketAddr {
+        let process = self.further(name).process.take();
+        process.expect("it runs").address()
+    }
+
+    /// Starts it again.
+    pub(crate) fn start_further_again(&mut self, name: &str, address: SocketAddr) {
+        self.start_further(name, Some(address));
+    }
+
+    /// Kills the gateway, and starts it again where it was.
+    pub(crate) fn restart_gateway(&mut self) {
+        let address = self.processes.remove(0).address();
+        let mut command = self.gateway_command();
+        command.args(["--listen", &address.to_string()]);
+        let gateway = RoleProcess::start(command, &self.directory().join("gateway.again"));
+        self.processes.insert(0, gateway);
+    }
+
+    /// What a role's ops listener answers.
+    pub(crate) fn ops(&self, role: &str, path: &str) -> (u16, String) {
+        let metrics = self.process(role).ready["ops"].as_str().unwrap();
+        super::http_get(&metrics.replace("/metrics", path))
+    }
+
+    /// A metric of a role without labels, or the sum of those with some.
+    pub(crate) fn metric(&self, role: &str, name: &str) -> f64 {
+        sum(&self.metrics(role), name)
+    }
+
+    /// The same of a relay beside the first.
+    pub(crate) fn metric_of(&self, relay: &str, name: &str) -> f64 {
+        let mut more = self.more.iter();
+        let further = more.find(|further| further.name == relay).unwrap();
+        let process = further.process.as_ref().expect("it runs");
+        let url = process.ready["ops"].as_str().unwrap();
+        sum(&super::http_get(url).1, name)
+    }
+}
+
+/// A metric without labels, or the sum of those with some.
+fn sum(metrics: &str, name: &str) -> f64 {
+    let of_name = metrics.lines().filter(|line| {
+        let rest = line.strip_prefix(name);
+        rest.is_some_and(|rest| rest.starts_with([' ', '{']))
+    });
+    of_name
+        .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+        .sum()
+}
+
+impl Cluster {
     fn relay_command(&self) -> Command {
         let mut relay = role("relay", &self.directory().join("relay.toml"));
         identity(&mut relay, &self.directory().join("exit"));
@@ -418,6 +548,13 @@ impl Cluster {
     pub(crate) fn kill_master(&mut self) {
         self.processes.truncate(2);
     }
+}
+
+const OPS: &str = "[ops]\nlisten = \"127.0.0.1:0\"";
+
+/// The configuration of a relay beside the first.
+fn at_name(directory: &Path, name: &str) -> PathBuf {
+    directory.join(name).with_extension("toml")
 }
 
 fn role(name: &str, config: &Path) -> Command {

@@ -267,6 +267,7 @@ mod tests {
                 addresses: Vec::new(),
                 services: Vec::new(),
                 registration: 1,
+                placement: Default::default(),
             })
             .collect();
         Arc::new(roster)

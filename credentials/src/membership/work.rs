@@ -42,6 +42,8 @@ pub(super) struct Link {
     kept: Kept,
     pub(super) said: watch::Sender<Said>,
     pub(super) sessions: AtomicU64,
+    /// Changes when a master turns out not to answer.
+    unanswered: watch::Sender<()>,
 }
 
 /// What the node tells of itself; the master hears of a change at once.
@@ -53,8 +55,13 @@ pub(super) struct Said {
 
 /// Pause between heartbeats until the master has said how long it should be.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
+/// A heartbeat is answered from memory, or after a write that takes 2 s at most. With the pause before it
+/// and a connection to a master that stalls (5 s), the next master hears of the node within `suspect_after`.
+const HEARTBEAT_DEADLINE: Duration = Duration::from_secs(3);
 /// The master holds a request for a newer roster for 25 s; the rest is for the way.
 const ROSTER_DEADLINE: Duration = Duration::from_secs(35);
+/// Asked for without an epoch, it is sent at once; the longest in this time is 7 Mbit/s.
+const FIRST_ROSTER_DEADLINE: Duration = Duration::from_secs(10);
 /// Where a master tells which of its keys followed which.
 const SUCCESSION: &str = "/.well-known/wavry/succession";
 /// How long a request's token is good.
@@ -78,6 +85,7 @@ impl Link {
             kept,
             said: watch::Sender::default(),
             sessions: AtomicU64::new(0),
+            unanswered: watch::Sender::default(),
         }
     }
 
@@ -110,7 +118,7 @@ impl Link {
     ) -> Result<Option<Roster>, Failure> {
         let path = format!("/v1/roster?after={held}");
         let least = Epoch(held.0.saturating_add(1));
-        self.roster(connection, &path, least).await
+        self.roster(connection, &path, least, ROSTER_DEADLINE).await
     }
 
     /// Asks for a roster of epoch `least` or a later one, and keeps it.
@@ -119,12 +127,13 @@ impl Link {
         connection: &mut Connection,
         path: &str,
         least: Epoch,
+        deadline: Duration,
     ) -> Result<Option<Roster>, Failure> {
         let authorization = self.authorization(connection);
         let answer = connection
             .ask(Ask {
                 authorization: Some(&authorization),
-                deadline: ROSTER_DEADLINE,
+                deadline,
                 max_answer: MAX_ROSTER_LEN,
                 ..Ask::get(path)
             })
@@ -166,6 +175,7 @@ impl Link {
         let authorization = self.authorization(connection);
         let mut ask = Ask::post("/v1/nodes/heartbeat", json(&heartbeat)?);
         ask.authorization = Some(&authorization);
+        ask.deadline = HEARTBEAT_DEADLINE;
         read(&connection.ask(ask).await?.body)
     }
 }
@@ -259,7 +269,8 @@ pub(super) async fn first_roster(
     loop {
         let attempt = async {
             let mut connection = link.client.connect().await?;
-            match link.roster(&mut connection, "/v1/roster", least).await {
+            let asked = link.roster(&mut connection, "/v1/roster", least, FIRST_ROSTER_DEADLINE);
+            match asked.await {
                 Ok(Some(roster)) => Ok((roster, connection)),
                 not_one => {
                     link.client.go_on_from(&connection);
@@ -291,20 +302,27 @@ pub(super) async fn first_roster(
     }
 }
 
-/// Follows the roster until the receivers' side ends this task.
+/// Follows the roster until the receivers' side ends this task. A request that a master holds looks the same
+/// as one to a master that is gone; so it is made anew whenever the master leaves a heartbeat unanswered.
 pub(super) async fn follow_roster(
     link: Arc<Link>,
     mut open: Option<Connection>,
     newest: watch::Sender<Arc<Roster>>,
 ) {
     let mut attempts = Attempts::at("roster");
+    let mut unanswered = link.unanswered.subscribe();
     loop {
         let held = newest.borrow().epoch;
-        match over_connection(&link, &mut open, async |link, connection| {
+        unanswered.mark_unchanged();
+        let asking = over_connection(&link, &mut open, async |link, connection| {
             link.newer_roster(connection, held).await
-        })
-        .await
-        {
+        });
+        let asked = tokio::select! {
+            asked = asking => asked,
+            // The sender is the link's own.
+            _ = unanswered.changed() => Err(Failure::Broken),
+        };
+        match asked {
             Ok(Some(roster)) => {
                 attempts.succeeded();
                 report(&roster);
@@ -331,11 +349,13 @@ pub(super) async fn send_heartbeats(
     loop {
         let said = news.borrow_and_update().clone();
         let epoch = roster.borrow().epoch;
-        let pause = match over_connection(&link, &mut open, async |link, connection| {
+        let master = link.client.chosen();
+        let heard = over_connection(&link, &mut open, async |link, connection| {
             link.heartbeat(connection, &said, epoch).await
         })
-        .await
-        {
+        .await;
+        let mut is_unanswered = link.client.chosen() != master;
+        let pause = match heard {
             Ok(heard) => {
                 attempts.succeeded();
                 metrics::gauge!(names::MASTER_UP).set(1.0);
@@ -352,9 +372,13 @@ pub(super) async fn send_heartbeats(
             }
             Err(failure) => {
                 metrics::gauge!(names::MASTER_UP).set(0.0);
+                is_unanswered |= failure.is_of_the_connection();
                 attempts.failed(&failure)
             }
         };
+        if is_unanswered {
+            link.unanswered.send_replace(());
+        }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             changed = news.changed() => if changed.is_err() { return },

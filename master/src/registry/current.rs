@@ -7,7 +7,10 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::{Notify, watch},
+    time::timeout,
+};
 
 use super::{Published, Registry, Shared};
 use crate::{metrics as names, problem::Refusal, ring::Ring, store};
@@ -69,9 +72,14 @@ impl Registry {
         }
     }
 
+    /// Whether this master sees what others write, as that changes.
+    pub(crate) fn is_current(&self) -> watch::Receiver<bool> {
+        self.shared.is_current.subscribe()
+    }
+
     /// Returns once this master has been unable to see what others write.
     pub(crate) async fn behind(&self) {
-        let mut is_current = self.shared.is_current.subscribe();
+        let mut is_current = self.is_current();
         // The sender is `self`'s.
         let _ = is_current.wait_for(|is_current| !is_current).await;
     }

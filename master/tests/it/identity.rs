@@ -265,6 +265,7 @@ async fn a_key_that_is_somebodys_or_was_revoked_or_comes_too_soon_is_not_admitte
 /// What a registration token for another relay says.
 fn registration(node: &str) -> wavry_proto::token::Registration {
     wavry_proto::token::Registration {
+        placement: Default::default(),
         sub: node_id(node),
         ..claims("3")
     }
@@ -334,6 +335,7 @@ async fn an_identity_waits_for_every_node_to_act_on_a_roster_that_lists_it() {
     let mut late = Wire::open(&world, master.address).await;
     let gateway = Identity::generate();
     let token = wavry_proto::token::Registration {
+        placement: Default::default(),
         role: Role::Gateway,
         ..registration("gw")
     };

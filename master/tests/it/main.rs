@@ -17,6 +17,7 @@ mod refusals;
 mod registry;
 mod rotation;
 mod sinks;
+mod stalling;
 mod store;
 mod tokens;
 mod wire;

@@ -497,6 +497,7 @@ async fn a_revoked_node_leaves_the_roster_and_comes_back_with_nothing_it_has() {
     let fresh = |jti: &str| {
         let later = unix_time() + 30;
         Registration {
+            placement: Default::default(),
             validity: Validity {
                 iat: later,
                 nbf: later,

@@ -111,6 +111,7 @@ async fn a_registration_token_that_does_not_hold_is_refused_by_its_reason() {
         sign(
             &world,
             &Registration {
+                placement: Default::default(),
                 validity,
                 ..claims("1")
             },

@@ -20,6 +20,7 @@ use wavry_master::{
 use wavry_proto::{
     control::{Access, Role, Service},
     id::PublicKey,
+    placement::Placement,
 };
 
 use crate::{
@@ -50,6 +51,7 @@ macro_rules! contract {
 
 contract! {
     the_epoch_grows_with_what_the_roster_shows_and_with_nothing_else
+    a_registration_places_its_node_and_the_next_one_places_it_anew
     a_refused_registration_leaves_no_trace_and_does_not_use_the_token_up
     a_used_token_is_remembered_past_its_expiry
     a_node_whose_answer_was_lost_registers_again_and_changes_nothing
@@ -143,9 +145,17 @@ fn admission(jti: &str, key: u8) -> Admission {
         node: node_id("exit"),
         role: Role::Relay,
         granted: vec![service("echo")],
+        placement: placement(5),
         key: PublicKey([key; 32]),
         announcement: announcement(),
         event: Event::now(Action::Register, "exit", "/v1/nodes/register"),
+    }
+}
+
+fn placement(weight: u16) -> Placement {
+    Placement {
+        region: Some("eu-west".parse().unwrap()),
+        weight: weight.try_into().unwrap(),
     }
 }
 
@@ -209,6 +219,24 @@ async fn the_epoch_grows_with_what_the_roster_shows_and_with_nothing_else(place:
     let silent = store.silence(&[node]).await.unwrap().unwrap();
     assert!(silent.nodes[0].services.is_empty());
     assert_eq!(store.snapshot().await.unwrap(), silent);
+}
+
+async fn a_registration_places_its_node_and_the_next_one_places_it_anew(place: &Place) {
+    let store = place.store().await;
+    store.register(&admission("1", 1), 0).await.unwrap();
+    let placed = |snapshot: Snapshot| snapshot.nodes[0].placement.clone();
+    assert_eq!(placed(store.snapshot().await.unwrap()), placement(5));
+
+    let anew = Admission {
+        placement: Placement::default(),
+        ..admission("2", 1)
+    };
+    let written = store.register(&anew, 0).await.unwrap();
+    assert_eq!(placed(written.changed.unwrap()), Placement::default());
+    assert_eq!(
+        placed(store.snapshot().await.unwrap()),
+        Placement::default()
+    );
 }
 
 async fn a_refused_registration_leaves_no_trace_and_does_not_use_the_token_up(place: &Place) {

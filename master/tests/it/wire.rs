@@ -235,6 +235,7 @@ pub(crate) fn valid_for(seconds: u64) -> Validity {
 /// What a registration token for relay `exit` and service `echo` says.
 pub(crate) fn claims(jti: &str) -> Registration {
     Registration {
+        placement: Default::default(),
         jti: jti.to_owned(),
         sub: "exit".parse().unwrap(),
         role: wavry_proto::control::Role::Relay,

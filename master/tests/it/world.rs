@@ -22,6 +22,7 @@ use wavry_master::{
 use wavry_proto::{
     control::{Role, Roster},
     id::{ClusterName, NodeId, ServiceName},
+    placement::Placement,
 };
 
 /// Far more than anything here takes; what comes later comes never.
@@ -105,7 +106,13 @@ impl World {
         let services = services.iter().map(|s| s.parse().unwrap()).collect();
         let ttl = Duration::from_secs(60);
         self.issuer()
-            .registration_token(node.parse().unwrap(), role, services, ttl)
+            .registration_token(
+                node.parse().unwrap(),
+                role,
+                services,
+                Placement::default(),
+                ttl,
+            )
             .unwrap()
     }
 

@@ -303,6 +303,7 @@ impl World {
         let Challenge { nonce } = serde_json::from_slice(&answer.body).unwrap();
         let message = possession_message(token, &nonce, &connection.exporter);
         let registration = Registration {
+            placement: Default::default(),
             jti: token.to_owned(),
             sub: node.parse().unwrap(),
             role: Role::Relay,

@@ -56,3 +56,16 @@ async fn a_refusal_of_the_relays_own_says_so() {
     assert_eq!(header.name, wavry_proto::session::REFUSED_BY_RELAY);
     assert_eq!(header.value, "unknown_service");
 }
+
+#[tokio::test]
+async fn an_answer_tells_how_full_the_relay_is() {
+    let world = World::made(&echo(), Role::Gateway, 4);
+    let mut live = Vec::new();
+    for load in ["250", "500", "750", "1000"] {
+        let (session, response) = world.open("echo").await.unwrap();
+        let mut headers = response.headers.iter();
+        let told = headers.find(|header| header.name == wavry_proto::placement::LOAD);
+        assert_eq!(told.unwrap().value, load);
+        live.push(session);
+    }
+}

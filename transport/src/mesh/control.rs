@@ -41,6 +41,8 @@ pub(super) enum NoAnswer {
     TooLong,
     /// The session or its connection ended first.
     Closed(Closed),
+    /// Nothing was heard from the peer meanwhile.
+    Silent,
 }
 
 impl Control {

@@ -35,6 +35,11 @@ use crate::{
 /// OPEN. A peer sends both at once; only loss or malice spreads them.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A peer of which nothing is heard for so long while a session is being opened is taken for gone, so that
+/// the session reaches another within a second. Sessions that are live wait for the connection to be lost:
+/// to them a pause does no harm.
+const SILENCE: Duration = Duration::from_millis(500);
+
 /// A connection that takes no new sessions is kept for so long after its last one: some round trips, and
 /// what is sent again if they are lossy.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -74,7 +79,7 @@ pub(super) struct Link {
 
 #[derive(Default)]
 struct Sessions {
-    /// No new ones: an identity that made the connection was rotated out.
+    /// No new ones: an identity that made the connection was rotated out, or the peer fell silent.
     retired: bool,
     live: HashMap<u32, Live>,
     opened: u32,
@@ -125,6 +130,19 @@ impl Link {
         self.connection.close_reason().is_none()
     }
 
+    /// Returns when nothing at all was heard from the peer for [`SILENCE`], or four round trips where that is
+    /// longer. One that lives acknowledges what it is sent, and is sent something every 300 ms.
+    pub(super) async fn falls_silent(&self) {
+        let heard = || self.connection.stats().udp_rx.datagrams;
+        loop {
+            let before = heard();
+            tokio::time::sleep(SILENCE.max(4 * self.connection.rtt())).await;
+            if heard() == before {
+                return;
+            }
+        }
+    }
+
     /// Whether it takes no new sessions.
     fn is_retired(&self) -> bool {
         lock(&self.sessions).retired
@@ -156,7 +174,10 @@ impl Link {
         self.runtime.clone().spawn(async move {
             tokio::time::sleep(LAST_WORDS).await;
             if lock(&self.sessions).live.is_empty() {
-                self.close(code::SHUTDOWN, "identity rotated, and no session left");
+                self.close(
+                    code::SHUTDOWN,
+                    "it takes no new sessions, and has none left",
+                );
             }
         });
     }

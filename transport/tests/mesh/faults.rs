@@ -147,6 +147,40 @@ async fn a_peer_that_vanishes_without_a_word_is_noticed_within_two_seconds() {
 }
 
 #[tokio::test]
+async fn a_peer_that_has_vanished_is_given_up_within_a_second_by_who_can_do_with_another() {
+    const SOON: Duration = Duration::from_millis(500);
+    let cluster = Cluster::new();
+    let a = cluster.node("a");
+    let dead = Arc::new(AtomicBool::new(false));
+    let key = Arc::new(Key::generate());
+    let socket = Arc::new(Mortal {
+        inner: mesh::bind("127.0.0.1:0".parse().unwrap()).unwrap(),
+        dead: dead.clone(),
+    });
+    let b = Endpoint::new(socket, cluster.config("b", &key, Limits::default())).unwrap();
+    cluster.list("b", key.public, b.local_addr().unwrap());
+    let (here, _there) = session(&a, "b", &b).await;
+    assert!(a.round_trip_time(&id("b")).is_some());
+    a.reach(&id("b")).await.unwrap();
+
+    dead.store(true, Ordering::SeqCst);
+    // Over the connection that is there, then without one: each a second attempt's time at most.
+    for connected in [true, false] {
+        if !connected {
+            here.closed().await;
+        }
+        let asked = Instant::now();
+        let opened = a.open_soon(&id("b"), request("/"), SOON).await;
+        assert!(matches!(opened, Err(OpenError::Unreachable { .. })));
+        let took = asked.elapsed();
+        assert!(took < Duration::from_secs(1), "took {took:?}");
+    }
+    assert_eq!(a.round_trip_time(&id("b")), None);
+    dead.store(false, Ordering::SeqCst);
+    session(&a, "b", &b).await;
+}
+
+#[tokio::test]
 async fn garbage_on_the_port_changes_nothing() {
     let cluster = Cluster::new();
     let (a, b) = (cluster.node("a"), cluster.node("b"));

@@ -62,6 +62,7 @@ impl Cluster {
             addresses: vec![address],
             services: vec![],
             registration: 1,
+            placement: Default::default(),
         };
         self.change(|roster| {
             roster.nodes.retain(|n| n.id != node.id);
