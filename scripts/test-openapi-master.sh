@@ -60,16 +60,18 @@ for _ in $(seq 300); do
 done
 port="$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["address"].rpartition(":")[2])' "$state/ready.json")"
 
-# Schemathesis leaves a directory of its own where it runs.
+# Schemathesis leaves a directory of its own where it runs. Names, hosts and keys have rules that the schemas do not
+# have, so that what they allow may be refused, with a status that the document has.
 cd "$state"
 run() {
   "$peers/schemathesis/bin/schemathesis" run "https://localhost:$port/openapi.json" --tls-verify "$state/tls.crt" \
     --header "Authorization: Bearer $(cat "$state/operator.token")" --max-examples "$examples" \
-    --phases examples,coverage,fuzzing --continue-on-failure --seed 1 --no-color "$@"
+    --phases examples,coverage,fuzzing --exclude-checks positive_data_acceptance --continue-on-failure \
+    --seed 1 --no-color "$@"
 }
 status=0
 run --exclude-path /v1/keys/rotate || status=$?
 # Last: after a compromise no token holds any more, and every answer is 401.
-run --include-path /v1/keys/rotate --exclude-checks positive_data_acceptance || status=$?
+run --include-path /v1/keys/rotate || status=$?
 if [ "$status" != 0 ]; then tail -20 "$state/log" >&2; fi
 exit "$status"

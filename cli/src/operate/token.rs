@@ -5,7 +5,10 @@ use std::{path::PathBuf, time::Duration};
 use serde::Serialize;
 use wavry_credentials::{master::Ask, source};
 use wavry_master::operate::{IssueOperator, IssueRegistration, IssueSession, IssuedToken};
-use wavry_proto::id::{NodeId, ServiceName};
+use wavry_proto::{
+    id::{NodeId, RegionName, ServiceName},
+    placement::Weight,
+};
 
 use super::{Master, say, say_json, shown_time};
 use crate::provision::{NodeRole, RoleOfOperator, parse_duration, refuse_to_overwrite};
@@ -59,6 +62,12 @@ pub(crate) struct RegistrationArgs {
     /// Services a relay may announce, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "A,B")]
     services: Vec<ServiceName>,
+    /// Region that the node stands in
+    #[arg(long, value_name = "REGION")]
+    region: Option<RegionName>,
+    /// Share of sessions that a relay is to take, beside other exits for the same service: 1 to 1000
+    #[arg(long, default_value_t, value_name = "N")]
+    weight: Weight,
     #[command(flatten)]
     token: Token,
 }
@@ -114,6 +123,8 @@ pub(crate) async fn issue(command: &IssueCommand) -> anyhow::Result<()> {
                 node: args.name.to_string(),
                 role: args.role.role().as_str().to_owned(),
                 services: args.services.iter().map(ToString::to_string).collect(),
+                region: args.region.as_ref().map(ToString::to_string),
+                weight: Some(args.weight.get()),
                 ttl_seconds: args.token.seconds(),
             };
             args.token.ask("/v1/tokens/registration", &request).await

@@ -9,6 +9,7 @@ use wavry_credentials::{audit::Action, clock::unix_time, random};
 use wavry_proto::{
     control::Role,
     id::{NodeId, ServiceName},
+    placement::{Placement, Weight},
     token::{
         MAX_LIFETIME, MAX_OPERATOR_LIFETIME, Operator, OperatorRole, Registration, Session,
         Validity,
@@ -72,6 +73,13 @@ pub struct IssueRegistration {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(example = json!(["chat"]))]
     pub services: Vec<String>,
+    /// The region that it stands in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// The share of sessions that a relay is to take: 1 to 1,000, and 100 if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 1000)]
+    pub weight: Option<u16>,
     /// For how many seconds it can be used: up to 604,800, and 3,600 if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 604_800)]
@@ -239,6 +247,13 @@ pub(super) async fn issue_registration(
         "relay" => Role::Relay,
         _ => return Err(malformed("role is neither gateway nor relay")),
     };
+    let region = request.region.map(|name| name.parse()).transpose();
+    let weight = request.weight.map(Weight::try_from).transpose();
+    let weight = weight.map_err(|_| malformed("weight is not from 1 to 1000"))?;
+    let placement = Placement {
+        region: region.map_err(|_| malformed("region is no region's name"))?,
+        weight: weight.unwrap_or_default(),
+    };
     let services = request.services.iter().map(|name| name.parse());
     let services: Result<_, _> = services.collect();
     let path = format!("/v1/tokens/registration {}", role.as_str());
@@ -247,6 +262,7 @@ pub(super) async fn issue_registration(
         sub: node,
         role,
         services: services.map_err(|_| malformed("services has what is no service's name"))?,
+        placement,
         validity: validity(request.ttl_seconds, MAX_LIFETIME)?,
     });
     issued(&api, &asking, &operator, &path, issue).await

@@ -157,6 +157,8 @@ async fn an_admin_gets_a_token_with_which_a_node_registers_once() {
         json!({"node": "A", "role": "relay"}),
         json!({"node": "a", "role": "master"}),
         json!({"node": "a", "role": "relay", "services": ["A'--"]}),
+        json!({"node": "a", "role": "relay", "region": "A'--"}),
+        json!({"node": "a", "role": "relay", "weight": 1001}),
     ] {
         let said = issue(&mut wire, &admin, "registration", &bad).await;
         assert_eq!(said, (400, json!("malformed-request")), "{bad}");
