@@ -207,6 +207,8 @@ if [ -z "$fast" ]; then
   ./scripts/test-hvac.sh
   heading "schemathesis against the KeyVault"
   ./scripts/test-openapi.sh 10
+  heading "schemathesis against the master"
+  ./scripts/test-openapi-master.sh 25
 fi
 heading "tests"
 if ! cargo nextest --version >/dev/null 2>&1; then

@@ -83,6 +83,9 @@ enum Token {
     /// Write a token with which an operator works on the cluster, readable by its owner alone
     #[command(after_long_help = OPERATOR_HELP)]
     Operator(provision::OperatorArgs),
+    /// Have a master sign a token, without its key at hand
+    #[command(subcommand, after_long_help = ISSUE_HELP)]
+    Issue(operate::IssueCommand),
     /// Make the session tokens of a subject worthless, and close the sessions they opened
     #[command(after_long_help = REVOKE_HELP)]
     Revoke(operate::RevokeArgs),
@@ -223,8 +226,20 @@ Writes to an audit log that is sealed with the audit key: WAVRY_AUDIT_KEY_FILE, 
   export WAVRY_OPERATOR_TOKEN_FILE=operator.token
   wavry node list --master https://master.example:8443 --ca-file ca.crt
 
-A viewer looks; an operator also revokes; an admin may do everything. Who holds the file is the
+A viewer looks; an operator also changes services, issues session tokens and revokes; an admin may do
+everything. Who holds the file is the
 operator until the token expires.";
+
+const ISSUE_HELP: &str = "\
+  export WAVRY_MASTER=https://master.example:8443 WAVRY_CA_FILE=ca.crt
+  export WAVRY_OPERATOR_TOKEN_FILE=operator.token       # see `wavry token operator`
+  wavry token issue operator --role viewer --ttl 15m --out script.token
+  wavry token issue session chat --subject alice --ttl 15m --out alice.token
+  wavry token issue registration relay exit-1 --services chat --out registration.token
+
+A viewer gets tokens of its own name and role; an operator also issues those of sessions; an admin issues
+any. An operator's token holds no longer than the one that asks for it: what has leaked is of use until it
+expires, and not for longer. The master's audit log has a line of each before anybody has the token.";
 
 const NODE_HELP: &str = "\
   export WAVRY_MASTER=https://master.example:8443 WAVRY_CA_FILE=ca.crt
@@ -344,6 +359,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Service(command) => operate::service(&command).await?,
         Command::Token(Token::Session(args)) => provision::session(&args).await?,
         Command::Token(Token::Operator(args)) => provision::operator(&args).await?,
+        Command::Token(Token::Issue(command)) => operate::issue(&command).await?,
         Command::Token(Token::Revoke(args)) => operate::revoke(&args).await?,
         Command::Key(Key::Generate(args)) => provision::key(&args)?,
         Command::Key(Key::List(master)) => operate::keys(&master).await?,

@@ -2,6 +2,7 @@
 //! `wavry relay identity`.
 
 mod identity;
+mod token;
 
 use std::{
     io::{self, Write as _},
@@ -18,14 +19,15 @@ use wavry_credentials::{
     random, source,
 };
 use wavry_master::operate::{
-    KeyStatus, Keys, NodePage, NodeStatus, RevokeSubject, RevokedSubject, RotateKey, ServiceSpec,
-    ServiceStatus, Services,
+    KeyPage, KeyStatus, NodePage, NodeStatus, RevokeSubject, RevokedSubject, RotateKey,
+    ServicePage, ServiceSpec, ServiceStatus,
 };
 use wavry_proto::id::{NodeId, ServiceName};
 
 use crate::log::complain;
 
 pub(crate) use identity::{IdentityCommand, identity};
+pub(crate) use token::{IssueCommand, issue};
 
 /// `wavry node`.
 #[derive(Debug, clap::Subcommand)]
@@ -153,7 +155,8 @@ pub(crate) struct Master {
 pub(crate) async fn node(command: &NodeCommand) -> anyhow::Result<()> {
     match command {
         NodeCommand::List(master) => {
-            let nodes = master.open().await?.nodes().await?;
+            let page = |page: NodePage| (page.nodes, page.next);
+            let nodes = master.open().await?.all("/v1/nodes", page).await?;
             match master.json {
                 true => say_json(&nodes),
                 false => say_table(&HEADINGS, &nodes.iter().map(row).collect::<Vec<_>>()),
@@ -186,8 +189,8 @@ pub(crate) async fn node(command: &NodeCommand) -> anyhow::Result<()> {
 pub(crate) async fn service(command: &ServiceCommand) -> anyhow::Result<()> {
     match command {
         ServiceCommand::List(master) => {
-            let mut operator = master.open().await?;
-            let Services { services } = operator.ask(Ask::get("/v1/services")).await?;
+            let page = |page: ServicePage| (page.services, page.next);
+            let services = master.open().await?.all("/v1/services", page).await?;
             match master.json {
                 true => say_json(&services),
                 false => {
@@ -265,7 +268,8 @@ pub(crate) async fn revoke(args: &RevokeArgs) -> anyhow::Result<()> {
 
 /// Lists the keys that sign.
 pub(crate) async fn keys(master: &Master) -> anyhow::Result<()> {
-    let Keys { keys } = master.open().await?.ask(Ask::get("/v1/keys")).await?;
+    let page = |page: KeyPage| (page.keys, page.next);
+    let keys = master.open().await?.all("/v1/keys", page).await?;
     match master.json {
         true => say_json(&keys),
         false => {
@@ -386,16 +390,20 @@ impl Operator {
         serde_json::from_slice(&body).map_err(|_| anyhow::anyhow!("the master's answer is not one"))
     }
 
-    /// Every page of the nodes.
-    async fn nodes(&mut self) -> anyhow::Result<Vec<NodeStatus>> {
-        let mut nodes = Vec::new();
-        let mut path = "/v1/nodes".to_owned();
+    /// What all pages of a list have; `open` gives what one has, and what is next.
+    async fn all<Page: DeserializeOwned, T>(
+        &mut self,
+        list: &str,
+        open: impl Fn(Page) -> (Vec<T>, Option<String>),
+    ) -> anyhow::Result<Vec<T>> {
+        let mut all = Vec::new();
+        let mut path = list.to_owned();
         loop {
-            let page: NodePage = self.ask(Ask::get(&path)).await?;
-            nodes.extend(page.nodes);
-            match page.next {
-                Some(after) => path = format!("/v1/nodes?after={after}"),
-                None => return Ok(nodes),
+            let (page, next) = open(self.ask(Ask::get(&path)).await?);
+            all.extend(page);
+            match next {
+                Some(after) => path = format!("{list}?after={after}"),
+                None => return Ok(all),
             }
         }
     }

@@ -107,7 +107,7 @@ pub(crate) struct OperatorArgs {
 pub(crate) enum RoleOfOperator {
     /// Look
     Viewer,
-    /// Also revoke
+    /// Also change services, issue tokens, revoke
     Operator,
     /// Everything
     Admin,
@@ -147,10 +147,7 @@ pub(crate) async fn node(args: &NodeArgs) -> anyhow::Result<()> {
         refuse_to_overwrite(file)?;
     }
     at_most(args.ttl, MAX_LIFETIME)?;
-    let role = match args.role {
-        NodeRole::Relay => Role::Relay,
-        NodeRole::Gateway => Role::Gateway,
-    };
+    let role = args.role.role();
     let issuer = args.record.issuer(&args.cluster).await?;
     let (name, services) = (args.name.clone(), args.services.clone());
     let placement = Placement {
@@ -187,11 +184,7 @@ pub(crate) async fn session(args: &SessionArgs) -> anyhow::Result<()> {
 pub(crate) async fn operator(args: &OperatorArgs) -> anyhow::Result<()> {
     refuse_to_overwrite(&args.out)?;
     at_most(args.ttl, MAX_OPERATOR_LIFETIME)?;
-    let role = match args.role {
-        RoleOfOperator::Viewer => OperatorRole::Viewer,
-        RoleOfOperator::Operator => OperatorRole::Operator,
-        RoleOfOperator::Admin => OperatorRole::Admin,
-    };
+    let role = args.role.role();
     let issuer = args.record.issuer(&args.cluster).await?;
     let token = issuer.operator_token(args.subject.clone(), role, args.ttl)?;
     source::write_private(&args.out, token.as_bytes())?;
@@ -203,6 +196,25 @@ pub(crate) fn key(args: &KeyArgs) -> anyhow::Result<()> {
     refuse_to_overwrite(&args.out)?;
     source::write_secret(&args.out, &SigningKey::generate().to_paserk())?;
     say(&args.out.display().to_string())
+}
+
+impl NodeRole {
+    pub(crate) fn role(self) -> Role {
+        match self {
+            Self::Relay => Role::Relay,
+            Self::Gateway => Role::Gateway,
+        }
+    }
+}
+
+impl RoleOfOperator {
+    pub(crate) fn role(self) -> OperatorRole {
+        match self {
+            Self::Viewer => OperatorRole::Viewer,
+            Self::Operator => OperatorRole::Operator,
+            Self::Admin => OperatorRole::Admin,
+        }
+    }
 }
 
 impl Record {
@@ -248,7 +260,7 @@ fn at_most(ttl: Duration, seconds: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn refuse_to_overwrite(file: &Path) -> anyhow::Result<()> {
+pub(crate) fn refuse_to_overwrite(file: &Path) -> anyhow::Result<()> {
     if file.symlink_metadata().is_ok() {
         bail!("{} exists and is not overwritten", file.display());
     }

@@ -179,6 +179,53 @@ async fn a_rotation_of_the_signing_key_drops_no_session_and_both_keys_tokens_ope
 }
 
 #[tokio::test]
+async fn tokens_that_a_master_issues_open_sessions_and_reach_no_further_than_who_asks() {
+    let cluster = cluster();
+    let native = cluster.native();
+    let operator = cluster.operator_token("operator");
+    let file = |name: &str| cluster.directory().join(name);
+    let issue = |by: &Path, arguments: &[&str], name: &str| {
+        let out = file(name);
+        let all = [
+            &["token", "issue"],
+            arguments,
+            &["--out", out.to_str().unwrap()],
+        ];
+        cluster.operate(by, &all.concat())
+    };
+    let session = ["session", "closed", "--subject", "tester", "--ttl", "10m"];
+    let done = issue(&operator, &session, "client.token");
+    assert!(done.status.success(), "{}", stderr(&done));
+    let token = std::fs::read_to_string(file("client.token")).unwrap();
+    let opened = native.open(&format!("/closed?token={token}")).await;
+    echo(&opened, b"by a token that the master issued")
+        .await
+        .unwrap();
+    // What is there is not written over.
+    let again = issue(&operator, &session, "client.token");
+    assert!(stderr(&again).contains("exists"), "{}", stderr(&again));
+
+    let viewer = ["operator", "--role", "viewer", "--ttl", "12h"];
+    let done = issue(&operator, &viewer, "viewer.token");
+    assert!(done.status.success(), "{}", stderr(&done));
+    let listed = cluster.operate(&file("viewer.token"), &["node", "list"]);
+    assert!(listed.status.success(), "{}", stderr(&listed));
+    for beyond in [
+        &session[..],
+        &["operator", "--role", "operator"],
+        &["registration", "relay", "more"],
+    ] {
+        let refused = issue(&file("viewer.token"), beyond, "none.token");
+        assert!(
+            stderr(&refused).contains("this needs role"),
+            "{}",
+            stderr(&refused)
+        );
+        assert!(!file("none.token").exists());
+    }
+}
+
+#[tokio::test]
 async fn a_command_whose_answer_is_lost_is_sent_again_and_carried_out_once() {
     let cluster = cluster();
     let admin = cluster.operator_token("admin");

@@ -9,6 +9,7 @@
 mod asking;
 mod identity;
 mod service;
+mod token;
 
 use std::{sync::Arc, time::Duration};
 
@@ -51,7 +52,8 @@ use crate::{
 use asking::{Asking, OnceKey};
 
 pub use identity::IdentityStatus;
-pub use service::{ServiceSpec, ServiceStatus, Services};
+pub use service::{ServicePage, ServiceSpec, ServiceStatus};
+pub use token::{IssueOperator, IssueRegistration, IssueSession, IssuedToken};
 
 /// Where the description of the routes is.
 const DOCUMENT: &str = "/openapi.json";
@@ -128,11 +130,14 @@ pub struct RevokedSubject {
     pub through: u64,
 }
 
-/// The subjects whose session tokens hold no more.
+/// Some of the subjects whose session tokens hold no more, ordered by service and digest.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct RevokedSubjects {
+pub struct RevokedSubjectPage {
     /// Those whose revoked tokens have not all expired anyhow.
     pub revoked: Vec<RevokedSubject>,
+    /// What to give as `after` for the next page; none after the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// A key that signs tokens and rosters.
@@ -150,11 +155,14 @@ pub struct KeyStatus {
     pub until: Option<u64>,
 }
 
-/// Every key that ever signed.
+/// Some of the keys that ever signed.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct Keys {
+pub struct KeyPage {
     /// Oldest first.
     pub keys: Vec<KeyStatus>,
+    /// What to give as `after` for the next page; none after the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// That a new key is to take the place of the one that signs.
@@ -175,11 +183,44 @@ pub struct RotateKey {
 
 /// Which page.
 #[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct PageQuery {
-    /// Id of the last entry of the page before.
+    /// What the page before says is next.
     after: Option<String>,
     /// Most entries, up to 100.
+    #[param(minimum = 1, maximum = 100)]
     limit: Option<usize>,
+}
+
+/// What a client asks of a list, as it came.
+type PageAsked = Result<Query<PageQuery>, QueryRejection>;
+
+impl PageQuery {
+    fn read(query: PageAsked) -> Result<Self, Refusal> {
+        let malformed =
+            |_| Refusal::Malformed("limit is not a number, or is given twice".to_owned());
+        let Query(page) = query.map_err(malformed)?;
+        match page.limit {
+            None | Some(1..=PAGE) => Ok(page),
+            Some(_) => Err(Refusal::Malformed(format!(
+                "limit is not between 1 and {PAGE}"
+            ))),
+        }
+    }
+
+    /// A page of what is in the order of `name`, which is how the next one is asked for; and where that is.
+    fn of<T>(
+        &self,
+        all: impl IntoIterator<Item = T>,
+        name: impl Fn(&T) -> String,
+    ) -> (Vec<T>, Option<String>) {
+        let after = self.after.as_deref().unwrap_or_default();
+        let limit = self.limit.unwrap_or(PAGE);
+        let mut rest = all.into_iter().filter(|one| *name(one) > *after);
+        let page: Vec<_> = rest.by_ref().take(limit).collect();
+        let next = rest.next().and(page.last()).map(name);
+        (page, next)
+    }
 }
 
 /// A refusal (RFC 9457).
@@ -240,6 +281,9 @@ fn documented() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
             service::put_service,
             service::delete_service
         ))
+        .routes(routes!(token::issue_operator))
+        .routes(routes!(token::issue_session))
+        .routes(routes!(token::issue_registration))
         .routes(routes!(list_keys))
         .routes(routes!(rotate_key))
         .split_for_parts()
@@ -264,21 +308,13 @@ async fn list_nodes(
     State(api): State<Arc<Api>>,
     Extension(asked): Extension<Arc<Asked>>,
     headers: HeaderMap,
-    query: Result<Query<PageQuery>, QueryRejection>,
+    query: PageAsked,
 ) -> Result<Json<NodePage>, Refusal> {
     api.operator(&headers, &asked, OperatorRole::Viewer).await?;
-    let malformed = |_| Refusal::Malformed("limit is not a number".to_owned());
-    let Query(PageQuery { after, limit }) = query.map_err(malformed)?;
-    let limit = limit.unwrap_or(PAGE).clamp(1, PAGE);
-    let after = after.unwrap_or_default();
     let nodes = api.registry.nodes();
-    let mut rest = nodes
-        .iter()
-        .filter(|(node, _)| node.id.as_str() > after.as_str());
-    let page = rest.by_ref().take(limit);
-    let page: Vec<_> = page.map(|node| api.status(node)).collect();
-    let next = rest.next().and(page.last()).map(|node| node.id.clone());
-    Ok(Json(NodePage { nodes: page, next }))
+    let (page, next) = PageQuery::read(query)?.of(&nodes, |(node, _)| node.id.to_string());
+    let nodes = page.into_iter().map(|node| api.status(node)).collect();
+    Ok(Json(NodePage { nodes, next }))
 }
 
 /// Shows a node
@@ -346,8 +382,10 @@ async fn revoke_node(
 #[utoipa::path(
     get,
     path = "/v1/revocations",
+    params(PageQuery),
     responses(
-        (status = 200, body = RevokedSubjects),
+        (status = 200, body = RevokedSubjectPage),
+        (status = 400, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 401, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 429, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
@@ -357,12 +395,19 @@ async fn list_revocations(
     State(api): State<Arc<Api>>,
     Extension(asked): Extension<Arc<Asked>>,
     headers: HeaderMap,
-) -> Result<Json<RevokedSubjects>, Refusal> {
+    query: PageAsked,
+) -> Result<Json<RevokedSubjectPage>, Refusal> {
     api.operator(&headers, &asked, OperatorRole::Viewer).await?;
-    let published = api.registry.published();
-    let revoked = published.borrow().roster.revoked.clone();
-    let revoked = revoked.into_iter().map(revoked_subject).collect();
-    Ok(Json(RevokedSubjects { revoked }))
+    let published = api.registry.published().borrow().clone();
+    let name = |one: &&Revocation| {
+        let service = one.service.as_ref().map_or("", ServiceName::as_str);
+        format!("{service}.{}", one.subject)
+    };
+    let mut all: Vec<_> = published.roster.revoked.iter().collect();
+    all.sort_by_cached_key(name);
+    let (page, next) = PageQuery::read(query)?.of(all, name);
+    let revoked = page.into_iter().cloned().map(revoked_subject).collect();
+    Ok(Json(RevokedSubjectPage { revoked, next }))
 }
 
 /// Revokes the session tokens of a subject
@@ -420,8 +465,10 @@ async fn revoke_subject(
 #[utoipa::path(
     get,
     path = "/v1/keys",
+    params(PageQuery),
     responses(
-        (status = 200, body = Keys),
+        (status = 200, body = KeyPage),
+        (status = 400, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 401, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 429, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
@@ -431,10 +478,15 @@ async fn list_keys(
     State(api): State<Arc<Api>>,
     Extension(asked): Extension<Arc<Asked>>,
     headers: HeaderMap,
-) -> Result<Json<Keys>, Refusal> {
+    query: PageAsked,
+) -> Result<Json<KeyPage>, Refusal> {
     api.operator(&headers, &asked, OperatorRole::Viewer).await?;
-    let keys = api.registry.ring().lives.iter().map(key_status).collect();
-    Ok(Json(Keys { keys }))
+    let ring = api.registry.ring();
+    // By age, and not by name: their numbers are how the next page is asked for.
+    let numbered = ring.lives.iter().enumerate();
+    let (page, next) = PageQuery::read(query)?.of(numbered, |(number, _)| format!("{number:06}"));
+    let keys = page.into_iter().map(|(_, life)| key_status(life)).collect();
+    Ok(Json(KeyPage { keys, next }))
 }
 
 /// Rotates the key that signs tokens and rosters

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use wavry_credentials::{
     audit::{
         Action, Event,
@@ -52,20 +53,15 @@ impl Issuer {
     ) -> Result<String, Error> {
         let path = format!("provision {}", role.as_str());
         let jti = self.on_record(sub.as_str(), path)?;
-        let claims = Registration {
+        let issue = Issue::Registration(Registration {
             jti,
             sub,
             role,
             services,
             placement,
             validity: validity(ttl),
-        };
-        let scope = Scope {
-            cluster: &self.cluster,
-            audience: "master",
-            binding: &[],
-        };
-        Ok(self.key.sign(&claims, scope))
+        });
+        Ok(issue.sign(&self.key, &self.cluster))
     }
 
     /// A token with which client `sub` can open sessions to `service`, within `ttl` from now. The exit
@@ -79,19 +75,17 @@ impl Issuer {
         ttl: Duration,
     ) -> Result<String, Error> {
         let jti = self.on_record(&sub, format!("token session {service}"))?;
-        let claims = Session {
-            jti,
-            sub,
-            sid,
-            claims,
-            validity: validity(ttl),
+        let issue = Issue::Session {
+            service: service.clone(),
+            claims: Session {
+                jti,
+                sub,
+                sid,
+                claims,
+                validity: validity(ttl),
+            },
         };
-        let scope = Scope {
-            cluster: &self.cluster,
-            audience: service.as_str(),
-            binding: &[],
-        };
-        Ok(self.key.sign(&claims, scope))
+        Ok(issue.sign(&self.key, &self.cluster))
     }
 
     /// A token with which `sub` can work on the cluster as far as `role` reaches, within `ttl` from now.
@@ -102,18 +96,13 @@ impl Issuer {
         ttl: Duration,
     ) -> Result<String, Error> {
         let jti = self.on_record(&sub, format!("token operator {}", role.as_str()))?;
-        let claims = Operator {
+        let issue = Issue::Operator(Operator {
             jti,
             sub,
             role,
             validity: validity(ttl),
-        };
-        let scope = Scope {
-            cluster: &self.cluster,
-            audience: "master",
-            binding: &[],
-        };
-        Ok(self.key.sign(&claims, scope))
+        });
+        Ok(issue.sign(&self.key, &self.cluster))
     }
 
     /// An id for a new token, 128 random bits, once it is on record.
@@ -124,6 +113,66 @@ impl Issuer {
         event.secret = Some(self.log.key().identifier(&jti));
         self.log.append(&event)?;
         Ok(jti)
+    }
+}
+
+/// What a token says that is to be signed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Issue {
+    /// For an operator.
+    Operator(Operator),
+    /// For a client.
+    Session {
+        /// The service it opens sessions to.
+        service: ServiceName,
+        /// The rest.
+        claims: Session,
+    },
+    /// For a node, once.
+    Registration(Registration),
+}
+
+impl Issue {
+    /// Id of the token (`jti`).
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Operator(claims) => &claims.jti,
+            Self::Session { claims, .. } => &claims.jti,
+            Self::Registration(claims) => &claims.jti,
+        }
+    }
+
+    /// Whom it is for (`sub`).
+    pub fn subject(&self) -> &str {
+        match self {
+            Self::Operator(claims) => &claims.sub,
+            Self::Session { claims, .. } => &claims.sub,
+            Self::Registration(claims) => claims.sub.as_str(),
+        }
+    }
+
+    /// When it holds.
+    pub fn validity(&self) -> &Validity {
+        match self {
+            Self::Operator(claims) => &claims.validity,
+            Self::Session { claims, .. } => &claims.validity,
+            Self::Registration(claims) => &claims.validity,
+        }
+    }
+
+    /// The token. One key makes one token of it, however often it signs (RFC 8032).
+    pub fn sign(&self, key: &SigningKey, cluster: &ClusterName) -> String {
+        let scope = |audience| Scope {
+            cluster,
+            audience,
+            binding: &[],
+        };
+        match self {
+            Self::Operator(claims) => key.sign(claims, scope("master")),
+            Self::Session { service, claims } => key.sign(claims, scope(service.as_str())),
+            Self::Registration(claims) => key.sign(claims, scope("master")),
+        }
     }
 }
 

@@ -27,6 +27,7 @@ use crate::{
     metrics as names,
     presence::{Presence, Report, State, Whereabouts},
     problem::Refusal,
+    provision::Issue,
     ring::Ring,
     store::{
         self, Admission, Announcement, Done, Order, RegisterError, RevokeError,
@@ -156,11 +157,11 @@ impl Registry {
         let rotated = self.carry_out(async move |shared| {
             let (store, cluster) = (&shared.store, &shared.cluster);
             let now = unix_time();
-            let rotated = store.rotate(&shared.master_key, cluster, rotation, now, order);
+            let rotated = store.rotate(&shared.master_key, cluster, rotation, now, &order);
             rotated.await
         });
         let rotated = rotated.await?;
-        let (kid, reason) = (rotated.outcome, reason.as_str());
+        let (kid, reason) = (rotated.outcome.0, reason.as_str());
         if !rotated.is_repeated {
             metrics::counter!(names::KEY_ROTATIONS, "reason" => reason).increment(1);
             tracing::warn!(
@@ -422,6 +423,13 @@ impl Registry {
             metrics::counter!(names::REVOCATIONS, "kind" => "subject").increment(1);
         }
         Ok(revoked.outcome)
+    }
+
+    /// Puts on record what a token says that is to be signed; gives what it says, which is what was said
+    /// before where it was asked for before.
+    pub(crate) async fn issue(&self, issue: Issue, order: Order) -> Result<Issue, Refusal> {
+        let issued = self.carry_out(async move |shared| shared.store.issue(issue, &order).await);
+        issued.await.map(|issued| issued.outcome)
     }
 
     /// Has the store carry out what an operator ordered, within the time that an answer may wait for its

@@ -7,6 +7,7 @@
 pub mod audit;
 mod feed;
 mod identity;
+mod issue;
 pub(crate) mod keys;
 mod once;
 mod open;

@@ -278,6 +278,9 @@ pub enum OperatorRole {
 }
 
 impl OperatorRole {
+    /// All of them, each with the rights of those before.
+    pub const ALL: [Self; 3] = [Self::Viewer, Self::Operator, Self::Admin];
+
     /// The role as it is written.
     pub fn as_str(self) -> &'static str {
         match self {

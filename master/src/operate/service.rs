@@ -16,7 +16,7 @@ use wavry_proto::{
     token::OperatorRole,
 };
 
-use super::{Asking, OnceKey, ProblemDocument};
+use super::{Asking, OnceKey, PageAsked, PageQuery, ProblemDocument};
 use crate::{
     api::Api,
     audited::Asked,
@@ -57,11 +57,14 @@ pub struct ServiceStatus {
     pub spec: ServiceSpec,
 }
 
-/// The services of the cluster.
+/// Some services of the cluster, ordered by name.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct Services {
-    /// Ordered by name.
+pub struct ServicePage {
+    /// The services.
     pub services: Vec<ServiceStatus>,
+    /// What to give as `after` for the next page; none after the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// Lists services
@@ -70,8 +73,10 @@ pub struct Services {
 #[utoipa::path(
     get,
     path = "/v1/services",
+    params(PageQuery),
     responses(
-        (status = 200, body = Services),
+        (status = 200, body = ServicePage),
+        (status = 400, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 401, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 429, body = ProblemDocument, content_type = "application/problem+json"),
         (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
@@ -81,12 +86,16 @@ pub(super) async fn list_services(
     State(api): State<Arc<Api>>,
     Extension(asked): Extension<Arc<Asked>>,
     headers: HeaderMap,
-) -> Result<Json<Services>, Refusal> {
+    query: PageAsked,
+) -> Result<Json<ServicePage>, Refusal> {
     api.operator(&headers, &asked, OperatorRole::Viewer).await?;
     let published = api.registry.published().borrow().clone();
-    let services = published.roster.services.iter();
-    Ok(Json(Services {
-        services: services.map(|service| status(&api, service)).collect(),
+    let all = &published.roster.services;
+    let (page, next) = PageQuery::read(query)?.of(all, |service| service.name.to_string());
+    let services = page.into_iter().map(|service| status(&api, service));
+    Ok(Json(ServicePage {
+        services: services.collect(),
+        next,
     }))
 }
 

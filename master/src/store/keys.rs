@@ -1,14 +1,15 @@
 //! Keys that sign tokens and rosters, sealed under the secret `master_key`.
 
+use serde::{Deserialize, Serialize};
 use wavry_credentials::{
-    audit::{Action, Event},
+    audit::{Action, Event, Key},
     token::{Scope, SigningKey},
 };
 use wavry_proto::{id::ClusterName, token::Succession};
 
 use super::{
     Error, Snapshot, Store, audit,
-    once::{Begun, Done, Order},
+    once::{Begun, Done, Order, Outcome},
 };
 use crate::{
     database::sql::{Row, Source, Transaction, query},
@@ -42,6 +43,16 @@ pub(crate) enum RotateError {
     /// The registry failed.
     #[error(transparent)]
     Store(#[from] Error),
+}
+
+/// PASERK id of a key that was made.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Kid(pub(crate) String);
+
+impl Outcome for Kid {
+    fn name_in(&self, event: &mut Event, _audit: &Key) {
+        event.subject.clone_from(&self.0);
+    }
 }
 
 impl From<sqlx::Error> for RotateError {
@@ -87,16 +98,15 @@ impl Store {
         cluster: &ClusterName,
         rotation: Rotation,
         now: u64,
-        mut order: Order,
-    ) -> Result<Done<String>, RotateError> {
-        let mut change = match self.begin(&order).await? {
+        order: &Order,
+    ) -> Result<Done<Kid>, RotateError> {
+        let mut change = match self.begin(order).await? {
             Begun::New(change) => change,
             Begun::Before(done) => return Ok(done),
         };
         let transaction = &mut change.transaction;
         let kid = follow(transaction, master, cluster, rotation, now).await?;
-        order.event.subject.clone_from(&kid);
-        Ok(change.conclude(&self.audit, &order, kid).await?)
+        Ok(change.conclude(&self.audit, order, Kid(kid)).await?)
     }
 
     /// Does what is due of the keys' lives, and gives what that was. It is decided by the keys as they are

@@ -6,6 +6,7 @@
 use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
 use wavry_credentials::audit::{Event, Key};
+use wavry_proto::control::Revocation;
 
 use super::{Change, Error, Snapshot, Store, audit};
 use crate::{
@@ -63,6 +64,16 @@ pub struct Done<T> {
     pub changed: Option<Snapshot>,
 }
 
+/// What comes of an order, as it is kept.
+pub(super) trait Outcome: Serialize + DeserializeOwned {
+    /// Says in a line of the audit log what it is about, where only the outcome knows.
+    fn name_in(&self, _event: &mut Event, _audit: &Key) {}
+}
+
+impl Outcome for () {}
+impl Outcome for bool {}
+impl Outcome for Revocation {}
+
 /// What is to be done with an order.
 pub(super) enum Begun<T> {
     New(Change),
@@ -105,10 +116,7 @@ impl Order {
 
 impl Store {
     /// Begins to carry out an order, unless it was before.
-    pub(super) async fn begin<T: DeserializeOwned>(
-        &self,
-        order: &Order,
-    ) -> Result<Begun<T>, Error> {
+    pub(super) async fn begin<T: Outcome>(&self, order: &Order) -> Result<Begun<T>, Error> {
         let mut change = self.change().await?;
         let Some(once) = &order.once else {
             return Ok(Begun::New(change));
@@ -130,13 +138,15 @@ impl Store {
         if kept.get::<Vec<u8>>(0)? != once.request {
             return Err(OnceError::Reused.into());
         }
-        let outcome = serde_json::from_str(&kept.get::<String>(1)?);
+        let outcome = serde_json::from_str::<T>(&kept.get::<String>(1)?);
+        let outcome = outcome.map_err(|_| Error::Row("idempotency_key"))?;
         let mut event = order.event.clone();
         event.outcome = REPEATED.to_owned();
+        outcome.name_in(&mut event, &self.audit);
         audit::append(transaction, &self.audit, &event).await?;
         change.transaction.commit().await?;
         Ok(Begun::Before(Done {
-            outcome: outcome.map_err(|_| Error::Row("idempotency_key"))?,
+            outcome,
             is_repeated: true,
             changed: None,
         }))
@@ -145,13 +155,15 @@ impl Store {
 
 impl Change {
     /// Puts an order on record, keeps what came of it, and commits.
-    pub(super) async fn conclude<T: Serialize>(
+    pub(super) async fn conclude<T: Outcome>(
         mut self,
         audit: &Key,
         order: &Order,
         outcome: T,
     ) -> Result<Done<T>, Error> {
-        audit::append(&mut self.transaction, audit, &order.event).await?;
+        let mut event = order.event.clone();
+        outcome.name_in(&mut event, audit);
+        audit::append(&mut self.transaction, audit, &event).await?;
         if let Some(once) = &order.once {
             let text = serde_json::to_string(&outcome);
             query(

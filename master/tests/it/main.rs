@@ -19,5 +19,6 @@ mod rotation;
 mod sinks;
 mod stalling;
 mod store;
+mod tokens;
 mod wire;
 mod world;

@@ -18,10 +18,15 @@ use crate::{
 };
 
 /// Status, and the body; of a problem its word.
-type Said = (u16, Value);
+pub(crate) type Said = (u16, Value);
 
 /// Sends a request that bears `key`, as it is written in the header.
-async fn ask(wire: &mut Wire, bearer: &str, key: &str, (method, path, body): Ask<'_>) -> Said {
+pub(crate) async fn ask(
+    wire: &mut Wire,
+    bearer: &str,
+    key: &str,
+    (method, path, body): Ask<'_>,
+) -> Said {
     let request = Request::builder()
         .method(method)
         .uri(path)
@@ -39,7 +44,7 @@ async fn ask(wire: &mut Wire, bearer: &str, key: &str, (method, path, body): Ask
     }
 }
 
-type Ask<'a> = (Method, &'a str, &'a str);
+pub(crate) type Ask<'a> = (Method, &'a str, &'a str);
 
 const ROTATE: Ask<'_> = (Method::POST, "/v1/keys/rotate", r#"{"reason":"request"}"#);
 

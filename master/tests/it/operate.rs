@@ -1,6 +1,10 @@
 //! What operators may ask, and what comes of it.
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::Duration,
+};
 
 use hyper::Method;
 use serde_json::{Value, json};
@@ -58,58 +62,116 @@ pub(crate) async fn get(wire: &mut Wire, path: &str, bearer: &str) -> Value {
     wire::json(&body)
 }
 
-/// Every route that asks for a role, with a request that is right in every other way.
-const ROUTES: [(Method, &str, &str, OperatorRole); 12] = [
-    (Method::GET, "/v1/nodes", "", OperatorRole::Viewer),
-    (Method::GET, "/v1/nodes/exit", "", OperatorRole::Viewer),
-    (Method::GET, "/v1/revocations", "", OperatorRole::Viewer),
-    (Method::GET, "/v1/services", "", OperatorRole::Viewer),
-    (Method::GET, "/v1/services/echo", "", OperatorRole::Viewer),
+/// A request for each route that the document describes, right in every way but for who asks: the route's
+/// path, where that goes in a test, and the body.
+const REQUESTS: [(&str, &str, &str, &str); 15] = [
+    ("GET", "/v1/nodes", "/v1/nodes", ""),
+    ("GET", "/v1/nodes/{node}", "/v1/nodes/exit", ""),
+    ("GET", "/v1/revocations", "/v1/revocations", ""),
+    ("GET", "/v1/services", "/v1/services", ""),
+    ("GET", "/v1/services/{service}", "/v1/services/echo", ""),
     (
-        Method::PUT,
+        "PUT",
+        "/v1/services/{service}",
         "/v1/services/made",
         r#"{"access":"public"}"#,
-        OperatorRole::Operator,
     ),
-    (Method::GET, "/v1/keys", "", OperatorRole::Viewer),
+    ("GET", "/v1/keys", "/v1/keys", ""),
     (
-        Method::POST,
+        "POST",
+        "/v1/keys/rotate",
         "/v1/keys/rotate",
         r#"{"reason":"request"}"#,
-        OperatorRole::Admin,
     ),
     (
-        Method::POST,
+        "POST",
+        "/v1/revocations",
         "/v1/revocations",
         r#"{"subject":"ann"}"#,
-        OperatorRole::Operator,
     ),
     (
-        Method::POST,
+        "POST",
+        "/v1/tokens/operator",
+        "/v1/tokens/operator",
+        r#"{"role":"viewer"}"#,
+    ),
+    (
+        "POST",
+        "/v1/tokens/session",
+        "/v1/tokens/session",
+        r#"{"service":"echo","subject":"ann"}"#,
+    ),
+    (
+        "POST",
+        "/v1/tokens/registration",
+        "/v1/tokens/registration",
+        r#"{"node":"later","role":"gateway"}"#,
+    ),
+    (
+        "POST",
+        "/v1/nodes/{node}/rotate",
         "/v1/nodes/exit/rotate",
         "",
-        OperatorRole::Operator,
     ),
     // Last, as they cannot be done twice.
+    ("DELETE", "/v1/services/{service}", "/v1/services/made", ""),
     (
-        Method::DELETE,
-        "/v1/services/made",
-        "",
-        OperatorRole::Operator,
-    ),
-    (
-        Method::POST,
+        "POST",
+        "/v1/nodes/{node}/revoke",
         "/v1/nodes/exit/revoke",
         "",
-        OperatorRole::Operator,
     ),
 ];
 
+const ROLES: [OperatorRole; 3] = [
+    OperatorRole::Viewer,
+    OperatorRole::Operator,
+    OperatorRole::Admin,
+];
+
+/// Every operation that the document describes, with the role that it says it needs.
+async fn described(wire: &mut Wire) -> BTreeMap<(String, String), OperatorRole> {
+    let (status, _, body) = wire.send(Method::GET, "/openapi.json", None, "").await;
+    assert_eq!(status, 200);
+    let document = wire::json(&body);
+    assert!(document["components"]["securitySchemes"]["operator_token"].is_object());
+    let mut described = BTreeMap::new();
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            let what = format!("{method} {path}");
+            let text = operation["description"].as_str().unwrap();
+            let says = |role: &OperatorRole| text.ends_with(&format!("Role {}.", role.as_str()));
+            let role = ROLES.into_iter().find(says);
+            let role = role.unwrap_or_else(|| panic!("{what} does not end with its role"));
+            for status in ["401", "429", "503"] {
+                assert!(
+                    operation["responses"][status].is_object(),
+                    "{what} {status}"
+                );
+            }
+            if role > OperatorRole::Viewer {
+                assert!(operation["responses"]["403"].is_object(), "{what}");
+            }
+            let parameters = operation["parameters"].as_array();
+            let mut parameters = parameters.into_iter().flatten().map(|p| &p["name"]);
+            if method != "get" {
+                assert!(parameters.any(|name| name == "Idempotency-Key"), "{what}");
+            }
+            described.insert((method.to_uppercase(), path.clone()), role);
+        }
+    }
+    described
+}
+
 #[tokio::test]
-async fn each_route_serves_the_roles_that_reach_so_far_and_nobody_else() {
+async fn each_route_of_the_document_serves_the_roles_that_reach_so_far_and_nobody_else() {
     let world = World::new();
     let master = world.start().await;
     let mut wire = Wire::open(&world, master.address).await;
+    let roles = described(&mut wire).await;
+    let known = REQUESTS.map(|(method, path, ..)| (method.to_owned(), path.to_owned()));
+    assert_eq!(roles.keys().cloned().collect::<BTreeSet<_>>(), known.into());
+
     let identity = Identity::generate();
     let token = sign(&world, &claims("1"));
     assert_eq!(wire.register(&identity, &token, "1").await, said(201, ""));
@@ -150,18 +212,16 @@ async fn each_route_serves_the_roles_that_reach_so_far_and_nobody_else() {
             "token-expired",
         ),
     ];
-    for (method, path, body, needed) in ROUTES {
+    for (method, route, path, body) in REQUESTS {
+        let needed = roles[&(method.to_owned(), route.to_owned())];
+        let method: Method = method.parse().unwrap();
         for (bearer, word) in &strangers {
             let outcome = wire
                 .problem(method.clone(), path, bearer.as_deref(), body)
                 .await;
             assert_eq!(outcome, said(401, word), "{method} {path}");
         }
-        for role in [
-            OperatorRole::Viewer,
-            OperatorRole::Operator,
-            OperatorRole::Admin,
-        ] {
+        for role in ROLES {
             let is_once = path.ends_with("/revoke") || method == Method::DELETE;
             if is_once && role == OperatorRole::Admin {
                 continue;
@@ -180,31 +240,114 @@ async fn each_route_serves_the_roles_that_reach_so_far_and_nobody_else() {
 }
 
 #[tokio::test]
-async fn the_document_describes_the_routes_that_ask_for_a_role() {
+async fn no_operator_speaks_for_a_node_and_what_is_public_needs_no_role() {
     let world = World::new();
     let master = world.start().await;
     let mut wire = Wire::open(&world, master.address).await;
-    let (status, _, body) = wire.send(Method::GET, "/openapi.json", None, "").await;
-    assert_eq!(status, 200);
-    let document = wire::json(&body);
-    let mut described = BTreeSet::new();
-    for (path, operations) in document["paths"].as_object().unwrap() {
-        for (method, operation) in operations.as_object().unwrap() {
-            assert!(operation["responses"]["401"].is_object(), "{method} {path}");
-            // Whatever is named in a path stands for all of its kind.
-            let path = path.replace("{node}", "*").replace("{service}", "*");
-            described.insert((method.to_uppercase(), path));
+    for role in ROLES {
+        let bearer = operator(&world, role);
+        for (method, path) in [
+            (Method::GET, "/v1/roster"),
+            (Method::POST, "/v1/nodes/heartbeat"),
+            (Method::POST, "/v1/nodes/rotate"),
+        ] {
+            for bearer in [Some(&*bearer), None] {
+                let (status, _) = wire.problem(method.clone(), path, bearer, "{}").await;
+                assert_eq!(status, 401, "{path} {role:?}");
+            }
+        }
+        for bearer in [Some(&*bearer), None] {
+            for path in [
+                "/.well-known/wavry/keys",
+                "/.well-known/wavry/succession",
+                "/openapi.json",
+            ] {
+                assert_eq!(
+                    wire.send(Method::GET, path, bearer, "").await.0,
+                    200,
+                    "{path}"
+                );
+            }
         }
     }
-    let routes = ROUTES.map(|(method, path, ..)| {
-        let mut path = path.to_owned();
-        for name in ["/exit", "/echo", "/made"] {
-            path = path.replace(name, "/*");
+}
+
+#[tokio::test]
+async fn every_list_comes_in_pages_that_have_each_entry_once() {
+    let world = World::new();
+    let master = world.start().await;
+    let mut wire = Wire::open(&world, master.address).await;
+    let admin = operator(&world, OperatorRole::Admin);
+    for n in 0..3 {
+        let mut claims = claims(&n.to_string());
+        claims.sub = node_id(&format!("node-{n}"));
+        let token = sign(&world, &claims);
+        let identity = Identity::generate();
+        let registered = wire.register(&identity, &token, &claims.jti).await;
+        assert_eq!(registered, said(201, ""));
+        let path = format!("/v1/services/a-{n}");
+        let made = wire.problem(Method::PUT, &path, Some(&admin), "{}").await;
+        assert_eq!(made, said(201, ""));
+        let of_service = json!({"subject": "ann", "service": format!("a-{n}")});
+        for body in [of_service, json!({"subject": format!("ann-{n}")})] {
+            let path = "/v1/revocations";
+            let sent = wire.problem(Method::POST, path, Some(&admin), body.to_string());
+            assert_eq!(sent.await, said(201, ""));
         }
-        (method.to_string(), path)
-    });
-    assert_eq!(described, BTreeSet::from(routes));
-    assert!(document["components"]["securitySchemes"]["operator_token"].is_object());
+    }
+    let body = r#"{"reason":"request"}"#;
+    let rotated = wire.problem(Method::POST, "/v1/keys/rotate", Some(&admin), body);
+    assert_eq!(rotated.await, said(201, ""));
+    for (path, list, count) in [
+        ("/v1/nodes", "nodes", 3),
+        ("/v1/services", "services", 4),
+        ("/v1/revocations", "revoked", 6),
+        ("/v1/keys", "keys", 2),
+    ] {
+        let whole = get(&mut wire, path, &admin).await;
+        assert_eq!(whole[list].as_array().unwrap().len(), count, "{path}");
+        assert_eq!(whole["next"], Value::Null);
+        for limit in [1, 2, count] {
+            let mut all = Vec::new();
+            let mut at = format!("{path}?limit={limit}");
+            loop {
+                let page = get(&mut wire, &at, &admin).await;
+                let entries = page[list].as_array().unwrap();
+                assert!(entries.len() <= limit);
+                all.extend(entries.iter().cloned());
+                match page["next"].as_str() {
+                    Some(next) => at = format!("{path}?limit={limit}&after={next}"),
+                    None => break,
+                }
+            }
+            // What time has passed shows in a node.
+            let steady = |list: &[Value]| {
+                let mut list = list.to_vec();
+                for entry in &mut list {
+                    if let Some(seconds) = entry.get_mut("heard_seconds_ago") {
+                        *seconds = json!(0);
+                    }
+                }
+                list
+            };
+            assert_eq!(
+                steady(&all),
+                steady(whole[list].as_array().unwrap()),
+                "{path}"
+            );
+        }
+        for bad in [
+            "limit=0",
+            "limit=101",
+            "limit=x",
+            "limit=-1",
+            "limit=1&limit=2",
+        ] {
+            let at = format!("{path}?{bad}");
+            let outcome = wire.problem(Method::GET, &at, Some(&admin), "").await;
+            assert_eq!(outcome, said(400, "malformed-request"), "{at}");
+        }
+    }
 }
 
 #[tokio::test]
