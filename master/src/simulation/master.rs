@@ -261,9 +261,8 @@ impl Master {
             true => Rotation::AtOnce,
             false => Rotation::InTurn(pace(sabotage)),
         };
-        let rotated = running
-            .store
-            .rotate(key, &cluster, rotation, shown, event("").into());
+        let order = event("").into();
+        let rotated = running.store.rotate(key, &cluster, rotation, shown, &order);
         if let Ok(done) = rotated.await {
             self.publish(done.changed, now).await;
         }
