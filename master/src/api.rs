@@ -352,8 +352,12 @@ async fn roster(
     let Query(After { after }) =
         query.map_err(|_| Refusal::Malformed("after is not an epoch".to_owned()))?;
     api.registry.catch_up().await?;
-    let mut published = api.registry.published();
-    let newer = published.wait_for(|p| after.is_none_or(|after| p.roster.epoch > Epoch(after)));
+    // What was answered to anybody before is in it.
+    let least = api.registry.published().borrow().roster.epoch;
+    let mut signed = api.registry.signed();
+    let newer = signed.wait_for(|signed| {
+        signed.epoch >= least && after.is_none_or(|after| signed.epoch > Epoch(after))
+    });
     let answer = tokio::select! {
         newer = newer => newer.ok().map(|current| current.clone()),
         () = tokio::time::sleep(api.poll_timeout) => None,
@@ -361,7 +365,7 @@ async fn roster(
         () = api.registry.behind() => return Err(Refusal::Behind(store::Error::TooSlow)),
     };
     let Some(current) = answer else {
-        let current = entity_tag(api.registry.published().borrow().roster.epoch);
+        let current = entity_tag(api.registry.signed().borrow().epoch);
         let status = match headers.get(header::IF_NONE_MATCH) {
             Some(held) if *held == current => StatusCode::NOT_MODIFIED,
             _ => StatusCode::NO_CONTENT,
@@ -369,18 +373,19 @@ async fn roster(
         return Ok((status, [(header::ETAG, current)]).into_response());
     };
     // Revoked while it waited.
-    if current.roster.node(&node).is_none() {
+    let published = api.registry.published();
+    if published.borrow().roster.node(&node).is_none() {
         return Err(Refusal::UnknownNode);
     }
     let headers = [
-        (header::ETAG, entity_tag(current.roster.epoch)),
+        (header::ETAG, entity_tag(current.epoch)),
         (
             header::CONTENT_TYPE,
             HeaderValue::from_static("text/plain; charset=utf-8"),
         ),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
     ];
-    Ok((headers, current.token.clone()).into_response())
+    Ok((headers, current.token).into_response())
 }
 
 async fn keys(State(api): State<Arc<Api>>) -> Response {
