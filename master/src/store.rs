@@ -261,7 +261,16 @@ impl Store {
     pub(crate) async fn state(&self) -> Result<(Snapshot, Vec<Kept>), Error> {
         let mut transaction = self.read().await?;
         let snapshot = read_snapshot(&mut transaction).await?;
-        Ok((snapshot, keys::read(&mut transaction).await?))
+        let keys = keys::read(&mut transaction).await?;
+        let mut newest = locked(&self.newest);
+        // What another master wrote is read before each change otherwise.
+        if newest
+            .as_ref()
+            .is_none_or(|newest| newest.epoch < snapshot.epoch)
+        {
+            *newest = Some(Arc::new(snapshot.clone()));
+        }
+        Ok((snapshot, keys))
     }
 
     /// What the roster shows now.
