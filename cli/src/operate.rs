@@ -355,7 +355,7 @@ impl Operator {
         let authorization = self.authorization.clone();
         let key = format!("{:032x}", u128::from_be_bytes(random::bytes()));
         ask.authorization = Some(&authorization);
-        ask.idempotency_key = Some(&key);
+        ask.idempotency_key = (!ask.method.is_safe()).then_some(&*key);
         let until = Instant::now() + PATIENCE;
         let mut pause = PAUSE;
         loop {

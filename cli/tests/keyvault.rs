@@ -4,6 +4,7 @@ mod support;
 
 use std::{
     fs,
+    io::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -247,6 +248,39 @@ fn bodies_and_paths_beyond_the_limits_get_clear_errors() {
     );
     assert_eq!(vault.curl(&["/v1/nothing/here"]).0, 403);
     assert_eq!(vault.curl(&["/elsewhere"]).0, 404);
+}
+
+#[test]
+fn a_client_that_does_not_finish_its_request_is_cut_off() {
+    let vault = Vault::start("");
+    let mut client = Command::new("openssl")
+        .args(["s_client", "-quiet", "-connect", &vault.address.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("openssl starts");
+    // Kept, so that it is not the client that ends the connection.
+    let mut stdin = client.stdin.take().unwrap();
+    stdin
+        .write_all(b"GET /v1/sys/health HTTP/1.1\r\nhost: a")
+        .unwrap();
+    assert!(ended(&mut client), "a head that does not end is waited for");
+    drop(stdin);
+}
+
+/// Whether a process ends by itself; it does not outlive the test either way.
+fn ended(child: &mut Child) -> bool {
+    let deadline = Instant::now() + DEADLINE;
+    while child.try_wait().expect("it can be waited for").is_none() {
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            let _ = child.wait();
+            return false;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    true
 }
 
 #[test]

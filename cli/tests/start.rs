@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::{net::UdpSocket, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{fs, net::UdpSocket, os::unix::fs::PermissionsExt as _, path::Path};
 
 use support::{output, stderr, wavry};
 use wavry_credentials::cert::DevelopmentAuthority;
@@ -11,7 +11,7 @@ const CANARY: &str = "canary-5ecret-value";
 
 fn config(directory: &Path, text: &str) -> String {
     let file = directory.join("config.toml");
-    std::fs::write(&file, text).expect("a temporary directory can be written");
+    fs::write(&file, text).expect("a temporary directory can be written");
     file.display().to_string()
 }
 
@@ -124,8 +124,8 @@ fn a_missing_key_stops_the_start_and_the_error_names_variable_and_path() {
     assert!(said.contains(&missing), "{said}");
 
     let open = directory.path().join("open.key");
-    std::fs::write(&open, CANARY).unwrap();
-    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(&open, CANARY).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o644)).unwrap();
     let open = open.display().to_string();
     let said = refused("master", &file, &[("WAVRY_MASTER_KEY_FILE", &open)]);
     assert!(said.contains(&open), "{said}");
@@ -209,15 +209,12 @@ fn keys_and_tokens_are_made_for_their_owner_alone_and_never_overwritten() {
         &format!("{out}/identity.key"),
         &format!("{out}/registration.token"),
     ] {
-        let mode = std::fs::metadata(file).unwrap().permissions().mode();
+        let mode = fs::metadata(file).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{file}");
     }
-    let identity = std::fs::read(format!("{out}/identity.key")).unwrap();
+    let identity = fs::read(format!("{out}/identity.key")).unwrap();
     assert!(!provision().status.success());
-    assert_eq!(
-        std::fs::read(format!("{out}/identity.key")).unwrap(),
-        identity
-    );
+    assert_eq!(fs::read(format!("{out}/identity.key")).unwrap(), identity);
 
     let mut command = wavry(&[
         "token",
@@ -275,4 +272,72 @@ fn every_subcommand_explains_itself() {
     }
     let short = output(wavry(&["-h"]));
     assert!(!String::from_utf8_lossy(&short.stdout).contains("sample"));
+}
+
+#[test]
+fn the_example_environment_has_every_variable_of_the_documentation() {
+    let at = |file: &str| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        fs::read_to_string(root.join(file)).unwrap()
+    };
+    let (example, document) = (at(".env.example"), at("docs/CONFIG.md"));
+    let is_part = |c: char| c.is_ascii_uppercase() || c == '_';
+    let words = |text: &str| {
+        let words = text.split(|c| !is_part(c));
+        let variables = words.filter(|word| word.starts_with("WAVRY_") && !word.ends_with('_'));
+        let variables = variables.filter(|word| !word.contains("__"));
+        variables
+            .map(str::to_owned)
+            .collect::<std::collections::BTreeSet<_>>()
+    };
+    let set: std::collections::BTreeSet<_> = example
+        .lines()
+        .filter_map(|line| line.strip_prefix('#')?.strip_suffix('='))
+        .filter(|name| name.starts_with("WAVRY_"))
+        .map(str::to_owned)
+        .collect();
+    let documented = words(&document);
+    assert!(documented.len() > 10, "{documented:?}");
+    let missing: Vec<_> = documented.difference(&set).collect();
+    assert!(missing.is_empty(), "not in .env.example: {missing:?}");
+    for name in &set {
+        let template = ["_FILE", "_KEYVAULT", "_FIELD"]
+            .iter()
+            .any(|end| name.ends_with(end));
+        assert!(
+            template || documented.contains(name),
+            "not documented: {name}"
+        );
+    }
+}
+
+#[test]
+fn a_keyvault_that_is_to_unseal_itself_does_not_start_without_its_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let authority = DevelopmentAuthority::open(directory.path()).unwrap();
+    authority.issue("vault", &["localhost"]).unwrap();
+    let audit_key = at("audit.key").display().to_string();
+    assert!(
+        output(wavry(&["key", "generate", "--out", &audit_key]))
+            .status
+            .success()
+    );
+    let config = format!(
+        "[keyvault]\nlisten = \"127.0.0.1:0\"\nseal = \"key\"\ndatabase = {:?}\ncertificate = {:?}\n\
+         [ops]\nlisten = \"127.0.0.1:0\"\n",
+        at("keyvault.sqlite"),
+        at("vault.crt")
+    );
+    fs::write(at("keyvault.toml"), config).unwrap();
+    let mut command = wavry(&["keyvault", "--config"]);
+    command
+        .arg(at("keyvault.toml"))
+        .env("WAVRY_AUDIT_KEY_FILE", at("audit.key"))
+        .env("WAVRY_TLS_KEY_FILE", at("vault.key"));
+    let refused = output(command);
+    assert_eq!(refused.status.code(), Some(1));
+    let text = stderr(&refused);
+    assert!(text.contains("WAVRY_KEYVAULT_KEY_FILE"), "{text}");
+    assert!(text.contains("/run/secrets/wavry_keyvault_key"), "{text}");
 }

@@ -251,7 +251,7 @@ async fn try_register(
         placement: token.placement,
         key: request.public_key,
         announcement: Announcement {
-            addresses: usable(request.addresses)?,
+            addresses: usable(request.addresses, asked.address)?,
             services: request.services,
             draining: false,
         },
@@ -282,7 +282,7 @@ async fn heartbeat(
         );
     }
     let said = Announcement {
-        addresses: usable(request.addresses)?,
+        addresses: usable(request.addresses, asked.address)?,
         services: request.services,
         draining: request.draining,
     };
@@ -352,8 +352,12 @@ async fn roster(
     let Query(After { after }) =
         query.map_err(|_| Refusal::Malformed("after is not an epoch".to_owned()))?;
     api.registry.catch_up().await?;
-    let mut published = api.registry.published();
-    let newer = published.wait_for(|p| after.is_none_or(|after| p.roster.epoch > Epoch(after)));
+    // What was answered to anybody before is in it.
+    let least = api.registry.published().borrow().roster.epoch;
+    let mut signed = api.registry.signed();
+    let newer = signed.wait_for(|signed| {
+        signed.epoch >= least && after.is_none_or(|after| signed.epoch > Epoch(after))
+    });
     let answer = tokio::select! {
         newer = newer => newer.ok().map(|current| current.clone()),
         () = tokio::time::sleep(api.poll_timeout) => None,
@@ -361,7 +365,7 @@ async fn roster(
         () = api.registry.behind() => return Err(Refusal::Behind(store::Error::TooSlow)),
     };
     let Some(current) = answer else {
-        let current = entity_tag(api.registry.published().borrow().roster.epoch);
+        let current = entity_tag(api.registry.signed().borrow().epoch);
         let status = match headers.get(header::IF_NONE_MATCH) {
             Some(held) if *held == current => StatusCode::NOT_MODIFIED,
             _ => StatusCode::NO_CONTENT,
@@ -369,18 +373,19 @@ async fn roster(
         return Ok((status, [(header::ETAG, current)]).into_response());
     };
     // Revoked while it waited.
-    if current.roster.node(&node).is_none() {
+    let published = api.registry.published();
+    if published.borrow().roster.node(&node).is_none() {
         return Err(Refusal::UnknownNode);
     }
     let headers = [
-        (header::ETAG, entity_tag(current.roster.epoch)),
+        (header::ETAG, entity_tag(current.epoch)),
         (
             header::CONTENT_TYPE,
             HeaderValue::from_static("text/plain; charset=utf-8"),
         ),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
     ];
-    Ok((headers, current.token.clone()).into_response())
+    Ok((headers, current.token).into_response())
 }
 
 async fn keys(State(api): State<Arc<Api>>) -> Response {
@@ -446,18 +451,26 @@ pub(crate) fn parse<T: DeserializeOwned>(
     })
 }
 
-/// Addresses that a node can be reached at, in order, each once.
-fn usable(addresses: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, Refusal> {
+/// Addresses that a node can be reached at, in order, each once. Those that mean something else on each host
+/// (loopback) or link (link-local) are for nodes that come from such an address themselves.
+fn usable(addresses: Vec<SocketAddr>, from: IpAddr) -> Result<Vec<SocketAddr>, Refusal> {
     if addresses.len() > MAX_ADDRESSES {
         return Err(Refusal::Address(format!(
             "a node has at most {MAX_ADDRESSES} addresses"
         )));
     }
+    let from = from.to_canonical();
     let mut usable = Vec::with_capacity(addresses.len());
     for address in addresses {
         let ip = address.ip().to_canonical();
         let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
-        if ip.is_unspecified() || ip.is_multicast() || is_broadcast || address.port() == 0 {
+        let is_elsewhere = match () {
+            () if ip.is_loopback() => !from.is_loopback(),
+            () if is_link_local(ip) => !from.is_loopback() && !is_link_local(from),
+            () => false,
+        };
+        let is_none = ip.is_unspecified() || ip.is_multicast() || is_broadcast;
+        if is_none || is_elsewhere || address.port() == 0 {
             return Err(Refusal::Address(format!(
                 "{address} is not an address a node can be reached at"
             )));
@@ -470,9 +483,18 @@ fn usable(addresses: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, Refusal> {
     Ok(usable)
 }
 
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
     #[test]
     fn addresses_that_nobody_can_be_reached_at_are_refused() {
@@ -485,19 +507,48 @@ mod tests {
             "[::ffff:0.0.0.0]:1",
             "127.0.0.1:0",
         ] {
-            assert!(
-                usable(vec![text.parse().unwrap()]).is_err(),
-                "{text} was taken"
-            );
+            for from in ["127.0.0.1", "192.0.2.1", "fe80::1"] {
+                let taken = usable(vec![text.parse().unwrap()], from.parse().unwrap());
+                assert!(taken.is_err(), "{text} was taken from {from}");
+            }
         }
         let many = (1..=17).map(|port| SocketAddr::from(([10, 0, 0, 1], port)));
-        assert!(usable(many.collect()).is_err());
+        assert!(usable(many.collect(), HERE).is_err());
+    }
+
+    #[test]
+    fn an_address_of_a_host_or_link_is_taken_from_there_alone() {
+        let takes = |text: &str, from: &str| {
+            usable(vec![text.parse().unwrap()], from.parse().unwrap()).is_ok()
+        };
+        for text in [
+            "127.0.0.1:1",
+            "127.9.9.9:1",
+            "[::1]:1",
+            "[::ffff:127.0.0.1]:1",
+        ] {
+            for here in ["127.0.0.1", "::1", "::ffff:127.0.0.1"] {
+                assert!(takes(text, here), "{text} from {here}");
+            }
+            for elsewhere in ["192.0.2.1", "2001:db8::1", "169.254.0.1", "fe80::1"] {
+                assert!(!takes(text, elsewhere), "{text} from {elsewhere}");
+            }
+        }
+        for text in ["169.254.0.2:1", "[fe80::2]:1"] {
+            assert!(takes(text, "169.254.0.1") && takes(text, "fe80::1") && takes(text, "::1"));
+            assert!(
+                !takes(text, "192.0.2.1") && !takes(text, "2001:db8::1"),
+                "{text}"
+            );
+        }
+        // Networks of one's own are networks.
+        assert!(takes("10.0.0.1:1", "192.0.2.1") && takes("[fd00::1]:1", "192.0.2.1"));
     }
 
     #[test]
     fn addresses_keep_their_order_and_come_once() {
         let [a, b]: [SocketAddr; 2] = ["10.0.0.2:1", "10.0.0.1:1"].map(|t| t.parse().unwrap());
         let mapped = "[::ffff:10.0.0.2]:1".parse().unwrap();
-        assert_eq!(usable(vec![a, b, mapped]).unwrap(), [a, b]);
+        assert_eq!(usable(vec![a, b, mapped], HERE).unwrap(), [a, b]);
     }
 }

@@ -106,7 +106,7 @@ impl KeyVault {
         let store = Store::open(&config.store).await?;
         store.check_audit(&audit.verifier()).await?;
         let barrier = Barrier::new(store.clone(), audit, config.guard.clone());
-        let authorizer = Authorizer::new(barrier.clone(), config.tokens, login::Limits::default());
+        let authorizer = Authorizer::new(barrier.clone(), config.tokens, config.logins);
         Ok(Self {
             store,
             barrier,

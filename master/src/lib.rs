@@ -208,6 +208,8 @@ impl Master {
             .map(|vault| Abort(tokio::spawn(vault.keep_up())));
         let following = self.registry.clone();
         let following = async move { following.follow_others().await };
+        let signing = self.registry.clone();
+        let signing = async move { signing.sign_rosters().await };
         let keeping = async move {
             let mut tick = tokio::time::interval(self.heartbeat_interval);
             tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -239,6 +241,7 @@ impl Master {
             () = serve => (),
             () = keeping => (),
             () = following => (),
+            () = signing => (),
             () = leave => (),
         }
         if let Some(vault) = self.keyvault {

@@ -7,6 +7,7 @@ pub(crate) const REGISTRATIONS: &str = "wavry_master_registrations_total";
 pub(crate) const CONNECTIONS: &str = "wavry_master_connections";
 pub(crate) const HANDSHAKES_FAILED: &str = "wavry_master_handshakes_failed_total";
 pub(crate) const ROSTER_EPOCH: &str = "wavry_master_roster_epoch";
+pub(crate) const ROSTERS_SIGNED: &str = "wavry_master_rosters_signed_total";
 pub(crate) const SERVICES: &str = "wavry_master_services";
 pub(crate) const NODES: &str = "wavry_master_nodes";
 pub(crate) const CURRENT: &str = "wavry_master_current";
@@ -55,6 +56,11 @@ pub fn describe() {
         REGISTRATIONS,
         Unit::Count,
         "Registrations tried, by outcome: registered, or the word of the problem"
+    );
+    describe_counter!(
+        ROSTERS_SIGNED,
+        Unit::Count,
+        "Rosters signed for the nodes that watch; changes that come in a burst share one"
     );
     describe_gauge!(
         KEYS,

@@ -1,13 +1,13 @@
 //! The registry at work: the store, who is heard of, and the signed roster that is served.
 
 mod current;
+mod signed;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use tokio::{sync::watch, time::timeout};
 pub(crate) use wavry_credentials::clock::unix_time;
 use wavry_credentials::{
@@ -35,6 +35,8 @@ use crate::{
     },
 };
 
+pub(crate) use signed::Signed;
+
 /// How long an answer waits for its line in the audit log.
 const AUDIT_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -54,6 +56,7 @@ struct Shared {
     /// Held while the store is written, so that presence and store change in the same order.
     writing: tokio::sync::Mutex<()>,
     published: watch::Sender<Arc<Published>>,
+    signed: watch::Sender<Signed>,
     /// Told after each line of the audit log.
     audited: watch::Sender<()>,
     /// When the newest look at what other masters wrote began.
@@ -77,13 +80,11 @@ pub(crate) struct Times {
     pub(crate) identity_pace: identity::Pace,
 }
 
-/// A roster as it is served.
+/// What is so now: whom the master lets in, and what it tells operators.
 pub(crate) struct Published {
-    /// What it says.
+    /// What the next roster says.
     pub(crate) roster: Roster,
-    /// The signed token.
-    pub(crate) token: Bytes,
-    /// The keys, of which one signed it.
+    /// The keys, of which one signs it.
     ring: Arc<Ring>,
     /// Every key of every node.
     node_keys: KeySet,
@@ -104,8 +105,9 @@ impl Registry {
         let ring = Arc::new(Ring::of(keys, &master_key)?);
         let nodes = snapshot.nodes.iter().map(|node| node.id.clone());
         let presence = Presence::new(nodes, now);
-        let first = Arc::new(Published::sign(snapshot, ring, &cluster));
+        let first = Arc::new(Published::new(snapshot, ring, &cluster));
         first.report();
+        let signed = watch::Sender::new(first.sign());
         Ok(Self {
             shared: Arc::new(Shared {
                 store,
@@ -115,6 +117,7 @@ impl Registry {
                 presence: Mutex::new(presence),
                 writing: tokio::sync::Mutex::new(()),
                 published: watch::Sender::new(first),
+                signed,
                 audited: watch::Sender::new(()),
                 looked: tokio::sync::Mutex::new(now),
                 is_current: watch::Sender::new(true),
@@ -698,11 +701,7 @@ impl Shared {
         if shown != (&snapshot.token_keys, &snapshot.roster_keys) {
             return self.reload().await;
         }
-        self.serve(Published::sign(
-            snapshot,
-            before.ring.clone(),
-            &self.cluster,
-        ));
+        self.serve(Published::new(snapshot, before.ring.clone(), &self.cluster));
         Ok(())
     }
 
@@ -722,7 +721,7 @@ impl Shared {
 }
 
 impl Published {
-    fn sign(snapshot: Snapshot, ring: Arc<Ring>, cluster: &ClusterName) -> Self {
+    fn new(snapshot: Snapshot, ring: Arc<Ring>, cluster: &ClusterName) -> Self {
         let keys: Vec<_> = snapshot
             .nodes
             .iter()
@@ -734,18 +733,12 @@ impl Published {
             epoch: snapshot.epoch,
             issued_at: unix_time(),
             nodes: snapshot.nodes,
-            services: snapshot.services,
+            services: snapshot.services.to_vec(),
             token_keys: snapshot.token_keys,
             roster_keys: snapshot.roster_keys,
             revoked: snapshot.revoked,
         };
-        let scope = Scope {
-            cluster,
-            audience: "nodes",
-            binding: &[],
-        };
         Self {
-            token: ring.signing.sign(&roster, scope).into(),
             ring,
             node_keys: KeySet::from_public_keys(&keys),
             identities: snapshot.identities,

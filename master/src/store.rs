@@ -21,7 +21,7 @@ use std::{
     collections::HashMap,
     fs::File,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use sqlx::postgres::PgDatabaseError;
@@ -38,7 +38,7 @@ use wavry_proto::{
 use crate::{
     database::{
         InUse, Unreachable,
-        sql::{Pool, Row, Transaction, query},
+        sql::{Pool, Row, Source, Transaction, query},
     },
     identity::Lives,
 };
@@ -58,6 +58,8 @@ pub struct Store {
     audit: Arc<Key>,
     /// Of the file, until it is closed.
     lock: Arc<Mutex<Option<File>>>,
+    /// What this process wrote or read last. It is what the database holds while that has its epoch.
+    newest: Arc<Mutex<Option<Arc<Snapshot>>>>,
 }
 
 /// Why the registry could not be read or written. Holds no request's content.
@@ -175,7 +177,7 @@ pub struct Snapshot {
     /// Nodes, ordered by id. Those that drain, fell silent or have no address offer no service.
     pub nodes: Vec<Node>,
     /// Services, ordered by name.
-    pub services: Vec<Service>,
+    pub services: Arc<[Service]>,
     /// Public keys that sign session tokens, as PASERK `k4.public`.
     pub token_keys: Vec<String>,
     /// Public keys that sign rosters from this one on.
@@ -239,33 +241,36 @@ impl Store {
     /// Gives what the roster shows an epoch of its own, although nothing changed. Where its epoch is not
     /// `held` any more, somebody else did.
     pub async fn renew(&self, held: Option<Epoch>) -> Result<Snapshot, Error> {
-        let Change {
-            mut transaction,
-            before,
-        } = self.change().await?;
-        if held.is_some_and(|held| held != before.epoch) {
-            return Ok(before);
+        let mut change = self.change().await?;
+        let mut renewed = change.before.as_ref().clone();
+        if held.is_some_and(|held| held != renewed.epoch) {
+            return Ok(renewed);
         }
-        let renewed = Snapshot {
-            epoch: write_epoch(&mut transaction, before.epoch).await?,
-            ..before
-        };
-        feed::tell(&mut transaction).await?;
-        transaction.commit().await?;
+        renewed.epoch = write_epoch(&mut change.transaction, renewed.epoch).await?;
+        feed::tell(&mut change.transaction).await?;
+        change.end(&renewed).await?;
         Ok(renewed)
     }
 
     /// The roster's epoch now.
     pub(crate) async fn epoch(&self) -> Result<Epoch, Error> {
-        let epoch = query("SELECT epoch FROM roster").one(&self.pool).await?;
-        Ok(Epoch(epoch.number(0)?))
+        read_epoch(&self.pool).await
     }
 
     /// What the roster shows now, and every key that ever signed, oldest first: of one moment.
     pub(crate) async fn state(&self) -> Result<(Snapshot, Vec<Kept>), Error> {
         let mut transaction = self.read().await?;
         let snapshot = read_snapshot(&mut transaction).await?;
-        Ok((snapshot, keys::read(&mut transaction).await?))
+        let keys = keys::read(&mut transaction).await?;
+        let mut newest = locked(&self.newest);
+        // What another master wrote is read before each change otherwise.
+        if newest
+            .as_ref()
+            .is_none_or(|newest| newest.epoch < snapshot.epoch)
+        {
+            *newest = Some(Arc::new(snapshot.clone()));
+        }
+        Ok((snapshot, keys))
     }
 
     /// What the roster shows now.
@@ -348,7 +353,7 @@ impl Store {
             }
         };
         audit::append(transaction, &self.audit, &admission.event).await?;
-        let changed = change.commit().await?;
+        let changed = change.commit(&[Part::Nodes]).await?;
         Ok(Written { revision, changed })
     }
 
@@ -380,7 +385,7 @@ impl Store {
             }
         }
         let revision = write_announcement(transaction, node, announcement).await?;
-        let changed = change.commit().await?;
+        let changed = change.commit(&[Part::Nodes]).await?;
         Ok(Written { revision, changed })
     }
 
@@ -394,22 +399,27 @@ impl Store {
                 .execute(&mut change.transaction)
                 .await?;
         }
-        change.commit().await
+        change.commit(&[Part::Nodes]).await
     }
 
     /// Closes the database, and lets go of its file.
     pub async fn close(&self) {
         self.pool.close().await;
-        let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(lock.take());
+        drop(locked(&self.lock).take());
     }
 
     async fn change(&self) -> Result<Change, Error> {
         let mut transaction = self.write().await?;
-        let before = read_snapshot(&mut transaction).await?;
+        let epoch = read_epoch(&mut transaction).await?;
+        let newest = locked(&self.newest).clone();
+        let before = match newest.filter(|newest| newest.epoch == epoch) {
+            Some(newest) => newest,
+            None => Arc::new(read_snapshot(&mut transaction).await?),
+        };
         Ok(Change {
             transaction,
             before,
+            newest: self.newest.clone(),
         })
     }
 
@@ -431,20 +441,62 @@ const LOCK: &str = "BEGIN; SELECT 1 FROM roster FOR UPDATE";
 /// A write under way. Dropped without a commit, it is undone.
 struct Change {
     transaction: Transaction,
-    before: Snapshot,
+    /// What the roster showed before: of its epoch, and so of any master that has it.
+    before: Arc<Snapshot>,
+    newest: Arc<Mutex<Option<Arc<Snapshot>>>>,
+}
+
+/// What of the roster a change may have changed, and is read again. The rest is large, and is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// Nodes and their identities.
+    Nodes,
+    /// Services.
+    Services,
+    /// Keys that sign.
+    Keys,
+    /// Subjects that were revoked.
+    Revoked,
 }
 
 impl Change {
-    async fn commit(mut self) -> Result<Option<Snapshot>, Error> {
-        let mut after = read_snapshot(&mut self.transaction).await?;
-        let changed = after != self.before;
+    /// Commits; gives the snapshot if what the roster shows has changed, which it has in no other part than
+    /// these.
+    async fn commit(mut self, parts: &[Part]) -> Result<Option<Snapshot>, Error> {
+        let mut after = self.before.as_ref().clone();
+        for part in parts {
+            after.read_again(*part, &mut self.transaction).await?;
+        }
+        #[cfg(debug_assertions)]
+        assert_eq!(
+            after,
+            read_snapshot(&mut self.transaction).await?,
+            "{parts:?}"
+        );
+        let changed = after != *self.before;
         if changed {
             after.epoch = write_epoch(&mut self.transaction, after.epoch).await?;
             feed::tell(&mut self.transaction).await?;
         }
-        self.transaction.commit().await?;
+        self.end(&after).await?;
         Ok(changed.then_some(after))
     }
+
+    /// Commits what the database shows as `after` then.
+    async fn end(self, after: &Snapshot) -> Result<(), Error> {
+        self.transaction.commit().await?;
+        *locked(&self.newest) = Some(Arc::new(after.clone()));
+        Ok(())
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn read_epoch(database: impl Into<Source<'_>>) -> Result<Epoch, Error> {
+    let epoch = query("SELECT epoch FROM roster").one(database).await?;
+    Ok(Epoch(epoch.number(0)?))
 }
 
 /// Gives the roster its next epoch. That is at least the time in seconds since the Unix epoch, so that
@@ -616,9 +668,35 @@ fn read_placement(row: &Row) -> Result<Placement, Error> {
 }
 
 async fn read_snapshot(transaction: &mut Transaction) -> Result<Snapshot, Error> {
-    let epoch = query("SELECT epoch FROM roster").one(&mut *transaction);
-    let epoch = Epoch(epoch.await?.number(0)?);
+    let mut snapshot = Snapshot {
+        epoch: read_epoch(&mut *transaction).await?,
+        nodes: Vec::new(),
+        services: Arc::default(),
+        token_keys: Vec::new(),
+        roster_keys: Vec::new(),
+        revoked: Vec::new(),
+        identities: Vec::new(),
+    };
+    for part in [Part::Nodes, Part::Services, Part::Keys, Part::Revoked] {
+        snapshot.read_again(part, transaction).await?;
+    }
+    Ok(snapshot)
+}
 
+impl Snapshot {
+    async fn read_again(&mut self, part: Part, from: &mut Transaction) -> Result<(), Error> {
+        match part {
+            Part::Nodes => (self.nodes, self.identities) = read_nodes(from).await?,
+            Part::Services => self.services = service::read(from).await?,
+            Part::Keys => (self.token_keys, self.roster_keys) = keys::shown(from).await?,
+            Part::Revoked => self.revoked = revocation::read(from).await?,
+        }
+        Ok(())
+    }
+}
+
+/// Nodes as the roster shows them, and their identities, each ordered by id.
+async fn read_nodes(transaction: &mut Transaction) -> Result<(Vec<Node>, Vec<Lives>), Error> {
     let mut nodes = Vec::new();
     let mut offers = Vec::new();
     let mut position = HashMap::new();
@@ -672,20 +750,5 @@ async fn read_snapshot(transaction: &mut Transaction) -> Result<Snapshot, Error>
         }
     }
 
-    let services = query("SELECT definition FROM service ORDER BY name")
-        .column::<String>(&mut *transaction)
-        .await?
-        .iter()
-        .map(|definition| serde_json::from_str(definition).map_err(|_| Error::Row("service")))
-        .collect::<Result<_, _>>()?;
-    let (token_keys, roster_keys) = keys::shown(transaction).await?;
-    Ok(Snapshot {
-        epoch,
-        nodes,
-        services,
-        token_keys,
-        roster_keys,
-        revoked: revocation::read(transaction).await?,
-        identities,
-    })
+    Ok((nodes, identities))
 }

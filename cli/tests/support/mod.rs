@@ -16,11 +16,12 @@ pub(crate) mod peer;
 pub(crate) mod plain;
 
 use std::{
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read, Write as _},
     net::{SocketAddr, TcpStream},
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -43,29 +44,38 @@ pub(crate) fn wavry(arguments: &[&str]) -> Command {
 
 /// Runs a command to its end.
 pub(crate) fn output(mut command: Command) -> Output {
-    let child = command
+    let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .expect("the binary starts");
+    // Read while it runs: a pipe that is full would have it wait.
+    let stdout = drained(child.stdout.take().expect("piped"));
+    let stderr = drained(child.stderr.take().expect("piped"));
     let mut child = Guard(Some(child));
     let deadline = Instant::now() + DEADLINE;
-    while child
-        .get()
-        .try_wait()
-        .expect("a child can be waited for")
-        .is_none()
-    {
+    let status = loop {
+        let status = child.get().try_wait().expect("a child can be waited for");
+        if let Some(status) = status {
+            break status;
+        }
         assert!(Instant::now() < deadline, "does not end: {command:?}");
         std::thread::sleep(Duration::from_millis(5));
+    };
+    Output {
+        status,
+        stdout: stdout.join().expect("its output"),
+        stderr: stderr.join().expect("its errors"),
     }
-    child
-        .0
-        .take()
-        .expect("taken once")
-        .wait_with_output()
-        .expect("its output")
+}
+
+fn drained(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut read = Vec::new();
+        pipe.read_to_end(&mut read).expect("a pipe can be read");
+        read
+    })
 }
 
 /// Standard error of a finished command.

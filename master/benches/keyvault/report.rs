@@ -101,6 +101,11 @@ pub(crate) fn costs(figures: &[Figure]) -> Vec<Cost> {
             ratio(Work::AuditedRead, Work::Call),
         );
         add(
+            "a login",
+            "audited reads for one login",
+            ratio(Work::AuditedRead, Work::Login),
+        );
+        add(
             "group commit",
             "times as many reads as with a sync for each",
             ratio(Work::AuditedRead, Work::OwnSync),

@@ -14,6 +14,7 @@ use wavry_master::keyvault::{
     Config, KeyVault,
     barrier::{Barrier, Change, Guard},
     call::{Answer, Call, Operation},
+    login,
     path::Canonical,
     policy::Policies,
     seal,
@@ -25,6 +26,8 @@ use wavry_master::keyvault::{
 pub(crate) const ENTRIES: usize = 2000;
 /// Secrets written at once while it is filled.
 const FILLING: usize = 100;
+/// Secret-ids by which units log in.
+const SECRET_IDS: usize = 100;
 
 pub(crate) struct World {
     pub(crate) vault: KeyVault,
@@ -64,6 +67,17 @@ impl World {
             });
             futures_util::future::join_all(writes).await;
         }
+        let approle = json!({"type": "approle"});
+        ask(Operation::Update, "sys/auth/approle", approle).await;
+        let role = json!({"token_policies": ["unit"], "token_ttl": "15m"});
+        ask(Operation::Update, ROLE, role).await;
+        let role_id = json!({"role_id": "bench"});
+        ask(Operation::Update, &format!("{ROLE}/role-id"), role_id).await;
+        for i in 0..SECRET_IDS {
+            let path = format!("{ROLE}/custom-secret-id");
+            let chosen = json!({"secret_id": secret_id(i)});
+            ask(Operation::Update, &path, chosen).await;
+        }
         let mut change = Change::default();
         for i in 0..ENTRIES {
             change.put(entry_path(i), value());
@@ -91,6 +105,12 @@ impl World {
 pub(crate) async fn open(location: Location, audit: &Arc<audit::Key>) -> KeyVault {
     let config = Config {
         guard: Guard::default(),
+        // What one costs is to be seen, not the rate to which they are held.
+        logins: login::Limits {
+            rate: u32::MAX,
+            burst: u32::MAX,
+            ..login::Limits::default()
+        },
         ..Config::at(location)
     };
     let vault = KeyVault::open(&config, audit.clone()).await;
@@ -117,6 +137,26 @@ pub(crate) fn call(operation: Operation, path: &str, token: &Token, body: Option
         wrap_ttl: None,
         request: "5b6b1c6e-0000-4000-8000-2f6f3d1c9a10".to_owned(),
     }
+}
+
+/// A unit's login, as HTTP makes it.
+pub(crate) fn login(i: usize) -> Call {
+    let shown = json!({"role_id": "bench", "secret_id": secret_id(i)});
+    Call {
+        token: None,
+        ..call(
+            Operation::Update,
+            "auth/approle/login",
+            &Token::new(String::new()),
+            Some(shown),
+        )
+    }
+}
+
+const ROLE: &str = "auth/approle/role/bench";
+
+fn secret_id(i: usize) -> String {
+    format!("secret-id-of-a-benchmark-{}", i % SECRET_IDS)
 }
 
 /// Where a unit reads.

@@ -10,11 +10,16 @@ use std::{
 
 use tokio::sync::Mutex;
 use wavry_credentials::key::aead;
-use wavry_master::keyvault::{barrier::Change, call::Operation, path::Canonical, policy::Request};
+use wavry_master::keyvault::{
+    barrier::Change,
+    call::{Answer, Operation},
+    path::Canonical,
+    policy::Request,
+};
 
 use crate::{
     report::{Figure, processor_time},
-    vault::{World, call, entry_path, event, secret_path, value},
+    vault::{World, call, entry_path, event, login, secret_path, value},
 };
 
 /// Who asks at the same time: units behind keep-alive connections.
@@ -38,9 +43,11 @@ pub(crate) enum Work {
     Call,
     /// An entry gets a new version, on record.
     AuditedWrite,
+    /// A unit logs in with the secret-id of its role (AppRole) and is given a token, on record.
+    Login,
 }
 
-pub(crate) const ALL: [Work; 8] = [
+pub(crate) const ALL: [Work; 9] = [
     Work::Decrypt,
     Work::Read,
     Work::Audit,
@@ -49,6 +56,7 @@ pub(crate) const ALL: [Work; 8] = [
     Work::AuthorizedRead,
     Work::Call,
     Work::AuditedWrite,
+    Work::Login,
 ];
 
 impl Work {
@@ -62,6 +70,7 @@ impl Work {
             Self::AuthorizedRead => "authorized read",
             Self::Call => "call",
             Self::AuditedWrite => "audited write",
+            Self::Login => "login",
         }
     }
 }
@@ -156,6 +165,10 @@ impl Client {
                 change.put(entry_path(self.at), value());
                 change.record(event(self.at));
                 self.world.barrier().commit(change).await.is_ok()
+            }
+            Work::Login => {
+                let answer = self.world.vault.handle(login(self.at)).await;
+                matches!(answer, Ok(Answer::Auth(_)))
             }
         }
     }

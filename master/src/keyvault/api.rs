@@ -189,3 +189,6 @@ fn body(status: StatusCode, document: Document) -> Response {
 fn openapi_answer() -> Response {
     body(StatusCode::OK, Document::of(&openapi()))
 }
+
+#[cfg(test)]
+mod tests;

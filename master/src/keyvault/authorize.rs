@@ -151,6 +151,12 @@ impl Authorizer {
         &self.logins
     }
 
+    /// Holds logins to other limits.
+    #[cfg(test)]
+    pub(super) fn limit_logins(&mut self, limits: login::Limits) {
+        self.logins = login::Gate::new(limits);
+    }
+
     pub(super) fn barrier(&self) -> &Barrier {
         &self.barrier
     }

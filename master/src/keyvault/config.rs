@@ -8,7 +8,7 @@ use wavry_proto::{
     id::ClusterName,
 };
 
-use super::{barrier::Guard, token};
+use super::{barrier::Guard, login, token};
 use crate::{
     audit_sink::{self, RawSink},
     database::{Location, UnusableUrl},
@@ -49,6 +49,10 @@ pub struct Raw {
     #[serde(with = "wavry_proto::duration")]
     pub max_ttl: Duration,
     /// As in [`RawVault`].
+    pub logins_per_second: u32,
+    /// As in [`RawVault`].
+    pub login_burst: u32,
+    /// As in [`RawVault`].
     pub accept_rollback: bool,
     /// As in [`RawVault`].
     pub audit_sinks: Vec<RawSink>,
@@ -73,6 +77,10 @@ pub struct RawVault {
     /// How long they last at most, however often they are renewed.
     #[serde(with = "wavry_proto::duration")]
     pub max_ttl: Duration,
+    /// Logins a second in the long run; more are told to come again.
+    pub logins_per_second: u32,
+    /// Logins at once, as of a herd of units that restart.
+    pub login_burst: u32,
     /// Takes a store for current that is older than one seen before: for one start, as a flag.
     pub accept_rollback: bool,
     /// Where else the audit log goes.
@@ -106,6 +114,8 @@ impl Default for Raw {
             seal: vault.seal,
             default_ttl: vault.default_ttl,
             max_ttl: vault.max_ttl,
+            logins_per_second: vault.logins_per_second,
+            login_burst: vault.login_burst,
             accept_rollback: vault.accept_rollback,
             audit_sinks: vault.audit_sinks,
         }
@@ -115,12 +125,15 @@ impl Default for Raw {
 impl Default for RawVault {
     fn default() -> Self {
         let limits = token::Limits::default();
+        let logins = login::Limits::default();
         Self {
             database: None,
             counter: None,
             seal: Seal::default(),
             default_ttl: Duration::from_secs(limits.default_ttl),
             max_ttl: Duration::from_secs(limits.max_ttl),
+            logins_per_second: logins.rate,
+            login_burst: logins.burst,
             accept_rollback: false,
             audit_sinks: Vec::new(),
         }
@@ -164,6 +177,8 @@ pub struct Vault {
     pub seal: Seal,
     /// How long tokens last.
     pub tokens: token::Limits,
+    /// How many units log in.
+    pub logins: login::Limits,
     /// How a rollback of the store is noticed.
     pub guard: Guard,
     /// Where else the audit log goes.
@@ -177,6 +192,7 @@ impl Vault {
             store,
             seal: Seal::default(),
             tokens: token::Limits::default(),
+            logins: login::Limits::default(),
             guard: Guard::default(),
             audit_sinks: Vec::new(),
         }
@@ -212,6 +228,8 @@ impl TryFrom<Raw> for Standalone {
                 seal: raw.seal,
                 default_ttl: raw.default_ttl,
                 max_ttl: raw.max_ttl,
+                logins_per_second: raw.logins_per_second,
+                login_burst: raw.login_burst,
                 accept_rollback: raw.accept_rollback,
                 audit_sinks: raw.audit_sinks,
             })?,
@@ -244,12 +262,19 @@ impl TryFrom<RawVault> for Vault {
         if raw.max_ttl < raw.default_ttl {
             return Err(Invalid::new("max_ttl", "must not be less than default_ttl"));
         }
+        at_least_one("logins_per_second", raw.logins_per_second.into())?;
+        at_least_one("login_burst", raw.login_burst.into())?;
         Ok(Self {
             store,
             seal: raw.seal,
             tokens: token::Limits {
                 default_ttl: raw.default_ttl.as_secs(),
                 max_ttl: raw.max_ttl.as_secs(),
+            },
+            logins: login::Limits {
+                rate: raw.logins_per_second,
+                burst: raw.login_burst,
+                ..login::Limits::default()
             },
             guard: Guard {
                 counter,
@@ -286,6 +311,9 @@ mod tests {
         let ttl = Duration::from_secs(5);
         assert_eq!(refused(|raw| raw.default_ttl = ttl), "default_ttl");
         assert_eq!(refused(|raw| raw.max_ttl = ttl), "max_ttl");
+        let rate = refused(|raw| raw.logins_per_second = 0);
+        assert_eq!(rate, "logins_per_second");
+        assert_eq!(refused(|raw| raw.login_burst = 0), "login_burst");
         let nameless = RawSink::default();
         let sink = refused(|raw| raw.audit_sinks = vec![nameless]);
         assert_eq!(sink, "audit_sinks[0].name");

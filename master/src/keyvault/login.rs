@@ -21,7 +21,8 @@ use super::{
     mount::{self, Kind, Mount},
 };
 
-pub(super) use gate::{Gate, Limits};
+pub(super) use gate::Gate;
+pub use gate::Limits;
 
 /// Most names in one answer.
 const MAX_NAMES: usize = 10_000;

@@ -3,7 +3,7 @@
 mod mounts;
 mod seal;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     KeyVault,
@@ -11,6 +11,7 @@ use super::{
     call::{Answer, Call, Operation, Planned, Refusal},
     policy, wrapping,
 };
+use crate::audit_sink::Target;
 
 /// Who may call what below `sys/`.
 pub(super) fn access(rest: &str, operation: Operation) -> Access {
@@ -90,18 +91,30 @@ pub(super) async fn handle(
 /// The name of the audit log that is always there.
 const LOG: &str = "database";
 
-/// The audit log, and nothing that a caller could point elsewhere: where lines are copied to is the
-/// configuration's to say.
-fn audit_devices(_vault: &KeyVault) -> Planned {
-    let data = json!({
-        "database/": {
-            "type": LOG,
-            "description": "hash-chained log beside the entries; written before each answer",
-            "options": {},
+/// The audit log, and where the configuration has it copied to. A caller cannot point it elsewhere: that would
+/// be a way to write files of one's choosing.
+fn audit_devices(vault: &KeyVault) -> Planned {
+    let mut data = serde_json::Map::new();
+    let mut add = |name: &str, kind: &str, description: &str, options: Value| {
+        let path = format!("{name}/");
+        let device = json!({
+            "type": kind,
+            "description": description,
+            "options": options,
             "local": false,
-            "path": "database/",
-        },
-    });
+            "path": path,
+        });
+        data.insert(path, device);
+    };
+    for sink in vault.audit_sinks.iter() {
+        let copy = "copy of the log in the database, kept up with it";
+        match &sink.target {
+            Target::File(path) => add(&sink.name, "file", copy, json!({"file_path": path})),
+            Target::Syslog(_) => add(&sink.name, "syslog", copy, json!({})),
+        }
+    }
+    let log = "hash-chained log beside the entries; written before each answer";
+    add(LOG, LOG, log, json!({}));
     Planned::answer(Answer::data(&data))
 }
 
@@ -112,7 +125,10 @@ struct Hashed {
 
 /// What stands in the audit log for an identifier.
 fn audit_hash(vault: &KeyVault, call: &Call, device: &str) -> Result<Planned, Refusal> {
-    if device.trim_end_matches('/') != LOG {
+    // The lines of all of them are the same.
+    let device = device.trim_end_matches('/');
+    let is_known = device == LOG || vault.audit_sinks.iter().any(|sink| sink.name == device);
+    if !is_known {
         return Err(Refusal::invalid("unknown audit backend"));
     }
     let Hashed { input } = call.body()?;

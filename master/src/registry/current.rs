@@ -104,7 +104,7 @@ impl Shared {
     pub(super) async fn reload(&self) -> Result<(), store::Error> {
         let (snapshot, keys) = self.store.state().await?;
         let ring = Ring::of(keys, &self.master_key)?;
-        self.serve(Published::sign(snapshot, ring.into(), &self.cluster));
+        self.serve(Published::new(snapshot, ring.into(), &self.cluster));
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use wavry_credentials::audit::{Action, Event};
 use wavry_proto::id::{Epoch, NodeId, PublicKey};
 
 use super::{
-    Error, Snapshot, Store, audit,
+    Error, Part, Snapshot, Store, audit,
     once::{Begun, Done, Order},
 };
 use crate::{
@@ -123,7 +123,7 @@ impl Store {
         .await?;
         no_longer_ordered(transaction, node).await?;
         audit::append(transaction, &self.audit, event).await?;
-        Ok(change.commit().await?)
+        Ok(change.commit(&[Part::Nodes]).await?)
     }
 
     /// Notes that the node shows its next identity, `key`, from `now` on; the one before is accepted for
@@ -159,7 +159,7 @@ impl Store {
         no_longer_ordered(transaction, node).await?;
         let event = by_master(node, key, "identity shown");
         audit::append(transaction, &self.audit, &event).await?;
-        change.commit().await
+        change.commit(&[Part::Nodes]).await
     }
 
     /// Takes identities out of the roster whose time is over. Gives the snapshot when there were any.
@@ -184,7 +184,7 @@ impl Store {
             let event = by_master(node, key, "identity retired");
             audit::append(transaction, &self.audit, &event).await?;
         }
-        change.commit().await
+        change.commit(&[Part::Nodes]).await
     }
 
     /// Has the node show another identity, since `now`: the one that was admitted, or else one that it
@@ -208,7 +208,9 @@ impl Store {
         if ordered == 0 {
             return Err(RotateIdentityError::UnknownNode);
         }
-        Ok(change.conclude(&self.audit, order, ()).await?)
+        Ok(change
+            .conclude(&self.audit, order, (), &[Part::Nodes])
+            .await?)
     }
 }
 

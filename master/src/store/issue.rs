@@ -18,7 +18,7 @@ impl Store {
     /// Puts a token on record. What it says is kept, and it is not.
     pub async fn issue(&self, issue: Issue, order: &Order) -> Result<Done<Issue>, Error> {
         match self.begin(order).await? {
-            Begun::New(change) => change.conclude(&self.audit, order, issue).await,
+            Begun::New(change) => change.conclude(&self.audit, order, issue, &[]).await,
             Begun::Before(done) => Ok(done),
         }
     }

@@ -8,7 +8,7 @@ use wavry_credentials::{
 use wavry_proto::{id::ClusterName, token::Succession};
 
 use super::{
-    Error, Snapshot, Store, audit,
+    Error, Part, Snapshot, Store, audit,
     once::{Begun, Done, Order, Outcome},
 };
 use crate::{
@@ -86,7 +86,7 @@ impl Store {
         }
         revoke_all(transaction, now).await?;
         insert(transaction, master, master, (State::Signing, now, None), 0).await?;
-        change.commit().await?;
+        change.commit(&[Part::Keys]).await?;
         Ok(())
     }
 
@@ -106,7 +106,9 @@ impl Store {
         };
         let transaction = &mut change.transaction;
         let kid = follow(transaction, master, cluster, rotation, now).await?;
-        Ok(change.conclude(&self.audit, order, Kid(kid)).await?)
+        Ok(change
+            .conclude(&self.audit, order, Kid(kid), &[Part::Keys])
+            .await?)
     }
 
     /// Does what is due of the keys' lives, and gives what that was. It is decided by the keys as they are
@@ -143,7 +145,7 @@ impl Store {
             event.actor = "master".to_owned();
             audit::append(transaction, &self.audit, &event).await?;
         }
-        Ok((due, change.commit().await?))
+        Ok((due, change.commit(&[Part::Keys]).await?))
     }
 
     /// What keys signed of those that follow them, oldest first.

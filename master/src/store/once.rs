@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use wavry_credentials::audit::{Event, Key};
 use wavry_proto::control::Revocation;
 
-use super::{Change, Error, Snapshot, Store, audit};
+use super::{Change, Error, Part, Snapshot, Store, audit};
 use crate::{
     database::sql::{Transaction, query},
     once::{Guard, InFlight, UnderWay},
@@ -154,12 +154,13 @@ impl Store {
 }
 
 impl Change {
-    /// Puts an order on record, keeps what came of it, and commits.
+    /// Puts an order on record, keeps what came of it, and commits; see [`Change::commit`].
     pub(super) async fn conclude<T: Outcome>(
         mut self,
         audit: &Key,
         order: &Order,
         outcome: T,
+        parts: &[Part],
     ) -> Result<Done<T>, Error> {
         let mut event = order.event.clone();
         outcome.name_in(&mut event, audit);
@@ -181,7 +182,7 @@ impl Change {
         Ok(Done {
             outcome,
             is_repeated: false,
-            changed: self.commit().await?,
+            changed: self.commit(parts).await?,
         })
     }
 }

@@ -57,6 +57,7 @@ impl Store {
             pool,
             audit,
             lock: Arc::new(Mutex::new(lock)),
+            newest: Arc::default(),
         })
     }
 
@@ -78,6 +79,7 @@ impl Store {
             pool,
             audit,
             lock: Arc::default(),
+            newest: Arc::default(),
         })
     }
 

@@ -7,7 +7,7 @@ use wavry_proto::{
 };
 
 use super::{
-    Admission, Error, RegisterError, Store,
+    Admission, Error, Part, RegisterError, Store,
     once::{Begun, Done, Order},
 };
 use crate::database::sql::{Transaction, query};
@@ -71,7 +71,9 @@ impl Store {
         .execute(&mut *transaction)
         .await
         .map_err(Error::from)?;
-        Ok(change.conclude(&self.audit, order, ()).await?)
+        Ok(change
+            .conclude(&self.audit, order, (), &[Part::Nodes])
+            .await?)
     }
 
     /// Makes the session tokens of a subject worthless that were issued by `now`, or within the skew
@@ -121,7 +123,9 @@ impl Store {
             subject,
             through,
         };
-        Ok(change.conclude(&self.audit, order, revocation).await?)
+        Ok(change
+            .conclude(&self.audit, order, revocation, &[Part::Revoked])
+            .await?)
     }
 }
 

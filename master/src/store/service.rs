@@ -1,11 +1,11 @@
 //! Services: those of the master's configuration, and those that operators made.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use wavry_proto::{control::Service, id::ServiceName};
 
 use super::{
-    Error, Snapshot, Store,
+    Error, Part, Snapshot, Store,
     once::{Begun, Done, Order},
 };
 use crate::database::sql::{Transaction, query};
@@ -64,7 +64,7 @@ impl Store {
             check_hosts(service, others.copied())?;
             write(transaction, service, true).await?;
         }
-        change.commit().await?;
+        change.commit(&[Part::Services]).await?;
         Ok(self.snapshot().await?)
     }
 
@@ -90,7 +90,9 @@ impl Store {
         }
         check_hosts(service, services.iter().filter(|s| s.name != service.name))?;
         write(transaction, service, false).await?;
-        Ok(change.conclude(&self.audit, order, is_new).await?)
+        Ok(change
+            .conclude(&self.audit, order, is_new, &[Part::Services])
+            .await?)
     }
 
     /// Takes away a service that an operator made.
@@ -114,7 +116,9 @@ impl Store {
         if gone == 0 {
             return Err(ServiceError::Unknown);
         }
-        Ok(change.conclude(&self.audit, order, ()).await?)
+        Ok(change
+            .conclude(&self.audit, order, (), &[Part::Services])
+            .await?)
     }
 }
 
@@ -140,6 +144,18 @@ fn check_hosts<'a>(
         }
     }
     Ok(())
+}
+
+/// What the roster shows of them, ordered by name.
+pub(super) async fn read(transaction: &mut Transaction) -> Result<Arc<[Service]>, Error> {
+    let definitions = query("SELECT definition FROM service ORDER BY name");
+    let definitions: Vec<String> = definitions.column(transaction).await?;
+    let services = definitions
+        .iter()
+        .map(|definition| serde_json::from_str(definition));
+    services
+        .collect::<Result<_, _>>()
+        .map_err(|_| Error::Row("service"))
 }
 
 async fn write(

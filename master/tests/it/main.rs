@@ -3,6 +3,7 @@
 // Everything here is a test, also what stands outside a test function.
 #![allow(clippy::unwrap_used)]
 
+mod abuse;
 mod audit;
 mod backup;
 mod identity;

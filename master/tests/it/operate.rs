@@ -15,7 +15,7 @@ use wavry_credentials::{
     token::{Scope, SigningKey, digest},
 };
 use wavry_proto::{
-    control::Role,
+    control::{Role, Roster},
     token::{Operator, OperatorRole, Registration, Validity},
 };
 
@@ -794,5 +794,56 @@ async fn a_service_that_cannot_be_is_refused_by_its_reason() {
     assert!(
         matches!(refused, Some(wavry_master::StartError::Service(_))),
         "{text}"
+    );
+}
+
+#[tokio::test]
+async fn of_a_burst_of_changes_nodes_get_a_few_rosters_and_then_all_of_it() {
+    let world = World::new();
+    let master = world.start().await;
+    let mut wire = Wire::open(&world, master.address).await;
+    let identity = Identity::generate();
+    let token = sign(&world, &claims("1"));
+    assert_eq!(wire.register(&identity, &token, "1").await, said(201, ""));
+    let admin = operator(&world, OperatorRole::Admin);
+    let mut watching = Wire::open(&world, master.address).await;
+    let bearer = watching.bearer(&world, &identity, &node_id("exit"));
+    let keys = world.key.key_set();
+    let cluster = world.cluster.clone();
+    let first = epoch_of(&mut watching, &bearer).await;
+    let began = std::time::Instant::now();
+    let watched = tokio::spawn(async move {
+        let (mut after, mut rosters) = (first, 0);
+        loop {
+            let path = format!("/v1/roster?after={after}");
+            let (status, tag, body) = watching.send(Method::GET, &path, Some(&bearer), "").await;
+            assert_eq!(status, 200);
+            after = tag.unwrap().trim_matches('"').to_owned();
+            rosters += 1;
+            let scope = Scope {
+                cluster: &cluster,
+                audience: "nodes",
+                binding: &[],
+            };
+            let text = std::str::from_utf8(&body).unwrap();
+            let roster: Roster = keys.verify(text, scope, unix_time()).unwrap();
+            assert_eq!(roster.epoch.to_string(), after);
+            if roster.service("burst-99").is_some() {
+                return (rosters, roster.services.len());
+            }
+        }
+    });
+    for n in 0..100 {
+        let path = format!("/v1/services/burst-{n}");
+        let made = wire.problem(Method::PUT, &path, Some(&admin), "{}").await;
+        assert_eq!(made, said(201, ""));
+    }
+    let (rosters, services) = watched.await.unwrap();
+    assert_eq!(services, 101);
+    let most = began.elapsed().as_millis() / 200 + 2;
+    assert!(
+        rosters <= most,
+        "{rosters} rosters in {:?}",
+        began.elapsed()
     );
 }

@@ -356,11 +356,11 @@ async fn services_are_those_of_the_configuration(place: &Place) {
     let store = place.store().await;
     let [a, b] = [named("a"), named("b")];
     let both = store.configure(&[a.clone(), b.clone()]).await.unwrap();
-    assert_eq!(both.services, [a.clone(), b.clone()]);
+    assert_eq!(*both.services, [a.clone(), b.clone()]);
     let again = store.configure(&[a, b.clone()]).await.unwrap();
     assert_eq!(again, both);
     let one = store.configure(std::slice::from_ref(&b)).await.unwrap();
-    assert_eq!(one.services, std::slice::from_ref(&b));
+    assert_eq!(*one.services, [b]);
     assert!(one.epoch > both.epoch);
 }
 

@@ -2,15 +2,16 @@
 //! auth methods are described at the mounts that they have by custom.
 
 use utoipa::openapi::{
-    ComponentsBuilder, Content, InfoBuilder, OpenApi, OpenApiBuilder, PathItem, PathsBuilder,
-    RefOr, Required, ResponseBuilder, ResponsesBuilder,
+    ComponentsBuilder, Content, InfoBuilder, OpenApi, OpenApiBuilder, PathItem, PathsBuilder, Ref,
+    RefOr, Required, Response, ResponseBuilder, ResponsesBuilder,
     path::{HttpMethod, Operation, OperationBuilder, ParameterBuilder, ParameterIn},
     request_body::RequestBodyBuilder,
-    schema::{ObjectBuilder, Schema, SchemaType, Type},
+    schema::{ArrayBuilder, ObjectBuilder, Schema, SchemaType, Type},
     security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityRequirement, SecurityScheme},
 };
 
 use super::MAX_BODY;
+use crate::keyvault::policy::DEFAULT_TEXT;
 
 /// Who may send a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -20,8 +21,8 @@ enum Who {
 }
 use Who::{Anyone, Holder};
 
-/// One operation: method, path below `/v1`, what it does, who may, members of its body as `name:type`
-/// with `*` behind those that must be there, and what is given when it is done: a status.
+/// One operation: method, path below `/v1`, what it does, who may, members of its body as `name:kind`
+/// ([`member`]) with `*` behind those that must be there, and what is given when it is done: a status.
 type Row = (
     HttpMethod,
     &'static str,
@@ -39,7 +40,7 @@ const ROWS: &[Row] = &[
         "/auth",
         "Log in; the credentials tell the method",
         Anyone,
-        "role_id:string secret_id:string jwt:string role:string token:string method:string",
+        "role_id:text secret_id:text jwt:text role:name token:text method:=approle|kubernetes|cert|bootstrap",
         200,
     ),
     (Get, "/secret/{path}", "Read a secret", Holder, "", 200),
@@ -96,7 +97,7 @@ const ROWS: &[Row] = &[
         "/secret/delete/{path}",
         "Delete versions softly",
         Holder,
-        "versions:array*",
+        "versions:numbers*",
         204,
     ),
     (
@@ -104,7 +105,7 @@ const ROWS: &[Row] = &[
         "/secret/undelete/{path}",
         "Bring versions back",
         Holder,
-        "versions:array*",
+        "versions:numbers*",
         204,
     ),
     (
@@ -112,7 +113,7 @@ const ROWS: &[Row] = &[
         "/secret/destroy/{path}",
         "Destroy versions",
         Holder,
-        "versions:array*",
+        "versions:numbers*",
         204,
     ),
     (
@@ -128,7 +129,7 @@ const ROWS: &[Row] = &[
         "/secret/metadata/{path}",
         "Set what is known of a secret",
         Holder,
-        "max_versions:integer cas_required:boolean delete_version_after:string custom_metadata:object",
+        "max_versions:count cas_required:boolean delete_version_after:duration custom_metadata:texts",
         204,
     ),
     (
@@ -160,7 +161,7 @@ const ROWS: &[Row] = &[
         "/secret/config",
         "Set the settings of all secrets",
         Holder,
-        "max_versions:integer cas_required:boolean delete_version_after:string",
+        "max_versions:count cas_required:boolean delete_version_after:duration",
         204,
     ),
     (
@@ -168,7 +169,7 @@ const ROWS: &[Row] = &[
         "/auth/approle/login",
         "Log in with a role-id and a secret-id",
         Anyone,
-        "role_id:string* secret_id:string",
+        "role_id:text* secret_id:text",
         200,
     ),
     (
@@ -176,7 +177,7 @@ const ROWS: &[Row] = &[
         "/auth/kubernetes/login",
         "Log in with a service account's JWT",
         Anyone,
-        "role:string* jwt:string*",
+        "role:name* jwt:text*",
         200,
     ),
     (
@@ -184,7 +185,7 @@ const ROWS: &[Row] = &[
         "/auth/cert/login",
         "Log in with a client certificate",
         Anyone,
-        "name:string",
+        "name:name",
         200,
     ),
     (
@@ -192,7 +193,7 @@ const ROWS: &[Row] = &[
         "/auth/bootstrap/login",
         "Log in with a bootstrap token",
         Anyone,
-        "token:string*",
+        "token:text*",
         200,
     ),
     (
@@ -200,7 +201,7 @@ const ROWS: &[Row] = &[
         "/auth/token/create",
         "Make a token",
         Holder,
-        "policies:array ttl:string explicit_max_ttl:string period:string num_uses:integer display_name:string renewable:boolean no_parent:boolean meta:object",
+        "policies:names ttl:duration explicit_max_ttl:duration period:duration num_uses:count display_name:name renewable:boolean no_parent:boolean meta:texts",
         200,
     ),
     (
@@ -216,7 +217,7 @@ const ROWS: &[Row] = &[
         "/auth/token/lookup",
         "What is known of a token",
         Holder,
-        "token:string*",
+        "token:text*",
         200,
     ),
     (
@@ -224,7 +225,7 @@ const ROWS: &[Row] = &[
         "/auth/token/renew-self",
         "Make the token that asks last longer",
         Holder,
-        "increment:string",
+        "increment:duration",
         200,
     ),
     (
@@ -240,7 +241,7 @@ const ROWS: &[Row] = &[
         "/auth/token/revoke-accessor",
         "End a token by its accessor",
         Holder,
-        "accessor:string*",
+        "accessor:text*",
         204,
     ),
     (
@@ -273,7 +274,7 @@ const ROWS: &[Row] = &[
         "/sys/unseal",
         "Bring a share of the master key",
         Anyone,
-        "key:string reset:boolean",
+        "key:text reset:boolean",
         200,
     ),
     (Get, "/sys/mounts", "List engines", Holder, "", 200),
@@ -282,7 +283,7 @@ const ROWS: &[Row] = &[
         "/sys/mounts/{path}",
         "Mount an engine: kv or transit",
         Holder,
-        "type:string* description:string options:object config:object",
+        "type:=kv|kv-v2|transit* description:string options:texts config:object",
         204,
     ),
     (
@@ -299,7 +300,7 @@ const ROWS: &[Row] = &[
         "/sys/auth/{path}",
         "Enable an auth method: approle, kubernetes, cert or bootstrap",
         Holder,
-        "type:string* description:string config:object",
+        "type:=approle|kubernetes|cert|bootstrap* description:string config:object",
         204,
     ),
     (
@@ -315,7 +316,7 @@ const ROWS: &[Row] = &[
         "/sys/remount",
         "Move an engine",
         Holder,
-        "from:string* to:string*",
+        "from:name* to:name*",
         204,
     ),
     (
@@ -331,7 +332,7 @@ const ROWS: &[Row] = &[
         "/sys/policies/acl/{name}",
         "Write a policy",
         Holder,
-        "policy:string*",
+        "policy:policy*",
         204,
     ),
     (
@@ -347,7 +348,7 @@ const ROWS: &[Row] = &[
         "/sys/capabilities-self",
         "What the token that asks may do at paths",
         Holder,
-        "paths:array*",
+        "paths:paths*",
         200,
     ),
     (Get, "/sys/audit", "List audit logs", Holder, "", 200),
@@ -356,7 +357,7 @@ const ROWS: &[Row] = &[
         "/sys/audit-hash/{path}",
         "What stands in the audit log for an identifier",
         Holder,
-        "input:string*",
+        "input:text*",
         200,
     ),
     (
@@ -364,7 +365,7 @@ const ROWS: &[Row] = &[
         "/sys/wrapping/unwrap",
         "Exchange a wrapping token for its answer, once",
         Anyone,
-        "token:string",
+        "token:text",
         200,
     ),
     (
@@ -372,7 +373,7 @@ const ROWS: &[Row] = &[
         "/sys/wrapping/lookup",
         "What is known of a wrapping token",
         Anyone,
-        "token:string",
+        "token:text",
         200,
     ),
     (
@@ -380,7 +381,7 @@ const ROWS: &[Row] = &[
         "/sys/wrapping/rewrap",
         "Exchange a wrapping token for a new one",
         Anyone,
-        "token:string",
+        "token:text",
         200,
     ),
     (
@@ -396,7 +397,7 @@ const ROWS: &[Row] = &[
         "/transit/keys/{name}",
         "Make a key: aes256-gcm96 or ed25519",
         Holder,
-        "type:string",
+        "type:=aes256-gcm96|ed25519",
         200,
     ),
     (
@@ -420,7 +421,7 @@ const ROWS: &[Row] = &[
         "/transit/encrypt/{name}",
         "Encrypt",
         Holder,
-        "plaintext:string* associated_data:string key_version:integer",
+        "plaintext:base64* associated_data:base64 key_version:count",
         200,
     ),
     (
@@ -428,7 +429,7 @@ const ROWS: &[Row] = &[
         "/transit/decrypt/{name}",
         "Decrypt",
         Holder,
-        "ciphertext:string* associated_data:string",
+        "ciphertext:made* associated_data:base64",
         200,
     ),
     (
@@ -436,7 +437,7 @@ const ROWS: &[Row] = &[
         "/transit/rewrap/{name}",
         "Encrypt anew under the latest version",
         Holder,
-        "ciphertext:string* associated_data:string",
+        "ciphertext:made* associated_data:base64",
         200,
     ),
     (
@@ -444,7 +445,7 @@ const ROWS: &[Row] = &[
         "/transit/datakey/plaintext/{name}",
         "Make a key for the holder's own use",
         Holder,
-        "bits:integer",
+        "bits:=128|256|512",
         200,
     ),
     (
@@ -452,7 +453,7 @@ const ROWS: &[Row] = &[
         "/transit/sign/{name}",
         "Sign",
         Holder,
-        "input:string* key_version:integer",
+        "input:base64* key_version:count",
         200,
     ),
     (
@@ -460,7 +461,7 @@ const ROWS: &[Row] = &[
         "/transit/verify/{name}",
         "Check a signature",
         Holder,
-        "input:string* signature:string*",
+        "input:base64* signature:made*",
         200,
     ),
 ];
@@ -482,13 +483,15 @@ pub fn document() -> OpenApi {
             BEARER,
             SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)),
         )
+        .schemas_from_iter(schemas())
         .build();
     let info = InfoBuilder::new()
         .title("Wavry KeyVault")
         .version(env!("CARGO_PKG_VERSION"))
         .description(Some(format!(
             "Two dialects over one core: HashiCorp Vault's HTTP API, and two endpoints for units that \
-             only fetch secrets. Bodies are JSON of {MAX_BODY} bytes at most."
+             only fetch secrets. Bodies are JSON of {MAX_BODY} bytes at most. Names, paths and durations \
+             have further forms, as Vault has them."
         )))
         .build();
     OpenApiBuilder::new()
@@ -511,7 +514,10 @@ fn operation(path: &str, summary: &str, who: Who, members: &str, status: u16) ->
                 .name(name)
                 .parameter_in(ParameterIn::Path)
                 .required(Required::True)
-                .schema(Some(member("string"))),
+                .schema(Some(member(match name {
+                    "path" => "path",
+                    _ => "name",
+                }))),
         );
     }
     if who == Holder {
@@ -537,34 +543,123 @@ fn operation(path: &str, summary: &str, who: Who, members: &str, status: u16) ->
                 .build(),
         ));
     }
-    let response = |text: &str| ResponseBuilder::new().description(text).build();
-    let responses = ResponsesBuilder::new()
-        .response(status.to_string(), response("Done"))
-        .response("400", response("Not such a request"))
-        .response("403", response("Not permitted"))
-        .response("404", response("Nothing there"))
-        .response("405", response("The path does not take the method"))
-        .response("413", response("The body is too long"))
-        .response("429", response("Too many logins; Retry-After says when"))
-        .response("501", response("Not initialised (health)"))
-        .response("503", response("Sealed, or not on record; try again"))
-        .build();
-    operation.responses(responses).build()
+    let done = match status {
+        204 => described("Done"),
+        // Vault has an answer of its own form for each of these.
+        _ if path.starts_with("/sys/") => with("Done", object()),
+        _ => with("Done", RefOr::Ref(Ref::from_schema_name(ENVELOPE))),
+    };
+    let mut responses = ResponsesBuilder::new().response(status.to_string(), done);
+    for (status, text) in REFUSALS {
+        let errors = RefOr::Ref(Ref::from_schema_name(ERRORS));
+        responses = responses.response(status, with(text, errors));
+    }
+    operation.responses(responses.build()).build()
 }
 
+const ENVELOPE: &str = "Envelope";
+const ERRORS: &str = "Errors";
+const REFUSALS: [(&str, &str); 10] = [
+    ("400", "Not such a request"),
+    ("403", "Not permitted"),
+    ("404", "Nothing there"),
+    ("405", "The path does not take the method"),
+    ("408", "The body did not come in time"),
+    ("413", "The body is too long"),
+    ("429", "Too many logins; Retry-After says when"),
+    ("500", "By a fault of the KeyVault"),
+    ("501", "Not initialised (health)"),
+    ("503", "Sealed, or not on record; try again"),
+];
+
+fn described(text: &str) -> Response {
+    ResponseBuilder::new().description(text).build()
+}
+
+fn with(text: &str, schema: RefOr<Schema>) -> Response {
+    ResponseBuilder::new()
+        .description(text)
+        .content("application/json", Content::new(Some(schema)))
+        .build()
+}
+
+/// What answers and refusals look like.
+fn schemas() -> [(&'static str, RefOr<Schema>); 2] {
+    let nullable = |kind| SchemaType::from_iter([kind, Type::Null]);
+    let of = |kind: SchemaType| ObjectBuilder::new().schema_type(kind).build();
+    let envelope = ObjectBuilder::new()
+        .property("request_id", member("text"))
+        .property("lease_id", member("string"))
+        .property("renewable", member("boolean"))
+        .property("lease_duration", member("count"))
+        .property("data", of(nullable(Type::Object)))
+        .property("wrap_info", of(nullable(Type::Object)))
+        .property("auth", of(nullable(Type::Object)))
+        .property("warnings", of(nullable(Type::Array)))
+        .required("request_id");
+    let errors = ObjectBuilder::new()
+        .property("errors", member("strings"))
+        .required("errors");
+    [
+        (ENVELOPE, RefOr::T(Schema::Object(envelope.build()))),
+        (ERRORS, RefOr::T(Schema::Object(errors.build()))),
+    ]
+}
+
+/// The least that is a policy in HCL; [`read`](crate::keyvault::policy::Policy::read) takes all of them, and JSON.
+const POLICY: &str = r#"^path "[a-z]{1,16}/[a-z]{1,16}" \{ capabilities = \["(create|read|update|delete|list)"\] \}$"#;
+
+/// What there may be in a member, by the word for it: `=a|b` for one of these, else a kind of text, number,
+/// list or object. All of it is taken; more is, too, as durations in Vault's other forms.
 fn member(kind: &str) -> RefOr<Schema> {
-    let kind = match kind {
-        "object" => Type::Object,
-        "array" => Type::Array,
-        "integer" => Type::Integer,
-        "boolean" => Type::Boolean,
-        _ => Type::String,
+    let typed = |kind| ObjectBuilder::new().schema_type(SchemaType::Type(kind));
+    let text = |pattern: &str| typed(Type::String).pattern(Some(pattern));
+    let list = |of: RefOr<Schema>| {
+        let list = ArrayBuilder::new().items(of);
+        RefOr::T(Schema::Array(
+            list.min_items(Some(1)).max_items(Some(16)).build(),
+        ))
     };
-    RefOr::T(Schema::Object(
-        ObjectBuilder::new()
-            .schema_type(SchemaType::Type(kind))
-            .build(),
-    ))
+    let object = match kind {
+        "numbers" => return list(member("number")),
+        "names" => return list(member("name")),
+        "paths" => return list(member("path")),
+        "strings" => {
+            let strings = ArrayBuilder::new().items(member("string"));
+            return RefOr::T(Schema::Array(strings.build()));
+        }
+        "object" => typed(Type::Object),
+        "texts" => typed(Type::Object).additional_properties(Some(member("string"))),
+        "boolean" => typed(Type::Boolean),
+        "count" => typed(Type::Integer).minimum(Some(0)).maximum(Some(1000)),
+        "number" => typed(Type::Integer).minimum(Some(1)).maximum(Some(1000)),
+        "duration" => text("^[1-9][0-9]{0,2}[smh]$"),
+        "base64" => text("^([A-Za-z0-9+/]{4}){1,64}$"),
+        "made" => text("^vault:v[1-9][0-9]{0,2}:([A-Za-z0-9+/]{4}){1,64}$"),
+        "name" => text("^[a-z0-9][a-z0-9-]{0,31}$"),
+        "path" => text("^[a-z0-9][a-z0-9-]{0,31}(/[a-z0-9][a-z0-9-]{0,31}){0,3}$"),
+        "policy" => text(POLICY).examples([serde_json::json!(DEFAULT_TEXT)]),
+        "text" => text("^[!-~]{1,128}$"),
+        words if words.starts_with('=') => {
+            let words = words[1..].split('|');
+            let values = words.map(|word| match word.parse::<u32>() {
+                Ok(number) => serde_json::json!(number),
+                Err(_) => serde_json::json!(word),
+            });
+            let values: Vec<_> = values.collect();
+            let kind = match values.iter().all(serde_json::Value::is_number) {
+                true => Type::Integer,
+                false => Type::String,
+            };
+            typed(kind).enum_values(Some(values))
+        }
+        _ => typed(Type::String),
+    };
+    RefOr::T(Schema::Object(object.build()))
+}
+
+fn object() -> RefOr<Schema> {
+    member("object")
 }
 
 #[cfg(test)]
@@ -585,5 +680,13 @@ mod tests {
         let body = &write["requestBody"]["content"]["application/json"]["schema"];
         assert_eq!(body["required"][0], "data");
         assert_eq!(write["security"].as_array().unwrap().len(), 2);
+        let done = &write["responses"]["200"]["content"]["application/json"]["schema"];
+        assert_eq!(done["$ref"], "#/components/schemas/Envelope");
+        let envelope = &document["components"]["schemas"]["Envelope"];
+        assert!(envelope["properties"]["auth"].is_object());
+        let key = &paths["/v1/transit/datakey/plaintext/{name}"]["post"];
+        let bits =
+            &key["requestBody"]["content"]["application/json"]["schema"]["properties"]["bits"];
+        assert_eq!(bits["enum"], serde_json::json!([128, 256, 512]));
     }
 }

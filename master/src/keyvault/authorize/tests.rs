@@ -369,7 +369,9 @@ async fn a_flood_of_logins_waits_and_renewals_pass() {
         burst: 3,
         ..login::Limits::default()
     };
-    Arc::get_mut(&mut world.vault.authorizer).unwrap().logins = login::Gate::new(limits);
+    Arc::get_mut(&mut world.vault.authorizer)
+        .unwrap()
+        .limit_logins(limits);
     let token = world
         .root()
         .token("auth/token/create", json!({}))

@@ -10,7 +10,7 @@ use wavry_credentials::bearer::Fingerprint;
 
 /// How many logins are let in, and how often one may fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Limits {
+pub struct Limits {
     /// Logins a second in the long run.
     pub rate: u32,
     /// Logins at once, as of a herd of units that restart.
