@@ -2,6 +2,7 @@
 
 mod audit;
 mod backup;
+mod cert;
 mod config;
 mod demo;
 mod dev;
@@ -67,6 +68,9 @@ enum Command {
     /// Make keys, and rotate the one that signs tokens and rosters
     #[command(subcommand)]
     Key(Key),
+    /// Look at certificates, and at their hashes
+    #[command(subcommand, after_long_help = CERT_HELP)]
+    Cert(cert::Command),
     /// Read and check audit logs
     #[command(subcommand, after_long_help = AUDIT_HELP)]
     Audit(audit::Command),
@@ -159,9 +163,16 @@ const GATEWAY_HELP: &str = "\
   names = [\"gateway.example\"]
   terms_of_service_agreed = true        # Let's Encrypt's, which comes to TCP port 80
 
+  [gateway.self_signed]                 # or: for clients that trust it by its hash, and by no name
+
 Secrets: tls_key (with certificate), identity_key, registration_token (see `wavry provision gateway`).
 Each is read from the file that WAVRY_<NAME>_FILE names, or from /run/secrets/wavry_<name>. Any key can
 be set by variable: WAVRY_GATEWAY__LISTEN, WAVRY_OPS__LISTEN.";
+
+const CERT_HELP: &str = "\
+  wavry cert list --state-dir /var/lib/wavry       # what is kept of ACME, and what the gateway signed
+  wavry cert show /etc/wavry/gateway.crt
+  wavry cert hashes --state-dir /var/lib/wavry     # the one in use, then the next one";
 
 const RELAY_HELP: &str = "\
   [relay]
@@ -364,6 +375,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Key(Key::Generate(args)) => provision::key(&args)?,
         Command::Key(Key::List(master)) => operate::keys(&master).await?,
         Command::Key(Key::Rotate(args)) => operate::rotate(&args).await?,
+        Command::Cert(command) => cert::run(&command)?,
         Command::Audit(command) => return audit::run(&command).await,
     }
     Ok(ExitCode::SUCCESS)

@@ -311,7 +311,7 @@ fn key_row(key: &KeyStatus) -> [String; 4] {
 }
 
 /// Seconds since the Unix epoch, as people read them; nothing where that is no time.
-fn shown_time(seconds: u64) -> String {
+pub(crate) fn shown_time(seconds: u64) -> String {
     let time = i64::try_from(seconds).ok();
     let time = time.and_then(|s| OffsetDateTime::from_unix_timestamp(s).ok());
     time.and_then(|time| time.format(&Rfc3339).ok())
@@ -426,7 +426,10 @@ fn row(node: &NodeStatus) -> [String; 7] {
 }
 
 /// Prints columns as wide as what is in them.
-fn say_table<const N: usize>(headings: &[&str; N], rows: &[[String; N]]) -> anyhow::Result<()> {
+pub(crate) fn say_table<const N: usize>(
+    headings: &[&str; N],
+    rows: &[[String; N]],
+) -> anyhow::Result<()> {
     let widths: [usize; N] = std::array::from_fn(|column| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.fold(headings[column].len(), usize::max)
@@ -443,10 +446,10 @@ fn say_table<const N: usize>(headings: &[&str; N], rows: &[[String; N]]) -> anyh
         .try_for_each(|row| say(&line(row.each_ref().map(String::as_str))))
 }
 
-fn say_json(value: &impl Serialize) -> anyhow::Result<()> {
+pub(crate) fn say_json(value: &impl Serialize) -> anyhow::Result<()> {
     say(&serde_json::to_string_pretty(value)?)
 }
 
-fn say(text: &str) -> anyhow::Result<()> {
+pub(crate) fn say(text: &str) -> anyhow::Result<()> {
     writeln!(io::stdout(), "{text}").context("standard output")
 }

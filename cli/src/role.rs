@@ -220,7 +220,10 @@ mod tests {
             assert_eq!(name.ends_with("_total"), *kind == "counter", "{name}");
         }
 
-        let rules = include_str!("../../deploy/prometheus/identity.rules.yml");
+        let rules = concat!(
+            include_str!("../../deploy/prometheus/identity.rules.yml"),
+            include_str!("../../deploy/prometheus/certificates.rules.yml")
+        );
         let words = rules.split(|c: char| c != '_' && !c.is_ascii_alphanumeric());
         let mut used = words.filter(|word| word.starts_with("wavry_")).peekable();
         assert!(used.peek().is_some());

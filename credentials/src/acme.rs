@@ -5,7 +5,7 @@
 //! * `schedule`: when; sans-IO.
 //! * `work`: does what the machine says, over `instant-acme`, which knows the protocol.
 //! * `challenge`: answers an authority that wants to be convinced that a name is ours.
-//! * `pairs`, `kept`: what is on disk. A certificate is there with its key or not at all.
+//! * `kept`, and `cert::pairs`: what is on disk. A certificate is there with its key or not at all.
 //! * `http`: the way to the authority.
 //!
 //! [`Acme::bind`] opens the directory and the listener for challenges; [`Acme::start`] installs the certificate
@@ -16,7 +16,6 @@ mod http;
 mod kept;
 mod machine;
 pub(crate) mod metrics;
-mod pairs;
 mod schedule;
 mod work;
 

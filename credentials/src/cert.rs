@@ -3,9 +3,13 @@
 mod development;
 #[cfg(test)]
 mod handshake;
+mod names;
 mod pair;
+pub(crate) mod pairs;
+mod self_signed;
 mod store;
 mod trust;
+mod turns;
 
 use std::{
     net::IpAddr,
@@ -19,6 +23,7 @@ use x509_parser::{extensions::GeneralName, prelude::X509Certificate};
 
 pub use development::DevelopmentAuthority;
 pub use pair::Pair;
+pub use self_signed::{Rotation, SelfSigned};
 pub use store::{POLL_INTERVAL, Pinnable, Store};
 pub use trust::{Trust, client_config, client_config_with};
 
@@ -56,6 +61,38 @@ impl Error {
 /// SHA-256 of the first certificate of a PEM file.
 pub fn file_hash(chain: &Path) -> Result<[u8; 32], Error> {
     Ok(hash(&read_certificates(chain)?[0]))
+}
+
+/// What a certificate says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// Host names and addresses.
+    pub names: Vec<String>,
+    /// From when it holds.
+    pub not_before: SystemTime,
+    /// Until when.
+    pub not_after: SystemTime,
+    /// SHA-256 of it.
+    pub hash: [u8; 32],
+    /// Whether clients may trust it by that hash.
+    pub may_be_pinned: bool,
+}
+
+/// What the certificates of a PEM file say.
+pub fn summaries(file: &Path) -> Result<Vec<Summary>, Error> {
+    let read = |certificate: &CertificateDer<'_>| {
+        let facts = Facts::read(certificate)
+            .ok_or_else(|| Error::malformed(file, "is not an X.509 certificate"))?;
+        let addresses = facts.addresses.iter().map(ToString::to_string);
+        Ok(Summary {
+            may_be_pinned: facts.may_be_pinned(),
+            names: facts.dns_names.iter().cloned().chain(addresses).collect(),
+            not_before: facts.not_before,
+            not_after: facts.not_after,
+            hash: hash(certificate),
+        })
+    };
+    read_certificates(file)?.iter().map(read).collect()
 }
 
 /// Installs the process-wide TLS provider (aws-lc-rs). Called once, first thing in `main`.

@@ -3,10 +3,16 @@
 use metrics::{Unit, describe_counter, describe_gauge};
 
 /// When a certificate that is in use expires. Labels: `name`, one of the certificate's names;
-/// `source`, where it came from (`file`, `acme`).
+/// `source`, where it came from (`file`, `acme`, `self`).
 pub const CERTIFICATE_EXPIRY: &str = "wavry_gateway_certificate_expiry_timestamp_seconds";
 /// Attempts to load a certificate. Labels: `source`; `outcome`, `loaded` or `failed`.
 pub const CERTIFICATE_LOADS: &str = "wavry_credentials_certificate_loads_total";
+/// How often what handshakes read was replaced.
+pub(crate) const CERTIFICATE_SWAPS: &str = "wavry_credentials_certificate_swaps_total";
+/// Certificates that were to be made and signed here. Label: `outcome`, `made` or `failed`.
+pub(crate) const SELF_SIGNED: &str = "wavry_credentials_self_signed_certificates_total";
+/// When the next of them takes its turn.
+pub(crate) const SELF_SIGNED_TURN: &str = "wavry_credentials_self_signed_turn_timestamp_seconds";
 /// Attempts to read a secret that is watched. Labels: `secret`, its name; `outcome`, `loaded` or
 /// `failed`.
 pub const SECRET_LOADS: &str = "wavry_credentials_secret_loads_total";
@@ -31,6 +37,21 @@ pub fn describe() {
         SECRET_LOADS,
         Unit::Count,
         "Versions of a watched secret; after one that failed the last good one stays"
+    );
+    describe_counter!(
+        SELF_SIGNED,
+        Unit::Count,
+        "Self-signed certificates that were to be made, by outcome"
+    );
+    describe_gauge!(
+        SELF_SIGNED_TURN,
+        Unit::Seconds,
+        "When the next self-signed certificate is put in use, in seconds since the Unix epoch"
+    );
+    describe_counter!(
+        CERTIFICATE_SWAPS,
+        Unit::Count,
+        "Times that the certificates in use were replaced by others, many at once or one"
     );
     describe_counter!(
         CERTIFICATE_LOADS,

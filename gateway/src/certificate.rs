@@ -1,11 +1,12 @@
-//! The gateway's certificate: read from files that are watched, or obtained from a public authority.
+//! The gateway's certificate: read from files that are watched, obtained from a public authority, or signed
+//! here for clients that trust it by its hash.
 
 use std::path::PathBuf;
 
 use tokio::task::JoinHandle;
 use wavry_credentials::{
     acme::{Acme, Renewal},
-    cert::Store,
+    cert::{Rotation, SelfSigned, Store},
     source,
 };
 
@@ -15,12 +16,14 @@ use crate::{config::Certificate, error::StartError};
 pub(crate) enum Prepared {
     Files { chain: PathBuf, key: PathBuf },
     Acme(Box<Acme>),
+    SelfSigned(SelfSigned),
 }
 
 /// What keeps the certificate current, until it is dropped.
 pub(crate) enum Care {
     Files(JoinHandle<()>),
     Acme(Renewal),
+    SelfSigned(#[expect(dead_code, reason = "it ends when it is dropped")] Rotation),
 }
 
 /// Loads the certificate from its files, or opens what it is obtained with.
@@ -39,6 +42,10 @@ pub(crate) async fn prepare(
             let acme = Acme::bind(config.with_secrets()?).await?;
             Ok(Prepared::Acme(Box::new(acme)))
         }
+        Certificate::SelfSigned { directory, names } => {
+            let opened = SelfSigned::open(directory.clone(), names.clone(), store)?;
+            Ok(Prepared::SelfSigned(opened))
+        }
     }
 }
 
@@ -47,6 +54,7 @@ impl Prepared {
         match self {
             Self::Files { chain, key } => Care::Files(store.watch(&chain, &key)),
             Self::Acme(acme) => Care::Acme(acme.start(store.clone())),
+            Self::SelfSigned(own) => Care::SelfSigned(own.start()),
         }
     }
 }

@@ -11,7 +11,7 @@ use wavry_transport::{socket, webtransport};
 
 use crate::forward;
 
-pub use self::certificate::{Certificate, RawAcme, RawAuthority};
+pub use self::certificate::{Certificate, RawAcme, RawAuthority, RawSelfSigned};
 
 /// Configuration as it is written, in table `gateway`. Every key may be left out; those without a
 /// default are missed by [`Config::try_from`].
@@ -26,6 +26,8 @@ pub struct Raw {
     pub certificate: Option<PathBuf>,
     /// The certificate is obtained from a public authority instead.
     pub acme: Option<RawAcme>,
+    /// The gateway signs its certificates itself, for clients that trust them by their hash.
+    pub self_signed: Option<RawSelfSigned>,
     /// Directory for what registration gave.
     pub state_dir: Option<PathBuf>,
     /// The master: `https://HOST:PORT`, or several with commas between them.
@@ -102,6 +104,7 @@ impl Default for Raw {
                 .map_or(1, |cores| cores.get().min(socket::MAX_SHARDS)),
             certificate: None,
             acme: None,
+            self_signed: None,
             state_dir: None,
             master: None,
             ca_file: None,
@@ -238,7 +241,8 @@ impl TryFrom<Raw> for Config {
             }
         }
         let state_dir = required("state_dir", raw.state_dir)?;
-        let certificate = certificate::choose(raw.certificate, raw.acme, &state_dir)?;
+        let certificate =
+            certificate::choose(raw.certificate, raw.acme, raw.self_signed, &state_dir)?;
         let forward_headers = forward::Headers::new(&raw.forward_headers)
             .map_err(|problem| Invalid::new("forward_headers", problem))?;
         Ok(Self {

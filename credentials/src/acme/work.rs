@@ -27,12 +27,14 @@ use super::{
     kept::Kept,
     machine::{Action, Certificate, Event, Machine, Reason, Standing, Time},
     metrics as names,
-    pairs::{Issued, Pairs},
     schedule::{Record, Validity, Window},
     trust,
 };
 use crate::{
-    cert::{self, Pair, Store},
+    cert::{
+        self, Pair, Store,
+        pairs::{Issued, Pairs},
+    },
     clock::since_epoch,
     key::acme::{self as keys, CertificateKey},
     random,

@@ -21,11 +21,7 @@ impl Pair {
     }
 
     /// Takes a PEM chain, and its key in PEM. `origin` is what errors call it.
-    pub(crate) fn from_pem(
-        origin: &Path,
-        chain: &str,
-        key: &Secret<Vec<u8>>,
-    ) -> Result<Self, Error> {
+    pub fn from_pem(origin: &Path, chain: &str, key: &Secret<Vec<u8>>) -> Result<Self, Error> {
         let certificates = CertificateDer::pem_slice_iter(chain.as_bytes())
             .collect::<Result<Vec<_>, _>>()
             .map_err(|_| Error::malformed(origin, "is not PEM"))?;

@@ -1,10 +1,10 @@
 //! Certificates by name, in a snapshot that handshakes read.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -15,9 +15,10 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier},
     sign::CertifiedKey,
 };
+use rustls_pki_types::CertificateDer;
 use tokio::task::JoinHandle;
 
-use super::{Error, Pair, hash, read_certificates};
+use super::{Error, Pair, hash, names::Names, read_certificates};
 use crate::{
     key::tls_from_pem,
     metrics as names,
@@ -32,12 +33,18 @@ pub const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 const FILE: &str = "file";
 const ACME: &str = "acme";
+const OWN: &str = "self";
 
 /// Certificates by name. A handshake reads an immutable snapshot: no lock, no file, no network.
 /// Clones share their certificates.
 #[derive(Clone, Default)]
-pub struct Store {
-    current: Arc<ArcSwap<Snapshot>>,
+pub struct Store(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    /// What handshakes read. Whoever replaces it holds `loaded`.
+    current: ArcSwap<Snapshot>,
+    loaded: Mutex<Loaded>,
 }
 
 impl Store {
@@ -55,13 +62,37 @@ impl Store {
 
     /// Puts a pair in use that an authority issued, in the place of what was installed from the same
     /// `origin` before, unless it has expired.
-    pub(crate) fn install(&self, origin: &Path, pair: Pair) -> Result<(), Error> {
+    pub fn install(&self, origin: &Path, pair: Pair) -> Result<(), Error> {
         self.take(ACME, Entry::new(origin, None, pair))
+    }
+
+    /// The same with many, in one step: all of them, or none if one has expired.
+    pub fn install_all(&self, pairs: Vec<(PathBuf, Pair)>) -> Result<(), Error> {
+        let entries = pairs
+            .into_iter()
+            .map(|(origin, pair)| Entry::new(&origin, None, pair));
+        match entries.collect::<Result<Vec<_>, _>>() {
+            Ok(entries) => {
+                entries.iter().for_each(|_| count(ACME, "loaded"));
+                self.put(ACME, entries);
+                Ok(())
+            }
+            Err(error) => self.take(ACME, Err(error)),
+        }
+    }
+
+    /// Puts a pair in use that this process signed itself, in the place of the one before, and tells of
+    /// the one that comes after it.
+    pub(super) fn install_own(&self, origin: &Path, pair: Pair, next: &Pair) -> Result<(), Error> {
+        self.take(OWN, Entry::new(origin, None, pair))?;
+        let next = Pinnable::of(next.leaf(), next.not_after());
+        self.0.loaded().announced.insert(origin.to_owned(), next);
+        Ok(())
     }
 
     fn take(&self, source: &'static str, entry: Result<Entry, Error>) -> Result<(), Error> {
         count(source, if entry.is_ok() { "loaded" } else { "failed" });
-        self.put(source, entry?);
+        self.put(source, [entry?]);
         Ok(())
     }
 
@@ -78,7 +109,7 @@ impl Store {
             .with_safe_default_protocol_versions()
             .expect("aws-lc-rs has the cipher suites of TLS 1.2 and 1.3")
             .with_no_client_auth()
-            .with_cert_resolver(Arc::new(Resolver(self.current.clone())))
+            .with_cert_resolver(Arc::new(Resolver(self.0.clone())))
     }
 
     /// TLS for a server whose clients show certificates that the authorities in a PEM file vouch for;
@@ -101,38 +132,39 @@ impl Store {
             .with_safe_default_protocol_versions()
             .expect("aws-lc-rs has the cipher suites of TLS 1.2 and 1.3")
             .with_client_cert_verifier(verifier)
-            .with_cert_resolver(Arc::new(Resolver(self.current.clone()))))
+            .with_cert_resolver(Arc::new(Resolver(self.0.clone()))))
     }
 
     /// The earliest expiry of what is loaded.
     pub fn expiry(&self) -> Option<SystemTime> {
-        let current = self.current.load();
-        current.entries.iter().map(|entry| entry.expires).min()
+        let loaded = self.0.loaded();
+        loaded.entries.iter().map(|entry| entry.expires).min()
     }
 
-    /// The certificates in use that clients may trust by their hash, as pages do with
-    /// `serverCertificateHashes`.
+    /// The certificates that clients may trust by their hash, as pages do with `serverCertificateHashes`:
+    /// those in use, and after each the one that is to take its place.
     pub fn pinnable(&self) -> Vec<Pinnable> {
-        let current = self.current.load();
-        let pinnable = current.entries.iter().filter(|entry| entry.may_be_pinned);
-        let pinnable = pinnable.map(|entry| Pinnable {
-            hash: hash(&entry.key.cert[0]),
-            expires: entry.expires,
+        let loaded = self.0.loaded();
+        let pinnable = loaded.entries.iter().filter(|entry| entry.may_be_pinned);
+        let pinnable = pinnable.flat_map(|entry| {
+            let current = Pinnable::of(&entry.key.cert[0], entry.expires);
+            let next = loaded.announced.get(&entry.chain).copied();
+            [Some(current), next].into_iter().flatten()
         });
         pinnable.collect()
     }
 
     fn watch_every(&self, interval: Duration, chain: &Path, key: &Path) -> JoinHandle<()> {
         let follower = self.follower(chain, key);
-        let current = Arc::downgrade(&self.current);
+        let shared = Arc::downgrade(&self.0);
         tokio::spawn(async move {
             let publish = |entry| {
-                if let Some(current) = current.upgrade() {
-                    Self { current }.put(FILE, entry);
+                if let Some(shared) = shared.upgrade() {
+                    Self(shared).put(FILE, [entry]);
                 }
             };
             let ended = async {
-                while current.strong_count() > 0 {
+                while shared.strong_count() > 0 {
                     tokio::time::sleep(interval).await;
                 }
             };
@@ -145,9 +177,7 @@ impl Store {
 
     /// Who follows a pair of files from what is in use of it.
     fn follower(&self, chain: &Path, key: &Path) -> Follower<Files> {
-        let current = self.current.load();
-        let used = current.entries.iter().find(|entry| entry.chain == chain);
-        let known = used.and_then(|entry| entry.version.clone());
+        let known = self.0.loaded().version_of(chain);
         let files = Files {
             chain: chain.to_owned(),
             key: key.to_owned(),
@@ -155,21 +185,47 @@ impl Store {
         Follower::from(files, known)
     }
 
-    /// Puts an entry in the place of what its chain file held before.
-    fn put(&self, source: &'static str, entry: Entry) {
-        let entry = Arc::new(entry);
-        self.current.rcu(|current| current.with(entry.clone()));
-        for name in &entry.names {
-            gauge!(names::CERTIFICATE_EXPIRY, "name" => name.clone(), "source" => source)
-                .set(unix_seconds(entry.expires));
+    /// Puts entries in the place of what their chain files held before, in one step.
+    fn put(&self, source: &'static str, entries: impl IntoIterator<Item = Entry>) {
+        let mut loaded = self.0.loaded();
+        let mut changed = HashSet::new();
+        for entry in entries {
+            let entry = Arc::new(entry);
+            changed.extend(loaded.put(entry.clone()));
+            for name in &entry.names {
+                gauge!(names::CERTIFICATE_EXPIRY, "name" => name.to_string(), "source" => source)
+                    .set(unix_seconds(entry.expires));
+            }
         }
+        let (mut exact, mut wildcard) = (Vec::new(), Vec::new());
+        for name in &changed {
+            let key = loaded.key_of(name);
+            match name.strip_prefix("*.") {
+                Some(parent) => wildcard.push((parent, key)),
+                None => exact.push((&**name, key)),
+            }
+        }
+        let current = self.0.current.load();
+        self.0.current.store(Arc::new(Snapshot {
+            exact: current.exact.with(&exact),
+            wildcard: current.wildcard.with(&wildcard),
+            default: loaded.entries.first().map(|entry| entry.key.clone()),
+        }));
+        counter!(names::CERTIFICATE_SWAPS).increment(1);
+    }
+}
+
+impl Shared {
+    fn loaded(&self) -> MutexGuard<'_, Loaded> {
+        // Who panicked left no entry half put.
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let current = self.current.load();
-        let names = current.entries.iter().flat_map(|entry| &entry.names);
+        let loaded = self.0.loaded();
+        let names = loaded.entries.iter().flat_map(|entry| &entry.names);
         f.debug_set().entries(names).finish()
     }
 }
@@ -183,13 +239,22 @@ pub struct Pinnable {
     pub expires: SystemTime,
 }
 
+impl Pinnable {
+    fn of(certificate: &CertificateDer<'_>, expires: SystemTime) -> Self {
+        Self {
+            hash: hash(certificate),
+            expires,
+        }
+    }
+}
+
 /// One loaded chain with its key.
 struct Entry {
     /// The chain's file, or where else it came from.
     chain: PathBuf,
     /// Of its files; `None` if one was away for a moment, or there are none.
     version: Option<Version>,
-    names: Vec<String>,
+    names: Vec<Arc<str>>,
     expires: SystemTime,
     may_be_pinned: bool,
     key: Arc<CertifiedKey>,
@@ -211,7 +276,7 @@ impl Entry {
             chain: chain.to_owned(),
             version,
             may_be_pinned: facts.may_be_pinned(),
-            names: facts.dns_names,
+            names: facts.dns_names.into_iter().map(Arc::from).collect(),
             expires: facts.not_after,
             key: Arc::new(certified),
         })
@@ -233,42 +298,74 @@ pub(super) fn certified_key(chain: &Path, key: &Path) -> Result<CertifiedKey, Er
     Ok(certified)
 }
 
+/// What is loaded.
+#[derive(Default)]
+struct Loaded {
+    /// In the order in which they were first loaded.
+    entries: Vec<Arc<Entry>>,
+    /// By chain file.
+    places: HashMap<PathBuf, usize>,
+    /// By chain file, what is to take the place of its entry.
+    announced: HashMap<PathBuf, Pinnable>,
+    /// For each name the places of the entries that have it, ascending.
+    holders: HashMap<Arc<str>, Vec<usize>>,
+}
+
+impl Loaded {
+    /// Puts an entry in the place of what its chain file held, or at the end. Gives the names of both.
+    fn put(&mut self, entry: Arc<Entry>) -> Vec<Arc<str>> {
+        let mut changed = Vec::new();
+        let place = match self.places.get(&entry.chain) {
+            Some(place) => *place,
+            None => self.entries.len(),
+        };
+        if let Some(old) = self.entries.get(place) {
+            for name in &old.names {
+                if let Some(holders) = self.holders.get_mut(name) {
+                    holders.retain(|holder| *holder != place);
+                }
+            }
+            changed.extend(old.names.iter().cloned());
+        }
+        for name in &entry.names {
+            let holders = self.holders.entry(name.clone()).or_default();
+            if let Err(at) = holders.binary_search(&place) {
+                holders.insert(at, place);
+            }
+        }
+        changed.extend(entry.names.iter().cloned());
+        match self.entries.get_mut(place) {
+            Some(old) => *old = entry,
+            None => {
+                self.places.insert(entry.chain.clone(), place);
+                self.entries.push(entry);
+            }
+        }
+        changed
+    }
+
+    /// Of those that have the name, the entry that was first loaded last serves it.
+    fn key_of(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
+        let place = self.holders.get(name)?.last()?;
+        Some(&self.entries[*place].key)
+    }
+
+    fn version_of(&self, chain: &Path) -> Option<Version> {
+        let place = self.places.get(chain)?;
+        self.entries[*place].version.clone()
+    }
+}
+
 /// What handshakes read. Never changed, only replaced.
 #[derive(Default)]
 struct Snapshot {
-    /// In the order they were first loaded.
-    entries: Vec<Arc<Entry>>,
-    /// By lower-case name.
-    exact: HashMap<String, Arc<CertifiedKey>>,
-    /// By what is behind `*.`, lower case.
-    wildcard: HashMap<String, Arc<CertifiedKey>>,
+    exact: Names,
+    /// By what is behind `*.`.
+    wildcard: Names,
+    default: Option<Arc<CertifiedKey>>,
 }
 
 impl Snapshot {
-    /// This one with `entry` in the place of what its chain file held, or at the end.
-    fn with(&self, entry: Arc<Entry>) -> Self {
-        let mut entries = self.entries.clone();
-        match entries.iter_mut().find(|old| old.chain == entry.chain) {
-            Some(old) => *old = entry,
-            None => entries.push(entry),
-        }
-        let (mut exact, mut wildcard) = (HashMap::new(), HashMap::new());
-        for entry in &entries {
-            for name in &entry.names {
-                let (table, name) = match name.strip_prefix("*.") {
-                    Some(parent) => (&mut wildcard, parent),
-                    None => (&mut exact, name.as_str()),
-                };
-                table.insert(name.to_owned(), entry.key.clone());
-            }
-        }
-        Self {
-            entries,
-            exact,
-            wildcard,
-        }
-    }
-
     /// The certificate for a lower-case name: its own, its wildcard's, the default.
     fn find(&self, name: Option<&str>) -> Option<&Arc<CertifiedKey>> {
         let named = name.and_then(|name| {
@@ -277,16 +374,16 @@ impl Snapshot {
                 self.wildcard.get(parent)
             })
         });
-        named.or_else(|| Some(&self.entries.first()?.key))
+        named.or(self.default.as_ref())
     }
 }
 
-struct Resolver(Arc<ArcSwap<Snapshot>>);
+struct Resolver(Arc<Shared>);
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         // rustls hands the name on in lower case.
-        self.0.load().find(hello.server_name()).cloned()
+        self.0.current.load().find(hello.server_name()).cloned()
     }
 }
 

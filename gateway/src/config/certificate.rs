@@ -1,7 +1,7 @@
 //! Where the gateway's certificate comes from.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -30,6 +30,14 @@ pub struct RawAcme {
     pub authorities: Vec<RawAuthority>,
 }
 
+/// Table `gateway.self_signed`, as it is written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawSelfSigned {
+    /// What its certificates are for: host names and addresses.
+    pub names: Vec<String>,
+}
+
 /// One of `gateway.acme.authorities`, as it is written.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -45,6 +53,14 @@ pub struct RawAuthority {
     /// Id of the key that binds accounts to one that the operator has there; the key is secret
     /// `acme_key_NAME`.
     pub external_key_id: Option<String>,
+}
+
+impl Default for RawSelfSigned {
+    fn default() -> Self {
+        Self {
+            names: vec!["localhost".to_owned()],
+        }
+    }
 }
 
 impl Default for RawAcme {
@@ -67,6 +83,13 @@ pub enum Certificate {
     File(PathBuf),
     /// A public authority.
     Acme(Wanted),
+    /// The gateway itself.
+    SelfSigned {
+        /// Where they are kept.
+        directory: PathBuf,
+        /// What they are for.
+        names: Vec<String>,
+    },
 }
 
 /// What is wanted of public authorities, but for the secrets that it takes.
@@ -94,36 +117,63 @@ impl Wanted {
     }
 }
 
-/// One of the two, and not both.
+/// One of the three, and no other.
 pub(super) fn choose(
     file: Option<PathBuf>,
     acme: Option<RawAcme>,
+    self_signed: Option<RawSelfSigned>,
     state_dir: &Path,
 ) -> Result<Certificate, Invalid> {
-    match (file, acme) {
-        (Some(file), None) => Ok(Certificate::File(file)),
-        (None, Some(raw)) => Ok(Certificate::Acme(raw.check(state_dir)?)),
-        (None, None) => Err(Invalid::new("certificate", "is needed, or table acme")),
-        (Some(_), Some(_)) => Err(Invalid::new(
+    match (file, acme, self_signed) {
+        (Some(file), None, None) => Ok(Certificate::File(file)),
+        (None, Some(raw), None) => Ok(Certificate::Acme(raw.check(state_dir)?)),
+        (None, None, Some(raw)) => Ok(Certificate::SelfSigned {
+            directory: state_dir.join("self-signed"),
+            names: check_names("self_signed", raw.names, check_own_name)?,
+        }),
+        (None, None, None) => Err(Invalid::new(
             "certificate",
-            "and table acme are two sources of one certificate: leave out one",
+            "is needed, or table acme, or table self_signed",
         )),
+        _ => Err(Invalid::new(
+            "certificate",
+            "and the tables acme and self_signed are sources of one certificate: leave but one",
+        )),
+    }
+}
+
+/// The names of a certificate, under `table`.
+fn check_names(
+    table: &str,
+    names: Vec<String>,
+    check: fn(&str) -> Result<(), &'static str>,
+) -> Result<Vec<String>, Invalid> {
+    if names.is_empty() || names.len() > acme::MAX_NAMES {
+        let problem = format!("must be from 1 to {} names", acme::MAX_NAMES);
+        return Err(Invalid::new(format!("{table}.names"), problem));
+    }
+    for (index, name) in names.iter().enumerate() {
+        let key = || format!("{table}.names[{index}]");
+        check(name).map_err(|problem| Invalid::new(key(), problem))?;
+        if names[..index].contains(name) {
+            return Err(Invalid::new(key(), "is there twice"));
+        }
+    }
+    Ok(names)
+}
+
+/// One label is enough: no authority has to find it.
+fn check_own_name(name: &str) -> Result<(), &'static str> {
+    let is_address = name.parse::<IpAddr>().is_ok();
+    match is_address || acme::check_name(&format!("{name}.example")).is_ok() {
+        true => Ok(()),
+        false => Err("is neither an address nor a host name in lower case"),
     }
 }
 
 impl RawAcme {
     fn check(self, state_dir: &Path) -> Result<Wanted, Invalid> {
-        if self.names.is_empty() || self.names.len() > acme::MAX_NAMES {
-            let problem = format!("must be from 1 to {} names", acme::MAX_NAMES);
-            return Err(Invalid::new("acme.names", problem));
-        }
-        for (index, name) in self.names.iter().enumerate() {
-            let key = || format!("acme.names[{index}]");
-            acme::check_name(name).map_err(|problem| Invalid::new(key(), problem))?;
-            if self.names[..index].contains(name) {
-                return Err(Invalid::new(key(), "is there twice"));
-            }
-        }
+        let names = check_names("acme", self.names, acme::check_name)?;
         if !self.terms_of_service_agreed {
             return Err(Invalid::new(
                 "acme.terms_of_service_agreed",
@@ -174,7 +224,7 @@ impl RawAcme {
                 .collect(),
             config: acme::Config {
                 directory: state_dir.join("acme"),
-                names: self.names,
+                names,
                 authorities: authorities.into_iter().map(Into::into).collect(),
                 contacts: self.contacts,
                 challenge: self.challenge,
@@ -243,18 +293,46 @@ mod tests {
 
     #[test]
     fn a_certificate_comes_from_one_place() {
-        let choose = |file: Option<&str>, acme| choose(file.map(Into::into), acme, "s".as_ref());
-        assert!(matches!(
-            choose(Some("a.crt"), None),
-            Ok(Certificate::File(_))
-        ));
-        assert!(matches!(
-            choose(None, Some(complete())),
-            Ok(Certificate::Acme(_))
-        ));
-        assert_eq!(choose(None, None).unwrap_err().key, "certificate");
-        let both = choose(Some("a.crt"), Some(complete()));
-        assert_eq!(both.unwrap_err().key, "certificate");
+        let choose =
+            |file: Option<&str>, acme, own| choose(file.map(Into::into), acme, own, "s".as_ref());
+        let own = || Some(RawSelfSigned::default());
+        let file = choose(Some("a.crt"), None, None);
+        assert!(matches!(file, Ok(Certificate::File(_))));
+        let acme = choose(None, Some(complete()), None);
+        assert!(matches!(acme, Ok(Certificate::Acme(_))));
+        let Ok(Certificate::SelfSigned { directory, names }) = choose(None, None, own()) else {
+            panic!("it is not self-signed");
+        };
+        assert_eq!(directory, Path::new("s/self-signed"));
+        assert_eq!(names, ["localhost"]);
+        for refused in [
+            choose(None, None, None),
+            choose(Some("a.crt"), Some(complete()), None),
+            choose(Some("a.crt"), None, own()),
+            choose(None, Some(complete()), own()),
+        ] {
+            assert_eq!(refused.unwrap_err().key, "certificate");
+        }
+    }
+
+    #[test]
+    fn a_name_of_ones_own_may_have_one_label() {
+        let choose = |name: &str| {
+            let own = RawSelfSigned {
+                names: vec![name.to_owned()],
+            };
+            choose(None, None, Some(own), "s".as_ref())
+        };
+        for name in ["gateway", "gateway.lan", "192.0.2.1", "::1"] {
+            assert!(choose(name).is_ok(), "{name}");
+        }
+        for name in ["", "*", "*.lan", "Gateway", "a b", "-a"] {
+            assert_eq!(
+                choose(name).unwrap_err().key,
+                "self_signed.names[0]",
+                "{name}"
+            );
+        }
     }
 
     #[test]

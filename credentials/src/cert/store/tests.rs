@@ -48,12 +48,12 @@ fn hash_of(key: &CertifiedKey) -> [u8; 32] {
 
 async fn look(files: &mut Follower<Files>, store: &Store) {
     if let Some(entry) = files.next().await {
-        store.put(FILE, entry);
+        store.put(FILE, [entry]);
     }
 }
 
 fn found(store: &Store, name: Option<&str>) -> [u8; 32] {
-    hash_of(store.current.load().find(name).unwrap())
+    hash_of(store.0.current.load().find(name).unwrap())
 }
 
 #[test]
@@ -189,15 +189,18 @@ async fn changed_files_are_loaded_again_and_unchanged_ones_are_not() {
     let (chain, key) = world.issue("gateway", &["localhost"]);
     store.load(&chain, &key).unwrap();
     let mut files = world.watched(&store, "gateway");
-    let first = store.current.load_full();
+    let first = store.0.current.load_full();
     look(&mut files, &store).await;
-    assert!(Arc::ptr_eq(&first, &store.current.load_full()));
+    assert!(Arc::ptr_eq(&first, &store.0.current.load_full()));
 
     world.issue("gateway", &["localhost"]);
     look(&mut files, &store).await;
     assert_eq!(found(&store, None), file_hash(&chain).unwrap());
-    assert_ne!(found(&store, None), hash_of(&first.entries[0].key));
-    assert_eq!(store.current.load().entries.len(), 1);
+    assert_ne!(
+        found(&store, None),
+        hash_of(first.default.as_ref().unwrap())
+    );
+    assert_eq!(store.0.loaded().entries.len(), 1);
 }
 
 #[tokio::test]
@@ -280,7 +283,7 @@ async fn a_mounted_pair_whose_link_is_changed_is_loaded_in_one_step() {
         // Nothing leads there yet.
         look(&mut files, &store).await;
         assert_ne!(
-            store.current.load().find(None).map(|key| hash_of(key)),
+            store.0.current.load().find(None).map(|key| hash_of(key)),
             Some(hash)
         );
         symlink(version, at("..data_tmp")).unwrap();
@@ -314,4 +317,59 @@ async fn each_version_that_cannot_be_used_is_counted_once() {
             assert_eq!(failures(), bad);
         }
     }
+}
+
+#[test]
+fn a_name_that_two_have_is_served_by_the_later_one_until_that_one_gives_it_up() {
+    let world = World::new();
+    let store = Store::new();
+    let (first, first_key) = world.issue("first", &["a.test", "b.test"]);
+    let (second, second_key) = world.issue("second", &["a.test"]);
+    store.load(&first, &first_key).unwrap();
+    store.load(&second, &second_key).unwrap();
+    let (one, two) = (file_hash(&first).unwrap(), file_hash(&second).unwrap());
+    assert_eq!(found(&store, Some("a.test")), two);
+    // Loaded again, it keeps its place.
+    store.load(&first, &first_key).unwrap();
+    assert_eq!(found(&store, Some("a.test")), two);
+
+    world.issue("second", &["c.test"]);
+    store.load(&second, &second_key).unwrap();
+    assert_eq!(found(&store, Some("a.test")), one);
+    world.issue("first", &["b.test"]);
+    store.load(&first, &first_key).unwrap();
+    let one = file_hash(&first).unwrap();
+    assert_eq!(found(&store, Some("a.test")), one, "it is the default");
+    assert_eq!(found(&store, Some("b.test")), one);
+}
+
+#[test]
+fn many_are_put_in_use_in_one_step_or_none_of_them() {
+    let world = World::new();
+    let store = Store::new();
+    let pair = |name: &str| {
+        let (chain, key) = world.issue(name, &[name]);
+        (chain.clone(), Pair::read(&chain, &key).unwrap())
+    };
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let text = metrics::with_local_recorder(&recorder, || {
+        store
+            .install_all(vec![pair("a.test"), pair("b.test")])
+            .unwrap();
+        recorder.handle().render()
+    });
+    assert!(text.contains("certificate_swaps_total 1"), "{text}");
+    let (a, _) = world.files("a.test");
+    assert_eq!(found(&store, Some("a.test")), file_hash(&a).unwrap());
+
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(["c.test".to_owned()]).unwrap();
+    params.not_after = OffsetDateTime::now_utc() - time::Duration::seconds(1);
+    let expired = params.self_signed(&key).unwrap().pem();
+    let key = crate::secret::Secret::new(key.serialize_pem().into_bytes());
+    let expired = Pair::from_pem("c".as_ref(), &expired, &key).unwrap();
+    let before = found(&store, Some("b.test"));
+    let refused = store.install_all(vec![pair("b.test"), ("c".into(), expired)]);
+    assert!(refused.unwrap_err().to_string().contains("expired"));
+    assert_eq!(found(&store, Some("b.test")), before);
 }

@@ -113,7 +113,7 @@ fn write_and_be_killed_at(directory: &Path, call: &str, time: usize) -> bool {
         .arg(format!("inject={call}:signal=KILL:when={time}"))
         .arg(env::current_exe().unwrap())
         .args([
-            "acme::pairs::tests::whenever_a_writer_is_killed_the_old_pair_is_there_or_the_new_one",
+            "cert::pairs::tests::whenever_a_writer_is_killed_the_old_pair_is_there_or_the_new_one",
             "--exact",
         ])
         .env(DIRECTORY, directory)

@@ -27,14 +27,14 @@ const KEPT: usize = 2;
 
 /// What is known of a pair beside what it says itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Issued {
+pub(crate) struct Issued {
     /// The name of the authority that issued it.
-    pub(super) authority: String,
+    pub(crate) authority: String,
 }
 
 /// Why a pair is not written.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
+pub(crate) enum Error {
     #[error(transparent)]
     File(#[from] source::Error),
     #[error("{directory} cannot be written: {source}", directory = .directory.display())]
@@ -45,11 +45,11 @@ pub(super) enum Error {
 }
 
 /// The directory of all pairs.
-pub(super) struct Pairs(PathBuf);
+pub(crate) struct Pairs(PathBuf);
 
 impl Pairs {
     /// Opens the directory, and makes it where it is not there.
-    pub(super) fn open(directory: PathBuf) -> Result<Self, Error> {
+    pub(crate) fn open(directory: PathBuf) -> Result<Self, Error> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -62,7 +62,7 @@ impl Pairs {
     }
 
     /// The newest pair that can be read. One that cannot is told of, and passed over for the one before.
-    pub(super) fn newest(&self) -> Option<(Pair, Issued)> {
+    pub(crate) fn newest(&self) -> Option<(Pair, Issued)> {
         let numbers = self.numbers();
         numbers.into_iter().rev().find_map(|number| {
             let directory = self.of(number);
@@ -76,8 +76,20 @@ impl Pairs {
         })
     }
 
+    /// Those that can be read, the oldest first. What cannot is told of, and passed over.
+    pub(crate) fn kept(&self) -> Vec<Pair> {
+        let kept = self.numbers().into_iter().filter_map(|number| {
+            let read = read(&self.of(number));
+            let told = |error: &cert::Error| {
+                tracing::error!(%error, "a certificate that was kept cannot be used");
+            };
+            read.inspect_err(told).ok()
+        });
+        kept.map(|(pair, _)| pair).collect()
+    }
+
     /// Writes a pair, and takes away those that are older than the one before it.
-    pub(super) fn write(
+    pub(crate) fn write(
         &self,
         chain: &str,
         key: &Secret<Vec<u8>>,

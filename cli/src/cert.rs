@@ -1,0 +1,193 @@
+//! `wavry cert`: certificates in files and in a gateway's state directory.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use serde::Serialize;
+use wavry_credentials::cert::{self, Summary};
+
+use crate::operate::{say, say_json, say_table, shown_time};
+
+/// What to do with certificates.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// List what a gateway obtained or signed itself and keeps
+    List(List),
+    /// Show what certificates in PEM files say
+    Show(Show),
+    /// Print the hashes that clients may trust certificates by (serverCertificateHashes)
+    Hashes(Hashes),
+}
+
+/// `wavry cert list`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct List {
+    /// The gateway's state directory
+    #[arg(long, value_name = "DIRECTORY")]
+    state_dir: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `wavry cert show`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Show {
+    /// PEM files
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `wavry cert hashes`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Hashes {
+    /// PEM files; the first certificate of each counts
+    #[arg(value_name = "FILE", required_unless_present = "state_dir")]
+    files: Vec<PathBuf>,
+    /// The state directory of a gateway that signs its certificates itself
+    #[arg(long, value_name = "DIRECTORY")]
+    state_dir: Option<PathBuf>,
+}
+
+pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
+    match command {
+        Command::List(args) => {
+            let mut rows = Vec::new();
+            for source in SOURCES {
+                for chain in chains(&args.state_dir, source)? {
+                    let summary = cert::summaries(&chain)?.into_iter().next();
+                    rows.extend(summary.map(|summary| Row::new(source, &chain, &summary)));
+                }
+            }
+            show(&rows, args.json)
+        }
+        Command::Show(args) => {
+            let mut rows = Vec::new();
+            for file in &args.files {
+                let summaries = cert::summaries(file)?;
+                rows.extend(
+                    summaries
+                        .iter()
+                        .map(|summary| Row::new("file", file, summary)),
+                );
+            }
+            show(&rows, args.json)
+        }
+        Command::Hashes(args) => {
+            let mut files = args.files.clone();
+            if let Some(state_dir) = &args.state_dir {
+                files.extend(chains(state_dir, SELF_SIGNED)?);
+            }
+            for file in files {
+                let leaf = cert::summaries(&file)?.into_iter().next();
+                let Some(leaf) = leaf.filter(|leaf| leaf.may_be_pinned) else {
+                    anyhow::bail!(
+                        "{}: clients trust a P-256 certificate of at most 14 days by its hash, and no other",
+                        file.display()
+                    );
+                };
+                say(&hex(&leaf.hash))?;
+            }
+            Ok(())
+        }
+    }
+}
+
+const SELF_SIGNED: &str = "self-signed";
+/// Directories of a gateway's state directory that hold pairs.
+const SOURCES: [&str; 2] = ["acme", SELF_SIGNED];
+
+/// The chains that are kept, the oldest first; none where there is no such directory.
+fn chains(state_dir: &Path, source: &str) -> anyhow::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    match fs::read_dir(state_dir.join(source).join("pairs")) {
+        Ok(pairs) => {
+            for pair in pairs {
+                let pair = pair?;
+                // Others are being written.
+                if !pair.file_name().as_encoded_bytes().starts_with(b".") {
+                    found.push(pair.path().join("chain.pem"));
+                }
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error.into()),
+    }
+    found.sort();
+    Ok(found)
+}
+
+#[derive(Serialize)]
+struct Row {
+    source: &'static str,
+    file: String,
+    names: Vec<String>,
+    /// Seconds since the Unix epoch, like the next.
+    not_before: u64,
+    not_after: u64,
+    /// Below zero once it has expired.
+    days_left: i64,
+    /// SHA-256, in hexadecimal.
+    hash: String,
+    may_be_pinned: bool,
+}
+
+impl Row {
+    fn new(source: &'static str, file: &Path, summary: &Summary) -> Self {
+        let seconds = |time: SystemTime| {
+            let since = time.duration_since(SystemTime::UNIX_EPOCH);
+            since.unwrap_or_default().as_secs()
+        };
+        let (until, now) = (seconds(summary.not_after), seconds(SystemTime::now()));
+        Self {
+            source,
+            file: file.display().to_string(),
+            names: summary.names.clone(),
+            not_before: seconds(summary.not_before),
+            not_after: until,
+            days_left: (until.cast_signed() - now.cast_signed()).div_euclid(24 * 60 * 60),
+            hash: hex(&summary.hash),
+            may_be_pinned: summary.may_be_pinned,
+        }
+    }
+}
+
+fn show(rows: &[Row], json: bool) -> anyhow::Result<()> {
+    if json {
+        return say_json(&rows);
+    }
+    let headings = [
+        "SOURCE",
+        "NAMES",
+        "FROM",
+        "UNTIL",
+        "DAYS LEFT",
+        "HASH",
+        "FILE",
+    ];
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            [
+                row.source.to_owned(),
+                row.names.join(","),
+                shown_time(row.not_before),
+                shown_time(row.not_after),
+                row.days_left.to_string(),
+                row.hash.clone(),
+                row.file.clone(),
+            ]
+        })
+        .collect();
+    say_table(&headings, &rows)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
