@@ -33,7 +33,7 @@ pub fn unix_time() -> u64 {
 }
 
 /// The farthest that a wall clock was ahead of a monotonic one. Pure: both are arguments.
-struct Clock {
+pub struct Clock {
     /// In nanoseconds, which reach to the year 2262.
     ahead: AtomicI64,
     /// Whether it was told that the wall clock is behind.
@@ -50,7 +50,9 @@ impl Default for Clock {
 }
 
 impl Clock {
-    fn read(&self, wall: Duration, elapsed: Duration) -> Duration {
+    /// The time since the Unix epoch when the wall clock shows `wall`, and the monotonic one, which began with
+    /// the process, `elapsed`.
+    pub fn read(&self, wall: Duration, elapsed: Duration) -> Duration {
         let ahead = nanos(wall) - nanos(elapsed);
         let farthest = self.ahead.fetch_max(ahead, Ordering::Relaxed).max(ahead);
         self.tell(farthest - ahead);

@@ -1,12 +1,13 @@
-//! A node's place in a cluster: registration, heartbeats, and the roster it watches.
+//! A node's place in a cluster: registration, heartbeats, and the roster it watches. What it makes of rosters,
+//! [`roster`] decides.
 
 mod age;
 mod identities;
 mod kept;
 mod metrics;
-mod pinned;
 mod record;
 mod retry;
+pub mod roster;
 mod rotate;
 mod trust;
 mod work;

@@ -43,6 +43,8 @@ mod rate;
 mod registry;
 mod ring;
 mod server;
+#[cfg(test)]
+mod simulation;
 pub mod store;
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};

@@ -728,20 +728,12 @@ impl Published {
             .flat_map(|n| &n.keys)
             .copied()
             .collect();
-        let roster = Roster {
-            cluster: cluster.clone(),
-            epoch: snapshot.epoch,
-            issued_at: unix_time(),
-            nodes: snapshot.nodes,
-            services: snapshot.services.to_vec(),
-            token_keys: snapshot.token_keys,
-            roster_keys: snapshot.roster_keys,
-            revoked: snapshot.revoked,
-        };
+        let identities = snapshot.identities.clone();
+        let roster = snapshot.into_roster(cluster.clone(), unix_time());
         Self {
             ring,
             node_keys: KeySet::from_public_keys(&keys),
-            identities: snapshot.identities,
+            identities,
             roster,
         }
     }

@@ -30,8 +30,8 @@ use wavry_credentials::{
     clock::unix_time,
 };
 use wavry_proto::{
-    control::{Node, Revocation, Role, Service},
-    id::{Epoch, NodeId, PublicKey, ServiceName},
+    control::{Node, Revocation, Role, Roster, Service},
+    id::{ClusterName, Epoch, NodeId, PublicKey, ServiceName},
     placement::Placement,
 };
 
@@ -186,6 +186,22 @@ pub struct Snapshot {
     pub revoked: Vec<Revocation>,
     /// The identities of every node, ordered by id.
     pub identities: Vec<Lives>,
+}
+
+impl Snapshot {
+    /// The roster that shows it, as of `issued_at`, in seconds since the Unix epoch.
+    pub(crate) fn into_roster(self, cluster: ClusterName, issued_at: u64) -> Roster {
+        Roster {
+            cluster,
+            epoch: self.epoch,
+            issued_at,
+            nodes: self.nodes,
+            services: self.services.to_vec(),
+            token_keys: self.token_keys,
+            roster_keys: self.roster_keys,
+            revoked: self.revoked,
+        }
+    }
 }
 
 /// A registration that has been checked in every way but for the token's being used.

@@ -168,6 +168,17 @@ pub struct Roster {
     pub revoked: Vec<Revocation>,
 }
 
+/// How far a roster vouches for the peer of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vouched {
+    /// The key is the peer's.
+    Wholly,
+    /// The peer rotated the key out: the sessions that the connection has go on, and it takes no new ones.
+    ForSessions,
+    /// The peer is not listed, or registered anew: the connection is to be closed.
+    Not,
+}
+
 impl Roster {
     /// A roster that lists nothing, which is what a node knows before it reached the master.
     pub fn empty(cluster: ClusterName) -> Self {
@@ -191,6 +202,16 @@ impl Roster {
     /// The node with this id.
     pub fn node(&self, id: &NodeId) -> Option<&Node> {
         self.nodes.iter().find(|node| node.id == *id)
+    }
+
+    /// What becomes of a connection whose peer proved to be `node` with `key`, when the roster showed
+    /// `registration` for it.
+    pub fn vouches(&self, node: &NodeId, key: &PublicKey, registration: u64) -> Vouched {
+        match self.node(node) {
+            Some(node) if node.keys.contains(key) => Vouched::Wholly,
+            Some(node) if node.vouches_for(key, registration) => Vouched::ForSessions,
+            _ => Vouched::Not,
+        }
     }
 
     /// The node that holds this key.

@@ -25,7 +25,7 @@ use tokio_util::{
     task::TaskTracker,
 };
 use wavry_proto::{
-    control::Roster,
+    control::{Roster, Vouched},
     id::{NodeId, PublicKey},
     mesh::{Open, header::Side},
 };
@@ -404,13 +404,14 @@ impl Inner {
             .collect();
         for link in links.iter().filter(|link| link.is_alive()) {
             let (key, registration) = &link.proved;
-            let node = roster.node(&link.peer);
-            if !node.is_some_and(|node| node.vouches_for(key, *registration)) {
-                tracing::warn!(peer = %link.peer, epoch = %roster.epoch, "peer left the roster");
-                ::metrics::counter!(metrics::MESH_REVOKED).increment(1);
-                link.close(code::UNKNOWN_PEER, "key is not in the roster any more");
-            } else if !node.is_some_and(|node| node.keys.contains(key)) {
-                link.retire("the peer's identity was rotated");
+            match roster.vouches(&link.peer, key, *registration) {
+                Vouched::Wholly => {}
+                Vouched::ForSessions => link.retire("the peer's identity was rotated"),
+                Vouched::Not => {
+                    tracing::warn!(peer = %link.peer, epoch = %roster.epoch, "peer left the roster");
+                    ::metrics::counter!(metrics::MESH_REVOKED).increment(1);
+                    link.close(code::UNKNOWN_PEER, "key is not in the roster any more");
+                }
             }
         }
     }

@@ -10,17 +10,14 @@ use tokio::{
 };
 use wavry_proto::control::Roster;
 
-use super::metrics as names;
+use super::{
+    metrics as names,
+    roster::{age, is_too_old},
+};
 use crate::clock::since_epoch;
 
 /// How often the age is looked at.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// Age of a roster at `now`, since the Unix epoch. One of the future, by a master whose clock is
-/// ahead, has none.
-pub(super) fn age(roster: &Roster, now: Duration) -> Duration {
-    now.saturating_sub(Duration::from_secs(roster.issued_at))
-}
 
 /// Publishes what `newest` has while it is younger than `max_age`, and nothing after. It ends with
 /// `newest`.
@@ -37,8 +34,8 @@ pub(super) async fn publish(
             _ = tick.tick() => {}
         }
         let roster = newest.borrow_and_update().clone();
-        let age = age(&roster, since_epoch());
-        let is_stale = age >= max_age;
+        let now = since_epoch();
+        let (age, is_stale) = (age(&roster, now), is_too_old(&roster, max_age, now));
         metrics::gauge!(names::ROSTER_AGE).set(age.as_secs_f64());
         metrics::gauge!(names::ROSTER_STALE).set(if is_stale { 1.0 } else { 0.0 });
         published.send_if_modified(|acted_on| {
@@ -86,18 +83,5 @@ mod tests {
         drop(sender);
         publishing.await.unwrap();
         assert!(acted_on.changed().await.is_err());
-    }
-
-    #[test]
-    fn a_roster_of_the_future_has_no_age() {
-        let roster = Roster {
-            issued_at: 100,
-            ..Roster::empty("c1".parse().unwrap())
-        };
-        assert_eq!(age(&roster, Duration::from_secs(90)), Duration::ZERO);
-        assert_eq!(
-            age(&roster, Duration::from_secs(130)),
-            Duration::from_secs(30)
-        );
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use wavry_proto::{control::Roster, id::Epoch, token::MAX_ROSTER_LEN};
 
-use super::pinned::Pinned;
+use super::roster::Pinned;
 use crate::source;
 
 /// Where the newest roster is kept.
@@ -72,17 +72,15 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::token::{KeySet, Scope, SigningKey};
+    use crate::token::{Scope, SigningKey};
 
     #[tokio::test]
     async fn what_was_kept_is_read_if_it_is_whole_and_by_a_pinned_key() {
         let directory = tempfile::tempdir().unwrap();
         let kept = Kept::in_directory(directory.path());
         let key = SigningKey::generate();
-        let pinned = |key: &SigningKey| Pinned {
-            cluster: "ours".parse().unwrap(),
-            keys: KeySet::from_paserk(&[key.public_paserk()]).unwrap(),
-        };
+        let cluster = || "ours".parse().unwrap();
+        let pinned = |key: &SigningKey| Pinned::new(cluster(), &[key.public_paserk()]).unwrap();
         assert_eq!(kept.read(&pinned(&key), 0), None);
 
         let roster = Roster {

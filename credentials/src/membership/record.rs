@@ -5,8 +5,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use wavry_proto::id::{ClusterName, NodeId, PublicKey};
 
-use super::{Error, pinned::Pinned};
-use crate::{redact::Place, source, token::KeySet};
+use super::{Error, roster::Pinned};
+use crate::{redact::Place, source};
 
 /// The content of `membership.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,12 +51,8 @@ impl Record {
         if self.roster_keys.is_empty() {
             return Err(Error::Invalid("no key to check rosters with".to_owned()));
         }
-        let keys = KeySet::from_paserk(&self.roster_keys)
-            .map_err(|_| Error::Invalid("a key to check rosters with is malformed".to_owned()))?;
-        Ok(Pinned {
-            cluster: self.cluster.clone(),
-            keys,
-        })
+        Pinned::new(self.cluster.clone(), &self.roster_keys)
+            .map_err(|_| Error::Invalid("a key to check rosters with is malformed".to_owned()))
     }
 }
 

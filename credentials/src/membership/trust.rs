@@ -5,7 +5,9 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use super::{Error, pinned::Pinned, record::Record};
+use wavry_proto::control::Roster;
+
+use super::{Error, record::Record, roster::Pinned};
 
 /// The keys that sign rosters, in memory and in the file that registration wrote.
 pub(super) struct Trust {
@@ -37,18 +39,23 @@ impl Trust {
         self.trusted().pinned.clone()
     }
 
-    /// Trusts these keys from now on and no others; none stands for those that were trusted before.
-    pub(super) async fn these_only(&self, record: &Record, keys: &[String]) {
-        if keys.is_empty() || self.trusted().keys == keys {
+    /// Trusts whom a roster that was taken says from now on.
+    pub(super) async fn take_over(&self, record: &Record, roster: &Roster) {
+        let keys = &roster.roster_keys;
+        if self.trusted().keys == *keys {
             return;
         }
-        let record = Record {
-            roster_keys: keys.to_vec(),
-            ..record.clone()
+        let pinned = match self.pinned().after(roster) {
+            Ok(Some(pinned)) => pinned,
+            Ok(None) => return,
+            Err(_) => {
+                tracing::warn!("the roster names a key that is none; those before stay trusted");
+                return;
+            }
         };
-        let Ok(pinned) = record.pinned() else {
-            tracing::warn!("the roster names a key that is none; those before stay trusted");
-            return;
+        let record = Record {
+            roster_keys: keys.clone(),
+            ..record.clone()
         };
         let file = self.file.clone();
         let written = tokio::task::spawn_blocking(move || record.write(&file)).await;

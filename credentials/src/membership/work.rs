@@ -21,7 +21,7 @@ use wavry_proto::{
 };
 
 use super::{
-    Error, age::age, kept::Kept, metrics as names, record::Record, retry::Attempts, trust::Trust,
+    Error, kept::Kept, metrics as names, record::Record, retry::Attempts, roster, trust::Trust,
 };
 use crate::{
     bearer,
@@ -151,9 +151,7 @@ impl Link {
             }
         }
         let roster = roster.map_err(Failure::Roster)?;
-        self.trust
-            .these_only(&self.record, &roster.roster_keys)
-            .await;
+        self.trust.take_over(&self.record, &roster).await;
         self.kept.write(answer.body.to_vec()).await;
         Ok(Some(roster))
     }
@@ -291,12 +289,12 @@ pub(super) async fn first_roster(
                 pause
             }
         };
-        if let Some(roster) = &kept
-            && age(roster, since_epoch()) < max_age
+        if let Some(kept) = &kept
+            && !roster::is_too_old(kept, max_age, since_epoch())
         {
             tracing::warn!("no master answers; this node starts from the roster that it kept");
-            report(roster);
-            return Ok((roster.clone(), None));
+            report(kept);
+            return Ok((kept.clone(), None));
         }
         tokio::time::sleep(pause).await;
     }

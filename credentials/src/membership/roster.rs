@@ -1,5 +1,9 @@
-//! Which rosters a node takes: those of its cluster, signed by keys it pinned, and newer than what
-//! it has.
+//! What a node makes of rosters. Pure: bytes and time are arguments.
+//!
+//! It takes those of its cluster, signed by keys that it pinned, and newer than what it has; from then on it
+//! trusts the keys that the roster names; and it acts on a roster until that is too old.
+
+use std::time::Duration;
 
 use wavry_proto::{
     control::Roster,
@@ -7,7 +11,7 @@ use wavry_proto::{
     token::Succession,
 };
 
-use crate::token::{KeySet, Scope};
+use crate::token::{KeySet, MalformedKey, Scope};
 
 /// Most statements of succession that are followed: a key a year for longer than any node is away, and
 /// some for accidents.
@@ -15,20 +19,32 @@ const MAX_SUCCESSION: usize = 64;
 
 /// What the node trusts: what registration told it, and what that led it to.
 #[derive(Clone)]
-pub(super) struct Pinned {
-    pub(super) cluster: ClusterName,
-    pub(super) keys: KeySet,
+pub struct Pinned {
+    cluster: ClusterName,
+    keys: KeySet,
 }
 
 impl Pinned {
+    /// Trusts these keys, PASERK `k4.public`, and no others, for rosters of `cluster`.
+    pub fn new(cluster: ClusterName, keys: &[String]) -> Result<Self, MalformedKey> {
+        Ok(Self {
+            cluster,
+            keys: KeySet::from_paserk(keys)?,
+        })
+    }
+
+    /// Whom to trust once `roster` was taken: the keys that it names and no others, or the same as before
+    /// where it names none (`None`).
+    pub fn after(&self, roster: &Roster) -> Result<Option<Self>, MalformedKey> {
+        match roster.roster_keys.as_slice() {
+            [] => Ok(None),
+            keys => Self::new(self.cluster.clone(), keys).map(Some),
+        }
+    }
+
     /// Reads a signed roster of epoch `least` or a later one. The error is a label. `now` is in
     /// seconds since the Unix epoch.
-    pub(super) fn accept(
-        &self,
-        token: &[u8],
-        least: Epoch,
-        now: u64,
-    ) -> Result<Roster, &'static str> {
+    pub fn accept(&self, token: &[u8], least: Epoch, now: u64) -> Result<Roster, &'static str> {
         let token = std::str::from_utf8(token).map_err(|_| "malformed")?;
         let scope = Scope {
             cluster: &self.cluster,
@@ -51,7 +67,7 @@ impl Pinned {
 
     /// Trusts also the keys that those it trusts say take their place, and so on. `statements` are in the
     /// order in which they were made; those that do not verify are passed over. Whether there was any.
-    pub(super) fn follow(&mut self, statements: &[String], now: u64) -> bool {
+    pub fn follow(&mut self, statements: &[String], now: u64) -> bool {
         let mut followed = false;
         for statement in statements.iter().take(MAX_SUCCESSION) {
             let scope = Scope {
@@ -71,6 +87,17 @@ impl Pinned {
     }
 }
 
+/// Age of a roster at `now`, since the Unix epoch. One of the future, by a master whose clock is
+/// ahead, has none.
+pub fn age(roster: &Roster, now: Duration) -> Duration {
+    now.saturating_sub(Duration::from_secs(roster.issued_at))
+}
+
+/// Whether a roster is not acted on any more at `now`: it might list what was revoked since.
+pub fn is_too_old(roster: &Roster, max_age: Duration, now: Duration) -> bool {
+    age(roster, now) >= max_age
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,10 +108,7 @@ mod tests {
     }
 
     fn pinned(key: &SigningKey) -> Pinned {
-        Pinned {
-            cluster: cluster("ours"),
-            keys: KeySet::from_paserk(&[key.public_paserk()]).unwrap(),
-        }
+        Pinned::new(cluster("ours"), &[key.public_paserk()]).unwrap()
     }
 
     fn roster(epoch: u64) -> Roster {
@@ -151,6 +175,38 @@ mod tests {
         junk.extend(["nonsense".to_owned(), "k4.public.x".to_owned()]);
         assert!(!stranger.follow(&junk, 0));
         assert!(!takes(&stranger, &keys[2]));
+    }
+
+    #[test]
+    fn who_took_a_roster_trusts_the_keys_that_it_names_and_no_others() {
+        let [one, two] = [SigningKey::generate(), SigningKey::generate()];
+        let naming = |keys: Vec<String>| Roster {
+            roster_keys: keys,
+            ..roster(7)
+        };
+        let before = pinned(&one);
+        assert!(before.after(&naming(Vec::new())).unwrap().is_none());
+        assert!(before.after(&naming(vec!["k4.public.x".into()])).is_err());
+        let after = before.after(&naming(vec![two.public_paserk()]));
+        let after = after.unwrap().unwrap();
+        let takes = |key| {
+            let token = sign(key, &roster(8), "ours", "nodes");
+            after.accept(&token, Epoch(8), 0).is_ok()
+        };
+        assert!(takes(&two) && !takes(&one));
+    }
+
+    #[test]
+    fn a_roster_of_the_future_has_no_age_and_one_is_too_old_from_its_bound_on() {
+        let roster = Roster {
+            issued_at: 100,
+            ..roster(7)
+        };
+        let [before, after] = [90, 130].map(Duration::from_secs);
+        assert_eq!(age(&roster, before), Duration::ZERO);
+        assert_eq!(age(&roster, after), Duration::from_secs(30));
+        assert!(!is_too_old(&roster, Duration::from_secs(31), after));
+        assert!(is_too_old(&roster, Duration::from_secs(30), after));
     }
 
     #[test]
