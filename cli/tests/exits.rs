@@ -70,7 +70,7 @@ async fn sessions_reach_another_exit_within_a_second_of_a_kill_and_the_killed_on
     cluster.set("gateway", "webtransport.handshake_rate_per_ip = 5000");
     cluster.set("gateway", "webtransport.connections_per_ip = 10000");
     let mut cluster = cluster.start();
-    wait_for("four exits", || in_state(&cluster, "well") == 4.0);
+    assert_eq!(in_state(&cluster, "well"), 4.0);
     let native = cluster.native();
     let mut live = Vec::new();
     for _ in 0..SESSIONS {

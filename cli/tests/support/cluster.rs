@@ -8,12 +8,13 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, Output},
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
 use wavry_credentials::cert::{self, DevelopmentAuthority};
 
-use super::{RoleProcess, client::Native, output, stderr, wavry};
+use super::{DEADLINE, RoleProcess, client::Native, output, stderr, wavry};
 
 /// A cluster of one gateway and one relay, or more.
 pub(crate) struct Cluster {
@@ -269,7 +270,19 @@ impl Cluster {
             fs::write(at_name(&directory, further.name), text).unwrap();
             self.start_further(further.name, None);
         }
+        if !self.more.is_empty() {
+            self.wait_for_exits(1 + self.more.len());
+        }
         self
+    }
+
+    /// Waits until the gateway knows so many exits: a relay that serves has yet to tell where it is.
+    fn wait_for_exits(&self, exits: usize) {
+        let deadline = Instant::now() + DEADLINE;
+        while self.metric("gateway", "wavry_gateway_exits") < exits as f64 {
+            assert!(Instant::now() < deadline, "the gateway misses an exit");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Starts a relay beside the first, where it was if it was killed.
