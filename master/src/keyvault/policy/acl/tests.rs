@@ -264,6 +264,61 @@ fn units_reach_their_own_paths_only() {
     ));
 }
 
+#[test]
+fn the_policies_of_a_deployment_keep_runtime_builds_and_people_apart() {
+    macro_rules! deployed {
+        ($name:literal) => {{
+            let text = include_str!(concat!("../../../../../deploy/keyvault/", $name, ".hcl"));
+            let identity = Identity {
+                name: "web".to_owned(),
+                metadata: [("environment".to_owned(), "production".to_owned())].into(),
+                mount: "m".to_owned(),
+            };
+            Acl::new(&[Arc::new(Policy::parse(text).unwrap())], &identity)
+        }};
+    }
+    const RUNTIME: &str = "secret/data/wavry/production/runtime/database";
+    const BUILD: &str = "secret/data/wavry/production/build/registry";
+    const ELSEWHERE: &str = "secret/data/wavry/test/runtime/database";
+    use Operation::{Create, Delete, List, Read, Update};
+    let all = [Create, Delete, List, Read, Update];
+    let may = |acl: &Acl, path: &str| -> Vec<Operation> {
+        let operations = all.iter().copied();
+        operations.filter(|one| allows(acl, *one, path)).collect()
+    };
+
+    let runtime = deployed!("runtime");
+    assert_eq!(may(&runtime, RUNTIME), [Read]);
+    assert_eq!(may(&runtime, BUILD), []);
+    assert_eq!(may(&runtime, ELSEWHERE), []);
+
+    let build = deployed!("build");
+    assert_eq!(may(&build, BUILD), [Read]);
+    assert_eq!(may(&build, RUNTIME), []);
+
+    let rotator = deployed!("rotator");
+    for path in [RUNTIME, BUILD, ELSEWHERE] {
+        assert_eq!(may(&rotator, path), [Create, Update]);
+    }
+    assert_eq!(may(&rotator, "sys/policies/acl/runtime"), []);
+
+    let administrator = deployed!("administrator");
+    for path in [RUNTIME, BUILD, ELSEWHERE] {
+        assert_eq!(may(&administrator, path), []);
+    }
+    // Nor is there a way round: another policy, or a token or secret-id that has one.
+    for path in [
+        "sys/policies/acl/runtime",
+        "auth/token/create",
+        "auth/approle/role/web",
+        "auth/approle/role/web/secret-id",
+    ] {
+        assert!(!allows(&administrator, Update, path), "{path}");
+        assert!(!allows(&administrator, Create, path), "{path}");
+    }
+    assert!(allows(&administrator, Update, "auth/token/revoke-accessor"));
+}
+
 proptest! {
     #[test]
     fn arbitrary_policies_never_panic(text in ".{0,200}|[a-z{}\"=\\[\\]\n ,*+/]{0,80}") {
