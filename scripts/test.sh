@@ -91,6 +91,25 @@ install_pebble() {
   rm -rf "$lists"
 }
 
+# Debian's or Ubuntu's Prometheus, for promtool: unpacked, and no service of this machine.
+install_prometheus() {
+  local place="$peers/prometheus"
+  promtool="$place/usr/bin/promtool"
+  if "$promtool" --version >/dev/null 2>&1; then return; fi
+  echo "installing promtool"
+  rm -rf "$place"
+  mkdir -p "$place"
+  (cd "$place" && { apt-get -q download prometheus >/dev/null 2>&1 ||
+    { quietly as_root apt-get -q -o DPkg::Lock::Timeout=300 update && quietly apt-get -q download prometheus; }; })
+  dpkg-deb -x "$place"/prometheus_*.deb "$place"
+  rm -f "$place"/prometheus_*.deb
+}
+
+check_rules() {
+  "$promtool" check rules deploy/prometheus/*.rules.yml
+  "$promtool" test rules deploy/prometheus/tests/*.test.yml
+}
+
 # A Python that is newer than Debian 12's.
 newer_python() {
   local candidate
@@ -132,6 +151,7 @@ install_peers() {
     fi
   fi
   install_pebble
+  install_prometheus
   export WAVRY_PEERS="$peers"
 }
 
@@ -189,6 +209,10 @@ heading "scripts"
 shellcheck scripts/*.sh .ci/run
 heading "links in the documents"
 python3 scripts/check_links.py
+if [ -z "$fast" ]; then
+  heading "alarms"
+  check_rules
+fi
 heading "dependencies: licences, sources, layers"
 check_dependencies
 heading "clippy"
