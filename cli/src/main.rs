@@ -3,6 +3,7 @@
 mod audit;
 mod backup;
 mod cert;
+mod check;
 mod config;
 mod demo;
 mod dev;

@@ -10,7 +10,9 @@ use std::{
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
-use crate::{config, log, ops, ready, shutdown};
+use wavry_credentials::source::Finding;
+
+use crate::{check, config, log, ops, ready, shutdown};
 
 /// A role that this binary can play.
 pub(crate) trait Role: config::Table {
@@ -19,6 +21,8 @@ pub(crate) trait Role: config::Table {
 
     /// Describes its metrics to the recorder.
     fn describe_metrics();
+    /// Looks at all that it needs, without starting it.
+    fn check(config: &Self::Config) -> impl Future<Output = Vec<Finding>>;
     /// Returns when it can serve.
     fn start(config: Self::Config) -> impl Future<Output = anyhow::Result<Self::Running>>;
     /// Where it serves.
@@ -55,6 +59,9 @@ pub(crate) struct Args {
     /// How log lines look; overrides log.format
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<log::Format>,
+    /// Look at the configuration and every secret that it takes, say what is wrong, and do not start
+    #[arg(long)]
+    check: bool,
     /// Also shut down when standard input ends
     #[arg(long, hide = true)]
     until_stdin_closes: bool,
@@ -78,6 +85,9 @@ impl Args {
 pub(crate) async fn run<R: Role>(args: &Args, flags: &config::Flags) -> anyhow::Result<()> {
     let config::Loaded { role, ops, log } =
         config::load::<R>(args.config.as_deref(), environment(), flags)?;
+    if args.check {
+        return check::report(&R::check(&role).await);
+    }
     log::start(log);
 
     let metrics = ops::install_recorder()?;
@@ -220,19 +230,22 @@ mod tests {
             assert_eq!(name.ends_with("_total"), *kind == "counter", "{name}");
         }
 
-        let rules = concat!(
+        let rules = [
+            include_str!("../../deploy/prometheus/certificates.rules.yml"),
             include_str!("../../deploy/prometheus/identity.rules.yml"),
-            include_str!("../../deploy/prometheus/certificates.rules.yml")
-        );
-        let words = rules.split(|c: char| c != '_' && !c.is_ascii_alphanumeric());
-        let mut used = words.filter(|word| word.starts_with("wavry_")).peekable();
-        assert!(used.peek().is_some());
-        for name in used {
-            let is_described = described.iter().any(|(known, _)| known == name);
-            assert!(
-                is_described,
-                "{name}, which a rule is about, is not in the code"
-            );
+            include_str!("../../deploy/prometheus/keyvault.rules.yml"),
+        ];
+        for rules in rules {
+            let words = rules.split(|c: char| c != '_' && !c.is_ascii_alphanumeric());
+            let mut used = words.filter(|word| word.starts_with("wavry_")).peekable();
+            assert!(used.peek().is_some());
+            for name in used {
+                let is_described = described.iter().any(|(known, _)| known == name);
+                assert!(
+                    is_described,
+                    "{name}, which a rule is about, is not in the code"
+                );
+            }
         }
     }
 }

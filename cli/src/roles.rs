@@ -9,6 +9,7 @@ use std::{
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use wavry_credentials::source::Finding;
 use wavry_master::keyvault;
 use wavry_proto::config::Invalid;
 
@@ -63,6 +64,10 @@ impl Role for KeyVault {
         wavry_master::describe_keyvault_metrics();
     }
 
+    async fn check(config: &Self::Config) -> Vec<Finding> {
+        wavry_master::check_keyvault(config).await
+    }
+
     async fn start(config: Self::Config) -> anyhow::Result<Self::Running> {
         Ok(keyvault::Standalone::start(config).await?)
     }
@@ -82,6 +87,10 @@ impl Role for Master {
 
     fn describe_metrics() {
         wavry_master::describe_metrics();
+    }
+
+    async fn check(config: &Self::Config) -> Vec<Finding> {
+        wavry_master::check(config).await
     }
 
     async fn start(config: Self::Config) -> anyhow::Result<Self::Running> {
@@ -112,6 +121,10 @@ impl Role for Gateway {
         wavry_gateway::describe_metrics();
     }
 
+    async fn check(config: &Self::Config) -> Vec<Finding> {
+        wavry_gateway::check(config).await
+    }
+
     async fn start(config: Self::Config) -> anyhow::Result<Self::Running> {
         Ok(wavry_gateway::Gateway::start(config).await?)
     }
@@ -137,6 +150,10 @@ impl Role for Relay {
 
     fn describe_metrics() {
         wavry_relay::describe_metrics();
+    }
+
+    async fn check(config: &Self::Config) -> Vec<Finding> {
+        wavry_relay::check(config).await
     }
 
     async fn start(config: Self::Config) -> anyhow::Result<Self::Running> {

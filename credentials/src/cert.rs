@@ -27,7 +27,7 @@ pub use self_signed::{Rotation, SelfSigned};
 pub use store::{POLL_INTERVAL, Pinnable, Store};
 pub use trust::{Trust, client_config, client_config_with};
 
-use crate::source;
+use crate::source::{self, Finding};
 
 /// Longest validity of a certificate that is trusted by its hash (W3C WebTransport, "custom
 /// certificate requirements": two weeks).
@@ -61,6 +61,16 @@ impl Error {
 /// SHA-256 of the first certificate of a PEM file.
 pub fn file_hash(chain: &Path) -> Result<[u8; 32], Error> {
     Ok(hash(&read_certificates(chain)?[0]))
+}
+
+/// Looks at a PEM chain and its key as [`Store::load`] would: `key`, or secret `tls_key`.
+pub fn check(chain: &Path, key: Option<&Path>) -> Finding {
+    let key = key.map_or_else(|| source::locate("tls_key"), |key| Ok(key.to_owned()));
+    let loaded = key.map_err(Error::from).and_then(|key| {
+        Store::new().load(chain, &key)?;
+        Ok(format!("{} with {}", chain.display(), key.display()))
+    });
+    Finding::new("certificate and secret tls_key", loaded)
 }
 
 /// What a certificate says of itself.

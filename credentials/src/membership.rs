@@ -2,6 +2,7 @@
 //! [`roster`] decides.
 
 mod age;
+mod check;
 mod identities;
 mod kept;
 mod metrics;
@@ -34,6 +35,8 @@ use crate::{
     source,
 };
 
+pub use check::check;
+
 use identities::Identities;
 use kept::Kept;
 pub(crate) use metrics::describe as describe_metrics;
@@ -41,6 +44,9 @@ use record::Record;
 use rotate::Rotation;
 use trust::Trust;
 use work::{Link, Said};
+
+/// File in the state directory of what registration gave.
+const MEMBERSHIP: &str = "membership.json";
 
 /// What a node needs to join its cluster.
 #[derive(Debug, Clone)]
@@ -151,7 +157,7 @@ impl Candidate {
         let key = provisioned.public_key();
         let (identities, identity) = Identities::open(&config.state_dir, provisioned, unix_time())?;
         let client = master::Client::new(&config.master, &config.ca_file)?;
-        let file = config.state_dir.join("membership.json");
+        let file = config.state_dir.join(MEMBERSHIP);
         let standing = match Record::read(&file)? {
             Some(record) if record.public_key == key => Standing::Registered { record, file },
             _ => Standing::ToRegister {

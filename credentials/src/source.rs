@@ -7,6 +7,7 @@
 //! [`load`] reads from a KeyVault as well: `WAVRY_MASTER_KEY_KEYVAULT` is a path there ([`keyvault`]).
 //! [`watch()`] follows a secret as it changes.
 
+mod check;
 mod file;
 pub mod keyvault;
 pub(crate) mod watch;
@@ -23,6 +24,7 @@ use crate::{
     secret::Secret,
 };
 
+pub use check::{Finding, check, check_file};
 pub(crate) use file::version_of;
 pub use file::{File, MAX_LEN, read_file, read_public, write_private, write_public, write_secret};
 pub use keyvault::KeyVault;

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use tokio::task::JoinHandle;
 use wavry_credentials::{
     acme::{Acme, Renewal},
-    cert::{Rotation, SelfSigned, Store},
-    source,
+    cert::{self, Rotation, SelfSigned, Store},
+    source::{self, Finding},
 };
 
 use crate::{config::Certificate, error::StartError};
@@ -46,6 +46,21 @@ pub(crate) async fn prepare(
             let opened = SelfSigned::open(directory.clone(), names.clone(), store)?;
             Ok(Prepared::SelfSigned(opened))
         }
+    }
+}
+
+/// Looks at what [`prepare`] would read.
+pub(crate) fn check(certificate: &Certificate) -> Vec<Finding> {
+    match certificate {
+        Certificate::File(chain) => vec![cert::check(chain, None)],
+        Certificate::Acme(wanted) => {
+            let keys = wanted
+                .secrets()
+                .map(|secret| source::check_file(&secret, None, |_| Ok::<_, source::Error>(())));
+            keys.collect()
+        }
+        // It makes what is not there.
+        Certificate::SelfSigned { .. } => Vec::new(),
     }
 }
 

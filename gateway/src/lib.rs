@@ -37,6 +37,7 @@ use wavry_credentials::{
     clock::since_epoch,
     identity,
     membership::{self, Candidate, Membership},
+    source,
 };
 use wavry_proto::control::Roster;
 use wavry_transport::{mesh, socket, webtransport};
@@ -72,22 +73,33 @@ struct Front {
     drain_timeout: Duration,
 }
 
+/// Looks at all that a gateway needs, without starting it.
+pub async fn check(config: &Config) -> Vec<source::Finding> {
+    let mut findings = certificate::check(&config.certificate);
+    findings.extend(membership::check(&membership_of(config)));
+    findings
+}
+
+fn membership_of(config: &Config) -> membership::Config {
+    membership::Config {
+        master: config.master.clone(),
+        ca_file: config.ca_file.clone(),
+        state_dir: config.state_dir.clone(),
+        services: Vec::new(),
+        max_roster_age: config.max_roster_age,
+        identity_lifetime: config.identity_lifetime,
+        identity_key: None,
+        registration_token: None,
+    }
+}
+
 impl Gateway {
     /// Reads certificate and secrets, binds the ports and joins the cluster, for which it waits as
     /// long as the master cannot be reached, as it does for a certificate that has to be obtained.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let certificates = cert::Store::new();
         let prepared = certificate::prepare(&config.certificate, &certificates).await?;
-        let candidate = Candidate::new(membership::Config {
-            master: config.master.clone(),
-            ca_file: config.ca_file.clone(),
-            state_dir: config.state_dir.clone(),
-            services: Vec::new(),
-            max_roster_age: config.max_roster_age,
-            identity_lifetime: config.identity_lifetime,
-            identity_key: None,
-            registration_token: None,
-        })?;
+        let candidate = Candidate::new(membership_of(&config))?;
         let in_listen = StartError::bind("listen", config.listen);
         let sockets = socket::bind_shards(config.listen, config.shards).map_err(&in_listen)?;
 

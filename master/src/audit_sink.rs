@@ -16,6 +16,7 @@ use metrics::Label;
 use tokio::sync::watch;
 
 pub use config::{Config, Host, RawSink, Syslog, Target, Tls, Transport, sinks};
+pub(crate) use connection::check;
 
 use crate::metrics as names;
 
@@ -87,7 +88,7 @@ async fn next(news: &mut News) {
 
 /// Why a sink is behind.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub(crate) enum Error {
     #[error("the audit log cannot be read")]
     Log(#[source] Box<dyn StdError + Send + Sync>),
     #[error("it cannot be written")]

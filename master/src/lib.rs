@@ -24,6 +24,7 @@ pub mod audit_sink;
 mod audited;
 pub mod backup;
 mod channel;
+mod check;
 pub mod config;
 pub mod database;
 mod error;
@@ -55,6 +56,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use wavry_credentials::{audit, cert, clock::unix_time, source, token::SigningKey};
 
+pub use check::{check, check_keyvault};
 pub use config::Config;
 pub use error::StartError;
 pub use metrics::{describe as describe_metrics, describe_keyvault as describe_keyvault_metrics};

@@ -32,6 +32,7 @@ use tracing::{Instrument, info, info_span};
 use wavry_credentials::{
     identity,
     membership::{self, Candidate, Membership},
+    source,
 };
 use wavry_proto::{
     control::{Role, Roster},
@@ -85,6 +86,24 @@ struct Exit {
     closing: CancellationToken,
 }
 
+/// Looks at all that a relay needs, without starting it.
+pub async fn check(config: &Config) -> Vec<source::Finding> {
+    membership::check(&membership_of(config))
+}
+
+fn membership_of(config: &Config) -> membership::Config {
+    membership::Config {
+        master: config.master.clone(),
+        ca_file: config.ca_file.clone(),
+        state_dir: config.state_dir.clone(),
+        services: config.upstreams.keys().cloned().collect(),
+        max_roster_age: config.max_roster_age,
+        identity_lifetime: config.identity_lifetime,
+        identity_key: None,
+        registration_token: None,
+    }
+}
+
 impl Relay {
     /// Reads secrets, binds the mesh port and joins the cluster, for which it waits as long as the
     /// master cannot be reached.
@@ -101,16 +120,7 @@ impl Relay {
                 Ok((service.clone(), dialable))
             })
             .collect::<Result<BTreeMap<_, _>, StartError>>()?;
-        let candidate = Candidate::new(membership::Config {
-            master: config.master,
-            ca_file: config.ca_file,
-            state_dir: config.state_dir,
-            services: upstreams.keys().cloned().collect(),
-            max_roster_age: config.max_roster_age,
-            identity_lifetime: config.identity_lifetime,
-            identity_key: None,
-            registration_token: None,
-        })?;
+        let candidate = Candidate::new(membership_of(&config))?;
         let socket = mesh::bind(config.mesh_listen).map_err(bind)?;
 
         let membership = candidate.join().await?;

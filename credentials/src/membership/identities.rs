@@ -167,6 +167,26 @@ fn is_name_of_key(name: &OsStr) -> bool {
     })
 }
 
+/// The file of the identity that a node shows by now, when it is not `provisioned` itself. Checks that it can
+/// be read and writes nothing.
+pub(super) fn file_in_use(
+    directory: &Path,
+    provisioned: PublicKey,
+) -> Result<Option<PathBuf>, Error> {
+    let record = read(&directory.join(RECORD))?.filter(|r| r.provisioned == provisioned);
+    let Some(Record { keys, .. }) = record.filter(|r| r.keys.present != provisioned) else {
+        return Ok(None);
+    };
+    let present = keys.present;
+    let identities = Identities {
+        directory: directory.to_owned(),
+        provisioned,
+        keys,
+    };
+    identities.read_key(present)?;
+    Ok(Some(identities.file_of(present)))
+}
+
 /// Reads the record; `None` when there is none.
 fn read(file: &Path) -> Result<Option<Record>, Error> {
     if !file.exists() {

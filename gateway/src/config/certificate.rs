@@ -106,7 +106,7 @@ impl Wanted {
         let mut config = self.config.clone();
         for (authority, key_id) in config.authorities.iter_mut().zip(&self.external_key_ids) {
             if let Some(key_id) = key_id {
-                let secret = format!("acme_key_{}", authority.name.replace('-', "_"));
+                let secret = secret_of(authority);
                 authority.external_account = Some(acme::ExternalAccount {
                     key_id: key_id.clone(),
                     key_file: source::locate(&secret)?,
@@ -115,6 +115,17 @@ impl Wanted {
         }
         Ok(config)
     }
+
+    /// Which secrets are read.
+    pub(crate) fn secrets(&self) -> impl Iterator<Item = String> {
+        let authorities = self.config.authorities.iter().zip(&self.external_key_ids);
+        authorities.filter_map(|(authority, id)| id.as_ref().map(|_| secret_of(authority)))
+    }
+}
+
+/// The secret that is the key of an external account.
+fn secret_of(authority: &acme::Authority) -> String {
+    format!("acme_key_{}", authority.name.replace('-', "_"))
 }
 
 /// One of the three, and no other.

@@ -132,6 +132,14 @@ async fn udp(host: &Host) -> io::Result<UdpSocket> {
     Err(last)
 }
 
+/// Whether what TLS to a receiver takes can be read; `None` where nothing is to be read.
+pub(crate) fn check(receiver: &Syslog) -> Option<Result<(), Error>> {
+    match &receiver.transport {
+        Transport::Tls(_, tls) => Some(tls_config(tls).map(drop)),
+        Transport::Tcp(_) | Transport::Udp(_) | Transport::Unix(_) => None,
+    }
+}
+
 fn tls_config(tls: &Tls) -> Result<rustls::ClientConfig, Error> {
     let trust = match &tls.ca_file {
         Some(file) => cert::Trust::Authorities(file.clone()),
