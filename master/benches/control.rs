@@ -11,7 +11,9 @@
 //! * `roster`: what the roster of `--nodes` nodes and `--services` services takes to sign, send, check
 //!   and keep, and how long a change of it is under way to all of `--watchers` nodes.
 //!
-//! All of it, the nodes too, is in one process here.
+//! All of it, the nodes too, is in one process here. So the watchers take a roster off the wire and leave it at
+//! that: a node of a cluster has a machine of its own to check and keep it on, and what that takes is a figure
+//! of its own.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 #![expect(
@@ -28,10 +30,13 @@ use std::{
 };
 
 use ed25519_dalek::{Signer as _, Verifier as _};
-use futures_util::{StreamExt as _, future::join_all, stream};
+use futures_util::{StreamExt as _, stream};
+use hyper::{Method, StatusCode};
+use tokio::sync::mpsc;
 use wavry_credentials::{
     audit::{Action, Event},
     clock::unix_time,
+    identity::Identity,
     membership::{self, Membership},
     token::{KeySet, Scope, SigningKey},
 };
@@ -45,10 +50,14 @@ use wavry_proto::{
     token::{self, Session, Validity},
 };
 
+use wire::Wire;
 use world::{World, node_id, service};
 
 #[path = "../tests/support/postgres.rs"]
 mod postgres;
+#[allow(dead_code, reason = "the tests use more of it")]
+#[path = "../tests/it/wire.rs"]
+mod wire;
 #[allow(dead_code, reason = "the tests use more of it")]
 #[path = "../tests/it/world.rs"]
 mod world;
@@ -246,8 +255,8 @@ async fn join(config: membership::Config) -> Membership {
 
 /// A large cluster's roster.
 async fn roster(arguments: &Arguments) -> Vec<Figure> {
-    let world = World::new();
-    populate(&world, arguments).await;
+    let world = Arc::new(World::new());
+    let identities = populate(&world, arguments).await;
     let mut config = world.config();
     config.services = services(arguments.services);
     config.heartbeat_interval = Duration::from_secs(20);
@@ -255,36 +264,54 @@ async fn roster(arguments: &Arguments) -> Vec<Figure> {
     let master = world.start_with(config).await;
 
     eprintln!("{} watchers", arguments.watchers);
-    let watchers: Vec<Membership> = stream::iter(0..arguments.watchers)
-        .map(|n| world.node(&master, &format!("watcher-{n}"), Role::Gateway, &[]))
-        .map(join)
-        .buffer_unordered(AT_ONCE)
-        .collect()
-        .await;
     let news = join(world.node(&master, "news", Role::Relay, &["service-0"])).await;
+    // The epoch of each roster that came, and when.
+    let (came, mut arrivals) = mpsc::channel(1024);
+    let watchers: Vec<_> = identities
+        .into_iter()
+        .enumerate()
+        .map(|(number, identity)| {
+            let world = world.clone();
+            tokio::spawn(watch(world, master.address, number, identity, came.clone()))
+        })
+        .collect();
+    let mut newest = vec![0; watchers.len()];
+    // All of them have one, and wait for the next.
+    while newest.contains(&0) {
+        let (number, epoch, _) = arrivals.recv().await.unwrap();
+        newest[number] = epoch;
+    }
 
-    let mut fan_out = Vec::new();
-    let mut first = Vec::new();
+    let id = node_id("news");
+    let (mut first, mut every) = (Vec::new(), Vec::new());
     for change in 1..=CHANGES {
         let address = SocketAddr::from(([10, 9, 9, 9], change as u16));
-        let id = node_id("news");
+        let mut rosters = news.roster();
         let began = Instant::now();
         news.announce(vec![address]);
-        let seen = join_all(watchers.iter().map(async |watcher| {
-            let mut rosters = watcher.roster();
-            let has = |roster: &Arc<Roster>| {
-                let node = roster.node(&id);
-                node.is_some_and(|node| node.addresses.first() == Some(&address))
-            };
-            rosters.wait_for(has).await.unwrap();
-            began.elapsed()
-        }))
-        .await;
-        first.push(seen.iter().min().unwrap().as_secs_f64() * 1e3);
-        fan_out.push(seen.iter().max().unwrap().as_secs_f64() * 1e3);
+        let has = |roster: &Arc<Roster>| {
+            let node = roster.node(&id);
+            node.is_some_and(|node| node.addresses.first() == Some(&address))
+        };
+        let epoch = rosters.wait_for(has).await.unwrap().epoch.0;
+        let mut times = Vec::new();
+        while newest.iter().any(|newest| *newest < epoch) {
+            let (number, it, at) = arrivals.recv().await.unwrap();
+            newest[number] = it;
+            if it >= epoch {
+                times.push(at.duration_since(began).as_secs_f64() * 1e3);
+            }
+        }
+        // Those which had it before the one that looks into it are in `times` as well.
+        times.sort_by(f64::total_cmp);
+        first.push(times[0]);
+        every.push(times[times.len() - 1]);
     }
     let roster = news.roster().borrow().clone();
-    drop((watchers, news));
+    for watcher in &watchers {
+        watcher.abort();
+    }
+    drop(news);
     master.stop().await;
 
     let figure = |name: &str, unit, value| Figure {
@@ -295,12 +322,39 @@ async fn roster(arguments: &Arguments) -> Vec<Figure> {
     };
     let mut figures = one_roster(&world, &roster);
     figures.push(figure("roster: first watcher has it", "ms", median(first)));
-    figures.push(figure(
-        "roster: every watcher has it",
-        "ms",
-        median(fan_out),
-    ));
+    figures.push(figure("roster: every watcher has it", "ms", median(every)));
     figures
+}
+
+/// Takes each roster off the wire as a node does, and tells of its epoch.
+async fn watch(
+    world: Arc<World>,
+    address: SocketAddr,
+    number: usize,
+    identity: Identity,
+    came: mpsc::Sender<(usize, u64, Instant)>,
+) {
+    let mut wire = Wire::open(&world, address).await;
+    let mut path = "/v1/roster".to_owned();
+    loop {
+        // It holds for less time than this may take.
+        let bearer = wire.bearer(&world, &identity, &node_id(&watcher_name(number)));
+        let (status, tag, _) = wire.send(Method::GET, &path, Some(&bearer), "").await;
+        if status == StatusCode::NOT_MODIFIED {
+            continue;
+        }
+        assert_eq!(status, StatusCode::OK);
+        let epoch: u64 = tag.unwrap().trim_matches('"').parse().unwrap();
+        let arrived = (number, epoch, Instant::now());
+        if came.send(arrived).await.is_err() {
+            return;
+        }
+        path = format!("/v1/roster?after={epoch}");
+    }
+}
+
+fn watcher_name(number: usize) -> String {
+    format!("watcher-{number}")
 }
 
 /// What a node does with each roster that comes.
@@ -346,41 +400,62 @@ fn one_roster(world: &World, roster: &Roster) -> Vec<Figure> {
     ]
 }
 
-/// Puts nodes and services into the database before a master opens it.
-async fn populate(world: &World, arguments: &Arguments) {
+/// Puts nodes into the database before a master opens it, and gives the identities of those that watch.
+async fn populate(world: &World, arguments: &Arguments) -> Vec<Identity> {
     let audit = Arc::new(world.audit_key());
     let store = Store::open(&world.database(), audit).await.unwrap();
     for n in 0..arguments.nodes {
-        let node = format!("relay-{n}");
-        let id = node_id(&node);
         let mut key = [0; 32];
         key[..8].copy_from_slice(&(n as u64).to_be_bytes());
-        let granted = vec![service(&format!(
-            "service-{}",
-            n % arguments.services.max(1)
-        ))];
-        let admission = Admission {
-            jti: format!("jti-{n}"),
-            issued_at: unix_time(),
-            expires_at: unix_time() + 600,
-            node: id,
-            role: Role::Relay,
-            granted: granted.clone(),
-            placement: Default::default(),
-            key: PublicKey(key),
-            announcement: Announcement {
-                addresses: vec![SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 4434))],
-                services: granted,
-                draining: false,
-            },
-            event: Event::now(Action::Register, node.clone(), "bench"),
+        let granted = format!("service-{}", n % arguments.services.max(1));
+        let address = SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 4434));
+        let announcement = Announcement {
+            addresses: vec![address],
+            services: vec![service(&granted)],
+            draining: false,
         };
-        store.register(&admission, unix_time()).await.unwrap();
+        admit(
+            &store,
+            &format!("relay-{n}"),
+            Role::Relay,
+            PublicKey(key),
+            announcement,
+        )
+        .await;
         if n % 100 == 99 {
             eprintln!("{} nodes", n + 1);
         }
     }
+    let mut identities = Vec::new();
+    for n in 0..arguments.watchers {
+        let identity = Identity::generate();
+        let announcement = Announcement {
+            addresses: Vec::new(),
+            services: Vec::new(),
+            draining: false,
+        };
+        let key = identity.public_key();
+        admit(&store, &watcher_name(n), Role::Gateway, key, announcement).await;
+        identities.push(identity);
+    }
     store.close().await;
+    identities
+}
+
+async fn admit(store: &Store, name: &str, role: Role, key: PublicKey, announcement: Announcement) {
+    let admission = Admission {
+        jti: format!("jti-{name}"),
+        issued_at: unix_time(),
+        expires_at: unix_time() + 600,
+        node: node_id(name),
+        role,
+        granted: announcement.services.clone(),
+        placement: Default::default(),
+        key,
+        announcement,
+        event: Event::now(Action::Register, name.to_owned(), "bench"),
+    };
+    store.register(&admission, unix_time()).await.unwrap();
 }
 
 fn services(count: usize) -> Vec<Service> {

@@ -14,9 +14,17 @@ use wavry_proto::id::Epoch;
 use super::{Published, Registry};
 use crate::metrics as names;
 
-/// From one roster to the next, at least: far less than the 5 s in which a revocation is to reach every node,
-/// and long enough that a burst of changes costs five rosters a second.
+/// From one roster to the next, at most: far less than the 5 s in which a revocation is to reach every node,
+/// and long enough that a burst of changes in a large cluster costs five rosters a second.
 const SIGNED_APART: Duration = Duration::from_millis(200);
+/// How many times as long as a roster took to sign it is until the next: to send it to everybody takes a multiple
+/// of that, too. A node that joins waits for a roster with itself in it, and in a small cluster not for long.
+const SIGNING_SHARE: u32 = 20;
+
+/// From the begin of one signing, which took so long, to the next.
+fn apart(signing: Duration) -> Duration {
+    (signing * SIGNING_SHARE).min(SIGNED_APART)
+}
 
 /// A roster as it is sent.
 #[derive(Clone)]
@@ -54,7 +62,7 @@ impl Registry {
                 }
                 Err(error) => tracing::error!(%error, "a roster was not signed; trying on"),
             }
-            tokio::time::sleep_until(began + SIGNED_APART).await;
+            tokio::time::sleep_until(began + apart(began.elapsed())).await;
         }
     }
 }
@@ -70,5 +78,18 @@ impl Published {
             epoch: self.roster.epoch,
             token: self.ring.signing.sign(&self.roster, scope).into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_rosters_follow_each_other_at_once_and_large_ones_five_times_a_second() {
+        assert_eq!(apart(Duration::from_micros(50)), Duration::from_millis(1));
+        assert_eq!(apart(Duration::from_millis(4)), Duration::from_millis(80));
+        assert_eq!(apart(Duration::from_millis(33)), SIGNED_APART);
+        assert_eq!(apart(Duration::from_secs(3)), SIGNED_APART);
     }
 }

@@ -798,7 +798,7 @@ async fn a_service_that_cannot_be_is_refused_by_its_reason() {
 }
 
 #[tokio::test]
-async fn of_a_burst_of_changes_nodes_get_a_few_rosters_and_then_all_of_it() {
+async fn of_a_burst_of_changes_nodes_get_newer_and_newer_rosters_and_then_all_of_it() {
     let world = World::new();
     let master = world.start().await;
     let mut wire = Wire::open(&world, master.address).await;
@@ -811,14 +811,15 @@ async fn of_a_burst_of_changes_nodes_get_a_few_rosters_and_then_all_of_it() {
     let keys = world.key.key_set();
     let cluster = world.cluster.clone();
     let first = epoch_of(&mut watching, &bearer).await;
-    let began = std::time::Instant::now();
     let watched = tokio::spawn(async move {
         let (mut after, mut rosters) = (first, 0);
         loop {
             let path = format!("/v1/roster?after={after}");
             let (status, tag, body) = watching.send(Method::GET, &path, Some(&bearer), "").await;
             assert_eq!(status, 200);
+            let before = after.parse::<u64>().unwrap();
             after = tag.unwrap().trim_matches('"').to_owned();
+            assert!(after.parse::<u64>().unwrap() > before);
             rosters += 1;
             let scope = Scope {
                 cluster: &cluster,
@@ -840,10 +841,5 @@ async fn of_a_burst_of_changes_nodes_get_a_few_rosters_and_then_all_of_it() {
     }
     let (rosters, services) = watched.await.unwrap();
     assert_eq!(services, 101);
-    let most = began.elapsed().as_millis() / 200 + 2;
-    assert!(
-        rosters <= most,
-        "{rosters} rosters in {:?}",
-        began.elapsed()
-    );
+    assert!((1..=100).contains(&rosters), "{rosters} rosters");
 }
