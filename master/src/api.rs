@@ -293,6 +293,7 @@ async fn heartbeat(
         sessions: request.sessions,
         epoch: request.epoch,
         version: request.version,
+        seen_from: Some(channel.peer.ip().to_canonical()),
     };
     api.registry.heartbeat(node.clone(), said, report).await?;
     Ok(Json(Heard {

@@ -103,6 +103,11 @@ pub struct NodeStatus {
     pub roster_epoch: u64,
     /// Version of its program, as it told.
     pub version: String,
+    /// Address that its last heartbeat came from: its own, or that of what translates its addresses. None yet
+    /// if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "198.51.100.7")]
+    pub seen_from: Option<String>,
 }
 
 /// Whose session tokens are to hold no more.
@@ -606,6 +611,7 @@ fn status((node, whereabouts): &(Node, Option<Whereabouts>), lives: Option<Lives
         sessions: report.sessions,
         roster_epoch: report.epoch.0,
         version: report.version,
+        seen_from: report.seen_from.map(|ip| ip.to_string()),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -43,7 +44,7 @@ pub(crate) struct Known {
     pub(crate) heard: Option<(Duration, Report)>,
 }
 
-/// What a node tells of itself that the roster does not show.
+/// What a node tells of itself that the roster does not show, and where it was when it did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Report {
     /// Sessions live on it.
@@ -52,6 +53,8 @@ pub struct Report {
     pub epoch: Epoch,
     /// Version of its program.
     pub version: String,
+    /// Address that its heartbeat came from: the node's, or that of what translates its addresses.
+    pub seen_from: Option<IpAddr>,
 }
 
 /// How a node does.

@@ -4,7 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use hyper::Method;
 use wavry_credentials::identity::Identity;
-use wavry_master::{Config, database::Location, operate::NodePage};
+use wavry_master::{
+    Config,
+    database::Location,
+    operate::{NodePage, NodeStatus},
+};
 use wavry_proto::{control::Role, token::OperatorRole};
 
 use crate::{
@@ -24,13 +28,16 @@ async fn config(world: &World, server: &Server, database: &str) -> Config {
 
 /// How a master says that a node does.
 async fn state(world: &World, master: &Running, node: &str) -> Option<String> {
+    status(world, master, node).await.map(|status| status.state)
+}
+
+async fn status(world: &World, master: &Running, node: &str) -> Option<NodeStatus> {
     let mut wire = Wire::open(world, master.address).await;
     let token = operator(world, OperatorRole::Viewer);
     let (status, _, body) = wire.send(Method::GET, "/v1/nodes", Some(&token), "").await;
     assert_eq!(status, 200);
     let page: NodePage = serde_json::from_slice(&body).unwrap();
-    let found = page.nodes.into_iter().find(|status| status.id == node);
-    found.map(|status| status.state)
+    page.nodes.into_iter().find(|status| status.id == node)
 }
 
 #[tokio::test]
@@ -57,8 +64,10 @@ async fn what_one_master_is_told_all_know_and_nodes_go_on_with_another() {
     tokio::time::sleep(Duration::from_millis(1_200)).await;
     for master in [&one, &other] {
         for node in ["edge", "exit"] {
-            let state = state(&world, master, node).await;
-            assert_eq!(state.as_deref(), Some("present"), "{node}");
+            let status = status(&world, master, node).await.unwrap();
+            assert_eq!(status.state, "present", "{node}");
+            // By whichever master heard it.
+            assert_eq!(status.seen_from.as_deref(), Some("127.0.0.1"), "{node}");
         }
     }
     assert_eq!(

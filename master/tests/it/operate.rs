@@ -435,6 +435,8 @@ async fn nodes_are_listed_in_pages_with_what_they_told() {
     assert_eq!(exit["state"], "draining");
     assert_eq!(exit["sessions"], 7);
     assert_eq!(exit["version"], "1.2.3");
+    // Where it is heard from, whatever it says of its addresses.
+    assert_eq!(exit["seen_from"], "127.0.0.1");
     let key = identity.public_key().to_string();
     assert_eq!(exit["identities"][0]["key"], json!(key));
     assert_eq!(exit["identities"][0]["state"], "present");
