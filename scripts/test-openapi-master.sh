@@ -9,33 +9,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-: "${CARGO_TARGET_DIR:=$PWD/target}"
-: "${WAVRY:=$CARGO_TARGET_DIR/debug/wavry}"
 examples="${1:-25}"
-peers="$CARGO_TARGET_DIR/peers"
-list="$PWD/scripts/peers/schemathesis.txt"
+# shellcheck source-path=SCRIPTDIR source=peers/schemathesis.sh
+. scripts/peers/schemathesis.sh
 
-mkdir -p "$peers"
-if ! cmp -s "$list" "$peers/schemathesis.txt"; then
-  rm -rf "$peers/schemathesis"
-  python3 -m venv "$peers/schemathesis"
-  "$peers/schemathesis/bin/pip" install --quiet --disable-pip-version-check -r "$list"
-  cp "$list" "$peers/schemathesis.txt"
-fi
-
-state="$(mktemp -d)"
-chmod 700 "$state"
-master=
-# shellcheck disable=SC2317  # the trap calls it
-stop() {
-  if [ -n "$master" ]; then kill "$master" 2>/dev/null || true; wait "$master" 2>/dev/null || true; fi
-  rm -rf "$state"
-}
-trap stop EXIT
-
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost \
-  -addext subjectAltName=DNS:localhost -keyout "$state/tls.key" -out "$state/tls.crt" 2>/dev/null
-chmod 600 "$state/tls.key"
 export WAVRY_TLS_KEY_FILE="$state/tls.key" WAVRY_AUDIT_KEY_FILE="$state/audit.key" WAVRY_MASTER_KEY_FILE="$state/master.key"
 "$WAVRY" key generate --out "$WAVRY_AUDIT_KEY_FILE" >/dev/null
 "$WAVRY" key generate --out "$WAVRY_MASTER_KEY_FILE" >/dev/null
@@ -52,19 +29,14 @@ name = "echo"
 listen = "127.0.0.1:0"
 TOML
 "$WAVRY" master --config "$state/master.toml" --ready-file "$state/ready.json" 2>"$state/log" &
-master=$!
-for _ in $(seq 300); do
-  [ -s "$state/ready.json" ] && break
-  kill -0 "$master" || { cat "$state/log" >&2; exit 1; }
-  sleep 0.1
-done
-port="$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["address"].rpartition(":")[2])' "$state/ready.json")"
+server=$!
+wait_until_ready
 
 # Schemathesis leaves a directory of its own where it runs. Names, hosts and keys have rules that the schemas do not
 # have, so that what they allow may be refused, with a status that the document has.
 cd "$state"
 run() {
-  "$peers/schemathesis/bin/schemathesis" run "https://localhost:$port/openapi.json" --tls-verify "$state/tls.crt" \
+  "$schemathesis" run "$url/openapi.json" --tls-verify "$state/tls.crt" \
     --header "Authorization: Bearer $(cat "$state/operator.token")" --max-examples "$examples" \
     --phases examples,coverage,fuzzing --exclude-checks positive_data_acceptance --continue-on-failure \
     --seed 1 --no-color "$@"

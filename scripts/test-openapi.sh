@@ -9,33 +9,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-: "${CARGO_TARGET_DIR:=$PWD/target}"
-: "${WAVRY:=$CARGO_TARGET_DIR/debug/wavry}"
 examples="${1:-25}"
-peers="$CARGO_TARGET_DIR/peers"
-list="$PWD/scripts/peers/schemathesis.txt"
+# shellcheck source-path=SCRIPTDIR source=peers/schemathesis.sh
+. scripts/peers/schemathesis.sh
 
-mkdir -p "$peers"
-if ! cmp -s "$list" "$peers/schemathesis.txt"; then
-  rm -rf "$peers/schemathesis"
-  python3 -m venv "$peers/schemathesis"
-  "$peers/schemathesis/bin/pip" install --quiet --disable-pip-version-check -r "$list"
-  cp "$list" "$peers/schemathesis.txt"
-fi
-
-state="$(mktemp -d)"
-chmod 700 "$state"
-vault=
-# shellcheck disable=SC2317  # the trap calls it
-stop() {
-  if [ -n "$vault" ]; then kill "$vault" 2>/dev/null || true; wait "$vault" 2>/dev/null || true; fi
-  rm -rf "$state"
-}
-trap stop EXIT
-
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost \
-  -addext subjectAltName=DNS:localhost -keyout "$state/tls.key" -out "$state/tls.crt" 2>/dev/null
-chmod 600 "$state/tls.key"
 "$WAVRY" key generate --out "$state/audit.key" >/dev/null
 openssl rand -hex 32 >"$state/keyvault.key"
 chmod 600 "$state/keyvault.key"
@@ -44,14 +21,8 @@ WAVRY_TLS_KEY_FILE="$state/tls.key" WAVRY_AUDIT_KEY_FILE="$state/audit.key" \
   WAVRY_KEYVAULT_KEY_FILE="$state/keyvault.key" "$WAVRY" keyvault --config "$state/keyvault.toml" \
   --database "$state/keyvault.sqlite" --certificate "$state/tls.crt" --ready-file "$state/ready.json" \
   2>"$state/log" &
-vault=$!
-for _ in $(seq 300); do
-  [ -s "$state/ready.json" ] && break
-  kill -0 "$vault" || { cat "$state/log" >&2; exit 1; }
-  sleep 0.1
-done
-port="$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["address"].rpartition(":")[2])' "$state/ready.json")"
-url="https://localhost:$port"
+server=$!
+wait_until_ready
 ask() { curl --silent --show-error --fail --cacert "$state/tls.crt" "$@"; }
 token="$(ask -X PUT "$url/v1/sys/init" | python3 -c 'import json, sys; print(json.load(sys.stdin)["root_token"])')"
 ask -H "X-Vault-Token: $token" "$url/v1/sys/mounts/transit" -d '{"type":"transit"}'
@@ -63,7 +34,7 @@ done
 # It leaves a directory of its own where it runs.
 cd "$state"
 status=0
-"$peers/schemathesis/bin/schemathesis" run "$url/openapi.json" --tls-verify "$state/tls.crt" \
+"$schemathesis" run "$url/openapi.json" --tls-verify "$state/tls.crt" \
   --header "X-Vault-Token: $token" --max-examples "$examples" \
   --checks not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance \
   --exclude-path /v1/auth/token/revoke-self --exclude-path "/v1/sys/auth/{path}" \
