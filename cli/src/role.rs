@@ -9,7 +9,6 @@ use std::{
 
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
-
 use wavry_credentials::source::Finding;
 
 use crate::{check, config, log, ops, ready, shutdown};

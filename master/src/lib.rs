@@ -6,6 +6,7 @@
 //! signed when it changes and served from memory.
 //!
 //! * [`backup`]: copies of all it remembers.
+//! * [`fn@check`]: what it would stop at, looked at before it starts.
 //! * [`config`]: what the master is told.
 //! * [`audit_sink`]: copies of the audit log elsewhere; [`audit_reader`]: the log, read and checked.
 //! * [`database`]: where one is, and SQL for both kinds.
