@@ -155,12 +155,14 @@ impl Holder {
             server,
             client,
             key,
+            authenticator,
         } = identity.mesh_tls(roster.clone()).unwrap();
         let config = mesh::Config {
             node: "holder".parse().unwrap(),
             server_tls: server,
             client_tls: client,
             key,
+            authenticator,
             roster,
             limits: mesh::Limits::default(),
         };

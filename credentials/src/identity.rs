@@ -1,6 +1,8 @@
-//! A node's Ed25519 identity, and the TLS of the mesh that it proves itself with (RFC 7250).
+//! A node's Ed25519 identity, and how it proves itself with it in the mesh: in TLS (RFC 7250), and in the
+//! probes of the overlay beneath.
 
 mod mesh;
+mod pairs;
 pub mod rotation;
 mod shown;
 
@@ -8,7 +10,7 @@ use std::sync::Arc;
 
 use ed25519_dalek::{Signature, VerifyingKey};
 use tokio::sync::watch;
-use wavry_proto::{control::Roster, id::PublicKey};
+use wavry_proto::{control::Roster, id::PublicKey, overlay::Authenticator};
 
 use crate::{
     key::{Ed25519, format},
@@ -88,7 +90,7 @@ impl Identity {
     }
 }
 
-/// TLS configurations for both directions of the mesh.
+/// TLS configurations for both directions of the mesh, and what is authenticated beside them.
 pub struct MeshTls {
     /// For connections that peers open.
     pub server: Arc<rustls::ServerConfig>,
@@ -96,6 +98,8 @@ pub struct MeshTls {
     pub client: Arc<rustls::ClientConfig>,
     /// The key that both show.
     pub key: watch::Receiver<PublicKey>,
+    /// Authenticates what nodes say to each other outside of TLS.
+    pub authenticator: Arc<dyn Authenticator>,
 }
 
 /// Whether `signature` over `message` is by `key`. Strict: weak keys and non-canonical signatures,

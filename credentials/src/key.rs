@@ -26,7 +26,7 @@ use base64::{
     Engine,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
-use ed25519_dalek::{Signer, SigningKey, pkcs8::DecodePrivateKey};
+use ed25519_dalek::{Signer, SigningKey, VerifyingKey, pkcs8::DecodePrivateKey};
 use pasetors::{
     keys::AsymmetricSecretKey,
     version4::{PublicToken, V4},
@@ -157,6 +157,25 @@ impl Ed25519 {
         MacKey(hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()))
     }
 
+    /// A key for HMAC-SHA-256 that this key and the one whose public half is `other` have in common, and
+    /// nobody else: X25519 (RFC 7748) between the two, as points of the same curve, hashed with `purpose` and
+    /// both public halves. That one pair of keys may serve for both was shown by E. Thormarker (IACR ePrint
+    /// 2021/509). `None` where `other` is no key, or a weak one.
+    #[expect(clippy::disallowed_methods, reason = "a key is used here")]
+    pub(crate) fn common_mac_key(&self, other: &[u8; 32], purpose: &str) -> Option<MacKey> {
+        let point = VerifyingKey::from_bytes(other).ok()?;
+        if point.is_weak() {
+            return None;
+        }
+        // Clamped, so that nothing of order 8 in the other's key tells anything of this one.
+        let scalar = Zeroizing::new(SigningKey::from_bytes(self.seed.expose()).to_scalar_bytes());
+        let common = Zeroizing::new(point.to_montgomery().mul_clamped(*scalar).to_bytes());
+        let root = hmac::Key::new(hmac::HMAC_SHA256, &common[..]);
+        let (low, high) = (self.public.min(*other), self.public.max(*other));
+        let derived = hmac::sign(&root, &[purpose.as_bytes(), &low, &high].concat());
+        Some(MacKey(hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref())))
+    }
+
     /// A key that seals other signing keys; this key cannot be had from it.
     #[expect(clippy::disallowed_methods, reason = "a key is used here")]
     pub(crate) fn sealing_key(&self) -> aead::Key {
@@ -204,7 +223,7 @@ fn signing_key(seed: &Secret<[u8; 32]>) -> SigningKey {
     SigningKey::from_bytes(seed.expose())
 }
 
-/// A key under which identifiers are told apart without being told.
+/// A key for HMAC-SHA-256 (RFC 2104).
 pub struct MacKey(hmac::Key);
 
 impl MacKey {

@@ -111,6 +111,7 @@ impl Gateway {
             server,
             client,
             key: shown,
+            authenticator,
         } = membership.mesh_tls()?;
         let mesh = mesh::bind(config.mesh_bind)
             .and_then(|socket| {
@@ -121,6 +122,7 @@ impl Gateway {
                         server_tls: server,
                         client_tls: client,
                         key: shown,
+                        authenticator,
                         roster: roster.clone(),
                         limits: mesh::Limits {
                             open_timeout: config.open_timeout,

@@ -82,7 +82,7 @@ impl World {
         let (sender, roster) = watch::channel(Arc::new(nodes.clone()));
         let exit = endpoint("exit", &exit_identity, &roster);
         let mesh = endpoint("gateway", &gateway_identity, &roster);
-        nodes.nodes[0].addresses = vec![exit.local_addr().unwrap()];
+        nodes.nodes[0].addresses = vec![exit.local_addr()];
         let cluster = nodes.cluster.clone();
         sender.send_replace(Arc::new(nodes));
 
@@ -288,6 +288,7 @@ fn endpoint(
         server_tls: tls.server,
         client_tls: tls.client,
         key: tls.key,
+        authenticator: tls.authenticator,
         roster: roster.clone(),
         limits: mesh::Limits::default(),
     };

@@ -10,6 +10,7 @@
 //! * [`varint`]: QUIC variable-length integers (RFC 9000, section 16).
 //! * [`h3`], [`webtransport`]: HTTP/3 (RFC 9114) and WebTransport (draft-ietf-webtrans-http3).
 //! * [`mesh`]: the frames that carry a session between two nodes.
+//! * [`overlay`]: how packets between two nodes come over one of several paths.
 //! * [`control`]: messages between nodes and the master, and the roster.
 //! * [`placement`]: by what a gateway chooses among exits.
 //! * [`token`]: the outside of a PASETO token: its grammar, its purpose, its claims.
@@ -21,6 +22,7 @@ pub mod duration;
 pub mod h3;
 pub mod id;
 pub mod mesh;
+pub mod overlay;
 pub mod placement;
 pub mod session;
 pub mod token;

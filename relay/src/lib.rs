@@ -129,6 +129,7 @@ impl Relay {
             server,
             client,
             key,
+            authenticator,
         } = membership.mesh_tls()?;
         let mesh = mesh::Endpoint::new(
             socket,
@@ -137,12 +138,13 @@ impl Relay {
                 server_tls: server,
                 client_tls: client,
                 key,
+                authenticator,
                 roster: roster.clone(),
                 limits: mesh::Limits::default(),
             },
         )
         .map_err(bind)?;
-        let address = mesh.local_addr().map_err(bind)?;
+        let address = mesh.local_addr();
         membership.announce(match config.advertise.is_empty() {
             true => vec![address],
             false => config.advertise,

@@ -78,7 +78,7 @@ impl World {
         let (sender, roster) = watch::channel(Arc::new(nodes.clone()));
         let relay_mesh = endpoint("relay", &relay_identity, &roster);
         let gateway = endpoint("opener", &gateway_identity, &roster);
-        nodes.nodes[1].addresses = vec![relay_mesh.local_addr().unwrap()];
+        nodes.nodes[1].addresses = vec![relay_mesh.local_addr()];
         sender.send_replace(Arc::new(nodes));
 
         let world = Self {
@@ -139,6 +139,7 @@ fn endpoint(
         server_tls: tls.server,
         client_tls: tls.client,
         key: tls.key,
+        authenticator: tls.authenticator,
         roster: roster.clone(),
         limits: mesh::Limits::default(),
     };

@@ -4,7 +4,8 @@
 //! implements it for clients and upstreams, [`mesh`] for the way between two nodes, and
 //! [`mirror`](mirror::mirror) joins any two of them.
 //!
-//! [`datagram`] and [`socket`] are what both stand on.
+//! [`datagram`] and [`socket`] are what both stand on; under the mesh there is an overlay besides, which
+//! finds the way to each peer.
 //!
 //! Identities and certificates reach this crate as rustls configurations; it never sees a key.
 
@@ -13,6 +14,7 @@ pub mod datagram;
 pub mod mesh;
 pub mod metrics;
 pub mod mirror;
+mod overlay;
 pub mod session;
 pub mod socket;
 pub mod webtransport;

@@ -28,6 +28,7 @@ use wavry_proto::{
     control::{Roster, Vouched},
     id::{NodeId, PublicKey},
     mesh::{Open, header::Side},
+    overlay::{Authenticator, paths::View},
 };
 
 use self::{
@@ -37,6 +38,7 @@ use self::{
 };
 use crate::{
     metrics,
+    overlay::{self, Overlay},
     session::{Closed, Response},
 };
 
@@ -57,6 +59,8 @@ pub struct Config {
     /// The key that both show. Connections made with the one before it carry the sessions that they have,
     /// and no new ones.
     pub key: watch::Receiver<PublicKey>,
+    /// Makes and checks the tags of the probes that find paths to peers.
+    pub authenticator: Arc<dyn Authenticator>,
     /// Who may connect, and where nodes are. Connections of a node that leaves it are closed; those by a
     /// key that the node rotated out carry the sessions that they have, and no new ones.
     pub roster: watch::Receiver<Arc<Roster>>,
@@ -103,7 +107,7 @@ const HANDSHAKES: usize = 256;
 /// From a peer's first packet to the end of its handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// From the first packet to a peer to the end of the handshake, for all of its addresses.
+/// From the first probe to a peer to the end of the handshake.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long [`Endpoint::close`] waits until peers have the closes of sessions that just ended.
@@ -120,6 +124,7 @@ pub struct Endpoint {
 
 struct Inner {
     quic: quinn::Endpoint,
+    overlay: Arc<Overlay>,
     client: quinn::ClientConfig,
     config: Config,
     pool: Pool,
@@ -158,19 +163,26 @@ pub fn bind(address: SocketAddr) -> io::Result<Arc<dyn quinn::AsyncUdpSocket>> {
 }
 
 impl Endpoint {
-    /// An endpoint over `socket`, whatever that is: a plain UDP socket from [`bind`] or an overlay.
+    /// An endpoint over `socket`: one from [`bind`], or what behaves like it.
     pub fn new(socket: Arc<dyn quinn::AsyncUdpSocket>, config: Config) -> io::Result<Self> {
         let (server, client) = quic::configs(&config)?;
+        let overlay = overlay::Config {
+            node: config.node.clone(),
+            roster: config.roster.clone(),
+            authenticator: config.authenticator.clone(),
+        };
+        let overlay = Arc::new(Overlay::new(socket, overlay)?);
         let quic = quinn::Endpoint::new_with_abstract_socket(
             quic::endpoint_config(),
             Some(server),
-            socket,
+            overlay.clone(),
             Arc::new(quinn::TokioRuntime),
         )?;
         let (requests, receiver) = mpsc::channel(REQUESTS);
         let stopped = CancellationToken::new();
         let inner = Arc::new(Inner {
             quic,
+            overlay,
             client,
             config,
             pool: Pool::default(),
@@ -188,8 +200,8 @@ impl Endpoint {
     }
 
     /// The socket's address.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.inner.quic.local_addr()
+    pub fn local_addr(&self) -> SocketAddr {
+        self.inner.overlay.address()
     }
 
     /// Opens a session to `peer`; the answer is the peer's, 2xx.
@@ -219,6 +231,11 @@ impl Endpoint {
         tokio::time::timeout(limit, self.inner.open(peer, open, soon))
             .await
             .unwrap_or(Err(OpenError::Timeout(limit)))
+    }
+
+    /// The paths to `peer`: none when nobody wants anything of it.
+    pub fn paths(&self, peer: &NodeId) -> Vec<View> {
+        self.inner.overlay.views(peer)
     }
 
     /// Whether `peer` can be reached: there is a connection to it, or one can be made.
@@ -481,24 +498,20 @@ impl Inner {
         peer: &NodeId,
         soon: Option<Duration>,
     ) -> Result<Arc<Link>, OpenError> {
-        let addresses = match self.config.roster.borrow().node(peer) {
-            Some(node) if !node.addresses.is_empty() => node.addresses.clone(),
-            _ => return Err(OpenError::Unknown(peer.clone())),
-        };
+        let roster = self.config.roster.borrow().clone();
+        let node = roster.node(peer);
+        // One without an address may have found its way here by itself.
+        if node.is_none_or(|node| node.addresses.is_empty()) && !self.overlay.is_reached(peer) {
+            return Err(OpenError::Unknown(peer.clone()));
+        }
         let connections = self.pool.peer(peer, self.config.limits.shards);
         let linked = match soon {
-            None => {
-                connections
-                    .link(async || self.dial(peer, &addresses).await)
-                    .await
-            }
+            None => connections.link(async || self.dial(peer).await).await,
             // In a task of its own, which goes on for as long as dialling does.
             Some(soon) => {
                 let (inner, peer) = (self.clone(), peer.clone());
                 let linking = tokio::spawn(async move {
-                    connections
-                        .link(async || inner.dial(&peer, &addresses).await)
-                        .await
+                    connections.link(async || inner.dial(&peer).await).await
                 });
                 match tokio::time::timeout(soon, linking).await {
                     Ok(Ok(linked)) => linked,
@@ -513,45 +526,37 @@ impl Inner {
         })
     }
 
-    /// Tries the peer's addresses in order, best first, within [`DIAL_TIMEOUT`].
-    async fn dial(
-        self: &Arc<Self>,
-        peer: &NodeId,
-        addresses: &[SocketAddr],
-    ) -> Result<Arc<Link>, String> {
-        let share = DIAL_TIMEOUT / u32::try_from(addresses.len()).unwrap_or(u32::MAX);
-        let mut reason = String::new();
-        for address in addresses {
-            let shown = *self.config.key.borrow();
-            let connecting =
-                match self
-                    .quic
-                    .connect_with(self.client.clone(), *address, peer.as_str())
-                {
-                    Ok(connecting) => connecting,
-                    Err(error) => {
-                        reason = format!("{address}: {error}");
-                        continue;
+    /// Finds a path to the peer and shakes hands over it, within [`DIAL_TIMEOUT`].
+    async fn dial(self: &Arc<Self>, peer: &NodeId) -> Result<Arc<Link>, String> {
+        let shown = *self.config.key.borrow();
+        let dialling = async {
+            let no_path = || "it is not in the roster".to_owned();
+            let address = self.overlay.reach(peer).await.ok_or_else(no_path)?;
+            let client = self.client.clone();
+            let connecting = self.quic.connect_with(client, address, peer.as_str());
+            let connection = connecting.map_err(|error| error.to_string())?.await;
+            connection.map_err(|error| error.to_string())
+        };
+        let reason = match tokio::time::timeout(DIAL_TIMEOUT, dialling).await {
+            Ok(Ok(connection)) => match self.admit(connection, Side::Client, Some(peer)) {
+                Some(link) => {
+                    // Changed during the handshake, before the link was listed.
+                    if *self.config.key.borrow() != shown {
+                        link.retire("this node's identity was rotated");
                     }
-                };
-            match tokio::time::timeout(share, connecting).await {
-                Ok(Ok(connection)) => match self.admit(connection, Side::Client, Some(peer)) {
-                    Some(link) => {
-                        // Changed during the handshake, before the link was listed.
-                        if *self.config.key.borrow() != shown {
-                            link.retire("this node's identity was rotated");
-                        }
-                        return Ok(link);
-                    }
-                    None => reason = format!("{address}: key is not the node's"),
-                },
-                Ok(Err(error)) => reason = format!("{address}: {error}"),
-                Err(_) => reason = format!("{address}: no handshake within {share:?}"),
+                    return Ok(link);
+                }
+                None => "the key is not the node's".to_owned(),
+            },
+            Ok(Err(reason)) => reason,
+            Err(_) if self.overlay.is_reached(peer) => {
+                format!("no handshake within {DIAL_TIMEOUT:?}")
             }
-            ::metrics::counter!(metrics::MESH_HANDSHAKES, "side" => "client", "outcome" => "failed")
-                .increment(1);
-            tracing::debug!(%peer, %reason, "cannot dial");
-        }
+            Err(_) => format!("no path to it within {DIAL_TIMEOUT:?}"),
+        };
+        ::metrics::counter!(metrics::MESH_HANDSHAKES, "side" => "client", "outcome" => "failed")
+            .increment(1);
+        tracing::debug!(%peer, %reason, "cannot dial");
         Err(reason)
     }
 }

@@ -35,6 +35,14 @@ pub const MESH_REVOKED: &str = "wavry_transport_mesh_revoked_total";
 pub const MESH_RETIRED: &str = "wavry_transport_mesh_retired_total";
 /// Sessions ended because the peer broke the mesh protocol.
 pub const MESH_VIOLATIONS: &str = "wavry_transport_mesh_violations_total";
+/// Times that another path to a peer was taken, by `cause` (`first`, `silent`, `gone`, `better`).
+pub const OVERLAY_SWITCHES: &str = "wavry_transport_overlay_switches_total";
+/// Probes sent, by `kind` (`ping`, `pong`).
+pub const OVERLAY_PROBES: &str = "wavry_transport_overlay_probes_total";
+/// Packets that went over a second path too, as the one in use was in doubt.
+pub const OVERLAY_DOUBLED: &str = "wavry_transport_overlay_doubled_packets_total";
+/// Packets between nodes that were dropped by the overlay, by `reason` (see [`overlay_drop`]).
+pub const OVERLAY_DROPPED: &str = "wavry_transport_overlay_dropped_total";
 /// Requests to this node's WebTransport servers, by `outcome` (see [`outcome`]).
 pub const REQUESTS: &str = "wavry_transport_requests_total";
 /// WebTransport streams that a peer opened and that were refused, by `reason` (see [`refusal`]).
@@ -47,6 +55,24 @@ pub const SESSIONS: &str = "wavry_transport_sessions";
 /// WebTransport sessions that were ended because nobody read them while they held up others on their
 /// connection.
 pub const SESSIONS_UNREAD: &str = "wavry_transport_sessions_unread_total";
+
+/// Values of the label `reason` of [`OVERLAY_DROPPED`].
+pub mod overlay_drop {
+    /// A batch of packets to a peer to which no path was proved.
+    pub const NO_PATH: &str = "no_path";
+    /// Not the overlay's, or cut off.
+    pub const MALFORMED: &str = "malformed";
+    /// A QUIC packet under a label, or on a flow, that is nobody's: its peer, or this node, was started anew.
+    pub const UNKNOWN_LABEL: &str = "unknown_label";
+    /// A probe by a node that the roster does not list, or for another one.
+    pub const UNKNOWN_SENDER: &str = "unknown_sender";
+    /// A probe whose tags are not its sender's.
+    pub const UNAUTHENTICATED: &str = "unauthenticated";
+    /// A probe beyond what is looked at each second.
+    pub const TOO_MANY_PROBES: &str = "too_many_probes";
+    /// A QUIC packet of one peer in the buffer of another, when too many waited already.
+    pub const OVERFLOW: &str = "overflow";
+}
 
 /// Values of the label `outcome` of [`REQUESTS`].
 pub mod outcome {
@@ -196,6 +222,26 @@ pub fn describe() {
         MESH_RETIRED,
         Unit::Count,
         "Mesh connections that take no new sessions any more: an identity that made them was rotated out, or the peer fell silent"
+    );
+    describe_counter!(
+        OVERLAY_SWITCHES,
+        Unit::Count,
+        "Times that another path to a peer was taken"
+    );
+    describe_counter!(
+        OVERLAY_PROBES,
+        Unit::Count,
+        "Probes of paths to peers that were sent"
+    );
+    describe_counter!(
+        OVERLAY_DOUBLED,
+        Unit::Count,
+        "Packets that went over a second path too"
+    );
+    describe_counter!(
+        OVERLAY_DROPPED,
+        Unit::Count,
+        "Packets between nodes dropped by the overlay"
     );
     describe_counter!(
         MESH_VIOLATIONS,

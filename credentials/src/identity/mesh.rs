@@ -23,7 +23,7 @@ use wavry_proto::{
     id::{NodeId, PublicKey},
 };
 
-use super::{Error, Identity, MeshTls, Present};
+use super::{Error, Identity, MeshTls, Present, pairs::Pairs};
 
 pub(super) fn tls(
     present: watch::Receiver<Arc<Present>>,
@@ -31,6 +31,7 @@ pub(super) fn tls(
     roster: watch::Receiver<Arc<Roster>>,
 ) -> Result<MeshTls, Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
+    let authenticator = Arc::new(Pairs::new(present.clone(), roster.clone()));
     let verifier = Arc::new(Listed {
         roster,
         algorithms: provider.signature_verification_algorithms,
@@ -60,6 +61,7 @@ pub(super) fn tls(
         server: Arc::new(server),
         client: Arc::new(client),
         key,
+        authenticator,
     })
 }
 
@@ -475,6 +477,7 @@ mod tests {
             server: tls.server.clone(),
             client: Arc::new(client),
             key: tls.key.clone(),
+            authenticator: tls.authenticator.clone(),
         };
         let refusal = shake_hands(&tls, &anonymous, "a").await.unwrap_err();
         assert_eq!(refusal, "server: peer sent no certificates");

@@ -128,7 +128,7 @@ async fn an_exit_that_refuses_by_itself_is_passed_over_and_an_upstream_that_does
     let world = World::new();
     let identity = Identity::generate();
     let full = endpoint("full", &identity, &world.roster.subscribe());
-    world.add_exit("full", &identity, Some(full.local_addr().unwrap()));
+    world.add_exit("full", &identity, Some(full.local_addr()));
     let refusing = tokio::spawn(async move {
         while let Some(requested) = full.accept().await {
             let mut response = Response::status(503);

@@ -8,14 +8,14 @@ use quinn::{
 };
 use wavry_proto::mesh::ALPN;
 
-use crate::{datagram, mesh::Config};
+use crate::{datagram, mesh::Config, overlay};
 
-/// QUIC packets, in bytes of UDP payload: fixed, and never searched for, because on a path with a
-/// smaller limit quinn's search costs four bursts of loss and up to 1.2 s, and because an overlay
-/// changes paths under the connection. It carries a browser's largest datagram (Firefox: 1,224 B;
-/// 42 B of QUIC and session id) and leaves room, in 1,500 B, for IPv6 and UDP (48 B), an overlay's
-/// header (16 B) and tunnels.
-const MTU: u16 = 1280;
+/// QUIC packets, in bytes: fixed, and never searched for, because on a path with a smaller limit quinn's
+/// search costs four bursts of loss and up to 1.2 s, and because the overlay changes paths under the
+/// connection: each of them has proved that it carries this. It carries a browser's largest datagram
+/// (Firefox: 1,224 B; 42 B of QUIC and session id) and leaves room, in 1,500 B, for IPv6 and UDP (48 B), the
+/// overlay's header (8 B) and tunnels.
+const MTU: u16 = overlay::PAYLOAD;
 
 /// Silence after which a connection is lost. Together with [`KEEP_ALIVE`], after which the silence
 /// is measured anew, a killed peer is noticed within 1.8 s. Five lost packets in a row look the

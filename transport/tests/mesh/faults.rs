@@ -31,7 +31,7 @@ async fn a_node_that_the_roster_does_not_list_gets_no_session() {
     let stranger = cluster.stranger("a", &key, Limits::default());
     let opened = stranger.open(&id("b"), request("/")).await;
     assert!(matches!(opened, Err(OpenError::Unreachable { .. })));
-    cluster.list("a", key.public, stranger.local_addr().unwrap());
+    cluster.list("a", key.public, stranger.local_addr());
     session(&stranger, "b", &b).await;
 }
 
@@ -40,7 +40,7 @@ async fn a_peer_that_is_another_node_than_the_one_dialled_is_refused() {
     let cluster = Cluster::new();
     let (a, b) = (cluster.node("a"), cluster.node("b"));
     // The address of b under the name of c, whose key b does not have.
-    cluster.list("c", Key::generate().public, b.local_addr().unwrap());
+    cluster.list("c", Key::generate().public, b.local_addr());
     let opened = a.open(&id("c"), request("/")).await;
     assert!(matches!(opened, Err(OpenError::Unreachable { .. })));
 }
@@ -134,7 +134,7 @@ async fn a_peer_that_vanishes_without_a_word_is_noticed_within_two_seconds() {
         dead: dead.clone(),
     });
     let b = Endpoint::new(socket, cluster.config("b", &key, Limits::default())).unwrap();
-    cluster.list("b", key.public, b.local_addr().unwrap());
+    cluster.list("b", key.public, b.local_addr());
     let (here, _there) = session(&a, "b", &b).await;
     dead.store(true, Ordering::SeqCst);
     let vanished = Instant::now();
@@ -158,7 +158,7 @@ async fn a_peer_that_has_vanished_is_given_up_within_a_second_by_who_can_do_with
         dead: dead.clone(),
     });
     let b = Endpoint::new(socket, cluster.config("b", &key, Limits::default())).unwrap();
-    cluster.list("b", key.public, b.local_addr().unwrap());
+    cluster.list("b", key.public, b.local_addr());
     let (here, _there) = session(&a, "b", &b).await;
     assert!(a.round_trip_time(&id("b")).is_some());
     a.reach(&id("b")).await.unwrap();
@@ -187,7 +187,7 @@ async fn garbage_on_the_port_changes_nothing() {
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     for len in 0..1200usize {
         let garbage: Vec<u8> = (0..len).map(|i| (i * 31 + len * 7) as u8).collect();
-        socket.send_to(&garbage, b.local_addr().unwrap()).unwrap();
+        socket.send_to(&garbage, b.local_addr()).unwrap();
     }
     session(&a, "b", &b).await;
 }

@@ -1,6 +1,10 @@
 //! Nodes for tests: identities, a roster that tests change, and endpoints over loopback.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use rustls::{
     DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
@@ -15,6 +19,7 @@ use wavry_proto::{
     control::{Node, Role, Roster},
     id::{NodeId, PublicKey},
     mesh::Open,
+    overlay::{Authenticator, Tag},
     session::Request,
 };
 use wavry_transport::mesh::{self, Config, Endpoint, Limits, Requested, Session};
@@ -49,7 +54,7 @@ impl Cluster {
     pub(crate) fn node_with(&self, id: &str, limits: Limits) -> Endpoint {
         let key = Arc::new(Key::generate());
         let endpoint = self.stranger(id, &key, limits);
-        self.list(id, key.public, endpoint.local_addr().unwrap());
+        self.list(id, key.public, endpoint.local_addr());
         endpoint
     }
 
@@ -89,7 +94,7 @@ impl Cluster {
         let shown = Shown::new(Arc::new(Key::generate()));
         let socket = mesh::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let endpoint = Endpoint::new(socket, self.config_showing(id, &shown, limits)).unwrap();
-        self.list(id, shown.public(), endpoint.local_addr().unwrap());
+        self.list(id, shown.public(), endpoint.local_addr());
         (endpoint, shown)
     }
 
@@ -126,9 +131,49 @@ impl Cluster {
             server_tls: Arc::new(server_tls),
             client_tls: Arc::new(client_tls),
             key: shown.public.subscribe(),
+            authenticator: Arc::new(Pairs {
+                own: shown.public.subscribe(),
+                roster: self.sender.subscribe(),
+            }),
             roster: self.sender.subscribe(),
             limits,
         }
+    }
+}
+
+/// Tags that follow from both public keys. Anybody could make them: what is tested here is who asks whom.
+struct Pairs {
+    own: watch::Receiver<PublicKey>,
+    roster: watch::Receiver<Arc<Roster>>,
+}
+
+impl Pairs {
+    fn with(&self, peer: &NodeId, message: &[u8]) -> Vec<Tag> {
+        let own = *self.own.borrow();
+        let roster = self.roster.borrow();
+        let keys = roster.node(peer).map_or(&[][..], |node| &node.keys);
+        let tag = |theirs: &PublicKey| {
+            let pair = (own.min(*theirs), own.max(*theirs));
+            let half = |salt: u64| {
+                let mut hasher = DefaultHasher::new();
+                (salt, pair, message).hash(&mut hasher);
+                hasher.finish().to_be_bytes()
+            };
+            [half(0), half(1)].concat().try_into().unwrap()
+        };
+        keys.iter().map(tag).collect()
+    }
+}
+
+impl Authenticator for Pairs {
+    fn tags(&self, peer: &NodeId, message: &[u8], tags: &mut Vec<Tag>) {
+        tags.extend(self.with(peer, message));
+    }
+
+    fn verify(&self, peer: &NodeId, message: &[u8], tags: &[Tag]) -> bool {
+        self.with(peer, message)
+            .iter()
+            .any(|tag| tags.contains(tag))
     }
 }
 

@@ -1,0 +1,37 @@
+//! The overlay: how packets of one QUIC connection between two nodes come over one of several paths.
+//!
+//! Every UDP packet between nodes begins with a [`Header`](packet::Header) of 8 bytes. Behind it is a QUIC
+//! packet, which whoever forwards it cannot read, or a message of the overlay itself. Such messages are
+//! authenticated between the two ends of a path ([`Authenticator`]), so that neither a stranger nor a
+//! relay on the way can make a node believe in a path.
+//!
+//! * [`packet`]: what the packets look like.
+//! * [`paths`]: which paths to a peer there are, how they do, and which one is taken.
+//!
+//! `docs/MESH.md` has the formats, the rules and their reasons.
+
+pub mod packet;
+pub mod paths;
+
+use crate::id::NodeId;
+
+/// Bytes of one authentication tag: HMAC-SHA-256, cut to half (RFC 2104, section 5).
+pub const TAG_LEN: usize = 16;
+
+/// An authentication tag.
+pub type Tag = [u8; TAG_LEN];
+
+/// Most tags of a message: one for each key that the roster lists for its recipient, who holds one of
+/// them and is about to hold the other.
+pub const MAX_TAGS: usize = 2;
+
+/// Makes and checks the tags of messages between this node and others, by keys that only the two of them
+/// have and that follow from their identities.
+pub trait Authenticator: Send + Sync {
+    /// Appends the tags of `message` to `peer`: one for each of its keys, at most [`MAX_TAGS`]; none where
+    /// the roster has no key for it.
+    fn tags(&self, peer: &NodeId, message: &[u8], tags: &mut Vec<Tag>);
+
+    /// Whether one of `tags` shows that `message` is by `peer` and for this node.
+    fn verify(&self, peer: &NodeId, message: &[u8], tags: &[Tag]) -> bool;
+}

@@ -1,0 +1,432 @@
+//! The overlay socket: to QUIC, one stable address for each peer; to the network, whichever path to that
+//! peer is the best one now.
+//!
+//! [`Overlay`] stands between a UDP socket and the mesh's QUIC endpoint. What QUIC sends to a peer's address
+//! gets a header and goes over the path in use ([`wavry_proto::overlay::paths`] chooses it); of what comes
+//! in, QUIC's packets are handed on under their peer's address, and probes are answered here. A task for
+//! each peer that somebody wants to reach, or that wants to reach this node, looks after its paths.
+//!
+//! Sending copies a batch once, to put headers between its packets; receiving moves packets together in
+//! place. Neither allocates, and both keep segmentation offload (GSO, GRO).
+
+mod receive;
+mod table;
+
+use std::{
+    cell::RefCell,
+    fmt, io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError, RwLock, atomic::Ordering},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use quinn::{
+    AsyncUdpSocket, UdpPoller,
+    udp::{RecvMeta, Transmit},
+};
+use rustls::crypto::SecureRandom;
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use wavry_proto::{
+    control::Roster,
+    id::NodeId,
+    overlay::{
+        Authenticator,
+        packet::{HEADER_LEN, Header, Kind, Label, Probe},
+        paths::{Ping, Route, Switch, View},
+    },
+};
+
+use self::{
+    receive::Overflow,
+    table::{Hop, Hops, Peer, Table},
+};
+use crate::metrics;
+
+/// Largest QUIC packet that goes over a path, in bytes. Every path proves that it carries this and the
+/// header.
+pub(crate) const PAYLOAD: u16 = 1280;
+
+/// Bytes of a probe of full size.
+const FULL: usize = PAYLOAD as usize + HEADER_LEN;
+
+/// A peer to which nothing was sent for so long, and that nobody wants to reach, is not probed any more. A
+/// connection that is there sends more often than that.
+const ASLEEP: Duration = Duration::from_secs(30);
+
+/// Probes whose tags are looked at, each second. A check takes about a microsecond, so a flood of forged
+/// ones takes 2 % of a core; a thousand peers that are all busy send as many.
+const CHECKS: u32 = 20_000;
+
+/// What the overlay needs to know.
+pub(crate) struct Config {
+    /// This node.
+    pub(crate) node: NodeId,
+    /// Who may be heard, and where nodes are.
+    pub(crate) roster: watch::Receiver<Arc<Roster>>,
+    /// Makes and checks the tags of probes.
+    pub(crate) authenticator: Arc<dyn Authenticator>,
+}
+
+/// A socket for a QUIC endpoint. See the [module](self).
+pub(crate) struct Overlay {
+    shared: Arc<Shared>,
+    overflow: Mutex<Overflow>,
+    _stop: DropGuard,
+}
+
+struct Shared {
+    config: Config,
+    socket: Arc<dyn AsyncUdpSocket>,
+    address: SocketAddr,
+    random: &'static dyn SecureRandom,
+    table: RwLock<Table>,
+    checks: Mutex<Checks>,
+    stopped: CancellationToken,
+}
+
+/// How many tags may still be looked at in this second.
+struct Checks {
+    since: Instant,
+    left: u32,
+}
+
+impl Overlay {
+    /// One over `socket`.
+    pub(crate) fn new(socket: Arc<dyn AsyncUdpSocket>, config: Config) -> io::Result<Self> {
+        let stopped = CancellationToken::new();
+        let shared = Shared {
+            address: socket.local_addr()?,
+            socket,
+            config,
+            random: rustls::crypto::aws_lc_rs::default_provider().secure_random,
+            table: RwLock::default(),
+            checks: Mutex::new(Checks {
+                since: Instant::now(),
+                left: CHECKS,
+            }),
+            stopped: stopped.clone(),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            overflow: Mutex::default(),
+            _stop: stopped.drop_guard(),
+        })
+    }
+
+    /// The address of the socket beneath.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.shared.address
+    }
+
+    /// Waits until there is a path to `peer`; gives the address under which QUIC reaches it. Never returns
+    /// where there is none. `None` when the roster does not list it.
+    pub(crate) async fn reach(&self, peer: &NodeId) -> Option<SocketAddr> {
+        let peer = self.shared.peer(peer)?;
+        let mut reached = peer.reached.subscribe();
+        peer.want();
+        // The sender lives as long as the peer does.
+        let _ = reached.wait_for(|reached| *reached).await;
+        Some(peer.address)
+    }
+
+    /// Whether there is a path to `peer`.
+    pub(crate) fn is_reached(&self, peer: &NodeId) -> bool {
+        let peer = table::read(&self.shared.table).peer(peer);
+        peer.is_some_and(|peer| *peer.reached.borrow())
+    }
+
+    /// The paths to `peer`, if it is being looked after.
+    pub(crate) fn views(&self, peer: &NodeId) -> Vec<View> {
+        let peer = table::read(&self.shared.table).peer(peer);
+        peer.map_or_else(Vec::new, |peer| table::lock(&peer.paths).views().collect())
+    }
+}
+
+impl fmt::Debug for Overlay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Overlay")
+            .field("address", &self.shared.address)
+            .finish_non_exhaustive()
+    }
+}
+
+thread_local! {
+    /// Where headers and packets are put together. As large as the largest batch that this thread sent.
+    static BATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl AsyncUdpSocket for Overlay {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        self.shared.socket.clone().create_io_poller()
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let peer = table::read(&self.shared.table).at(transmit.destination);
+        let Some((peer, hops)) = peer.and_then(|peer| {
+            let hops = *table::read(&peer.hops);
+            Some((peer, (hops.over?, hops.also)))
+        }) else {
+            // QUIC sends again what it does not hear of.
+            dropped(metrics::overlay_drop::NO_PATH);
+            return Ok(());
+        };
+        let segment = transmit.segment_size.unwrap_or(transmit.contents.len());
+        let count = transmit.contents.len().div_ceil(segment.max(1)) as u64;
+        peer.sent.fetch_add(count, Ordering::Relaxed);
+        let (over, also) = hops;
+        self.shared.send(over, transmit, segment)?;
+        if let Some(also) = also {
+            // If this one has no room, the other has it.
+            let _ = self.shared.send(also, transmit, segment);
+            ::metrics::counter!(metrics::OVERLAY_DOUBLED).increment(count);
+        }
+        Ok(())
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [io::IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        self.receive(cx, bufs, meta)
+    }
+
+    /// The address that this node has to itself: QUIC is not to know the others.
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(table::address(0))
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.shared.socket.max_transmit_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.shared.socket.max_receive_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.shared.socket.may_fragment()
+    }
+}
+
+impl Shared {
+    /// Sends a batch, each packet with the header of `hop`.
+    fn send(&self, hop: Hop, transmit: &Transmit<'_>, segment: usize) -> io::Result<()> {
+        BATCH.with_borrow_mut(|batch| {
+            batch.clear();
+            for packet in transmit.contents.chunks(segment.max(1)) {
+                batch.extend_from_slice(&hop.header);
+                batch.extend_from_slice(packet);
+            }
+            self.socket.try_send(&Transmit {
+                destination: hop.address,
+                ecn: transmit.ecn,
+                contents: batch,
+                segment_size: transmit.segment_size.map(|size| size + HEADER_LEN),
+                src_ip: None,
+            })
+        })
+    }
+
+    /// Sends a packet of the overlay's own. One for which there is no room is as good as lost.
+    fn send_own(&self, to: SocketAddr, packet: &[u8]) {
+        let _ = self.socket.try_send(&Transmit {
+            destination: to,
+            ecn: None,
+            contents: packet,
+            segment_size: None,
+            src_ip: None,
+        });
+    }
+
+    fn draw(&self) -> u64 {
+        let mut bytes = [0; 8];
+        self.random
+            .fill(&mut bytes)
+            .expect("the operating system has random bytes");
+        u64::from_ne_bytes(bytes)
+    }
+
+    /// An address as the socket wants it.
+    fn for_socket(&self, address: SocketAddr) -> SocketAddr {
+        match (self.address, address) {
+            (SocketAddr::V6(_), SocketAddr::V4(v4)) => {
+                SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port())
+            }
+            _ => address,
+        }
+    }
+
+    /// The peer's entry in the table, made if need be; `None` when the roster does not list it.
+    fn peer(self: &Arc<Self>, id: &NodeId) -> Option<Arc<Peer>> {
+        if let Some(peer) = table::read(&self.table).peer(id) {
+            return Some(peer);
+        }
+        let routes = self.listed(&self.config.roster.borrow(), id)?;
+        let label = Label::from_random(self.draw());
+        let (peer, is_new) = table::write(&self.table).add(id, label);
+        if is_new {
+            table::lock(&peer.paths).list(&routes, Instant::now());
+            tokio::spawn(self.clone().look_after(peer.clone()));
+        }
+        Some(peer)
+    }
+
+    /// The paths that the roster tells of; `None` when it does not list the peer, or this is it.
+    fn listed(&self, roster: &Roster, id: &NodeId) -> Option<Vec<Route>> {
+        let node = roster.node(id).filter(|node| node.id != self.config.node)?;
+        // A socket for IPv4 reaches nothing else.
+        let usable = |address: &&SocketAddr| self.address.is_ipv6() || address.is_ipv4();
+        let routes = node.addresses.iter().filter(usable);
+        Some(
+            routes
+                .map(|address| Route::Direct(canonical(*address)))
+                .collect(),
+        )
+    }
+
+    /// Looks after the paths of a peer until it leaves the roster, or until nobody wants anything of it.
+    async fn look_after(self: Arc<Self>, peer: Arc<Peer>) {
+        let mut roster = self.config.roster.clone();
+        let mut news = true;
+        let mut used = (peer.uses(), Instant::now());
+        loop {
+            let now = Instant::now();
+            let uses = peer.uses();
+            if uses != used.0 {
+                used = (uses, now);
+            }
+            if now.saturating_duration_since(used.1) >= ASLEEP {
+                break;
+            }
+            let next = self.turn(&peer, now);
+            let next = next.unwrap_or(now + ASLEEP).min(used.1 + ASLEEP);
+            tokio::select! {
+                () = self.stopped.cancelled() => break,
+                () = tokio::time::sleep_until(next.into()) => {}
+                () = peer.changed.notified() => {}
+                changed = roster.changed(), if news => match changed {
+                    Ok(()) => {
+                        let listed = self.listed(&roster.borrow_and_update(), &peer.id);
+                        let Some(routes) = listed else { break };
+                        table::lock(&peer.paths).list(&routes, Instant::now());
+                    }
+                    // Whoever published it is gone: the last roster stays.
+                    Err(_) => news = false,
+                },
+            }
+        }
+        table::write(&self.table).remove(&peer);
+        *table::write(&peer.hops) = Hops::default();
+        peer.reached.send_replace(false);
+    }
+
+    /// Sends the probes that are due, and takes over what became of the paths; returns when to look again.
+    fn turn(&self, peer: &Peer, now: Instant) -> Option<Instant> {
+        let mut pings = Vec::new();
+        let next = {
+            let mut paths = table::lock(&peer.paths);
+            let sent = peer.sent.load(Ordering::Relaxed);
+            let switch = paths.poll(now, sent, || self.draw(), &mut pings);
+            if let Some(switch) = switch {
+                tell(peer, &switch);
+            }
+            self.publish(peer, &paths, now);
+            paths.next(now)
+        };
+        for ping in pings {
+            self.ping(peer, ping);
+        }
+        next
+    }
+
+    /// Where packets go from now on.
+    fn publish(&self, peer: &Peer, paths: &wavry_proto::overlay::paths::Paths, now: Instant) {
+        let sending = paths.sending(now);
+        let label = *table::lock(&peer.their_label);
+        let hop = |route| self.hop(route, label);
+        let hops = Hops {
+            over: sending.over.and_then(hop),
+            also: sending.also.and_then(hop),
+        };
+        *table::write(&peer.hops) = hops;
+        let reached = paths.is_reached() && hops.over.is_some();
+        peer.reached
+            .send_if_modified(|was| std::mem::replace(was, reached) != reached);
+    }
+
+    /// How packets go over `route`; a direct one needs the label that the peer gave.
+    fn hop(&self, route: Route, label: Option<Label>) -> Option<Hop> {
+        let (address, kind, label) = match route {
+            Route::Direct(address) => (address, Kind::Direct, label?),
+            Route::Flow { via, id } => (via, Kind::Flow, id),
+        };
+        Some(Hop {
+            address: self.for_socket(address),
+            header: Header { kind, label }.to_wire(),
+        })
+    }
+
+    fn ping(&self, peer: &Peer, ping: Ping) {
+        let len = if ping.full { FULL } else { 0 };
+        self.probe(peer, Kind::Ping, ping.route, ping.nonce, len);
+    }
+
+    fn probe(&self, peer: &Peer, kind: Kind, route: Route, nonce: u64, len: usize) {
+        let (to, flow) = match route {
+            Route::Direct(address) => (address, Label::NONE),
+            Route::Flow { via, id } => (via, id),
+        };
+        let probe = Probe {
+            kind,
+            flow,
+            nonce,
+            label: peer.label,
+            from: self.config.node.clone(),
+            to: peer.id.clone(),
+        };
+        let mut packet = Vec::with_capacity(len.max(256));
+        let authenticator = &self.config.authenticator;
+        probe.write(&mut packet, len, |message, tags| {
+            authenticator.tags(&peer.id, message, tags);
+        });
+        self.send_own(self.for_socket(to), &packet);
+        let kind = if kind == Kind::Ping { "ping" } else { "pong" };
+        ::metrics::counter!(metrics::OVERLAY_PROBES, "kind" => kind).increment(1);
+    }
+
+    /// Whether one more tag may be looked at.
+    fn may_check(&self, now: Instant) -> bool {
+        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.saturating_duration_since(checks.since) >= Duration::from_secs(1) {
+            *checks = Checks {
+                since: now,
+                left: CHECKS,
+            };
+        }
+        checks.left = match checks.left.checked_sub(1) {
+            Some(left) => left,
+            None => return false,
+        };
+        true
+    }
+}
+
+fn tell(peer: &Peer, switch: &Switch) {
+    let cause = switch.cause.as_str();
+    ::metrics::counter!(metrics::OVERLAY_SWITCHES, "cause" => cause).increment(1);
+    tracing::info!(peer = %peer.id, from = ?switch.from, to = ?switch.to, cause, "path taken");
+}
+
+fn dropped(reason: &'static str) {
+    ::metrics::counter!(metrics::OVERLAY_DROPPED, "reason" => reason).increment(1);
+}
+
+/// The address without IPv6 around IPv4, so that it is equal to the one in the roster.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

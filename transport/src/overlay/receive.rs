@@ -1,0 +1,213 @@
+//! What comes in: QUIC's packets are handed on under their peer's address, probes are answered.
+
+use std::{
+    collections::VecDeque,
+    io::{self, IoSliceMut},
+    net::SocketAddr,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use quinn::udp::{EcnCodepoint, RecvMeta};
+use wavry_proto::overlay::{
+    packet::{HEADER_LEN, Header, Kind, Label, Probe},
+    paths::Route,
+};
+
+use super::{FULL, Overlay, Shared, canonical, dropped, table};
+use crate::metrics::overlay_drop;
+
+/// Packets that wait because the buffer that they came in was another peer's: the kernel puts together what
+/// comes from one address, which is a transit relay's for many peers. As many as fit one such buffer, twice.
+const OVERFLOW: usize = 128;
+
+/// Packets that wait.
+pub(super) type Overflow = VecDeque<Waiting>;
+
+/// A packet that waits to be handed on.
+pub(super) struct Waiting {
+    from: SocketAddr,
+    packet: Vec<u8>,
+    ecn: Option<EcnCodepoint>,
+}
+
+impl Overlay {
+    pub(super) fn receive(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let mut overflow = table::lock(&self.overflow);
+        if !overflow.is_empty() {
+            return Poll::Ready(Ok(hand_on(&mut overflow, bufs, meta)));
+        }
+        loop {
+            let count = ready!(self.shared.socket.poll_recv(cx, bufs, meta))?;
+            let mut kept = 0;
+            for index in 0..count {
+                let sorted = self
+                    .shared
+                    .sort(&mut bufs[index], meta[index], &mut overflow);
+                if let Some(sorted) = sorted {
+                    bufs.swap(kept, index);
+                    meta[kept] = sorted;
+                    kept += 1;
+                }
+            }
+            if kept > 0 {
+                return Poll::Ready(Ok(kept));
+            }
+            if !overflow.is_empty() {
+                return Poll::Ready(Ok(hand_on(&mut overflow, bufs, meta)));
+            }
+        }
+    }
+}
+
+/// Puts packets that wait into buffers, one each.
+fn hand_on(overflow: &mut Overflow, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> usize {
+    let mut count = 0;
+    for (buf, meta) in bufs.iter_mut().zip(meta.iter_mut()) {
+        let Some(waiting) = overflow.pop_front() else {
+            break;
+        };
+        let len = waiting.packet.len().min(buf.len());
+        buf[..len].copy_from_slice(&waiting.packet[..len]);
+        *meta = under(waiting.from, len, len, waiting.ecn);
+        count += 1;
+    }
+    count
+}
+
+fn under(addr: SocketAddr, len: usize, stride: usize, ecn: Option<EcnCodepoint>) -> RecvMeta {
+    let mut meta = RecvMeta::default();
+    meta.addr = addr;
+    meta.len = len;
+    meta.stride = stride;
+    meta.ecn = ecn;
+    // With one, QUIC would want to send from it.
+    meta.dst_ip = None;
+    meta
+}
+
+impl Shared {
+    /// Takes the headers out of a buffer, and all that is not QUIC's. What is left is one peer's; what is
+    /// another's goes to `overflow`. `None` when nothing is left.
+    fn sort(
+        self: &Arc<Self>,
+        buf: &mut [u8],
+        meta: RecvMeta,
+        overflow: &mut Overflow,
+    ) -> Option<RecvMeta> {
+        let stride = meta.stride.max(1);
+        let mut kept: Option<SocketAddr> = None;
+        let mut last: Option<(Kind, Label, SocketAddr)> = None;
+        let mut end = 0;
+        let mut at = 0;
+        while at < meta.len {
+            let segment = at..meta.len.min(at + stride);
+            at += stride;
+            let Some((header, _)) = Header::read(&buf[segment.clone()]) else {
+                dropped(overlay_drop::MALFORMED);
+                continue;
+            };
+            if matches!(header.kind, Kind::Ping | Kind::Pong) {
+                self.heard(&buf[segment], canonical(meta.addr));
+                continue;
+            }
+            // A run of packets is mostly of one peer: it is looked up once.
+            let from = match last {
+                Some((kind, label, from)) if (kind, label) == (header.kind, header.label) => from,
+                _ => {
+                    let Some(from) = self.sender(header) else {
+                        dropped(overlay_drop::UNKNOWN_LABEL);
+                        continue;
+                    };
+                    last = Some((header.kind, header.label, from));
+                    from
+                }
+            };
+            let packet = segment.start + HEADER_LEN..segment.end;
+            if *kept.get_or_insert(from) == from {
+                let len = packet.len();
+                buf.copy_within(packet, end);
+                end += len;
+            } else if overflow.len() < OVERFLOW {
+                overflow.push_back(Waiting {
+                    from,
+                    packet: buf[packet].to_vec(),
+                    ecn: meta.ecn,
+                });
+            } else {
+                dropped(overlay_drop::OVERFLOW);
+            }
+        }
+        let stride = stride.saturating_sub(HEADER_LEN);
+        Some(under(kept?, end, stride, meta.ecn)).filter(|meta| meta.len > 0)
+    }
+
+    /// The address of QUIC's under which the sender of a packet is known.
+    fn sender(&self, header: Header) -> Option<SocketAddr> {
+        let table = table::read(&self.table);
+        let peer = match header.kind {
+            Kind::Flow => table.flow(header.label),
+            _ => table.labelled(header.label),
+        };
+        Some(peer?.address)
+    }
+
+    /// A probe came from `source`.
+    fn heard(self: &Arc<Self>, packet: &[u8], source: SocketAddr) {
+        let Ok(received) = Probe::read(packet) else {
+            return dropped(overlay_drop::MALFORMED);
+        };
+        let now = Instant::now();
+        let probe = received.probe;
+        // The cheap questions come first: whoever is not listed is not worth a look at its tags.
+        let known = table::read(&self.table).peer(&probe.from).is_some();
+        let listed = || self.config.roster.borrow().node(&probe.from).is_some();
+        if probe.to != self.config.node || probe.from == probe.to || !(known || listed()) {
+            return dropped(overlay_drop::UNKNOWN_SENDER);
+        }
+        if !self.may_check(now) {
+            return dropped(overlay_drop::TOO_MANY_PROBES);
+        }
+        let authenticator = &self.config.authenticator;
+        if !authenticator.verify(&probe.from, &received.message, &received.tags) {
+            return dropped(overlay_drop::UNAUTHENTICATED);
+        }
+        let Some(peer) = self.peer(&probe.from) else {
+            return dropped(overlay_drop::UNKNOWN_SENDER);
+        };
+        let route = match probe.flow {
+            Label::NONE => Route::Direct(source),
+            id => Route::Flow { via: source, id },
+        };
+        if let Route::Flow { id, .. } = route
+            && !table::write(&self.table).heard_over(&peer, id)
+        {
+            return dropped(overlay_drop::UNKNOWN_LABEL);
+        }
+        match probe.kind {
+            Kind::Ping => {
+                // As long as the ping: nobody gets more than was sent.
+                self.probe(&peer, Kind::Pong, route, probe.nonce, packet.len());
+                if packet.len() >= FULL {
+                    table::lock(&peer.paths).heard(route, now);
+                }
+            }
+            // Its label counts only here, where it answers a number of ours: an old ping may be replayed.
+            _ => {
+                if !table::lock(&peer.paths).answered(probe.nonce, now) {
+                    return;
+                }
+                *table::lock(&peer.their_label) = Some(probe.label);
+            }
+        }
+        // At once, not when its task gets to run: a QUIC packet may be behind it.
+        self.turn(&peer, now);
+        peer.changed.notify_one();
+    }
+}

@@ -1,0 +1,184 @@
+//! The peers that are looked after, and by what their packets are known.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::{Ipv6Addr, SocketAddr},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::sync::{Notify, watch};
+use wavry_proto::{
+    id::NodeId,
+    overlay::{
+        packet::{HEADER_LEN, Label},
+        paths::{MAX_PATHS, Paths},
+    },
+};
+
+/// A unique local address (RFC 4193): the first 64 bits of the addresses that QUIC knows peers by.
+const PREFIX: [u16; 4] = [0xfd57, 0x6176, 0x7279, 0];
+
+/// A peer that is looked after.
+pub(super) struct Peer {
+    pub(super) id: NodeId,
+    /// The address under which QUIC knows it.
+    pub(super) address: SocketAddr,
+    /// The label under which this node takes its data.
+    pub(super) label: Label,
+    /// The one under which it takes this node's, once it told.
+    pub(super) their_label: Mutex<Option<Label>>,
+    pub(super) paths: Mutex<Paths>,
+    pub(super) hops: RwLock<Hops>,
+    /// Whether there is a path that carries something.
+    pub(super) reached: watch::Sender<bool>,
+    /// There is something to do for whoever looks after it.
+    pub(super) changed: Notify,
+    /// Packets sent to it.
+    pub(super) sent: AtomicU64,
+    wanted: AtomicU64,
+    /// Flows that it was heard over, oldest first; at most [`MAX_PATHS`].
+    flows: Mutex<VecDeque<Label>>,
+}
+
+/// Where what is sent to a peer goes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Hops {
+    pub(super) over: Option<Hop>,
+    pub(super) also: Option<Hop>,
+}
+
+/// An address, and what comes before each packet to it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Hop {
+    pub(super) address: SocketAddr,
+    pub(super) header: [u8; HEADER_LEN],
+}
+
+impl Peer {
+    /// Somebody wants to reach it.
+    pub(super) fn want(&self) {
+        self.wanted.fetch_add(1, Ordering::Relaxed);
+        lock(&self.paths).wake(std::time::Instant::now());
+        self.changed.notify_one();
+    }
+
+    /// Grows whenever it is of use to anybody.
+    pub(super) fn uses(&self) -> u64 {
+        let sent = self.sent.load(Ordering::Relaxed);
+        sent.wrapping_add(self.wanted.load(Ordering::Relaxed))
+    }
+}
+
+/// All of them.
+#[derive(Default)]
+pub(super) struct Table {
+    by_id: HashMap<NodeId, Arc<Peer>>,
+    by_number: HashMap<u64, Arc<Peer>>,
+    by_label: HashMap<Label, Arc<Peer>>,
+    by_flow: HashMap<Label, Arc<Peer>>,
+    numbers: u64,
+}
+
+impl Table {
+    pub(super) fn peer(&self, id: &NodeId) -> Option<Arc<Peer>> {
+        self.by_id.get(id).cloned()
+    }
+
+    /// The peer under this address of QUIC's.
+    pub(super) fn at(&self, address: SocketAddr) -> Option<Arc<Peer>> {
+        self.by_number.get(&number(address)?).cloned()
+    }
+
+    /// The peer whose data comes under this label.
+    pub(super) fn labelled(&self, label: Label) -> Option<&Arc<Peer>> {
+        self.by_label.get(&label)
+    }
+
+    /// The peer at the other end of this flow.
+    pub(super) fn flow(&self, id: Label) -> Option<&Arc<Peer>> {
+        self.by_flow.get(&id)
+    }
+
+    /// The peer with this id, and whether it was not there before; its data comes under `label` if so.
+    pub(super) fn add(&mut self, id: &NodeId, label: Label) -> (Arc<Peer>, bool) {
+        if let Some(peer) = self.by_id.get(id) {
+            return (peer.clone(), false);
+        }
+        self.numbers += 1;
+        let peer = Arc::new(Peer {
+            id: id.clone(),
+            address: address(self.numbers),
+            label,
+            their_label: Mutex::default(),
+            paths: Mutex::default(),
+            hops: RwLock::default(),
+            reached: watch::Sender::new(false),
+            changed: Notify::new(),
+            sent: AtomicU64::new(0),
+            wanted: AtomicU64::new(0),
+            flows: Mutex::default(),
+        });
+        self.by_id.insert(id.clone(), peer.clone());
+        self.by_number.insert(self.numbers, peer.clone());
+        self.by_label.insert(label, peer.clone());
+        (peer, true)
+    }
+
+    /// `peer` was heard over the flow `id`; whether its packets are known by that now. A flow stays with whom
+    /// it came from first.
+    pub(super) fn heard_over(&mut self, peer: &Arc<Peer>, id: Label) -> bool {
+        if let Some(known) = self.by_flow.get(&id) {
+            return Arc::ptr_eq(known, peer);
+        }
+        let mut flows = lock(&peer.flows);
+        if flows.len() == MAX_PATHS
+            && let Some(oldest) = flows.pop_front()
+        {
+            self.by_flow.remove(&oldest);
+        }
+        flows.push_back(id);
+        self.by_flow.insert(id, peer.clone());
+        true
+    }
+
+    pub(super) fn remove(&mut self, peer: &Arc<Peer>) {
+        self.by_id.remove(&peer.id);
+        self.by_label.remove(&peer.label);
+        if let Some(number) = number(peer.address) {
+            self.by_number.remove(&number);
+        }
+        for id in lock(&peer.flows).drain(..) {
+            self.by_flow.remove(&id);
+        }
+    }
+}
+
+/// The address with this number: 0 is this node, others are peers.
+pub(super) fn address(number: u64) -> SocketAddr {
+    let [a, b, c, d] = PREFIX;
+    let network = Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).to_bits();
+    // No packet ever has it: any port will do.
+    SocketAddr::new(Ipv6Addr::from_bits(network | u128::from(number)).into(), 1)
+}
+
+fn number(address: SocketAddr) -> Option<u64> {
+    match address {
+        SocketAddr::V6(address) => Some(address.ip().to_bits() as u64),
+        SocketAddr::V4(_) => None,
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(super) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(super) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
