@@ -290,6 +290,16 @@ impl Membership {
         });
     }
 
+    /// Tells the master where this node, which is a relay, forwards packets of others, from the next heartbeat
+    /// on (at once).
+    pub fn offer_transit(&self, addresses: Vec<SocketAddr>) {
+        self.link.said.send_if_modified(|said| {
+            let news = said.transit != addresses;
+            said.transit = addresses;
+            news
+        });
+    }
+
     /// Reports the number of live sessions with each heartbeat.
     pub fn report_sessions(&self, sessions: u64) {
         self.link.sessions.store(sessions, Ordering::Relaxed);

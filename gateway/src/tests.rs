@@ -261,6 +261,7 @@ fn roster(key: &SigningKey, exit: &Identity, gateway: &Identity) -> Roster {
         role,
         keys: vec![identity.public_key()],
         addresses: Vec::new(),
+        transit: Vec::new(),
         services: services.iter().map(|name| name.parse().unwrap()).collect(),
         registration: 1,
         placement: Default::default(),

@@ -411,6 +411,7 @@ async fn populate(world: &World, arguments: &Arguments) -> Vec<Identity> {
         let address = SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 4434));
         let announcement = Announcement {
             addresses: vec![address],
+            transit: Vec::new(),
             services: vec![service(&granted)],
             draining: false,
         };
@@ -431,6 +432,7 @@ async fn populate(world: &World, arguments: &Arguments) -> Vec<Identity> {
         let identity = Identity::generate();
         let announcement = Announcement {
             addresses: Vec::new(),
+            transit: Vec::new(),
             services: Vec::new(),
             draining: false,
         };

@@ -252,6 +252,7 @@ async fn try_register(
         key: request.public_key,
         announcement: Announcement {
             addresses: usable(request.addresses, asked.address)?,
+            transit: Vec::new(),
             services: request.services,
             draining: false,
         },
@@ -283,6 +284,7 @@ async fn heartbeat(
     }
     let said = Announcement {
         addresses: usable(request.addresses, asked.address)?,
+        transit: usable(request.transit, asked.address)?,
         services: request.services,
         draining: request.draining,
     };

@@ -89,6 +89,9 @@ pub struct NodeStatus {
     pub heard_seconds_ago: u64,
     /// Mesh UDP addresses, best first.
     pub addresses: Vec<String>,
+    /// UDP addresses at which it forwards packets of others now, best first; none where it does not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub transit: Vec<String>,
     /// Services it is an exit for now.
     pub services: Vec<String>,
     /// Identities it is known by: one, or two while it rotates.
@@ -603,6 +606,7 @@ fn status((node, whereabouts): &(Node, Option<Whereabouts>), lives: Option<Lives
         state: state.as_str().to_owned(),
         heard_seconds_ago: whereabouts.as_ref().map_or(0, |w| w.heard.as_secs()),
         addresses: node.addresses.iter().map(ToString::to_string).collect(),
+        transit: node.transit.iter().map(ToString::to_string).collect(),
         services: texts(&node.services),
         rotation_ordered: lives.as_ref().and_then(|lives| lives.ordered),
         identities: lives

@@ -243,6 +243,8 @@ pub struct Written {
 pub struct Announcement {
     /// Where the mesh reaches it, best first.
     pub addresses: Vec<SocketAddr>,
+    /// Where it forwards packets of others, best first.
+    pub transit: Vec<SocketAddr>,
     /// Services it has upstreams for.
     pub services: Vec<ServiceName>,
     /// Whether it leaves.
@@ -651,13 +653,21 @@ async fn write_announcement(
     ] {
         query(table).bind(id).execute(&mut *transaction).await?;
     }
-    for (position, address) in (0_i64..).zip(&announcement.addresses) {
-        query("INSERT INTO node_address (node, position, address) VALUES ($1, $2, $3)")
-            .bind(id)
-            .bind(position)
-            .bind(address.to_string())
-            .execute(&mut *transaction)
-            .await?;
+    let addresses = announcement
+        .addresses
+        .iter()
+        .map(|address| (address, false));
+    let transit = announcement.transit.iter().map(|address| (address, true));
+    for (position, (address, transit)) in (0_i64..).zip(addresses.chain(transit)) {
+        query(
+            "INSERT INTO node_address (node, position, address, transit) VALUES ($1, $2, $3, $4)",
+        )
+        .bind(id)
+        .bind(position)
+        .bind(address.to_string())
+        .bind(transit)
+        .execute(&mut *transaction)
+        .await?;
     }
     for service in &announcement.services {
         query("INSERT INTO node_service (node, service) VALUES ($1, $2) ON CONFLICT DO NOTHING")
@@ -733,6 +743,7 @@ async fn read_nodes(transaction: &mut Transaction) -> Result<(Vec<Node>, Vec<Liv
             role,
             keys: Vec::new(),
             addresses: Vec::new(),
+            transit: Vec::new(),
             services: Vec::new(),
             registration: row.number(3)?,
             placement: read_placement(&row)?,
@@ -745,13 +756,20 @@ async fn read_nodes(transaction: &mut Transaction) -> Result<(Vec<Node>, Vec<Liv
         let keys = lives.lives.iter().map(|life| life.key);
         nodes[of(lives.node.to_string())?].keys.extend(keys);
     }
-    for row in query("SELECT node, address FROM node_address ORDER BY node, position")
+    for row in query("SELECT node, address, transit FROM node_address ORDER BY node, position")
         .all(&mut *transaction)
         .await?
     {
         let address: String = row.get(1)?;
         let address = address.parse().map_err(|_| Error::Row("node_address"))?;
-        nodes[of(row.get(0)?)?].addresses.push(address);
+        let at = of(row.get(0)?)?;
+        let node = &mut nodes[at];
+        match row.get::<bool>(2)? {
+            false => node.addresses.push(address),
+            // A relay that leaves or is not heard of forwards nothing for others.
+            true if offers[at] && node.role == Role::Relay => node.transit.push(address),
+            true => {}
+        }
     }
     for row in query("SELECT node, service FROM node_service ORDER BY node, service")
         .all(&mut *transaction)

@@ -76,6 +76,9 @@ pub struct Node {
     pub keys: Vec<PublicKey>,
     /// Mesh UDP addresses, best first. A gateway that only dials has none.
     pub addresses: Vec<SocketAddr>,
+    /// UDP addresses at which the node forwards packets of others, best first; none where it does not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub transit: Vec<SocketAddr>,
     /// Services the node is an exit for.
     pub services: Vec<ServiceName>,
     /// Which registration the keys come from. The number stays while the node's identity rotates, and is
@@ -283,6 +286,9 @@ pub struct Registered {
 pub struct Heartbeat {
     /// Mesh UDP addresses at which the node can be reached now.
     pub addresses: Vec<SocketAddr>,
+    /// UDP addresses at which it forwards packets of others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub transit: Vec<SocketAddr>,
     /// Services the node has upstreams for now.
     pub services: Vec<ServiceName>,
     /// Sessions live on the node.
@@ -425,6 +431,7 @@ mod tests {
             is_relay: bool,
             keys in prop::collection::vec(any::<[u8; 32]>(), 0..3),
             addresses in prop::collection::vec(any::<SocketAddr>(), 0..3),
+            transit in prop::collection::vec(any::<SocketAddr>(), 0..3),
             services in prop::collection::vec(name(), 0..3),
             registration: u64,
             region in prop::option::of(name()),
@@ -436,6 +443,10 @@ mod tests {
                 keys: keys.into_iter().map(PublicKey).collect(),
                 // Flow label and scope have no meaning between hosts and no place in the text.
                 addresses: addresses
+                    .into_iter()
+                    .map(|a| SocketAddr::new(a.ip(), a.port()))
+                    .collect(),
+                transit: transit
                     .into_iter()
                     .map(|a| SocketAddr::new(a.ip(), a.port()))
                     .collect(),
@@ -544,6 +555,7 @@ mod tests {
             role: Role::Relay,
             keys: vec![listed],
             addresses: Vec::new(),
+            transit: Vec::new(),
             services: Vec::new(),
             registration: 7,
             placement: Placement::default(),

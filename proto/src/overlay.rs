@@ -7,11 +7,15 @@
 //!
 //! * [`packet`]: what the packets look like.
 //! * [`paths`]: which paths to a peer there are, how they do, and which one is taken.
+//! * [`passage`]: a path through transit relays, as the node at its end makes it.
+//! * [`transit`]: what a transit relay knows.
 //!
 //! `docs/MESH.md` has the formats, the rules and their reasons.
 
 pub mod packet;
+pub mod passage;
 pub mod paths;
+pub mod transit;
 
 use crate::id::NodeId;
 

@@ -8,6 +8,7 @@ use wavry_credentials::{cert::Trust, identity::rotation::Pace};
 use wavry_proto::{
     config::{Invalid, at_least_one, required},
     id::ServiceName,
+    overlay::transit::Limits,
 };
 
 /// Configuration as it is written, in table `relay`. Every key may be left out; those without a
@@ -39,8 +40,42 @@ pub struct Raw {
     /// How long sessions may go on once the relay was told to leave.
     #[serde(with = "wavry_proto::duration")]
     pub drain_timeout: Duration,
+    /// Packets of other nodes are forwarded, where this is there.
+    pub transit: Option<RawTransit>,
     /// Where each service is found.
     pub upstreams: BTreeMap<String, RawUpstream>,
+}
+
+/// Table `relay.transit`, as it is written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawTransit {
+    /// UDP address at which other nodes' packets are taken.
+    pub listen: SocketAddr,
+    /// UDP addresses at which other nodes find it; `listen` when empty.
+    pub advertise: Vec<SocketAddr>,
+    /// Most flows at once.
+    pub max_flows: usize,
+    /// Most flows at once of one node.
+    pub max_flows_per_node: usize,
+    /// Bits of one flow in a second, both ways together.
+    pub flow_bits_per_second: u64,
+    /// Packets of one flow in a second, both ways together.
+    pub flow_packets_per_second: u64,
+}
+
+impl Default for RawTransit {
+    fn default() -> Self {
+        let limits = Limits::default();
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 4435)),
+            advertise: Vec::new(),
+            max_flows: limits.flows,
+            max_flows_per_node: limits.flows_each,
+            flow_bits_per_second: limits.bytes_per_second * 8,
+            flow_packets_per_second: limits.packets_per_second,
+        }
+    }
 }
 
 /// Table `relay.upstreams.SERVICE`, as it is written.
@@ -89,6 +124,7 @@ impl Default for Raw {
             max_sessions: 10_000,
             idle_timeout: Duration::from_secs(300),
             drain_timeout: Duration::from_secs(30),
+            transit: None,
             upstreams: BTreeMap::new(),
         }
     }
@@ -117,8 +153,21 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// How long sessions may go on once the relay was told to leave.
     pub drain_timeout: Duration,
+    /// Packets of other nodes are forwarded, where this is there.
+    pub transit: Option<Transit>,
     /// Where each service is found.
     pub upstreams: BTreeMap<ServiceName, Upstream>,
+}
+
+/// How packets of other nodes are forwarded.
+#[derive(Debug, Clone)]
+pub struct Transit {
+    /// UDP address at which they are taken.
+    pub listen: SocketAddr,
+    /// UDP addresses at which other nodes find it; when empty, the one that was bound.
+    pub advertise: Vec<SocketAddr>,
+    /// What is carried at most.
+    pub limits: Limits,
 }
 
 /// Where a service is found, and for how long it may keep a new session waiting.
@@ -184,17 +233,7 @@ impl TryFrom<Raw> for Config {
             let expected = "must be https://HOST:PORT, or several with commas between them";
             return Err(Invalid::new("master", expected));
         }
-        let unreachable = |a: &SocketAddr| a.ip().is_unspecified() || a.port() == 0;
-        if raw.advertise.iter().any(unreachable) {
-            return Err(Invalid::new(
-                "advertise",
-                "must be addresses that can be dialled",
-            ));
-        }
-        if raw.advertise.is_empty() && raw.mesh_listen.ip().is_unspecified() {
-            let problem = "is needed where mesh_listen is not one address";
-            return Err(Invalid::new("advertise", problem));
-        }
+        advertised("", "mesh_listen", &raw.advertise, raw.mesh_listen)?;
         at_least_one("max_sessions", raw.max_sessions as u64)?;
         if raw.idle_timeout.is_zero() {
             return Err(Invalid::new("idle_timeout", "must be longer than zero"));
@@ -221,9 +260,62 @@ impl TryFrom<Raw> for Config {
             max_sessions: raw.max_sessions,
             idle_timeout: raw.idle_timeout,
             drain_timeout: raw.drain_timeout,
+            transit: raw.transit.map(Transit::try_from).transpose()?,
             upstreams,
         })
     }
+}
+
+impl TryFrom<RawTransit> for Transit {
+    type Error = Invalid;
+
+    fn try_from(raw: RawTransit) -> Result<Self, Invalid> {
+        advertised("transit.", "listen", &raw.advertise, raw.listen)?;
+        for (key, value) in [
+            ("transit.max_flows", raw.max_flows as u64),
+            ("transit.max_flows_per_node", raw.max_flows_per_node as u64),
+            (
+                "transit.flow_packets_per_second",
+                raw.flow_packets_per_second,
+            ),
+        ] {
+            at_least_one(key, value)?;
+        }
+        // Less than a packet in what may come at once would let nothing through.
+        if raw.flow_bits_per_second < 1_000_000 {
+            let problem = "must be at least 1000000";
+            return Err(Invalid::new("transit.flow_bits_per_second", problem));
+        }
+        Ok(Self {
+            listen: raw.listen,
+            advertise: raw.advertise,
+            limits: Limits {
+                flows: raw.max_flows,
+                flows_each: raw.max_flows_per_node,
+                bytes_per_second: raw.flow_bits_per_second / 8,
+                packets_per_second: raw.flow_packets_per_second,
+            },
+        })
+    }
+}
+
+/// Whether others can find what listens at `listen`. Keys are named with `table` before them.
+fn advertised(
+    table: &str,
+    listens: &str,
+    advertise: &[SocketAddr],
+    listen: SocketAddr,
+) -> Result<(), Invalid> {
+    let key = format!("{table}advertise");
+    let unreachable = |a: &SocketAddr| a.ip().is_unspecified() || a.port() == 0;
+    if advertise.iter().any(unreachable) {
+        return Err(Invalid::new(key, "must be addresses that can be dialled"));
+    }
+    if advertise.is_empty() && listen.ip().is_unspecified() {
+        let problem = format!("is needed where {listens} is not one address");
+        return Err(Invalid::new(key, problem));
+    }
+    Ok(())
 }
 
 impl Upstream {

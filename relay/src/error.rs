@@ -26,6 +26,14 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// The address for transit cannot be used.
+    #[error("cannot listen on UDP {address} (transit.listen)")]
+    BindTransit {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
     /// The cluster does not take the node.
     #[error("cannot join the cluster")]
     Membership(#[from] membership::Error),
@@ -40,4 +48,7 @@ pub enum RunError {
     /// The mesh socket was lost.
     #[error("the mesh socket was lost")]
     MeshLost,
+    /// Nothing is forwarded any more.
+    #[error("the thread that forwards packets is gone")]
+    TransitLost,
 }

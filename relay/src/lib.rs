@@ -1,15 +1,18 @@
-//! The relay as exit: takes sessions from gateways and dials their upstreams.
+//! The relay: as exit, takes sessions from gateways and dials their upstreams; as transit relay, forwards
+//! packets of other nodes, which it cannot read.
 //!
 //! [`Relay::start`] reads secrets, binds the mesh port, joins the cluster and tells it the services it
 //! has upstreams for. [`Relay::run`] serves gateways: for each session it finds the upstream, dials
-//! it, hands its answer back, and carries the session until it is over. Told to leave, the relay says
-//! so to the master, asks its sessions to finish, and closes those that have not at the deadline.
+//! it, hands its answer back, and carries the session until it is over. `transit` does the forwarding, on a
+//! thread and a socket of its own. Told to leave, the relay says so to the master, asks its sessions to
+//! finish, closes those that have not at the deadline, and forwards until other nodes have found other ways.
 
 pub mod config;
 mod error;
 mod metrics;
 #[cfg(test)]
 mod tests;
+mod transit;
 mod upstream;
 
 use std::{
@@ -53,6 +56,7 @@ pub use crate::{
 };
 use crate::{
     metrics as names,
+    transit::Forwarding,
     upstream::{Dialled, Upstream, webtransport},
 };
 
@@ -68,6 +72,7 @@ pub struct Relay {
     mesh: mesh::Endpoint,
     address: SocketAddr,
     membership: Membership,
+    transit: Option<Forwarding>,
     drain_timeout: Duration,
 }
 
@@ -131,6 +136,19 @@ impl Relay {
             key,
             authenticator,
         } = membership.mesh_tls()?;
+        let transit = match &config.transit {
+            None => None,
+            Some(transit) => {
+                let bind = |source| StartError::BindTransit {
+                    address: transit.listen,
+                    source,
+                };
+                let node = membership.node_id().clone();
+                let (roster, authenticator) = (roster.clone(), authenticator.clone());
+                let forwarding = Forwarding::start(transit, node, roster, authenticator);
+                Some(forwarding.await.map_err(bind)?)
+            }
+        };
         let mesh = mesh::Endpoint::new(
             socket,
             mesh::Config {
@@ -149,12 +167,17 @@ impl Relay {
             true => vec![address],
             false => config.advertise,
         });
+        if let Some(forwarding) = &transit {
+            membership.offer_transit(forwarding.addresses().to_vec());
+            info!(address = %forwarding.local_addr(), "forwarding");
+        }
         info!(%address, node = %membership.node_id(), "serving");
         Ok(Self {
             exit: Arc::new(Exit::new(upstreams, roster, config.max_sessions)),
             mesh,
             address,
             membership,
+            transit,
             drain_timeout: config.drain_timeout,
         })
     }
@@ -171,7 +194,7 @@ impl Relay {
     }
 
     /// Serves until `shutdown`, then drains and returns within `drain_timeout` and a few seconds.
-    pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), RunError> {
         let sessions = TaskTracker::new();
         let mut report = interval(REPORT_INTERVAL);
         report.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -182,6 +205,7 @@ impl Relay {
                     Some(requested) => self.exit.take(requested, &sessions),
                     None => break Err(RunError::MeshLost),
                 },
+                () = Forwarding::lost(&mut self.transit) => break Err(RunError::TransitLost),
                 _ = report.tick() => {
                     self.membership.report_sessions(sessions.len() as u64);
                     webtransport::count(self.exit.ledger.take());
@@ -189,6 +213,10 @@ impl Relay {
             }
         };
         self.drain(&sessions).await;
+        if let Some(transit) = self.transit {
+            transit.finish(self.drain_timeout).await;
+        }
+        info!("gone");
         outcome
     }
 
@@ -206,6 +234,9 @@ impl Relay {
         let finish = async {
             self.membership.leave().await;
             self.exit.draining.cancel();
+            if let Some(transit) = &self.transit {
+                transit.drain();
+            }
             if timeout(self.drain_timeout, sessions.wait()).await.is_err() {
                 info!(sessions = sessions.len(), "drain deadline passed");
                 self.exit.closing.cancel();
@@ -218,7 +249,6 @@ impl Relay {
             () = take_the_last => {}
         }
         let _ = timeout(CLOSE_TIMEOUT, self.mesh.close()).await;
-        info!("gone");
     }
 }
 

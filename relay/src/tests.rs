@@ -66,6 +66,7 @@ impl World {
             role,
             keys: vec![identity.public_key()],
             addresses: Vec::new(),
+            transit: Vec::new(),
             services: Vec::new(),
             registration: 1,
             placement: Default::default(),

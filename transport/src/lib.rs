@@ -7,6 +7,8 @@
 //! [`datagram`] and [`socket`] are what both stand on; under the mesh there is an overlay besides, which
 //! finds the way to each peer.
 //!
+//! [`transit`] forwards packets of others, blindly.
+//!
 //! Identities and certificates reach this crate as rustls configurations; it never sees a key.
 
 mod chunk;
@@ -17,4 +19,5 @@ pub mod mirror;
 mod overlay;
 pub mod session;
 pub mod socket;
+pub mod transit;
 pub mod webtransport;

@@ -41,6 +41,19 @@ pub const OVERLAY_SWITCHES: &str = "wavry_transport_overlay_switches_total";
 pub const OVERLAY_PROBES: &str = "wavry_transport_overlay_probes_total";
 /// Packets that went over a second path too, as the one in use was in doubt.
 pub const OVERLAY_DOUBLED: &str = "wavry_transport_overlay_doubled_packets_total";
+/// Flows that transit relays refused this node, by `reason` (`not_listed`, `not_on_the_way`, `in_use`, `full`,
+/// `draining`).
+pub const OVERLAY_REFUSALS: &str = "wavry_transport_overlay_refusals_total";
+/// Flows that this node carries as a transit relay.
+pub const TRANSIT_FLOWS: &str = "wavry_transport_transit_flows";
+/// Packets that this node forwarded as a transit relay.
+pub const TRANSIT_PACKETS: &str = "wavry_transport_transit_packets_total";
+/// Bytes of UDP payload that this node forwarded as a transit relay.
+pub const TRANSIT_BYTES: &str = "wavry_transport_transit_bytes_total";
+/// Packets that this node did not forward as a transit relay, by `reason` (see [`transit_drop`]).
+pub const TRANSIT_DROPPED: &str = "wavry_transport_transit_dropped_total";
+/// Claims of flows, by `ruling` (`granted`, `prove`, or the reason of a refusal).
+pub const TRANSIT_CLAIMS: &str = "wavry_transport_transit_claims_total";
 /// Packets between nodes that were dropped by the overlay, by `reason` (see [`overlay_drop`]).
 pub const OVERLAY_DROPPED: &str = "wavry_transport_overlay_dropped_total";
 /// Requests to this node's WebTransport servers, by `outcome` (see [`outcome`]).
@@ -66,12 +79,31 @@ pub mod overlay_drop {
     pub const UNKNOWN_LABEL: &str = "unknown_label";
     /// A probe by a node that the roster does not list, or for another one.
     pub const UNKNOWN_SENDER: &str = "unknown_sender";
+    /// A probe through a relay that the roster does not list, or not as one that forwards.
+    pub const UNKNOWN_RELAY: &str = "unknown_relay";
     /// A probe whose tags are not its sender's.
     pub const UNAUTHENTICATED: &str = "unauthenticated";
     /// A probe beyond what is looked at each second.
     pub const TOO_MANY_PROBES: &str = "too_many_probes";
     /// A QUIC packet of one peer in the buffer of another, when too many waited already.
     pub const OVERFLOW: &str = "overflow";
+}
+
+/// Values of the label `reason` of [`TRANSIT_DROPPED`], beside those of
+/// [`NotForwarded`](wavry_proto::overlay::transit::NotForwarded).
+pub mod transit_drop {
+    /// Not the overlay's, or not for a transit relay.
+    pub const MALFORMED: &str = "malformed";
+    /// A claim by a node that the roster does not list.
+    pub const UNKNOWN_SENDER: &str = "unknown_sender";
+    /// A claim whose tags are not its sender's.
+    pub const UNAUTHENTICATED: &str = "unauthenticated";
+    /// A claim beyond what is looked at each second.
+    pub const TOO_MANY_CLAIMS: &str = "too_many_claims";
+    /// The socket takes no more.
+    pub const SEND_BUFFER_FULL: &str = "send_buffer_full";
+    /// The operating system refused it.
+    pub const SEND_FAILED: &str = "send_failed";
 }
 
 /// Values of the label `outcome` of [`REQUESTS`].
@@ -237,6 +269,36 @@ pub fn describe() {
         OVERLAY_DOUBLED,
         Unit::Count,
         "Packets that went over a second path too"
+    );
+    describe_counter!(
+        OVERLAY_REFUSALS,
+        Unit::Count,
+        "Flows that transit relays refused this node"
+    );
+    describe_gauge!(
+        TRANSIT_FLOWS,
+        Unit::Count,
+        "Flows carried as a transit relay"
+    );
+    describe_counter!(
+        TRANSIT_PACKETS,
+        Unit::Count,
+        "Packets forwarded as a transit relay"
+    );
+    describe_counter!(
+        TRANSIT_BYTES,
+        Unit::Bytes,
+        "Bytes of UDP payload forwarded as a transit relay"
+    );
+    describe_counter!(
+        TRANSIT_DROPPED,
+        Unit::Count,
+        "Packets not forwarded as a transit relay"
+    );
+    describe_counter!(
+        TRANSIT_CLAIMS,
+        Unit::Count,
+        "Claims of flows, by what became of them"
     );
     describe_counter!(
         OVERLAY_DROPPED,

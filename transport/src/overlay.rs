@@ -34,8 +34,9 @@ use wavry_proto::{
     id::NodeId,
     overlay::{
         Authenticator,
-        packet::{HEADER_LEN, Header, Kind, Label, Probe},
-        paths::{Ping, Route, Switch, View},
+        packet::{Claim, HEADER_LEN, Header, Kind, Label, Probe},
+        passage::{self, Passage},
+        paths::{Paths, Ping, Route, Standing, Switch, View},
     },
 };
 
@@ -59,6 +60,9 @@ const ASLEEP: Duration = Duration::from_secs(30);
 /// Probes whose tags are looked at, each second. A check takes about a microsecond, so a flood of forged
 /// ones takes 2 % of a core; a thousand peers that are all busy send as many.
 const CHECKS: u32 = 20_000;
+
+/// How far away the next look at a peer is that has nothing to be done.
+const NOTHING_DUE: Duration = Duration::from_secs(3600);
 
 /// What the overlay needs to know.
 pub(crate) struct Config {
@@ -244,21 +248,11 @@ impl Shared {
     }
 
     fn draw(&self) -> u64 {
-        let mut bytes = [0; 8];
-        self.random
-            .fill(&mut bytes)
-            .expect("the operating system has random bytes");
-        u64::from_ne_bytes(bytes)
+        draw(self.random)
     }
 
-    /// An address as the socket wants it.
     fn for_socket(&self, address: SocketAddr) -> SocketAddr {
-        match (self.address, address) {
-            (SocketAddr::V6(_), SocketAddr::V4(v4)) => {
-                SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port())
-            }
-            _ => address,
-        }
+        for_socket(self.address, address)
     }
 
     /// The peer's entry in the table, made if need be; `None` when the roster does not list it.
@@ -266,11 +260,12 @@ impl Shared {
         if let Some(peer) = table::read(&self.table).peer(id) {
             return Some(peer);
         }
-        let routes = self.listed(&self.config.roster.borrow(), id)?;
+        let roster = self.config.roster.borrow().clone();
+        let routes = self.listed(&roster, id)?;
         let label = Label::from_random(self.draw());
         let (peer, is_new) = table::write(&self.table).add(id, label);
         if is_new {
-            table::lock(&peer.paths).list(&routes, Instant::now());
+            *table::lock(&peer.listed) = routes;
             tokio::spawn(self.clone().look_after(peer.clone()));
         }
         Some(peer)
@@ -289,10 +284,88 @@ impl Shared {
         )
     }
 
+    /// The roster changed: whether it still lists the peer, whose paths follow it.
+    fn follow(&self, roster: &Roster, peer: &Arc<Peer>) -> bool {
+        let Some(listed) = self.listed(roster, &peer.id) else {
+            return false;
+        };
+        *table::lock(&peer.listed) = listed;
+        table::lock(&peer.paths).keep_heard(|route| forwards(roster, route));
+        self.lay_passages(roster, peer);
+        true
+    }
+
+    /// Keeps the passages to a peer that somebody here wants to reach as the roster has them.
+    fn lay_passages(&self, roster: &Roster, peer: &Arc<Peer>) {
+        if !peer.is_wanted() {
+            return;
+        }
+        let address = roster
+            .node(&peer.id)
+            .and_then(|node| node.addresses.first());
+        let ways = match address {
+            Some(address) => passage::ways(roster, &self.config.node, &peer.id)
+                .into_iter()
+                .map(|hops| (hops, *address))
+                .collect(),
+            // Nobody knows where it is.
+            None => Vec::new(),
+        };
+        let now = Instant::now();
+        let mut passages = table::lock(&peer.passages);
+        let mut table = table::write(&self.table);
+        passages.retain(|passage| {
+            let kept = ways.iter().any(|(hops, to)| passage.leads(hops, *to));
+            if !kept {
+                table.forget_flow(passage.flow());
+            }
+            kept
+        });
+        for (hops, to) in ways {
+            if passages.iter().any(|passage| passage.leads(&hops, to)) {
+                continue;
+            }
+            let flow = Label::from_random(self.draw());
+            let (from, peer_id) = (self.config.node.clone(), peer.id.clone());
+            passages.push(Passage::new(from, hops, peer_id, to, flow, now));
+            table.heard_over(peer, flow);
+        }
+    }
+
+    /// Claims what is due, and returns when to look again.
+    fn claim(&self, peer: &Peer, paths: &Paths, now: Instant) -> (Vec<Route>, Instant) {
+        let mut routes = table::lock(&peer.listed).clone();
+        let mut next = now + NOTHING_DUE;
+        for passage in table::lock(&peer.passages).iter_mut() {
+            if let Some(route) = passage.route(now) {
+                let silent = |view: View| view.route == route && view.standing == Standing::Silent;
+                if paths.views().any(silent) {
+                    passage.fell_silent(now);
+                }
+            }
+            if let Some((claim, via)) = passage.poll(now, || self.draw()) {
+                self.send_claim(&claim, via);
+            }
+            routes.extend(passage.route(now));
+            next = next.min(passage.next());
+        }
+        (routes, next)
+    }
+
+    fn send_claim(&self, claim: &Claim, via: SocketAddr) {
+        let mut packet = Vec::with_capacity(512);
+        let authenticator = &self.config.authenticator;
+        claim.write(&mut packet, |message, tags| {
+            authenticator.tags(&claim.to, message, tags);
+        });
+        self.send_own(self.for_socket(via), &packet);
+    }
+
     /// Looks after the paths of a peer until it leaves the roster, or until nobody wants anything of it.
     async fn look_after(self: Arc<Self>, peer: Arc<Peer>) {
         let mut roster = self.config.roster.clone();
         let mut news = true;
+        let mut wanted = false;
         let mut used = (peer.uses(), Instant::now());
         loop {
             let now = Instant::now();
@@ -303,17 +376,20 @@ impl Shared {
             if now.saturating_duration_since(used.1) >= ASLEEP {
                 break;
             }
-            let next = self.turn(&peer, now);
-            let next = next.unwrap_or(now + ASLEEP).min(used.1 + ASLEEP);
+            if peer.is_wanted() && !std::mem::replace(&mut wanted, true) {
+                self.lay_passages(&roster.borrow().clone(), &peer);
+            }
+            let next = self.turn(&peer, now).min(used.1 + ASLEEP);
             tokio::select! {
                 () = self.stopped.cancelled() => break,
                 () = tokio::time::sleep_until(next.into()) => {}
                 () = peer.changed.notified() => {}
                 changed = roster.changed(), if news => match changed {
                     Ok(()) => {
-                        let listed = self.listed(&roster.borrow_and_update(), &peer.id);
-                        let Some(routes) = listed else { break };
-                        table::lock(&peer.paths).list(&routes, Instant::now());
+                        let roster = roster.borrow_and_update().clone();
+                        if !self.follow(&roster, &peer) {
+                            break;
+                        }
                     }
                     // Whoever published it is gone: the last roster stays.
                     Err(_) => news = false,
@@ -325,18 +401,21 @@ impl Shared {
         peer.reached.send_replace(false);
     }
 
-    /// Sends the probes that are due, and takes over what became of the paths; returns when to look again.
-    fn turn(&self, peer: &Peer, now: Instant) -> Option<Instant> {
+    /// Sends the claims and probes that are due, and takes over what became of the paths; returns when to look
+    /// again.
+    fn turn(&self, peer: &Peer, now: Instant) -> Instant {
         let mut pings = Vec::new();
         let next = {
             let mut paths = table::lock(&peer.paths);
+            let (routes, next) = self.claim(peer, &paths, now);
+            paths.list(&routes, now);
             let sent = peer.sent.load(Ordering::Relaxed);
             let switch = paths.poll(now, sent, || self.draw(), &mut pings);
             if let Some(switch) = switch {
                 tell(peer, &switch);
             }
             self.publish(peer, &paths, now);
-            paths.next(now)
+            paths.next(now).map_or(next, |due| due.min(next))
         };
         for ping in pings {
             self.ping(peer, ping);
@@ -345,10 +424,9 @@ impl Shared {
     }
 
     /// Where packets go from now on.
-    fn publish(&self, peer: &Peer, paths: &wavry_proto::overlay::paths::Paths, now: Instant) {
+    fn publish(&self, peer: &Peer, paths: &Paths, now: Instant) {
         let sending = paths.sending(now);
-        let label = *table::lock(&peer.their_label);
-        let hop = |route| self.hop(route, label);
+        let hop = |route| self.hop(route, paths.label(route));
         let hops = Hops {
             over: sending.over.and_then(hop),
             also: sending.also.and_then(hop),
@@ -416,17 +494,43 @@ impl Shared {
     }
 }
 
+/// Whether whoever is reached first over `route` forwards packets: a peer itself does not have to.
+fn forwards(roster: &Roster, route: Route) -> bool {
+    match route {
+        Route::Direct(_) => true,
+        Route::Flow { via, .. } => roster.nodes.iter().any(|node| node.transit.contains(&via)),
+    }
+}
+
 fn tell(peer: &Peer, switch: &Switch) {
     let cause = switch.cause.as_str();
     ::metrics::counter!(metrics::OVERLAY_SWITCHES, "cause" => cause).increment(1);
     tracing::info!(peer = %peer.id, from = ?switch.from, to = ?switch.to, cause, "path taken");
 }
 
+pub(crate) fn draw(random: &dyn SecureRandom) -> u64 {
+    let mut bytes = [0; 8];
+    random
+        .fill(&mut bytes)
+        .expect("the operating system has random bytes");
+    u64::from_ne_bytes(bytes)
+}
+
 fn dropped(reason: &'static str) {
     ::metrics::counter!(metrics::OVERLAY_DROPPED, "reason" => reason).increment(1);
 }
 
+/// An address as a socket that has the address `own` wants it.
+pub(crate) fn for_socket(own: SocketAddr, address: SocketAddr) -> SocketAddr {
+    match (own, address) {
+        (SocketAddr::V6(_), SocketAddr::V4(v4)) => {
+            SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port())
+        }
+        _ => address,
+    }
+}
+
 /// The address without IPv6 around IPv4, so that it is equal to the one in the roster.
-fn canonical(address: SocketAddr) -> SocketAddr {
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }

@@ -7,7 +7,7 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, ExitStatus, Output},
     time::{Duration, Instant},
 };
 
@@ -307,6 +307,12 @@ impl Cluster {
     pub(crate) fn kill_further(&mut self, name: &str) -> SocketAddr {
         let process = self.further(name).process.take();
         process.expect("it runs").address()
+    }
+
+    /// Tells one to leave, and waits until it has.
+    pub(crate) fn stop_further(&mut self, name: &str) -> ExitStatus {
+        let process = self.further(name).process.take();
+        process.expect("it runs").stop()
     }
 
     /// Starts it again.

@@ -217,20 +217,19 @@ impl Dev {
 
     /// Sends a signal to it and waits for its end.
     pub(crate) fn signal_and_wait(&mut self, name: &str) -> ExitStatus {
-        signal(self.pid(), name);
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            if let Some(status) = self
-                .child
-                .get()
-                .try_wait()
-                .expect("a child can be waited for")
-            {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "does not end after {name}");
-            std::thread::sleep(Duration::from_millis(10));
+        signal_and_wait(&mut self.child, name)
+    }
+}
+
+fn signal_and_wait(child: &mut Guard, name: &str) -> ExitStatus {
+    signal(child.get().id(), name);
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(status) = child.get().try_wait().expect("a child can be waited for") {
+            return status;
         }
+        assert!(Instant::now() < deadline, "does not end after {name}");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -285,6 +284,11 @@ impl RoleProcess {
     /// Its process id.
     pub(crate) fn pid(&mut self) -> u32 {
         self.child.get().id()
+    }
+
+    /// Tells it to leave, and waits until it has.
+    pub(crate) fn stop(mut self) -> ExitStatus {
+        signal_and_wait(&mut self.child, "TERM")
     }
 
     /// Where it serves.

@@ -267,6 +267,7 @@ mod tests {
                 role: Role::Relay,
                 keys: vec![identity.public_key()],
                 addresses: Vec::new(),
+                transit: Vec::new(),
                 services: Vec::new(),
                 registration: 1,
                 placement: Default::default(),

@@ -124,6 +124,7 @@ mod tests {
                     role: Role::Relay,
                     keys: keys.to_vec(),
                     addresses: Vec::new(),
+                    transit: Vec::new(),
                     services: Vec::new(),
                     registration: 1,
                     placement: Default::default(),

@@ -50,6 +50,7 @@ pub(super) struct Link {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Said {
     pub(super) addresses: Vec<SocketAddr>,
+    pub(super) transit: Vec<SocketAddr>,
     pub(super) draining: bool,
 }
 
@@ -164,6 +165,7 @@ impl Link {
     ) -> Result<Heard, Failure> {
         let heartbeat = Heartbeat {
             addresses: said.addresses.clone(),
+            transit: said.transit.clone(),
             services: self.services.clone(),
             sessions: self.sessions.load(Ordering::Relaxed),
             epoch,

@@ -27,6 +27,7 @@ fn roster(exits: &[(u16, &str)]) -> Roster {
         role: Role::Relay,
         keys: Vec::new(),
         addresses: Vec::new(),
+        transit: Vec::new(),
         services: vec![service()],
         registration: 1,
         placement: Placement {

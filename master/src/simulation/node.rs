@@ -397,6 +397,7 @@ fn announcement(role: Role) -> Announcement {
         Role::Gateway => Announcement::default(),
         Role::Relay => Announcement {
             addresses: vec![([192, 0, 2, 1], 1).into()],
+            transit: Vec::new(),
             services: vec!["echo".parse().unwrap()],
             draining: false,
         },

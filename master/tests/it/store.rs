@@ -162,6 +162,7 @@ fn placement(weight: u16) -> Placement {
 fn announcement() -> Announcement {
     Announcement {
         addresses: vec!["127.0.0.1:1".parse().unwrap()],
+        transit: Vec::new(),
         services: vec![service("echo")],
         draining: false,
     }

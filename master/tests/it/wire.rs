@@ -208,6 +208,7 @@ impl Wire {
 pub(crate) fn heartbeat() -> Heartbeat {
     Heartbeat {
         addresses: vec!["127.0.0.1:4444".parse().unwrap()],
+        transit: Vec::new(),
         services: vec![service("echo")],
         sessions: 0,
         epoch: Epoch(0),

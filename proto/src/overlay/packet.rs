@@ -7,15 +7,27 @@
 //! data       8  a QUIC packet
 //! probe      8  nonce; 8 bytes
 //!           16  label under which the sender takes data; 6 bytes
-//!           22  length of the sender's id; the id; length of the recipient's id; the id
-//!               number of tags; the tags, 16 bytes each
-//!               zeros up to the length that the probe proves
+//!           22  the sender's id; the recipient's id
+//! claim      8  nonce; 8 bytes
+//!           16  cookie, zeros at first; 8 bytes
+//!           24  the claimant's id; the id of the relay that is asked, of the peer at the other end
+//!               number of relays on the way, from 1 to 3; the id of each
+//!               where the relay is to send what comes: family, 4 or 6; address; port, 2 bytes
+//! verdict    8  the claim's nonce; 8 bytes
+//!           16  verdict; 1 byte
+//!           17  cookie; 8 bytes
+//!           25  for how many seconds the flow is there; 4 bytes
+//!           29  the relay's id; the claimant's id
 //! ```
 //!
-//! A probe's tags cover all of it but themselves and the zeros, and its length, so that a probe that was
-//! cut on its way is none.
+//! An id has its length before it, one byte. At the end of a probe, a claim and a verdict come their tags –
+//! how many, one byte; 16 bytes each – and zeros up to the length that is to be proved. The tags cover all
+//! but themselves and the zeros, and the length, so that what was cut on its way is refused.
 
-use std::fmt;
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use crate::{
     id::{MAX_NAME_LEN, NodeId},
@@ -69,6 +81,10 @@ pub enum Kind {
     Ping,
     /// The answer to a probe.
     Pong,
+    /// Asks a transit relay for a flow.
+    Claim,
+    /// The relay's answer.
+    Verdict,
 }
 
 impl Kind {
@@ -79,13 +95,21 @@ impl Kind {
                 Self::Flow => 1,
                 Self::Ping => 2,
                 Self::Pong => 3,
+                Self::Claim => 4,
+                Self::Verdict => 5,
             }
     }
 
     fn from_wire(byte: u8) -> Option<Self> {
-        [Self::Direct, Self::Flow, Self::Ping, Self::Pong]
-            .into_iter()
-            .find(|kind| kind.to_wire() == byte)
+        Some(match byte.checked_sub(VERSION)? {
+            0 => Self::Direct,
+            1 => Self::Flow,
+            2 => Self::Ping,
+            3 => Self::Pong,
+            4 => Self::Claim,
+            5 => Self::Verdict,
+            _ => return None,
+        })
     }
 }
 
@@ -139,106 +163,340 @@ pub struct Probe {
     pub to: NodeId,
 }
 
-/// A probe as it came: to be believed once its tags were checked.
+/// Asks a transit relay to carry a flow: by the node at one end of it, to each relay on the way.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Received {
+pub struct Claim {
+    /// The flow, drawn at random by the claimant.
+    pub flow: Label,
+    /// Drawn at random for each claim.
+    pub nonce: u64,
+    /// What the relay gave for proof that the claimant receives where it sends from; 0 before it did.
+    pub cookie: u64,
+    /// The claimant: one end of the flow.
+    pub from: NodeId,
+    /// The relay that is asked.
+    pub to: NodeId,
+    /// The other end.
+    pub peer: NodeId,
+    /// The relays from `from` to `peer`; 1 to [`MAX_HOPS`].
+    pub hops: Vec<NodeId>,
+    /// Where the relay that is asked is to send what comes from the claimant's side.
+    pub next: SocketAddr,
+}
+
+/// Most transit relays on one way.
+pub const MAX_HOPS: usize = 3;
+
+/// A transit relay's answer to a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// The flow.
+    pub flow: Label,
+    /// The claim's.
+    pub nonce: u64,
+    /// What is said.
+    pub ruling: Ruling,
+    /// The relay.
+    pub from: NodeId,
+    /// The claimant.
+    pub to: NodeId,
+}
+
+/// What a transit relay says to a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ruling {
+    /// Packets are forwarded for so many seconds.
+    Granted {
+        /// Seconds.
+        lasts: u32,
+    },
+    /// The claim is to be made again with this cookie, from where it was made.
+    Prove {
+        /// The cookie; never 0.
+        cookie: u64,
+    },
+    /// No.
+    Refused(Refusal),
+}
+
+/// Why a transit relay carries no flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// A node on the way, or an address, is not in the relay's roster.
+    NotListed,
+    /// The relay is not on the way, or the claim came from another than the one before it.
+    NotOnTheWay,
+    /// The flow's id is another's.
+    InUse,
+    /// The relay, or what it carries for this claimant, is full.
+    Full,
+    /// The relay leaves.
+    Draining,
+}
+
+impl Refusal {
+    const ALL: [Self; 5] = [
+        Self::NotListed,
+        Self::NotOnTheWay,
+        Self::InUse,
+        Self::Full,
+        Self::Draining,
+    ];
+
+    /// The reason as a word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotListed => "not_listed",
+            Self::NotOnTheWay => "not_on_the_way",
+            Self::InUse => "in_use",
+            Self::Full => "full",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// A message as it came: to be believed once its tags were checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Received<M> {
     /// What it says.
-    pub probe: Probe,
+    pub said: M,
     /// What its tags cover.
-    pub message: Vec<u8>,
+    pub covered: Vec<u8>,
     /// Its tags.
     pub tags: Vec<Tag>,
 }
 
-/// Why a packet is not a probe.
+/// Why a packet is not a message of the overlay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a probe: {0}")]
+#[error("not a message of the overlay: {0}")]
 pub struct Malformed(&'static str);
+
+const CUT: Malformed = Malformed("cut off");
 
 impl Probe {
     /// Writes the packet into `packet`, `len` bytes long or as long as the probe itself is, with the tags
     /// that `tag` appends for what they are to cover.
     pub fn write(&self, packet: &mut Vec<u8>, len: usize, tag: impl FnOnce(&[u8], &mut Vec<Tag>)) {
-        packet.clear();
-        self.write_body(packet);
-        // The tags' number is known only once they are made, and their number makes the length.
-        let mut tags = Vec::with_capacity(MAX_TAGS);
-        let total = |tags: usize| (packet.len() + 1 + tags * TAG_LEN).max(len);
-        let longest = total(MAX_TAGS);
-        let message = covered(packet, longest);
-        tag(&message, &mut tags);
-        tags.truncate(MAX_TAGS);
-        packet.push(tags.len() as u8);
-        for tag in tags {
-            packet.extend_from_slice(&tag);
-        }
-        packet.resize(longest, 0);
-    }
-
-    fn write_body(&self, packet: &mut Vec<u8>) {
-        let header = Header {
-            kind: self.kind,
-            label: self.flow,
-        };
-        packet.extend_from_slice(&header.to_wire());
+        begin(packet, self.kind, self.flow);
         packet.extend_from_slice(&self.nonce.to_be_bytes());
         packet.extend_from_slice(&self.label.0);
         for id in [&self.from, &self.to] {
-            packet.push(id.as_str().len() as u8);
-            packet.extend_from_slice(id.as_str().as_bytes());
+            write_id(packet, id);
         }
+        end(packet, len, tag);
     }
 
-    /// Reads a packet whose header says that it is a probe. Only zeros may follow.
-    pub fn read(packet: &[u8]) -> Result<Received, Malformed> {
-        let (header, rest) = Header::read(packet).ok_or(Malformed("no header"))?;
-        if !matches!(header.kind, Kind::Ping | Kind::Pong) {
-            return Err(Malformed("another kind"));
-        }
-        let cut = Malformed("cut off");
-        let (nonce, rest) = rest.split_first_chunk().ok_or(cut)?;
-        let (label, rest) = rest.split_first_chunk().ok_or(cut)?;
+    /// Reads a packet whose header says that it is a probe.
+    pub fn read(packet: &[u8]) -> Result<Received<Self>, Malformed> {
+        let (header, rest) = read_header(packet, &[Kind::Ping, Kind::Pong])?;
+        let (nonce, rest) = read_number(rest)?;
+        let (label, rest) = rest.split_first_chunk().ok_or(CUT)?;
         let (from, rest) = read_id(rest)?;
         let (to, rest) = read_id(rest)?;
-        let body = &packet[..packet.len() - rest.len()];
-        let (&count, rest) = rest.split_first().ok_or(cut)?;
-        if usize::from(count) > MAX_TAGS {
-            return Err(Malformed("too many tags"));
-        }
-        let (tags, zeros) = rest
-            .split_at_checked(usize::from(count) * TAG_LEN)
-            .ok_or(cut)?;
-        if zeros.iter().any(|byte| *byte != 0) {
-            return Err(Malformed("something behind it"));
-        }
-        let (tags, _) = tags.as_chunks::<TAG_LEN>();
-        Ok(Received {
-            probe: Self {
-                kind: header.kind,
-                flow: header.label,
-                nonce: u64::from_be_bytes(*nonce),
-                label: Label(*label),
-                from,
-                to,
-            },
-            message: covered(body, packet.len()),
-            tags: tags.to_vec(),
-        })
+        let probe = Self {
+            kind: header.kind,
+            flow: header.label,
+            nonce,
+            label: Label(*label),
+            from,
+            to,
+        };
+        received(probe, packet, rest)
     }
 }
 
-/// What the tags of a probe cover: its body and the length of the whole packet.
+impl Claim {
+    /// Writes the packet into `packet`, with the tags that `tag` appends for what they are to cover.
+    pub fn write(&self, packet: &mut Vec<u8>, tag: impl FnOnce(&[u8], &mut Vec<Tag>)) {
+        begin(packet, Kind::Claim, self.flow);
+        packet.extend_from_slice(&self.nonce.to_be_bytes());
+        packet.extend_from_slice(&self.cookie.to_be_bytes());
+        for id in [&self.from, &self.to, &self.peer] {
+            write_id(packet, id);
+        }
+        packet.push(self.hops.len() as u8);
+        for id in &self.hops {
+            write_id(packet, id);
+        }
+        match self.next.ip() {
+            IpAddr::V4(ip) => {
+                packet.push(4);
+                packet.extend_from_slice(&ip.octets());
+            }
+            IpAddr::V6(ip) => {
+                packet.push(6);
+                packet.extend_from_slice(&ip.octets());
+            }
+        }
+        packet.extend_from_slice(&self.next.port().to_be_bytes());
+        end(packet, 0, tag);
+    }
+
+    /// Reads a packet whose header says that it is a claim.
+    pub fn read(packet: &[u8]) -> Result<Received<Self>, Malformed> {
+        let (header, rest) = read_header(packet, &[Kind::Claim])?;
+        let (nonce, rest) = read_number(rest)?;
+        let (cookie, rest) = read_number(rest)?;
+        let (from, rest) = read_id(rest)?;
+        let (to, rest) = read_id(rest)?;
+        let (peer, rest) = read_id(rest)?;
+        let (&count, mut rest) = rest.split_first().ok_or(CUT)?;
+        if !(1..=MAX_HOPS).contains(&usize::from(count)) {
+            return Err(Malformed("number of relays"));
+        }
+        let mut hops = Vec::with_capacity(usize::from(count));
+        for _ in 0..count {
+            let (id, more) = read_id(rest)?;
+            hops.push(id);
+            rest = more;
+        }
+        let (&family, rest) = rest.split_first().ok_or(CUT)?;
+        let (ip, rest): (IpAddr, _) = match family {
+            4 => {
+                let (octets, rest) = rest.split_first_chunk::<4>().ok_or(CUT)?;
+                ((*octets).into(), rest)
+            }
+            6 => {
+                let (octets, rest) = rest.split_first_chunk::<16>().ok_or(CUT)?;
+                ((*octets).into(), rest)
+            }
+            _ => return Err(Malformed("family of an address")),
+        };
+        let (port, rest) = rest.split_first_chunk().ok_or(CUT)?;
+        let claim = Self {
+            flow: header.label,
+            nonce,
+            cookie,
+            from,
+            to,
+            peer,
+            hops,
+            next: SocketAddr::new(ip, u16::from_be_bytes(*port)),
+        };
+        received(claim, packet, rest)
+    }
+}
+
+impl Verdict {
+    /// Writes the packet into `packet`, with the tags that `tag` appends for what they are to cover.
+    pub fn write(&self, packet: &mut Vec<u8>, tag: impl FnOnce(&[u8], &mut Vec<Tag>)) {
+        begin(packet, Kind::Verdict, self.flow);
+        packet.extend_from_slice(&self.nonce.to_be_bytes());
+        let (ruling, cookie, lasts) = match self.ruling {
+            Ruling::Granted { lasts } => (0, 0, lasts),
+            Ruling::Prove { cookie } => (1, cookie, 0),
+            Ruling::Refused(refusal) => (2 + refusal as u8, 0, 0),
+        };
+        packet.push(ruling);
+        packet.extend_from_slice(&u64::to_be_bytes(cookie));
+        packet.extend_from_slice(&u32::to_be_bytes(lasts));
+        for id in [&self.from, &self.to] {
+            write_id(packet, id);
+        }
+        end(packet, 0, tag);
+    }
+
+    /// Reads a packet whose header says that it is a verdict.
+    pub fn read(packet: &[u8]) -> Result<Received<Self>, Malformed> {
+        let (header, rest) = read_header(packet, &[Kind::Verdict])?;
+        let (nonce, rest) = read_number(rest)?;
+        let (&ruling, rest) = rest.split_first().ok_or(CUT)?;
+        let (cookie, rest) = read_number(rest)?;
+        let (lasts, rest) = rest.split_first_chunk().ok_or(CUT)?;
+        let ruling = match ruling {
+            0 => Ruling::Granted {
+                lasts: u32::from_be_bytes(*lasts),
+            },
+            1 => Ruling::Prove { cookie },
+            code => {
+                let refusal = Refusal::ALL.get(usize::from(code) - 2);
+                Ruling::Refused(*refusal.ok_or(Malformed("verdict"))?)
+            }
+        };
+        let (from, rest) = read_id(rest)?;
+        let (to, rest) = read_id(rest)?;
+        let verdict = Self {
+            flow: header.label,
+            nonce,
+            ruling,
+            from,
+            to,
+        };
+        received(verdict, packet, rest)
+    }
+}
+
+// What messages have in common.
+
+fn begin(packet: &mut Vec<u8>, kind: Kind, label: Label) {
+    packet.clear();
+    packet.extend_from_slice(&Header { kind, label }.to_wire());
+}
+
+/// Appends tags to a body, and zeros.
+fn end(packet: &mut Vec<u8>, len: usize, tag: impl FnOnce(&[u8], &mut Vec<Tag>)) {
+    // As if there were the most tags: how many there are is known only once they are made.
+    let len = len.max(packet.len() + 1 + MAX_TAGS * TAG_LEN);
+    let mut tags = Vec::with_capacity(MAX_TAGS);
+    tag(&covered(packet, len), &mut tags);
+    tags.truncate(MAX_TAGS);
+    packet.push(tags.len() as u8);
+    for tag in tags {
+        packet.extend_from_slice(&tag);
+    }
+    packet.resize(len, 0);
+}
+
+/// What the tags of a message cover: its body and the length of the whole packet.
 fn covered(body: &[u8], len: usize) -> Vec<u8> {
     let len = u16::try_from(len).unwrap_or(u16::MAX);
     [body, &len.to_be_bytes()].concat()
 }
 
+fn read_header<'a>(packet: &'a [u8], kinds: &[Kind]) -> Result<(Header, &'a [u8]), Malformed> {
+    let (header, rest) = Header::read(packet).ok_or(Malformed("no header"))?;
+    match kinds.contains(&header.kind) {
+        true => Ok((header, rest)),
+        false => Err(Malformed("another kind")),
+    }
+}
+
+fn read_number(bytes: &[u8]) -> Result<(u64, &[u8]), Malformed> {
+    let (number, rest) = bytes.split_first_chunk().ok_or(CUT)?;
+    Ok((u64::from_be_bytes(*number), rest))
+}
+
+fn write_id(packet: &mut Vec<u8>, id: &NodeId) {
+    packet.push(id.as_str().len() as u8);
+    packet.extend_from_slice(id.as_str().as_bytes());
+}
+
 fn read_id(bytes: &[u8]) -> Result<(NodeId, &[u8]), Malformed> {
-    let cut = Malformed("cut off");
-    let (&len, rest) = bytes.split_first().ok_or(cut)?;
-    let (id, rest) = rest.split_at_checked(usize::from(len)).ok_or(cut)?;
+    let (&len, rest) = bytes.split_first().ok_or(CUT)?;
+    let (id, rest) = rest.split_at_checked(usize::from(len)).ok_or(CUT)?;
     let id = std::str::from_utf8(id).ok().and_then(|id| id.parse().ok());
     Ok((id.ok_or(Malformed("no node id"))?, rest))
+}
+
+/// Takes the tags, which begin with `rest`, off a message. Only zeros may follow.
+fn received<M>(said: M, packet: &[u8], rest: &[u8]) -> Result<Received<M>, Malformed> {
+    let body = &packet[..packet.len() - rest.len()];
+    let (&count, rest) = rest.split_first().ok_or(CUT)?;
+    if usize::from(count) > MAX_TAGS {
+        return Err(Malformed("too many tags"));
+    }
+    let (tags, zeros) = rest
+        .split_at_checked(usize::from(count) * TAG_LEN)
+        .ok_or(CUT)?;
+    if zeros.iter().any(|byte| *byte != 0) {
+        return Err(Malformed("something behind it"));
+    }
+    let (tags, _) = tags.as_chunks::<TAG_LEN>();
+    Ok(Received {
+        said,
+        covered: covered(body, packet.len()),
+        tags: tags.to_vec(),
+    })
 }
 
 #[cfg(test)]
@@ -286,6 +544,71 @@ mod tests {
         assert_eq!(packet, expected);
     }
 
+    fn claim() -> Claim {
+        Claim {
+            flow: Label::from_random(0xf1f2_f3f4_f5f6),
+            nonce: 0x0102_0304_0506_0708,
+            cookie: 9,
+            from: "a".parse().unwrap(),
+            to: "t2".parse().unwrap(),
+            peer: "b".parse().unwrap(),
+            hops: ["t1", "t2"].map(|id| id.parse().unwrap()).to_vec(),
+            next: ([192, 0, 2, 1], 4434).into(),
+        }
+    }
+
+    fn verdict(ruling: Ruling) -> Verdict {
+        Verdict {
+            flow: claim().flow,
+            nonce: claim().nonce,
+            ruling,
+            from: "t2".parse().unwrap(),
+            to: "a".parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_claim_and_a_verdict_have_the_bytes_that_are_written_down() {
+        let mut packet = Vec::new();
+        claim().write(&mut packet, tags(&[0x77]));
+        let expected = [
+            "14 00 f1f2f3f4f5f6",
+            "0102030405060708 0000000000000009",
+            "01 61 02 7432 01 62",
+            "02 02 7431 02 7432",
+            "04 c0000201 1152",
+            "01 77777777777777777777777777777777",
+            "00000000000000000000000000000000",
+        ];
+        let expected = hex::decode(expected.concat().replace(' ', "")).unwrap();
+        assert_eq!(packet, expected);
+
+        verdict(Ruling::Granted { lasts: 60 }).write(&mut packet, tags(&[0x77]));
+        let expected = [
+            "15 00 f1f2f3f4f5f6",
+            "0102030405060708 00",
+            "0000000000000000 0000003c",
+            "02 7432 01 61",
+            "01 77777777777777777777777777777777",
+            "00000000000000000000000000000000",
+        ];
+        let expected = hex::decode(expected.concat().replace(' ', "")).unwrap();
+        assert_eq!(packet, expected);
+    }
+
+    #[test]
+    fn every_verdict_survives_the_wire_and_no_other_is_read() {
+        let mut rulings = vec![Ruling::Granted { lasts: 7 }, Ruling::Prove { cookie: 7 }];
+        rulings.extend(Refusal::ALL.map(Ruling::Refused));
+        let mut packet = Vec::new();
+        for ruling in rulings {
+            verdict(ruling).write(&mut packet, tags(&[1]));
+            assert_eq!(Verdict::read(&packet).unwrap().said, verdict(ruling));
+        }
+        packet[16] = 2 + Refusal::ALL.len() as u8;
+        assert_eq!(Verdict::read(&packet), Err(Malformed("verdict")));
+    }
+
     #[test]
     fn a_header_of_another_version_or_kind_is_none() {
         let header = Header {
@@ -294,7 +617,7 @@ mod tests {
         };
         let wire = header.to_wire();
         assert_eq!(Header::read(&wire), Some((header, &[][..])));
-        for (at, byte) in [(0, 0x21), (0, 0x14), (1, 1)] {
+        for (at, byte) in [(0, 0x21), (0, 0x16), (1, 1)] {
             let mut other = wire;
             other[at] = byte;
             assert_eq!(Header::read(&other), None, "{other:?}");
@@ -306,7 +629,7 @@ mod tests {
     fn tags_cover_every_byte_of_a_probe_and_its_length() {
         let message = |probe: &Probe, len| {
             let read = Probe::read(&written(probe, len, &[1])).unwrap();
-            read.message
+            read.covered
         };
         let one = probe();
         let mut seen = vec![message(&one, 0)];
@@ -368,21 +691,44 @@ mod tests {
             });
             prop_assert!(packet.len() >= len && packet.len() <= len.max(MAX_PROBE_LEN));
             let read = Probe::read(&packet).unwrap();
-            prop_assert_eq!(&read.probe, &probe);
-            prop_assert_eq!(&read.message, &covered);
+            prop_assert_eq!(&read.said, &probe);
+            prop_assert_eq!(&read.covered, &covered);
             prop_assert_eq!(read.tags.len(), with.len());
         }
 
         #[test]
-        fn arbitrary_bytes_are_packets_or_none(mut bytes: Vec<u8>, kind in 0x10u8..0x14) {
+        fn a_claim_survives_the_wire(
+            nonce: u64, cookie: u64, flow: u64, next: SocketAddr,
+            ids in prop::collection::vec("[a-z][a-z0-9]{0,62}", 4..=6),
+        ) {
+            let mut ids = ids.into_iter().map(|id| id.parse().unwrap());
+            let claim = Claim {
+                flow: Label::from_random(flow),
+                nonce,
+                cookie,
+                from: ids.next().unwrap(),
+                to: ids.next().unwrap(),
+                peer: ids.next().unwrap(),
+                hops: ids.collect(),
+                // Flow label and scope have no meaning between hosts.
+                next: SocketAddr::new(next.ip(), next.port()),
+            };
+            let mut packet = Vec::new();
+            claim.write(&mut packet, tags(&[1, 2]));
+            prop_assert_eq!(Claim::read(&packet).unwrap().said, claim);
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_packets_or_none(mut bytes: Vec<u8>, kind in 0x10u8..0x16) {
             let _ = Probe::read(&bytes);
             if bytes.len() >= 2 {
                 bytes[0] = kind;
                 bytes[1] = 0;
             }
+            let _ = (Claim::read(&bytes), Verdict::read(&bytes));
             if let Ok(read) = Probe::read(&bytes) {
                 let mut again = Vec::new();
-                read.probe.write(&mut again, bytes.len(), |_, tags| tags.extend(&read.tags));
+                read.said.write(&mut again, bytes.len(), |_, tags| tags.extend(&read.tags));
                 // Zeros that a shorter form would not have are all that may differ.
                 let shared = bytes.len().min(again.len());
                 prop_assert_eq!(&again[..shared], &bytes[..shared]);

@@ -192,6 +192,7 @@ struct Path {
     /// Whether this side knows of it by itself, not by its peer's probes alone.
     listed: bool,
     standing: Standing,
+    label: Option<Label>,
     round_trip: Option<RoundTrip>,
     loss: f32,
     /// Probes that were not answered, oldest first.
@@ -230,8 +231,23 @@ impl Paths {
                 self.paths.push(Path::new(*route, true, now));
             }
         }
+        self.leave_gone();
+    }
+
+    /// Of the paths that only the peer's probes told of, those that `keep` does not hold for are none any more.
+    pub fn keep_heard(&mut self, keep: impl Fn(Route) -> bool) {
+        self.paths.retain(|path| path.listed || keep(path.route));
+        self.leave_gone();
+    }
+
+    /// Whether it is one of them.
+    pub fn knows(&self, route: Route) -> bool {
+        self.find(Some(route)).is_some()
+    }
+
+    fn leave_gone(&mut self) {
         if self.find(self.active).is_none() {
-            // Listed again, it is to be proved again.
+            // When it is a path again, it is to be proved again.
             self.gone = self.active.take().or(self.gone);
         }
     }
@@ -268,9 +284,17 @@ impl Paths {
         }
     }
 
-    /// A probe was answered; whether it was one of these.
-    pub fn answered(&mut self, nonce: u64, now: Instant) -> bool {
-        self.paths.iter_mut().any(|path| path.answered(nonce, now))
+    /// A probe was answered, by whoever takes data under `label`; whether it was one of these.
+    pub fn answered(&mut self, nonce: u64, label: Label, now: Instant) -> bool {
+        self.paths
+            .iter_mut()
+            .any(|path| path.answered(nonce, label, now))
+    }
+
+    /// The label under which data is taken that comes over `route`. It is the path's, not the peer's: two
+    /// processes with one identity are told apart by it, and a peer that was started anew is one.
+    pub fn label(&self, route: Route) -> Option<Label> {
+        self.find(Some(route))?.label
     }
 
     /// Looks at the time: appends the probes that are due, and says whether another path was taken. `sent`
@@ -426,6 +450,7 @@ impl Path {
             route,
             listed,
             standing: Standing::Asked,
+            label: None,
             round_trip: None,
             loss: 0.0,
             asked: VecDeque::new(),
@@ -436,7 +461,7 @@ impl Path {
         }
     }
 
-    fn answered(&mut self, nonce: u64, now: Instant) -> bool {
+    fn answered(&mut self, nonce: u64, label: Label, now: Instant) -> bool {
         let Some(at) = self.asked.iter().position(|asked| asked.nonce == nonce) else {
             return false;
         };
@@ -456,6 +481,7 @@ impl Path {
             self.loss = self.loss * 0.9 + 0.1;
         }
         self.loss *= 0.9;
+        self.label = Some(label);
         self.sample(now.saturating_duration_since(answered.at));
         if answered.full {
             self.tries = 0;
@@ -569,9 +595,11 @@ impl Path {
         round_trip + through_others + LOSS_COST.mul_f32(self.loss.clamp(0.0, 1.0))
     }
 
-    /// Whether it is better than `other` by so much that a change is worth it.
+    /// Whether it is better than `other` by so much that a change is worth it. One that is known from the
+    /// peer's probes alone, and may be somebody's who has its identity, is not better than one that is listed.
     fn beats(&self, other: &Self) -> bool {
-        self.cost() * 5 / 4 + Duration::from_millis(1) < other.cost()
+        (self.listed || !other.listed)
+            && self.cost() * 5 / 4 + Duration::from_millis(1) < other.cost()
     }
 
     fn distrust(&self) -> Duration {

@@ -11,12 +11,12 @@ use std::{
 
 use quinn::udp::{EcnCodepoint, RecvMeta};
 use wavry_proto::overlay::{
-    packet::{HEADER_LEN, Header, Kind, Label, Probe},
+    packet::{HEADER_LEN, Header, Kind, Label, Probe, Verdict},
     paths::Route,
 };
 
-use super::{FULL, Overlay, Shared, canonical, dropped, table};
-use crate::metrics::overlay_drop;
+use super::{FULL, Overlay, Shared, canonical, dropped, forwards, table};
+use crate::metrics::{self, overlay_drop};
 
 /// Packets that wait because the buffer that they came in was another peer's: the kernel puts together what
 /// comes from one address, which is a transit relay's for many peers. As many as fit one such buffer, twice.
@@ -113,9 +113,21 @@ impl Shared {
                 dropped(overlay_drop::MALFORMED);
                 continue;
             };
-            if matches!(header.kind, Kind::Ping | Kind::Pong) {
-                self.heard(&buf[segment], canonical(meta.addr));
-                continue;
+            match header.kind {
+                Kind::Direct | Kind::Flow => {}
+                Kind::Ping | Kind::Pong => {
+                    self.heard(&buf[segment], canonical(meta.addr));
+                    continue;
+                }
+                Kind::Verdict => {
+                    self.ruled(&buf[segment]);
+                    continue;
+                }
+                // Nothing is forwarded here.
+                Kind::Claim => {
+                    dropped(overlay_drop::MALFORMED);
+                    continue;
+                }
             }
             // A run of packets is mostly of one peer: it is looked up once.
             let from = match last {
@@ -158,13 +170,45 @@ impl Shared {
         Some(peer?.address)
     }
 
+    /// A transit relay's verdict came.
+    fn ruled(&self, packet: &[u8]) {
+        let Ok(received) = Verdict::read(packet) else {
+            return dropped(overlay_drop::MALFORMED);
+        };
+        let now = Instant::now();
+        let verdict = received.said;
+        let Some(peer) = table::read(&self.table).flow(verdict.flow).cloned() else {
+            return dropped(overlay_drop::UNKNOWN_LABEL);
+        };
+        if verdict.to != self.config.node {
+            return dropped(overlay_drop::UNKNOWN_SENDER);
+        }
+        if !self.may_check(now) {
+            return dropped(overlay_drop::TOO_MANY_PROBES);
+        }
+        let authenticator = &self.config.authenticator;
+        if !authenticator.verify(&verdict.from, &received.covered, &received.tags) {
+            return dropped(overlay_drop::UNAUTHENTICATED);
+        }
+        let refusal = table::lock(&peer.passages)
+            .iter_mut()
+            .find(|passage| passage.flow() == verdict.flow)
+            .and_then(|passage| passage.told(&verdict, now));
+        if let Some(refusal) = refusal {
+            let reason = refusal.as_str();
+            ::metrics::counter!(metrics::OVERLAY_REFUSALS, "reason" => reason).increment(1);
+            tracing::warn!(peer = %peer.id, relay = %verdict.from, reason, "no flow through this relay");
+        }
+        peer.changed.notify_one();
+    }
+
     /// A probe came from `source`.
     fn heard(self: &Arc<Self>, packet: &[u8], source: SocketAddr) {
         let Ok(received) = Probe::read(packet) else {
             return dropped(overlay_drop::MALFORMED);
         };
         let now = Instant::now();
-        let probe = received.probe;
+        let probe = received.said;
         // The cheap questions come first: whoever is not listed is not worth a look at its tags.
         let known = table::read(&self.table).peer(&probe.from).is_some();
         let listed = || self.config.roster.borrow().node(&probe.from).is_some();
@@ -175,7 +219,7 @@ impl Shared {
             return dropped(overlay_drop::TOO_MANY_PROBES);
         }
         let authenticator = &self.config.authenticator;
-        if !authenticator.verify(&probe.from, &received.message, &received.tags) {
+        if !authenticator.verify(&probe.from, &received.covered, &received.tags) {
             return dropped(overlay_drop::UNAUTHENTICATED);
         }
         let Some(peer) = self.peer(&probe.from) else {
@@ -185,10 +229,14 @@ impl Shared {
             Label::NONE => Route::Direct(source),
             id => Route::Flow { via: source, id },
         };
-        if let Route::Flow { id, .. } = route
-            && !table::write(&self.table).heard_over(&peer, id)
-        {
-            return dropped(overlay_drop::UNKNOWN_LABEL);
+        if let Route::Flow { id, .. } = route {
+            let known = table::lock(&peer.paths).knows(route);
+            if !known && !forwards(&self.config.roster.borrow(), route) {
+                return dropped(overlay_drop::UNKNOWN_RELAY);
+            }
+            if !table::write(&self.table).heard_over(&peer, id) {
+                return dropped(overlay_drop::UNKNOWN_LABEL);
+            }
         }
         match probe.kind {
             Kind::Ping => {
@@ -200,10 +248,9 @@ impl Shared {
             }
             // Its label counts only here, where it answers a number of ours: an old ping may be replayed.
             _ => {
-                if !table::lock(&peer.paths).answered(probe.nonce, now) {
+                if !table::lock(&peer.paths).answered(probe.nonce, probe.label, now) {
                     return;
                 }
-                *table::lock(&peer.their_label) = Some(probe.label);
             }
         }
         // At once, not when its task gets to run: a QUIC packet may be behind it.

@@ -14,7 +14,8 @@ use wavry_proto::{
     id::NodeId,
     overlay::{
         packet::{HEADER_LEN, Label},
-        paths::{MAX_PATHS, Paths},
+        passage::Passage,
+        paths::{MAX_PATHS, Paths, Route},
     },
 };
 
@@ -28,9 +29,11 @@ pub(super) struct Peer {
     pub(super) address: SocketAddr,
     /// The label under which this node takes its data.
     pub(super) label: Label,
-    /// The one under which it takes this node's, once it told.
-    pub(super) their_label: Mutex<Option<Label>>,
     pub(super) paths: Mutex<Paths>,
+    /// The direct paths that the roster tells of.
+    pub(super) listed: Mutex<Vec<Route>>,
+    /// Paths through transit relays, where this node is who wants to reach the peer.
+    pub(super) passages: Mutex<Vec<Passage>>,
     pub(super) hops: RwLock<Hops>,
     /// Whether there is a path that carries something.
     pub(super) reached: watch::Sender<bool>,
@@ -63,6 +66,11 @@ impl Peer {
         self.wanted.fetch_add(1, Ordering::Relaxed);
         lock(&self.paths).wake(std::time::Instant::now());
         self.changed.notify_one();
+    }
+
+    /// Whether somebody here ever wanted to reach it.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed) > 0
     }
 
     /// Grows whenever it is of use to anybody.
@@ -112,8 +120,9 @@ impl Table {
             id: id.clone(),
             address: address(self.numbers),
             label,
-            their_label: Mutex::default(),
             paths: Mutex::default(),
+            listed: Mutex::default(),
+            passages: Mutex::default(),
             hops: RwLock::default(),
             reached: watch::Sender::new(false),
             changed: Notify::new(),
@@ -142,6 +151,13 @@ impl Table {
         flows.push_back(id);
         self.by_flow.insert(id, peer.clone());
         true
+    }
+
+    /// The flow is none any more.
+    pub(super) fn forget_flow(&mut self, id: Label) {
+        if let Some(peer) = self.by_flow.remove(&id) {
+            lock(&peer.flows).retain(|flow| *flow != id);
+        }
     }
 
     pub(super) fn remove(&mut self, peer: &Arc<Peer>) {

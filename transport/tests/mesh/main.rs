@@ -8,3 +8,4 @@ mod mirror;
 mod nodes;
 mod rotation;
 mod sessions;
+mod transit;

@@ -37,6 +37,11 @@ impl Cluster {
         }
     }
 
+    /// The roster now.
+    pub(crate) fn roster(&self) -> Arc<Roster> {
+        self.sender.borrow().clone()
+    }
+
     pub(crate) fn change(&self, change: impl FnOnce(&mut Roster)) {
         self.sender.send_modify(|roster| {
             let mut next = (**roster).clone();
@@ -65,6 +70,7 @@ impl Cluster {
             role: Role::Relay,
             keys: vec![key],
             addresses: vec![address],
+            transit: Vec::new(),
             services: vec![],
             registration: 1,
             placement: Default::default(),

@@ -89,7 +89,7 @@ impl World {
         let now = self.now;
         let due: Vec<_> = self.answers.extract_if(.., |(at, _)| *at <= now).collect();
         for (_, nonce) in due {
-            self.paths.answered(nonce, now);
+            self.paths.answered(nonce, Label::NONE, now);
         }
         let mut pings = Vec::new();
         let mut nonce = self.nonce;
@@ -252,6 +252,34 @@ fn a_better_path_is_taken_when_it_has_been_for_a_while_and_not_again_soon() {
     let count = world.switches.len();
     world.run(60_000);
     assert_eq!(world.switches.len(), count);
+}
+
+#[test]
+fn a_path_that_only_its_peer_tells_of_is_not_better_than_one_that_is_listed_but_better_than_none() {
+    let mut world = World::new(&[(direct(1), link(90))], 10);
+    world.run(1_000);
+    world.links.insert(direct(7), link(1));
+    world.paths.heard(direct(7), world.now);
+    world.run(20_000);
+    assert_eq!(world.active(), Some(direct(1)));
+    world.link(direct(1)).dead = true;
+    world.run(1_000);
+    assert_eq!(world.active(), Some(direct(7)));
+}
+
+#[test]
+fn each_path_has_the_label_that_was_told_over_it() {
+    let mut world = World::new(&[(direct(1), link(5)), (direct(2), link(5))], 10);
+    world.run(4);
+    let labels = [1, 2].map(Label::from_random);
+    for (port, label) in [1, 2].into_iter().zip(labels) {
+        assert_eq!(world.paths.label(direct(port)), None);
+        let asked = |(_, ping): &&(Duration, Ping)| ping.route == direct(port);
+        let nonce = world.pings.iter().find(asked).unwrap().1.nonce;
+        assert!(world.paths.answered(nonce, label, world.now));
+    }
+    let told = [1, 2].map(|port| world.paths.label(direct(port)));
+    assert_eq!(told, labels.map(Some));
 }
 
 #[test]

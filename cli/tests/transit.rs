@@ -1,0 +1,86 @@
+//! Relays that forward packets of other nodes, in real processes: they are found through the master, claimed by
+//! the gateway before they are needed, left when they leave, and claimed anew when they come back.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "it is test code, outside of test functions"
+)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::{DEADLINE, client::echo, cluster::Cluster, stderr};
+
+const RELAYS: [&str; 2] = ["transit-a", "transit-b"];
+
+/// A relay that is told to leave is gone within this: nobody sends through it by then.
+const EMPTY_WITHIN: Duration = Duration::from_secs(10);
+
+fn flows(cluster: &Cluster, relay: &str) -> f64 {
+    cluster.metric_of(relay, "wavry_transport_transit_flows")
+}
+
+fn wait_for(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transit_relays_stand_by_for_a_session_and_may_be_killed_come_back_and_leave() {
+    let mut cluster = Cluster::new();
+    cluster.add("open", "echo:", false);
+    for relay in RELAYS {
+        cluster.add_relay(relay, "other", "echo:", &[]);
+    }
+    cluster.add_service_only("other");
+    cluster.set("relay", "[relay.transit]\nlisten = \"127.0.0.1:0\"");
+    let mut cluster = cluster.start();
+    let native = cluster.native();
+    let session = native.open("/open").await;
+    echo(&session, b"over the direct path").await.unwrap();
+
+    let operator = cluster.operator_token("viewer");
+    let listed = |relay: &str| {
+        let shown = cluster.operate(&operator, &["node", "show", relay, "--json"]);
+        assert!(shown.status.success(), "{}", stderr(&shown));
+        let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+        shown["transit"].as_array().map_or(0, Vec::len)
+    };
+    for relay in RELAYS {
+        wait_for("the roster has where it forwards", || listed(relay) == 1);
+        // One alone, and one with the other: each way to the exit is claimed.
+        wait_for("its flows are claimed", || flows(&cluster, relay) >= 2.0);
+        // Probes come through, and their answers.
+        let packets = || cluster.metric_of(relay, "wavry_transport_transit_packets_total");
+        wait_for("it forwards probes", || packets() >= 2.0);
+        let refused = cluster.metric_of(relay, "wavry_transport_transit_dropped_total");
+        let early = "flows are used once they are granted";
+        assert_eq!(refused, 0.0, "{early}");
+    }
+
+    let address = cluster.kill_further("transit-a");
+    echo(&session, b"without one of them").await.unwrap();
+    cluster.start_further_again("transit-a", address);
+    wait_for("its flows are claimed anew", || {
+        flows(&cluster, "transit-a") >= 1.0
+    });
+
+    let asked = Instant::now();
+    let left = cluster.stop_further("transit-b");
+    assert!(left.success(), "{left}");
+    let took = asked.elapsed();
+    println!("left after {took:?}");
+    assert!(took < EMPTY_WITHIN, "{took:?}");
+    echo(&session, b"without the other").await.unwrap();
+    let switches = cluster.metric("gateway", "wavry_transport_overlay_switches_total");
+    let reached = cluster.metric("gateway", "wavry_gateway_exits");
+    assert!(
+        switches <= reached,
+        "the session stayed on its path: {switches}"
+    );
+}

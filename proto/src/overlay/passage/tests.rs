@@ -1,0 +1,284 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::overlay::transit::{Flows, Limits};
+
+fn id(id: &str) -> NodeId {
+    id.parse().unwrap()
+}
+
+fn address(last: u8) -> SocketAddr {
+    ([192, 0, 2, last], 4435).into()
+}
+
+fn node(name: &str, role: Role, last: u8, region: Option<&str>) -> Node {
+    Node {
+        id: id(name),
+        role,
+        keys: Vec::new(),
+        addresses: vec![address(100 + last)],
+        transit: match role {
+            Role::Relay => vec![address(last)],
+            Role::Gateway => Vec::new(),
+        },
+        services: Vec::new(),
+        registration: 1,
+        placement: crate::placement::Placement {
+            region: region.map(|region| region.parse().unwrap()),
+            ..Default::default()
+        },
+    }
+}
+
+/// The gateway `a`, the exit `b`, and `count` relays.
+fn roster(count: u8) -> Roster {
+    let mut nodes = vec![
+        node("a", Role::Gateway, 50, None),
+        node("b", Role::Relay, 51, None),
+    ];
+    nodes.extend((1..=count).map(|last| node(&format!("t{last}"), Role::Relay, last, None)));
+    Roster {
+        nodes,
+        ..Roster::empty("test".parse().unwrap())
+    }
+}
+
+/// A passage and its relays, in simulated time.
+struct World {
+    passage: Passage,
+    relays: BTreeMap<SocketAddr, Flows>,
+    roster: Roster,
+    start: Instant,
+    now: Instant,
+    drawn: u64,
+    claims: u32,
+}
+
+impl World {
+    fn new(hops: u8) -> Self {
+        let roster = roster(3);
+        let now = Instant::now();
+        let hops: Vec<_> = (1..=hops)
+            .map(|last| Hop {
+                node: id(&format!("t{last}")),
+                address: address(last),
+            })
+            .collect();
+        let relays = hops
+            .iter()
+            .map(|hop| (hop.address, Flows::new(hop.node.clone(), Limits::default())))
+            .collect();
+        let flow = Label::from_random(7);
+        Self {
+            passage: Passage::new(id("a"), hops, id("b"), address(151), flow, now),
+            relays,
+            roster,
+            start: now,
+            now,
+            drawn: 0,
+            claims: 0,
+        }
+    }
+
+    fn draw(&mut self) -> u64 {
+        self.drawn += 1;
+        self.drawn
+    }
+
+    /// Lets so many steps of 10 ms pass; `lost` says which claims come to nothing.
+    fn run(&mut self, steps: u32, mut lost: impl FnMut(u32) -> bool) {
+        for _ in 0..steps {
+            self.now += Duration::from_millis(10);
+            let drawn = self.draw();
+            let Some((claim, via)) = self.passage.poll(self.now, || drawn) else {
+                continue;
+            };
+            self.claims += 1;
+            if lost(self.claims) {
+                continue;
+            }
+            let cookie = self.draw();
+            // Along the relays before it, which forward it only if they carry the flow.
+            let mut source = address(200);
+            let mut at = via;
+            let verdict = loop {
+                let Some(relay) = self.relays.get_mut(&at) else {
+                    break None;
+                };
+                let hops = self.passage.hops();
+                if hops
+                    .iter()
+                    .any(|hop| hop.node == claim.to && hop.address == at)
+                {
+                    break Some(relay.claim(&claim, source, &self.roster, || cookie, self.now));
+                }
+                let Ok(next) = relay.forward(claim.flow, source, 1, 300, self.now) else {
+                    break None;
+                };
+                (source, at) = (at, next);
+            };
+            if let Some(ruling) = verdict {
+                let verdict = Verdict {
+                    flow: claim.flow,
+                    nonce: claim.nonce,
+                    ruling,
+                    from: claim.to,
+                    to: claim.from,
+                };
+                self.passage.told(&verdict, self.now);
+            }
+        }
+    }
+
+    /// Whether a packet comes through, both ways.
+    fn carries(&mut self) -> bool {
+        let hops: Vec<_> = self.passage.hops().iter().map(|hop| hop.address).collect();
+        let ends = [&[address(200)], &hops[..], &[address(151)]].concat();
+        let mut through = |way: &[SocketAddr]| {
+            way.windows(3).all(|at| {
+                let relay = self.relays.get_mut(&at[1]).unwrap();
+                relay.forward(Label::from_random(7), at[0], 1, 100, self.now) == Ok(at[2])
+            })
+        };
+        let back: Vec<_> = ends.iter().rev().copied().collect();
+        through(&ends) && through(&back)
+    }
+}
+
+#[test]
+fn each_relay_grants_in_its_turn_and_then_packets_come_through() {
+    for hops in 1..=3 {
+        let mut world = World::new(hops);
+        assert_eq!(world.passage.route(world.now), None);
+        world.run(20, |_| false);
+        let route = Route::Flow {
+            via: address(1),
+            id: Label::from_random(7),
+        };
+        assert_eq!(world.passage.route(world.now), Some(route));
+        assert!(world.carries());
+        // One claim each, and the first relay's once more.
+        assert_eq!(world.claims, u32::from(hops) + 1);
+    }
+}
+
+#[test]
+fn it_stays_open_for_as_long_as_it_is_wanted_and_few_claims_are_made() {
+    let mut world = World::new(2);
+    world.run(20, |_| false);
+    let before = world.claims;
+    for _ in 0..60 {
+        world.run(1000, |_| false);
+        for relay in world.relays.values_mut() {
+            relay.expire(world.now);
+        }
+        assert!(world.passage.route(world.now).is_some());
+        assert!(world.carries());
+    }
+    assert_eq!(world.claims - before, 2 * 20 - 2);
+}
+
+#[test]
+fn it_is_none_once_a_relay_was_not_heard_of_for_as_long_as_the_flow_lasts() {
+    let mut world = World::new(1);
+    world.run(20, |_| false);
+    world.run(6_100, |_| true);
+    assert_eq!(world.passage.route(world.now), None);
+    world.run(1_100, |_| false);
+    assert!(world.passage.route(world.now).is_some());
+}
+
+#[test]
+fn a_relay_that_was_started_anew_grants_it_again() {
+    let mut world = World::new(2);
+    world.run(20, |_| false);
+    let anew = Flows::new(id("t1"), Limits::default());
+    world.relays.insert(address(1), anew);
+    assert!(!world.carries());
+    world.passage.fell_silent(world.now);
+    assert_eq!(world.passage.route(world.now), None);
+    world.run(20, |_| false);
+    assert!(world.carries());
+}
+
+#[test]
+fn a_refusal_is_taken_for_what_it_is_and_asked_again_later() {
+    let mut world = World::new(1);
+    world.relays.get_mut(&address(1)).unwrap().drain();
+    world.run(6_000, |_| false);
+    assert_eq!(world.passage.route(world.now), None);
+    assert!((10..=13).contains(&world.claims), "{}", world.claims);
+}
+
+#[test]
+fn what_was_not_asked_changes_nothing() {
+    let mut world = World::new(1);
+    let (claim, _) = world.passage.poll(world.now, || 9).unwrap();
+    let grant = Ruling::Granted { lasts: 60 };
+    let verdict = |nonce, from: &str| Verdict {
+        flow: claim.flow,
+        nonce,
+        ruling: grant,
+        from: id(from),
+        to: id("a"),
+    };
+    world.passage.told(&verdict(8, "t1"), world.now);
+    world.passage.told(&verdict(9, "t2"), world.now);
+    assert_eq!(world.passage.route(world.now), None);
+    world.passage.told(&verdict(9, "t1"), world.now);
+    assert!(world.passage.route(world.now).is_some());
+}
+
+#[test]
+fn ways_go_through_two_relays_each_and_through_both() {
+    let through = |roster: &Roster, from: &str, to: &str| -> Vec<Vec<String>> {
+        let ways = ways(roster, &id(from), &id(to));
+        let names = |way: &Vec<Hop>| way.iter().map(|hop| hop.node.to_string()).collect();
+        ways.iter().map(names).collect()
+    };
+    assert!(through(&roster(0), "a", "b").is_empty());
+    assert_eq!(through(&roster(1), "a", "b"), [["t1"]]);
+    let ways = through(&roster(20), "a", "b");
+    let [one, other, both] = &ways[..] else {
+        panic!("{ways:?}");
+    };
+    assert_ne!(one, other);
+    assert_eq!(*both, [&one[..], &other[..]].concat());
+    // Neither end is its own relay.
+    assert!(!ways.iter().flatten().any(|hop| hop == "b"));
+
+    let mut near = roster(20);
+    near.nodes[0].placement.region = Some("here".parse().unwrap());
+    near.nodes.push(node("t88", Role::Relay, 88, Some("here")));
+    assert_eq!(through(&near, "a", "b")[0], ["t88"]);
+}
+
+#[test]
+fn relays_are_spread_over_pairs_of_nodes() {
+    let roster = roster(10);
+    let mut counts = BTreeMap::<NodeId, u32>::new();
+    for gateway in 0..500 {
+        let from = id(&format!("g{gateway}"));
+        for way in ways(&roster, &from, &id("b")).into_iter().take(2) {
+            *counts.entry(way[0].node.clone()).or_default() += 1;
+        }
+    }
+    // 1,000 over ten relays; five standard deviations of a fair draw are 47.
+    assert!(
+        counts.values().all(|count| (53..=147).contains(count)),
+        "{counts:?}"
+    );
+}
+
+proptest! {
+    #[test]
+    fn it_opens_in_the_end_whatever_is_lost(hops in 1u8..=3, lost in prop::collection::vec(any::<bool>(), 0..12)) {
+        let mut world = World::new(hops);
+        world.run(20_000, |claim| lost.get(claim as usize).copied().unwrap_or(false));
+        prop_assert!(world.passage.route(world.now).is_some());
+        prop_assert!(world.carries());
+        prop_assert!(world.now > world.start);
+    }
+}

@@ -1,0 +1,365 @@
+//! What a transit relay knows: the flows that it carries, who claimed them, and where their packets go.
+//!
+//! A flow has two sides, each an address. What comes from one goes to the other, and nothing else is looked
+//! at. A node of the roster claims a flow for itself and a peer; a claim is granted when all of them are
+//! listed, each next address is one that the roster has for the next node, and the claimant has shown that
+//! it receives where it sends from. So nothing is ever forwarded to an address that is neither in the roster
+//! nor a member's own.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    control::{Role, Roster},
+    id::NodeId,
+    overlay::packet::{Claim, Label, MAX_HOPS, Refusal, Ruling},
+};
+
+/// What a transit relay carries at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Flows.
+    pub flows: usize,
+    /// Flows of one claimant.
+    pub flows_each: usize,
+    /// Bytes of each flow, both ways, in a second.
+    pub bytes_per_second: u64,
+    /// Packets of each flow, both ways, in a second.
+    pub packets_per_second: u64,
+}
+
+impl Default for Limits {
+    /// 1 Gbit/s and as many packets of 100 bytes as that makes at 100 Mbit/s, for each flow.
+    fn default() -> Self {
+        Self {
+            flows: 65_536,
+            flows_each: 4_096,
+            bytes_per_second: 125_000_000,
+            packets_per_second: 125_000,
+        }
+    }
+}
+
+/// For how long a flow is there after a claim. Its claimant claims it again when half of that is over.
+pub const LASTS: Duration = Duration::from_secs(60);
+
+/// For how long a cookie is good: some round trips.
+const COOKIE_LASTS: Duration = Duration::from_secs(10);
+
+/// Cookies that are remembered. Only members get one, after their tags were checked; the oldest makes room.
+const COOKIES: usize = 4_096;
+
+/// A flow may send what it may in this time at once: how unevenly a sender's batches come.
+const BURST: Duration = Duration::from_millis(50);
+
+/// Why a packet was not forwarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NotForwarded {
+    /// There is no such flow, or it is over.
+    UnknownFlow,
+    /// It came from neither side of its flow.
+    WrongSource,
+    /// Its flow has sent what it may for now.
+    Rate,
+}
+
+impl NotForwarded {
+    /// The reason as a word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::UnknownFlow => "unknown_flow",
+            Self::WrongSource => "wrong_source",
+            Self::Rate => "rate",
+        }
+    }
+}
+
+/// The flows that a transit relay carries.
+#[derive(Debug)]
+pub struct Flows {
+    node: NodeId,
+    limits: Limits,
+    flows: HashMap<Label, Flow>,
+    each: HashMap<NodeId, usize>,
+    cookies: VecDeque<Cookie>,
+    draining: bool,
+}
+
+#[derive(Debug)]
+struct Flow {
+    claimant: NodeId,
+    peer: NodeId,
+    hops: Vec<NodeId>,
+    /// Towards the claimant, and towards the peer.
+    sides: [SocketAddr; 2],
+    ends: Instant,
+    bytes: Bucket,
+    packets: Bucket,
+}
+
+#[derive(Debug)]
+struct Cookie {
+    cookie: u64,
+    claimant: NodeId,
+    source: SocketAddr,
+    given: Instant,
+}
+
+/// So much in a second, and what that is in [`BURST`] at once.
+#[derive(Debug)]
+struct Bucket {
+    per_second: u64,
+    /// In billionths.
+    left: u128,
+    at: Instant,
+}
+
+impl Flows {
+    /// Of the transit relay `node`.
+    pub fn new(node: NodeId, limits: Limits) -> Self {
+        Self {
+            node,
+            limits,
+            flows: HashMap::new(),
+            each: HashMap::new(),
+            cookies: VecDeque::new(),
+            draining: false,
+        }
+    }
+
+    /// Flows that are there.
+    pub fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.flows.is_empty()
+    }
+
+    /// New flows are refused from now on, and those that are there not prolonged.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Where `packets` packets of `bytes` bytes that came from `source` go.
+    pub fn forward(
+        &mut self,
+        id: Label,
+        source: SocketAddr,
+        packets: usize,
+        bytes: usize,
+        now: Instant,
+    ) -> Result<SocketAddr, NotForwarded> {
+        let flow = self.flows.get_mut(&id).ok_or(NotForwarded::UnknownFlow)?;
+        if flow.ends <= now {
+            return Err(NotForwarded::UnknownFlow);
+        }
+        let to = match flow.sides {
+            [claimants, peers] if claimants == source => peers,
+            [claimants, peers] if peers == source => claimants,
+            _ => return Err(NotForwarded::WrongSource),
+        };
+        let allowed = flow.bytes.has(bytes, now) && flow.packets.has(packets, now);
+        if !allowed {
+            return Err(NotForwarded::Rate);
+        }
+        flow.bytes.take(bytes);
+        flow.packets.take(packets);
+        Ok(to)
+    }
+
+    /// Whether a claim for another relay may go on its way: over a flow that is there.
+    pub fn carries(&self, id: Label) -> bool {
+        self.flows.contains_key(&id)
+    }
+
+    /// Rules on a claim that came from `source`, and whose tags were checked. `draw` gives random numbers.
+    pub fn claim(
+        &mut self,
+        claim: &Claim,
+        source: SocketAddr,
+        roster: &Roster,
+        draw: impl FnOnce() -> u64,
+        now: Instant,
+    ) -> Ruling {
+        match self.judge(claim, source, roster, now) {
+            Err(refusal) => Ruling::Refused(refusal),
+            Ok(proved) if proved || self.takes_cookie(claim, source, now) => {
+                self.grant(claim, source, now)
+            }
+            Ok(_) => Ruling::Prove {
+                cookie: self.give_cookie(claim, source, draw(), now),
+            },
+        }
+    }
+
+    /// Ends the flows of nodes that the roster does not list any more, or not as this.
+    pub fn retain(&mut self, roster: &Roster) {
+        let listed = |id: &NodeId| roster.node(id).is_some();
+        self.remove(|flow| {
+            listed(&flow.claimant) && listed(&flow.peer) && flow.hops.iter().all(listed)
+        });
+    }
+
+    /// Forgets flows that are over.
+    pub fn expire(&mut self, now: Instant) {
+        self.remove(|flow| flow.ends > now);
+    }
+
+    fn remove(&mut self, keep: impl Fn(&Flow) -> bool) {
+        let each = &mut self.each;
+        self.flows.retain(|_, flow| {
+            let kept = keep(flow);
+            if !kept && let Some(count) = each.get_mut(&flow.claimant) {
+                *count -= 1;
+            }
+            kept
+        });
+        each.retain(|_, count| *count > 0);
+    }
+
+    /// Whether the claim can be granted, and whether its source needs no proof.
+    fn judge(
+        &self,
+        claim: &Claim,
+        source: SocketAddr,
+        roster: &Roster,
+        now: Instant,
+    ) -> Result<bool, Refusal> {
+        let hops = &claim.hops;
+        let at = hops.iter().position(|hop| *hop == self.node);
+        let at = at.filter(|_| claim.to == self.node);
+        let at = at.ok_or(Refusal::NotOnTheWay)?;
+        let ends = [&claim.from, &claim.peer];
+        let twice = |id: &NodeId| hops.iter().filter(|hop| *hop == id).count() > 1;
+        if hops.len() > MAX_HOPS
+            || ends[0] == ends[1]
+            || hops.iter().any(|hop| ends.contains(&hop) || twice(hop))
+        {
+            return Err(Refusal::NotOnTheWay);
+        }
+        let node = |id: &NodeId| roster.node(id).ok_or(Refusal::NotListed);
+        node(&claim.from)?;
+        let peer = node(&claim.peer)?;
+        let relays = hops.iter().map(node).collect::<Result<Vec<_>, _>>()?;
+        let next = match relays.get(at + 1) {
+            Some(next) => &next.transit,
+            None => &peer.addresses,
+        };
+        if relays.iter().any(|relay| relay.role != Role::Relay) || !next.contains(&claim.next) {
+            return Err(Refusal::NotListed);
+        }
+        if at > 0 && !relays[at - 1].transit.contains(&source) || source == claim.next {
+            return Err(Refusal::NotOnTheWay);
+        }
+        if self.draining {
+            return Err(Refusal::Draining);
+        }
+        let held = self.flows.get(&claim.flow);
+        if held.is_some_and(|flow| !flow.is_of(claim)) {
+            return Err(Refusal::InUse);
+        }
+        if held.is_none() && self.is_full(&claim.from) {
+            return Err(Refusal::Full);
+        }
+        let same = held.is_some_and(|flow| flow.sides[0] == source && flow.ends > now);
+        Ok(at > 0 || same)
+    }
+
+    fn is_full(&self, claimant: &NodeId) -> bool {
+        let each = self.each.get(claimant).copied().unwrap_or(0);
+        self.flows.len() >= self.limits.flows || each >= self.limits.flows_each
+    }
+
+    fn takes_cookie(&mut self, claim: &Claim, source: SocketAddr, now: Instant) -> bool {
+        while let Some(oldest) = self.cookies.front()
+            && now.saturating_duration_since(oldest.given) >= COOKIE_LASTS
+        {
+            self.cookies.pop_front();
+        }
+        let is = |given: &Cookie| {
+            given.cookie == claim.cookie && given.claimant == claim.from && given.source == source
+        };
+        match self.cookies.iter().position(is) {
+            Some(at) => self.cookies.remove(at).is_some(),
+            None => false,
+        }
+    }
+
+    fn give_cookie(&mut self, claim: &Claim, source: SocketAddr, drawn: u64, now: Instant) -> u64 {
+        if self.cookies.len() == COOKIES {
+            self.cookies.pop_front();
+        }
+        let cookie = drawn.max(1);
+        self.cookies.push_back(Cookie {
+            cookie,
+            claimant: claim.from.clone(),
+            source,
+            given: now,
+        });
+        cookie
+    }
+
+    fn grant(&mut self, claim: &Claim, source: SocketAddr, now: Instant) -> Ruling {
+        let (limits, ends) = (self.limits, now + LASTS);
+        let each = &mut self.each;
+        let flow = self.flows.entry(claim.flow).or_insert_with(|| {
+            *each.entry(claim.from.clone()).or_default() += 1;
+            Flow {
+                claimant: claim.from.clone(),
+                peer: claim.peer.clone(),
+                hops: claim.hops.clone(),
+                sides: [source, claim.next],
+                ends,
+                bytes: Bucket::new(limits.bytes_per_second, now),
+                packets: Bucket::new(limits.packets_per_second, now),
+            }
+        });
+        flow.sides = [source, claim.next];
+        flow.ends = ends;
+        Ruling::Granted {
+            lasts: LASTS.as_secs() as u32,
+        }
+    }
+}
+
+impl Flow {
+    fn is_of(&self, claim: &Claim) -> bool {
+        self.claimant == claim.from && self.peer == claim.peer && self.hops == claim.hops
+    }
+}
+
+impl Bucket {
+    fn new(per_second: u64, now: Instant) -> Self {
+        let mut bucket = Self {
+            per_second,
+            left: 0,
+            at: now,
+        };
+        bucket.left = bucket.most();
+        bucket
+    }
+
+    /// What it holds at most, in billionths.
+    fn most(&self) -> u128 {
+        u128::from(self.per_second) * BURST.as_nanos()
+    }
+
+    fn has(&mut self, count: usize, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.at).as_nanos();
+        self.at = self.at.max(now);
+        self.left = (self.left + passed * u128::from(self.per_second)).min(self.most());
+        self.left >= count as u128 * 1_000_000_000
+    }
+
+    fn take(&mut self, count: usize) {
+        self.left = self.left.saturating_sub(count as u128 * 1_000_000_000);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,321 @@
+//! A transit relay's socket: takes packets of flows that other nodes claimed, and sends them on as they are.
+//!
+//! [`Transit`] looks at the 8 bytes before each packet and at nothing behind them. What the kernel has put
+//! together (GRO) goes on together (GSO), in runs of one flow; nothing is copied and nothing allocated.
+//! Claims are checked against the roster ([`wavry_proto::overlay::transit`]) and answered on the same socket.
+
+use std::{
+    future::poll_fn,
+    io::{self, IoSliceMut},
+    net::SocketAddr,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use quinn::{
+    AsyncUdpSocket,
+    udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, Transmit},
+};
+use rustls::crypto::SecureRandom;
+use tokio::{sync::watch, time::MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use wavry_proto::{
+    control::Roster,
+    id::NodeId,
+    overlay::{
+        Authenticator,
+        packet::{Claim, Header, Kind, Label, Ruling, Verdict},
+        transit::{Flows, Limits},
+    },
+};
+
+use crate::{
+    metrics::{self, transit_drop},
+    overlay::{canonical, draw, for_socket},
+};
+
+/// Largest UDP payload that is taken: the overlay's packets have 1,288 bytes.
+const LARGEST: usize = 1500;
+
+/// Claims whose tags are looked at, each second. A check takes a microsecond.
+const CLAIMS: u32 = 10_000;
+
+/// How often flows that are over are forgotten, and metrics are brought up to date.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// A relay that leaves has forwarded nothing for so long: longer than from one probe to the next.
+pub const QUIET: Duration = Duration::from_secs(3);
+
+/// What a transit relay needs to know.
+pub struct Config {
+    /// This node.
+    pub node: NodeId,
+    /// Between which nodes and addresses packets are forwarded.
+    pub roster: watch::Receiver<Arc<Roster>>,
+    /// Checks the tags of claims, and makes those of verdicts.
+    pub authenticator: Arc<dyn Authenticator>,
+    /// What is carried at most.
+    pub limits: Limits,
+}
+
+/// A transit relay. See the [module](self).
+pub struct Transit {
+    socket: Arc<dyn AsyncUdpSocket>,
+    address: SocketAddr,
+    config: Config,
+    flows: Flows,
+    random: &'static dyn SecureRandom,
+    claims_left: u32,
+    tally: Tally,
+}
+
+/// What was done since the last sweep.
+#[derive(Default)]
+struct Tally {
+    packets: u64,
+    bytes: u64,
+}
+
+impl Transit {
+    /// One on `socket`, which is from [`mesh::bind`](crate::mesh::bind).
+    pub fn new(socket: Arc<dyn AsyncUdpSocket>, config: Config) -> io::Result<Self> {
+        Ok(Self {
+            address: socket.local_addr()?,
+            socket,
+            flows: Flows::new(config.node.clone(), config.limits),
+            config,
+            random: rustls::crypto::aws_lc_rs::default_provider().secure_random,
+            claims_left: CLAIMS,
+            tally: Tally::default(),
+        })
+    }
+
+    /// The socket's address.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Forwards until `stopped`. Once `draining`, no flow is granted or prolonged, and it ends as soon as nothing
+    /// came for [`QUIET`]: by then all have found other ways.
+    pub async fn run(mut self, draining: CancellationToken, stopped: CancellationToken) {
+        let segments = self.socket.max_receive_segments().max(1);
+        let mut memory = vec![0; segments * LARGEST * BATCH_SIZE];
+        let mut sweep = tokio::time::interval(SWEEP);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut roster = self.config.roster.clone();
+        let (mut news, mut drains) = (true, true);
+        let mut forwarded = Instant::now();
+        loop {
+            tokio::select! {
+                biased;
+                () = stopped.cancelled() => break,
+                () = draining.cancelled(), if drains => {
+                    drains = false;
+                    self.flows.drain();
+                }
+                changed = roster.changed(), if news => match changed {
+                    Ok(()) => self.flows.retain(&roster.borrow_and_update()),
+                    // Whoever published it is gone: the last roster stays.
+                    Err(_) => news = false,
+                },
+                _ = sweep.tick() => {
+                    if self.sweep() {
+                        forwarded = Instant::now();
+                    }
+                    if !drains && forwarded.elapsed() >= QUIET {
+                        break;
+                    }
+                }
+                received = poll_fn(|cx| self.poll_forward(cx, &mut memory)) => {
+                    if let Err(error) = received {
+                        // A datagram's own error (ICMP) is no reason to stop.
+                        tracing::debug!(%error, "transit socket");
+                    }
+                }
+            }
+        }
+        self.sweep();
+        ::metrics::gauge!(metrics::TRANSIT_FLOWS).set(0.0);
+    }
+
+    /// Whether anything was forwarded since the last one.
+    fn sweep(&mut self) -> bool {
+        self.claims_left = CLAIMS;
+        self.flows.expire(Instant::now());
+        ::metrics::gauge!(metrics::TRANSIT_FLOWS).set(self.flows.len() as f64);
+        let Tally { packets, bytes } = std::mem::take(&mut self.tally);
+        ::metrics::counter!(metrics::TRANSIT_PACKETS).increment(packets);
+        ::metrics::counter!(metrics::TRANSIT_BYTES).increment(bytes);
+        packets > 0
+    }
+
+    /// Takes what is there, once, and forwards it.
+    fn poll_forward(&mut self, cx: &mut Context<'_>, memory: &mut [u8]) -> Poll<io::Result<()>> {
+        let mut meta = [RecvMeta::default(); BATCH_SIZE];
+        let each = memory.len() / BATCH_SIZE;
+        let count = {
+            let mut parts = memory.chunks_mut(each);
+            let mut bufs: [IoSliceMut<'_>; BATCH_SIZE] =
+                std::array::from_fn(|_| IoSliceMut::new(parts.next().unwrap_or_default()));
+            ready!(self.socket.poll_recv(cx, &mut bufs, &mut meta))?
+        };
+        let now = Instant::now();
+        for (part, meta) in memory.chunks(each).zip(&meta).take(count) {
+            self.forward(&part[..meta.len], meta, now);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Forwards a buffer of packets, in runs of one flow.
+    fn forward(&mut self, packets: &[u8], meta: &RecvMeta, now: Instant) {
+        let stride = meta.stride.max(1);
+        let source = canonical(meta.addr);
+        let mut run: Option<(Label, usize, usize)> = None;
+        let mut at = 0;
+        while at < packets.len() {
+            let end = packets.len().min(at + stride);
+            let packet = &packets[at..end];
+            let header = Header::read(packet).map(|(header, _)| header);
+            let flow = match header {
+                // Nobody is reached here directly.
+                None
+                | Some(Header {
+                    kind: Kind::Direct, ..
+                }) => {
+                    dropped(transit_drop::MALFORMED, 1);
+                    None
+                }
+                Some(header) if header.kind == Kind::Claim && self.claimed(packet, source, now) => {
+                    None
+                }
+                Some(header) => Some(header.label),
+            };
+            match (run, flow) {
+                (Some((id, start, _)), Some(next)) if id == next => run = Some((id, start, end)),
+                (before, next) => {
+                    if let Some((id, start, end)) = before {
+                        self.send_on(id, source, &packets[start..end], stride, meta.ecn, now);
+                    }
+                    run = next.map(|id| (id, at, end));
+                }
+            }
+            at = end;
+        }
+        if let Some((id, start, end)) = run {
+            self.send_on(id, source, &packets[start..end], stride, meta.ecn, now);
+        }
+    }
+
+    fn send_on(
+        &mut self,
+        id: Label,
+        source: SocketAddr,
+        packets: &[u8],
+        stride: usize,
+        ecn: Option<EcnCodepoint>,
+        now: Instant,
+    ) {
+        // What one call to the kernel takes: what came together may be more.
+        let most = stride.saturating_mul(self.socket.max_transmit_segments().max(1));
+        for batch in packets.chunks(most) {
+            let count = batch.len().div_ceil(stride);
+            let to = match self.flows.forward(id, source, count, batch.len(), now) {
+                Ok(to) => to,
+                Err(reason) => {
+                    dropped(reason.as_str(), count as u64);
+                    continue;
+                }
+            };
+            let sent = self.socket.try_send(&Transmit {
+                destination: self.for_socket(to),
+                ecn,
+                contents: batch,
+                segment_size: (count > 1).then_some(stride),
+                src_ip: None,
+            });
+            match sent {
+                Ok(()) => {
+                    self.tally.packets += count as u64;
+                    self.tally.bytes += batch.len() as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    dropped(transit_drop::SEND_BUFFER_FULL, count as u64);
+                }
+                Err(_) => dropped(transit_drop::SEND_FAILED, count as u64),
+            }
+        }
+    }
+
+    /// Rules on a claim; `false` where it is for another relay, and is to be forwarded as any packet.
+    fn claimed(&mut self, packet: &[u8], source: SocketAddr, now: Instant) -> bool {
+        let Ok(received) = Claim::read(packet) else {
+            dropped(transit_drop::MALFORMED, 1);
+            return true;
+        };
+        let claim = received.said;
+        if claim.to != self.config.node {
+            return false;
+        }
+        let Some(left) = self.claims_left.checked_sub(1) else {
+            dropped(transit_drop::TOO_MANY_CLAIMS, 1);
+            return true;
+        };
+        self.claims_left = left;
+        let roster = self.config.roster.borrow().clone();
+        if roster.node(&claim.from).is_none() {
+            dropped(transit_drop::UNKNOWN_SENDER, 1);
+            return true;
+        }
+        let authenticator = &self.config.authenticator;
+        if !authenticator.verify(&claim.from, &received.covered, &received.tags) {
+            dropped(transit_drop::UNAUTHENTICATED, 1);
+            return true;
+        }
+        let random = self.random;
+        let ruling = self
+            .flows
+            .claim(&claim, source, &roster, || draw(random), now);
+        let word = match ruling {
+            Ruling::Granted { .. } => "granted",
+            Ruling::Prove { .. } => "prove",
+            Ruling::Refused(refusal) => refusal.as_str(),
+        };
+        ::metrics::counter!(metrics::TRANSIT_CLAIMS, "ruling" => word).increment(1);
+        tracing::debug!(claimant = %claim.from, peer = %claim.peer, flow = %claim.flow, ruling = word, "claim");
+        self.answer(&claim, ruling, source);
+        true
+    }
+
+    fn answer(&self, claim: &Claim, ruling: Ruling, source: SocketAddr) {
+        let verdict = Verdict {
+            flow: claim.flow,
+            nonce: claim.nonce,
+            ruling,
+            from: self.config.node.clone(),
+            to: claim.from.clone(),
+        };
+        // Shorter than the claim, whose ids are among its own: nobody gets more than was sent.
+        let mut packet = Vec::with_capacity(256);
+        let authenticator = &self.config.authenticator;
+        verdict.write(&mut packet, |message, tags| {
+            authenticator.tags(&claim.from, message, tags);
+        });
+        let _ = self.socket.try_send(&Transmit {
+            destination: self.for_socket(source),
+            ecn: None,
+            contents: &packet,
+            segment_size: None,
+            src_ip: None,
+        });
+    }
+
+    /// An address as the socket wants it.
+    fn for_socket(&self, address: SocketAddr) -> SocketAddr {
+        for_socket(self.address, address)
+    }
+}
+
+fn dropped(reason: &'static str, count: u64) {
+    ::metrics::counter!(metrics::TRANSIT_DROPPED, "reason" => reason).increment(count);
+}

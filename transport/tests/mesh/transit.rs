@@ -1,0 +1,525 @@
+//! Sessions through transit relays: when there is no other way, when the way they took dies, and what the
+//! relays see of them.
+
+use std::{
+    collections::HashSet,
+    io,
+    net::{SocketAddr, UdpSocket},
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use quinn::{
+    AsyncUdpSocket, UdpPoller,
+    udp::{RecvMeta, Transmit},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use wavry_proto::overlay::{
+    packet::{Header, Kind, Label},
+    paths::{Route, Standing, View},
+    transit::Limits,
+};
+use wavry_transport::{
+    mesh::{self, Endpoint, Session},
+    session::{RecvStream, SendStream, Session as _},
+    transit::{self, Transit},
+};
+
+use crate::{
+    nodes::{Cluster, Key, id, request, session},
+    sessions::read_all,
+};
+
+/// Long enough for anything that happens at all.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A socket from which nothing goes to some addresses, and that keeps what goes through it.
+#[derive(Debug)]
+struct Wire {
+    inner: Arc<dyn AsyncUdpSocket>,
+    cut: Mutex<HashSet<SocketAddr>>,
+    seen: Option<Mutex<Vec<u8>>>,
+}
+
+impl Wire {
+    fn new(captures: bool) -> Arc<Self> {
+        Arc::new(Self {
+            inner: mesh::bind("127.0.0.1:0".parse().unwrap()).unwrap(),
+            cut: Mutex::default(),
+            seen: captures.then(Mutex::default),
+        })
+    }
+
+    fn cut(&self, to: SocketAddr) {
+        self.cut.lock().unwrap().insert(to);
+    }
+
+    fn mend(&self) {
+        self.cut.lock().unwrap().clear();
+    }
+}
+
+impl AsyncUdpSocket for Wire {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        self.inner.clone().create_io_poller()
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        if self.cut.lock().unwrap().contains(&transmit.destination) {
+            return Ok(());
+        }
+        if let Some(seen) = &self.seen {
+            seen.lock().unwrap().extend_from_slice(transmit.contents);
+        }
+        self.inner.try_send(transmit)
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [io::IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        self.inner.poll_recv(cx, bufs, meta)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.inner.max_transmit_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.inner.max_receive_segments()
+    }
+}
+
+/// A transit relay, until it is dropped.
+struct Relay {
+    address: SocketAddr,
+    wire: Arc<Wire>,
+    draining: CancellationToken,
+    running: tokio::task::JoinHandle<()>,
+    _stop: DropGuard,
+}
+
+impl Relay {
+    fn start(cluster: &Cluster, name: &str, limits: Limits) -> Self {
+        let key = Arc::new(Key::generate());
+        let config = cluster.config(name, &key, mesh::Limits::default());
+        let wire = Wire::new(true);
+        let transit = transit::Config {
+            node: config.node,
+            roster: config.roster,
+            authenticator: config.authenticator,
+            limits,
+        };
+        let transit = Transit::new(wire.clone(), transit).unwrap();
+        let address = transit.local_addr();
+        // As an exit it is not there at all: nothing answers at its address for that.
+        cluster.list(name, key.public, "127.0.0.1:9".parse().unwrap());
+        cluster.change(|roster| {
+            let mut nodes = roster.nodes.iter_mut();
+            let node = nodes.find(|node| node.id.as_str() == name).unwrap();
+            node.transit = vec![address];
+        });
+        let (draining, stopped) = (CancellationToken::new(), CancellationToken::new());
+        let running = tokio::spawn(transit.run(draining.clone(), stopped.clone()));
+        Self {
+            address,
+            wire,
+            draining,
+            running,
+            _stop: stopped.drop_guard(),
+        }
+    }
+
+    /// Ends at once, without a word.
+    async fn kill(self) -> SocketAddr {
+        let Self {
+            address,
+            running,
+            wire,
+            ..
+        } = self;
+        running.abort();
+        let _ = running.await;
+        drop(wire);
+        address
+    }
+}
+
+/// Two nodes whose packets to each other can be cut.
+struct Ends {
+    cluster: Cluster,
+    a: Endpoint,
+    b: Endpoint,
+    wires: [Arc<Wire>; 2],
+}
+
+impl Ends {
+    fn new() -> Self {
+        let cluster = Cluster::new();
+        let [(a, at_a), (b, at_b)] = ["a", "b"].map(|name| {
+            let key = Arc::new(Key::generate());
+            let wire = Wire::new(false);
+            let config = cluster.config(name, &key, mesh::Limits::default());
+            let endpoint = Endpoint::new(wire.clone(), config).unwrap();
+            cluster.list(name, key.public, endpoint.local_addr());
+            (endpoint, wire)
+        });
+        Self {
+            cluster,
+            a,
+            b,
+            wires: [at_a, at_b],
+        }
+    }
+
+    /// Nothing goes from one to the other directly any more.
+    fn cut(&self) {
+        self.wires[0].cut(self.b.local_addr());
+        self.wires[1].cut(self.a.local_addr());
+    }
+
+    async fn session(&self) -> (Session, Session) {
+        session(&self.a, "b", &self.b).await
+    }
+
+    /// The path that `a` sends over.
+    fn active(&self) -> Option<View> {
+        self.a.paths(&id("b")).into_iter().find(|view| view.active)
+    }
+
+    /// Waits until `a` has such paths.
+    async fn until(&self, what: &str, is: impl Fn(&[View]) -> bool) {
+        let waiting = async {
+            while !is(&self.a.paths(&id("b"))) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let waited = tokio::time::timeout(DEADLINE, waiting).await;
+        assert!(waited.is_ok(), "{what}: {:?}", self.a.paths(&id("b")));
+    }
+}
+
+fn proved_flows(views: &[View]) -> usize {
+    let is = |view: &&View| {
+        matches!(view.route, Route::Flow { .. }) && view.standing == Standing::Proved
+    };
+    views.iter().filter(is).count()
+}
+
+fn via(route: Route) -> SocketAddr {
+    match route {
+        Route::Flow { via, .. } => via,
+        Route::Direct(address) => address,
+    }
+}
+
+async fn question_and_answer(here: &Session, there: &Session) {
+    let asking = async {
+        let (mut send, mut recv) = here.open_bi().await.unwrap();
+        send.write(Bytes::from_static(b"question")).await.unwrap();
+        send.finish().unwrap();
+        assert_eq!(read_all(&mut recv).await, b"answer");
+    };
+    let answering = async {
+        let (mut send, mut recv) = there.accept_bi().await.unwrap();
+        assert_eq!(read_all(&mut recv).await, b"question");
+        send.write(Bytes::from_static(b"answer")).await.unwrap();
+        send.finish().unwrap();
+    };
+    let both = async { tokio::join!(asking, answering) };
+    tokio::time::timeout(DEADLINE, both).await.unwrap();
+}
+
+/// Sends numbers over a stream, one each millisecond, until told to stop; how many came, all in order, and
+/// the longest pause between two.
+async fn numbers(here: &Session, there: &Session, stop: CancellationToken) -> (u64, Duration) {
+    let sending = async {
+        let mut send = here.open_uni().await.unwrap();
+        let mut tick = tokio::time::interval(Duration::from_millis(1));
+        let mut number = 0u64;
+        while !stop.is_cancelled() {
+            tick.tick().await;
+            // More than one packet each 13 numbers, so that batches are sent, too.
+            let bytes = Bytes::copy_from_slice(&[number.to_be_bytes(); 12].concat());
+            send.write(bytes).await.unwrap();
+            number += 1;
+        }
+        send.finish().unwrap();
+        number
+    };
+    let receiving = async {
+        let mut recv = there.accept_uni().await.unwrap();
+        let (mut left, mut next) = (Vec::new(), 0u64);
+        let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+        while let Some(chunk) = recv.read().await.unwrap() {
+            longest = longest.max(last.elapsed());
+            last = Instant::now();
+            left.extend_from_slice(&chunk);
+            let whole = left.len() / 96 * 96;
+            for number in left[..whole].chunks(96) {
+                assert_eq!(number, [next.to_be_bytes(); 12].concat());
+                next += 1;
+            }
+            left.drain(..whole);
+        }
+        (next, longest)
+    };
+    let (sent, (received, longest)) = tokio::join!(sending, receiving);
+    assert_eq!(sent, received);
+    (received, longest)
+}
+
+#[tokio::test]
+async fn nodes_that_cannot_reach_each_other_do_so_through_a_transit_relay() {
+    let ends = Ends::new();
+    let relay = Relay::start(&ends.cluster, "t1", Limits::default());
+    ends.cut();
+    let (here, there) = ends.session().await;
+    question_and_answer(&here, &there).await;
+    question_and_answer(&there, &here).await;
+    assert_eq!(via(ends.active().unwrap().route), relay.address);
+    assert!(
+        ends.wires[1]
+            .cut
+            .lock()
+            .unwrap()
+            .contains(&ends.a.local_addr())
+    );
+}
+
+#[tokio::test]
+async fn two_transit_relays_one_behind_the_other_carry_a_session() {
+    let ends = Ends::new();
+    let one = Relay::start(&ends.cluster, "t1", Limits::default());
+    let two = Relay::start(&ends.cluster, "t2", Limits::default());
+    ends.cut();
+    // Neither is enough: the one does not reach b, the other is not reached by a.
+    let ways = wavry_proto::overlay::passage::ways(&ends.cluster.roster(), &id("a"), &id("b"));
+    let (first, second) = match ways[2][0].address == one.address {
+        true => (&one, &two),
+        false => (&two, &one),
+    };
+    first.wire.cut(ends.b.local_addr());
+    ends.wires[0].cut(second.address);
+    let (here, there) = ends.session().await;
+    question_and_answer(&here, &there).await;
+    question_and_answer(&there, &here).await;
+    assert_eq!(via(ends.active().unwrap().route), first.address);
+    // Neither answered by itself: packets of b came to the second one.
+    let seen = second.wire.seen.as_ref().unwrap().lock().unwrap().len();
+    assert!(seen > 2 * 1288, "{seen}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_goes_on_byte_for_byte_when_its_path_dies_and_again_when_the_next_one_does() {
+    let ends = Ends::new();
+    let one = Relay::start(&ends.cluster, "t1", Limits::default());
+    let two = Relay::start(&ends.cluster, "t2", Limits::default());
+    let (here, there) = ends.session().await;
+    ends.until("two relays stand by", |views| proved_flows(views) >= 2)
+        .await;
+    assert!(matches!(ends.active().unwrap().route, Route::Direct(_)));
+    let stop = CancellationToken::new();
+    let dying = async {
+        let mut used = Vec::new();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        ends.cut();
+        let died = Instant::now();
+        ends.until("a relay is taken", |views| {
+            views
+                .iter()
+                .any(|view| view.active && matches!(view.route, Route::Flow { .. }))
+        })
+        .await;
+        used.push(died.elapsed());
+        let taken = via(ends.active().unwrap().route);
+        let (taken, left) = match taken == one.address {
+            true => (one, two),
+            false => (two, one),
+        };
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let died = Instant::now();
+        let gone = taken.kill().await;
+        ends.until("the other relay is taken", |views| {
+            views
+                .iter()
+                .any(|view| view.active && via(view.route) == left.address)
+        })
+        .await;
+        used.push(died.elapsed());
+        assert_ne!(gone, left.address);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        stop.cancel();
+        (used, left)
+    };
+    let ((used, _left), (count, longest)) =
+        tokio::join!(dying, numbers(&here, &there, stop.clone()));
+    println!("{count} numbers, the longest pause {longest:?}; paths left after {used:?}");
+    assert!(count > 500);
+    question_and_answer(&here, &there).await;
+}
+
+#[tokio::test]
+async fn a_relay_that_leaves_is_left_before_it_goes() {
+    let ends = Ends::new();
+    let one = Relay::start(&ends.cluster, "t1", Limits::default());
+    ends.cut();
+    let (here, there) = ends.session().await;
+    let two = Relay::start(&ends.cluster, "t2", Limits::default());
+    ends.until("the other stands by", |views| proved_flows(views) >= 2)
+        .await;
+    let (leaving, name, staying) = match via(ends.active().unwrap().route) == one.address {
+        true => (one, "t1", two),
+        false => (two, "t2", one),
+    };
+    // As the master tells of a relay that drains.
+    ends.cluster.change(|roster| {
+        let mut nodes = roster.nodes.iter_mut();
+        let node = nodes.find(|node| node.id.as_str() == name).unwrap();
+        node.transit.clear();
+    });
+    leaving.draining.cancel();
+    ends.until("it is left", |views| {
+        views.iter().all(|view| via(view.route) != leaving.address)
+    })
+    .await;
+    tokio::time::timeout(DEADLINE, leaving.running)
+        .await
+        .expect("it ends by itself")
+        .unwrap();
+    question_and_answer(&here, &there).await;
+    assert_eq!(via(ends.active().unwrap().route), staying.address);
+}
+
+#[tokio::test]
+async fn a_direct_path_is_taken_again_once_it_has_worked_for_a_while() {
+    let ends = Ends::new();
+    let _relay = Relay::start(&ends.cluster, "t1", Limits::default());
+    ends.cut();
+    let (here, there) = ends.session().await;
+    for wire in &ends.wires {
+        wire.mend();
+    }
+    ends.until("the direct path is proved", |views| {
+        let is = |view: &View| {
+            matches!(view.route, Route::Direct(_)) && view.standing == Standing::Proved
+        };
+        views.iter().any(is)
+    })
+    .await;
+    question_and_answer(&here, &there).await;
+}
+
+#[tokio::test]
+async fn a_relay_sees_nothing_of_what_it_carries() {
+    const CANARY: &[u8] = b"canary-8d1f6c-in-plain-text";
+    let ends = Ends::new();
+    let relay = Relay::start(&ends.cluster, "t1", Limits::default());
+    ends.cut();
+    let (here, there) = ends.session().await;
+    let mut send = here.open_uni().await.unwrap();
+    for _ in 0..200 {
+        send.write(Bytes::from_static(CANARY)).await.unwrap();
+    }
+    send.finish().unwrap();
+    let mut recv = there.accept_uni().await.unwrap();
+    assert_eq!(read_all(&mut recv).await, CANARY.repeat(200));
+    let seen = relay.wire.seen.as_ref().unwrap().lock().unwrap().clone();
+    assert!(seen.len() > 200 * CANARY.len(), "{}", seen.len());
+    assert!(!seen.windows(8).any(|bytes| bytes == &CANARY[..8]));
+    // Its own ids it does see: the capture is one.
+    assert!(seen.windows(2).any(|bytes| bytes == b"t1"));
+}
+
+#[tokio::test]
+async fn a_relay_forwards_nothing_for_strangers_and_to_nobody_else() {
+    let ends = Ends::new();
+    let relay = Relay::start(&ends.cluster, "t1", Limits::default());
+    ends.cut();
+    let (here, there) = ends.session().await;
+    let Route::Flow { id: flow, .. } = ends.active().unwrap().route else {
+        panic!("it goes through the relay");
+    };
+    let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
+    stranger.set_nonblocking(true).unwrap();
+    for kind in [
+        Kind::Flow,
+        Kind::Ping,
+        Kind::Pong,
+        Kind::Claim,
+        Kind::Verdict,
+        Kind::Direct,
+    ] {
+        for label in [flow, Label::NONE, Label::from_random(77)] {
+            let header = Header { kind, label }.to_wire();
+            for len in [0, 1, 40, 1280] {
+                let packet = [&header[..], &vec![0x41; len]].concat();
+                stranger.send_to(&packet, relay.address).unwrap();
+            }
+        }
+    }
+    // What came before them came through, so they were looked at.
+    question_and_answer(&here, &there).await;
+    let seen = relay.wire.seen.as_ref().unwrap().lock().unwrap().clone();
+    assert!(!seen.windows(32).any(|bytes| bytes == [0x41; 32]));
+    assert_eq!(
+        stranger.recv(&mut [0; 2000]).unwrap_err().kind(),
+        io::ErrorKind::WouldBlock
+    );
+}
+
+#[tokio::test]
+async fn a_node_that_is_revoked_is_forwarded_for_no_more() {
+    let ends = Ends::new();
+    let relay = Relay::start(&ends.cluster, "t1", Limits::default());
+    ends.cut();
+    let (here, _there) = ends.session().await;
+    ends.cluster.unlist("b");
+    here.closed().await;
+    assert!(ends.a.open(&id("b"), request("/")).await.is_err());
+    let before = relay.wire.seen.as_ref().unwrap().lock().unwrap().len();
+    let refused = ends.a.open(&id("b"), request("/")).await;
+    assert!(refused.is_err());
+    let after = relay.wire.seen.as_ref().unwrap().lock().unwrap().len();
+    assert_eq!(before, after);
+}
+
+#[tokio::test]
+async fn a_flow_that_sends_too_much_is_held_to_its_rate_and_the_session_lives() {
+    let ends = Ends::new();
+    // 400 packets a second are some 4 Mbit/s.
+    let limits = Limits {
+        packets_per_second: 400,
+        ..Limits::default()
+    };
+    let _relay = Relay::start(&ends.cluster, "t1", limits);
+    ends.cut();
+    let (here, there) = ends.session().await;
+    let started = Instant::now();
+    let sending = async {
+        let mut send = here.open_uni().await.unwrap();
+        send.write(Bytes::from(vec![7; 1_000_000])).await.unwrap();
+        send.finish().unwrap();
+    };
+    let receiving = async {
+        let mut recv = there.accept_uni().await.unwrap();
+        read_all(&mut recv).await.len()
+    };
+    let ((), received) = tokio::join!(sending, receiving);
+    assert_eq!(received, 1_000_000);
+    // 820 packets of data alone, and acknowledgements: two seconds at least.
+    assert!(
+        started.elapsed() >= Duration::from_millis(1_900),
+        "{:?}",
+        started.elapsed()
+    );
+}
