@@ -49,11 +49,7 @@ impl Storage for Directory {
     }
 
     async fn take(&self) -> Result<Taken, Trouble> {
-        Ok(Taken::Ours {
-            record: None,
-            pending: None,
-            pair: None,
-        })
+        Ok(Taken::Ours(Box::default()))
     }
 
     async fn keep(&self) {

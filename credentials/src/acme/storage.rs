@@ -73,17 +73,21 @@ pub(super) trait Storage: Send + Sync + 'static {
 /// What came of asking for the right to order.
 pub(super) enum Taken {
     /// It is ours.
-    Ours {
-        /// How authorities have fared, where others know better than this process.
-        record: Option<Record>,
-        /// An order that was placed, and not brought to its end.
-        pending: Option<Pending>,
-        /// A pair that is newer than what was heard of.
-        pair: Option<(Pair, Issued)>,
-    },
+    Ours(Box<Left>),
     #[expect(dead_code, reason = "a gateway alone is never told so")]
     /// Somebody else has it; worth another question after this time.
     Elsewhere(Duration),
+}
+
+/// What whoever had the right before has left.
+#[derive(Default)]
+pub(super) struct Left {
+    /// How authorities have fared, where others know better than this process.
+    pub(super) record: Option<Record>,
+    /// An order that was placed, and not brought to its end.
+    pub(super) pending: Option<Pending>,
+    /// A pair that is newer than what was heard of.
+    pub(super) pair: Option<(Pair, Issued)>,
 }
 
 /// An order under way.

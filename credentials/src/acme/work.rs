@@ -28,7 +28,7 @@ use super::{
     machine::{Action, Certificate, Event, Machine, Reason, Standing, Time},
     metrics as names,
     schedule::{Backoff, Record, Validity, Window},
-    storage::{Pending, Storage, Taken},
+    storage::{Left, Pending, Storage, Taken},
     trust,
 };
 use crate::{
@@ -209,12 +209,8 @@ impl<S: Storage> Work<S> {
         store: &Store,
         installed: &watch::Sender<bool>,
     ) -> Option<Duration> {
-        let (record, pending, pair) = match self.storage.take().await {
-            Ok(Taken::Ours {
-                record,
-                pending,
-                pair,
-            }) => (record, pending, pair),
+        let left = match self.storage.take().await {
+            Ok(Taken::Ours(left)) => *left,
             Ok(Taken::Elsewhere(pause)) => return Some(pause),
             Err(trouble) => {
                 let error = &trouble.said;
@@ -223,6 +219,11 @@ impl<S: Storage> Work<S> {
             }
         };
         self.is_ours = true;
+        let Left {
+            record,
+            pending,
+            pair,
+        } = left;
         if let Some(record) = record {
             machine.fared(self.backoffs(&record));
         }
