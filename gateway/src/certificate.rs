@@ -78,7 +78,7 @@ pub(crate) fn check(certificate: &Certificate) -> Vec<Finding> {
                 .map(|secret| source::check_file(&secret, None, |_| Ok::<_, source::Error>(())));
             let mut findings: Vec<_> = keys.collect();
             if wanted.is_shared() {
-                findings.push(source::check_file(FLEET_KEY, None, |text| Ring::read(text)));
+                findings.push(source::check_file(FLEET_KEY, None, Ring::read));
             }
             findings
         }
