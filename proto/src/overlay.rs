@@ -39,3 +39,10 @@ pub trait Authenticator: Send + Sync {
     /// Whether one of `tags` shows that `message` is by `peer` and for this node.
     fn verify(&self, peer: &NodeId, message: &[u8], tags: &[Tag]) -> bool;
 }
+
+/// When simulated time begins.
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "any time will do")]
+fn beginning() -> std::time::Instant {
+    std::time::Instant::now()
+}

@@ -14,13 +14,14 @@ use std::{
     time::Duration,
 };
 
-use instant_acme::{ChallengeType, KeyAuthorization};
+use aws_lc_rs::digest;
+use instant_acme::ChallengeType;
 use metrics::counter;
 use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
 
-use super::metrics as names;
+use super::{machine::Reason, metrics as names, work::failure::Trouble};
 
 /// Connections at once: an authority comes from some five places for each name, and a hundred names are
 /// validated side by side at most.
@@ -66,12 +67,30 @@ impl fmt::Display for Kind {
     }
 }
 
+/// What answers one challenge.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Answered {
+    /// The name that is validated.
+    pub(super) name: String,
+    /// The challenge's token.
+    pub(super) token: String,
+    /// Token and account (RFC 8555, section 8.1).
+    pub(super) key_authorization: String,
+}
+
 /// The answers that are up. Clones share them.
 #[derive(Clone)]
 pub(super) struct Answers {
     kind: Kind,
+    up: Arc<Mutex<Up>>,
+}
+
+#[derive(Default)]
+struct Up {
     /// By token for http-01, by the name that TLS asks for otherwise.
-    up: Arc<Mutex<HashMap<String, Answer>>>,
+    answers: HashMap<String, Answer>,
+    /// Which of them are for which certificate.
+    of: HashMap<String, Vec<String>>,
 }
 
 #[derive(Clone)]
@@ -90,41 +109,51 @@ impl Answers {
         }
     }
 
-    /// Puts up what answers one challenge for `name`.
-    pub(super) fn put_up(
-        &self,
-        name: &str,
-        token: &str,
-        key_authorization: &KeyAuthorization,
-    ) -> Result<(), rcgen::Error> {
-        let (key, answer) = match self.kind {
+    /// Puts up what answers challenges for a certificate, in the place of what was up for it.
+    pub(super) fn put_up(&self, of: &str, answers: &[Answered]) -> Result<(), Trouble> {
+        let refused = |error: rcgen::Error| Trouble::new(Reason::Refused, error.to_string());
+        let answer = |answered: &Answered| match self.kind {
             Kind::Http01 => {
-                let text = key_authorization.as_str().to_owned();
-                (token.to_owned(), Answer::Text(text))
+                let text = answered.key_authorization.clone();
+                Ok((answered.token.clone(), Answer::Text(text)))
             }
             Kind::TlsAlpn01 => {
-                let certificate = tls_alpn01::certificate(name, key_authorization.digest())?;
-                (
-                    tls_alpn01::server_name(name),
-                    Answer::Certificate(Arc::new(certificate)),
-                )
+                let text = answered.key_authorization.as_bytes();
+                let digest = digest::digest(&digest::SHA256, text);
+                let certificate = tls_alpn01::certificate(&answered.name, digest)?;
+                let name = tls_alpn01::server_name(&answered.name);
+                Ok((name, Answer::Certificate(Arc::new(certificate))))
             }
         };
-        self.table().insert(key, answer);
+        let new = answers.iter().map(answer).collect::<Result<Vec<_>, _>>();
+        let new = new.map_err(refused)?;
+        let mut up = self.table();
+        up.take_down(of);
+        let keys = new.iter().map(|(key, _)| key.clone()).collect();
+        up.of.insert(of.to_owned(), keys);
+        up.answers.extend(new);
         Ok(())
     }
 
-    /// Takes all of them down.
-    pub(super) fn take_down(&self) {
-        self.table().clear();
+    /// Takes down what is up for a certificate.
+    pub(super) fn take_down(&self, of: &str) {
+        self.table().take_down(of);
     }
 
     fn find(&self, key: &str) -> Option<Answer> {
-        self.table().get(key).cloned()
+        self.table().answers.get(key).cloned()
     }
 
-    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<String, Answer>> {
+    fn table(&self) -> std::sync::MutexGuard<'_, Up> {
         self.up.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Up {
+    fn take_down(&mut self, of: &str) {
+        for key in self.of.remove(of).unwrap_or_default() {
+            self.answers.remove(&key);
+        }
     }
 }
 

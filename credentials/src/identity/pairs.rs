@@ -28,8 +28,11 @@ const KEPT: usize = 4096;
 pub(super) struct Pairs {
     present: watch::Receiver<Arc<Present>>,
     roster: watch::Receiver<Arc<Roster>>,
-    keys: Mutex<HashMap<(PublicKey, PublicKey), Option<Arc<MacKey>>>>,
+    keys: Mutex<HashMap<Pair, Option<Arc<MacKey>>>>,
 }
+
+/// This node's public key, and the other's.
+type Pair = (PublicKey, PublicKey);
 
 impl Pairs {
     pub(super) fn new(

@@ -82,14 +82,14 @@ fn hand_on(overflow: &mut Overflow, bufs: &mut [IoSliceMut<'_>], meta: &mut [Rec
 }
 
 fn under(addr: SocketAddr, len: usize, stride: usize, ecn: Option<EcnCodepoint>) -> RecvMeta {
-    let mut meta = RecvMeta::default();
-    meta.addr = addr;
-    meta.len = len;
-    meta.stride = stride;
-    meta.ecn = ecn;
-    // With one, QUIC would want to send from it.
-    meta.dst_ip = None;
-    meta
+    RecvMeta {
+        addr,
+        len,
+        stride,
+        ecn,
+        // With one, QUIC would want to send from it.
+        dst_ip: None,
+    }
 }
 
 impl Shared {

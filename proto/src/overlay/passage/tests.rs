@@ -3,7 +3,10 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::overlay::transit::{Flows, Limits};
+use crate::overlay::{
+    beginning,
+    transit::{Flows, Limits},
+};
 
 fn id(id: &str) -> NodeId {
     id.parse().unwrap()
@@ -59,7 +62,7 @@ struct World {
 impl World {
     fn new(hops: u8) -> Self {
         let roster = roster(3);
-        let now = Instant::now();
+        let now = beginning();
         let hops: Vec<_> = (1..=hops)
             .map(|last| Hop {
                 node: id(&format!("t{last}")),

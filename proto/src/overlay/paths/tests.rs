@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::overlay::beginning;
 
 fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -50,7 +51,7 @@ struct World {
 
 impl World {
     fn new(links: &[(Route, Link)], rate: u64) -> Self {
-        let now = Instant::now();
+        let now = beginning();
         let mut paths = Paths::default();
         let routes: Vec<_> = links.iter().map(|(route, _)| *route).collect();
         paths.list(&routes, now);
@@ -113,7 +114,8 @@ impl World {
             // The same numbers in each run, and nothing to do with the links'.
             let drawn = ping.nonce.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
             let lost = (drawn % 1000) < u64::from(link.lost);
-            if !link.dead && !lost && !(link.narrow && ping.full) {
+            let too_large = link.narrow && ping.full;
+            if !(link.dead || lost || too_large) {
                 self.answers.push((now + link.round_trip, ping.nonce));
             }
         }

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{control::Node, id::PublicKey};
+use crate::{control::Node, id::PublicKey, overlay::beginning};
 
 fn id(id: &str) -> NodeId {
     id.parse().unwrap()
@@ -81,7 +81,7 @@ impl Relay {
         Self {
             flows: Flows::new(id(name), limits),
             roster: usual(),
-            now: Instant::now(),
+            now: beginning(),
             drawn: 100,
         }
     }
