@@ -360,10 +360,12 @@ async fn roster(
         signed.epoch >= least && after.is_none_or(|after| signed.epoch > Epoch(after))
     });
     let answer = tokio::select! {
+        biased;
         newer = newer => newer.ok().map(|current| current.clone()),
         () = tokio::time::sleep(api.poll_timeout) => None,
         () = api.leaving.cancelled() => return Err(Refusal::Leaving),
         () = api.registry.behind() => return Err(Refusal::Behind(store::Error::TooSlow)),
+        () = api.registry.mute() => return Err(Refusal::RosterNotSigned),
     };
     let Some(current) = answer else {
         let current = entity_tag(api.registry.signed().borrow().epoch);

@@ -22,6 +22,7 @@ use crate::{
     identity,
     keys::Pace,
     keyvault,
+    signing::{self, RawSigning},
 };
 
 /// Configuration as it is written, in table `master`. Every key may be left out; those without a
@@ -74,6 +75,9 @@ pub struct Raw {
     pub max_connections: usize,
     /// Requests a second that one operator may send on average; ten seconds' worth may come at once.
     pub operator_rate: u32,
+    /// The vault whose key signs; unless given, keys are in the database.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signing: Option<RawSigning>,
     /// The KeyVault that the master has in it; none unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keyvault: Option<keyvault::config::RawVault>,
@@ -124,6 +128,7 @@ impl Default for Raw {
             drain_timeout: Duration::from_secs(5),
             max_connections: 4096,
             operator_rate: 50,
+            signing: None,
             keyvault: None,
             services: Vec::new(),
         }
@@ -159,6 +164,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// What a client can make the master hold.
     pub limits: Limits,
+    /// The vault whose key signs.
+    pub signing: Option<signing::Config>,
     /// The KeyVault that the master has in it.
     pub keyvault: Option<keyvault::config::Vault>,
     /// The services, in lower case and without duplicates.
@@ -243,6 +250,10 @@ impl TryFrom<Raw> for Config {
         let keyvault = keyvault.map_err(|invalid: Invalid| {
             Invalid::new(format!("keyvault.{}", invalid.key), invalid.problem)
         })?;
+        let signing = raw.signing.map(TryInto::try_into).transpose();
+        let signing = signing.map_err(|invalid: Invalid| {
+            Invalid::new(format!("signing.{}", invalid.key), invalid.problem)
+        })?;
         Ok(Self {
             listen: raw.listen,
             cluster,
@@ -268,6 +279,7 @@ impl TryFrom<Raw> for Config {
                 operator_rate: raw.operator_rate,
                 ..Limits::default()
             },
+            signing,
             keyvault,
             services: services(raw.services)?,
             master_key: None,

@@ -488,7 +488,8 @@ async fn list_keys(
     api.operator(&headers, &asked, OperatorRole::Viewer).await?;
     let ring = api.registry.ring();
     // By age, and not by name: their numbers are how the next page is asked for.
-    let numbered = ring.lives.iter().enumerate();
+    let lives = ring.lives();
+    let numbered = lives.iter().enumerate();
     let (page, next) = PageQuery::read(query)?.of(numbered, |(number, _)| format!("{number:06}"));
     let keys = page.into_iter().map(|(_, life)| key_status(life)).collect();
     Ok(Json(KeyPage { keys, next }))
@@ -542,9 +543,10 @@ async fn rotate_key(
     let order = asking.order(&operator, Action::Rotate, path, String::new())?;
     let kid = api.registry.rotate_key(reason, pace, order).await?;
     let ring = api.registry.ring();
-    let made = ring.lives.iter().find(|life| life.kid == kid);
+    let lives = ring.lives();
+    let made = lives.iter().find(|life| life.kid == kid);
     // It is there, unless another master has rotated again meanwhile.
-    let made = made.or(ring.lives.last()).map(key_status);
+    let made = made.or(lives.last()).map(key_status);
     Ok((StatusCode::CREATED, Json(made.ok_or(Refusal::NotFound)?)))
 }
 

@@ -6,7 +6,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use wavry_credentials::{redact, token::Rejected};
+use wavry_credentials::{redact, signer::SignError, token::Rejected};
 use wavry_proto::{control::Problem, id::ServiceName, token::OperatorRole};
 
 use crate::{
@@ -112,6 +112,9 @@ pub enum Refusal {
     /// A key is on its way already.
     #[error("a new key is published already, and signs in its turn")]
     RotationUnderWay,
+    /// Another key began to sign meanwhile.
+    #[error("another rotation was faster; look at the keys, and ask again if that was not yours")]
+    RotationOvertaken,
     /// No further subject can be revoked.
     #[error("{} subjects are revoked already", store::MAX_REVOCATIONS)]
     TooManyRevocations,
@@ -142,6 +145,12 @@ pub enum Refusal {
     /// The request cannot be put on record, so it is not served.
     #[error("the audit log cannot be written; try again")]
     NotAudited(#[source] store::Error),
+    /// What was decided could not be signed.
+    #[error("the key that signs is in a vault that does not sign now; try again")]
+    NotSigned(#[source] SignError),
+    /// The newest roster could not be signed.
+    #[error("the newest roster cannot be signed now; ask another master")]
+    RosterNotSigned,
     /// What is asked for might be older than what another master has answered.
     #[error("this master cannot reach its database; ask another")]
     Behind(#[source] store::Error),
@@ -220,6 +229,7 @@ impl Refusal {
                 "Too many services",
             ),
             Self::RotationUnderWay => (S::CONFLICT, "rotation-under-way", "Rotation under way"),
+            Self::RotationOvertaken => (S::CONFLICT, "rotation-overtaken", "Rotation overtaken"),
             Self::TooManyRevocations => (
                 S::INSUFFICIENT_STORAGE,
                 "too-many-revocations",
@@ -246,6 +256,9 @@ impl Refusal {
             ),
             Self::Leaving => (S::SERVICE_UNAVAILABLE, "leaving", "Shutting down"),
             Self::Behind(_) => (S::SERVICE_UNAVAILABLE, "behind", "Not current"),
+            Self::NotSigned(_) | Self::RosterNotSigned => {
+                (S::SERVICE_UNAVAILABLE, "not-signed", "Not signed")
+            }
             Self::Internal(_) => (S::INTERNAL_SERVER_ERROR, "internal", "Internal error"),
         }
     }
@@ -295,6 +308,7 @@ impl From<RotateError> for Refusal {
     fn from(error: RotateError) -> Self {
         match error {
             RotateError::UnderWay => Self::RotationUnderWay,
+            RotateError::Overtaken => Self::RotationOvertaken,
             RotateError::Store(error) => error.into(),
         }
     }
@@ -353,6 +367,12 @@ impl IntoResponse for Refusal {
             Self::Internal(error) | Self::NotAudited(error) | Self::Behind(error) => {
                 tracing::error!(error = error as &dyn std::error::Error, "request failed")
             }
+            Self::NotSigned(error) => {
+                tracing::error!(
+                    error = error as &dyn std::error::Error,
+                    "nothing was signed"
+                );
+            }
             _ => tracing::debug!(problem = word, "request refused"),
         }
         let problem = Problem {
@@ -369,7 +389,9 @@ impl IntoResponse for Refusal {
             HeaderValue::from_static("application/problem+json"),
         );
         let wait = match &self {
-            Self::NotAudited(_) | Self::Behind(_) => Some(1),
+            Self::NotAudited(_) | Self::Behind(_) | Self::NotSigned(_) | Self::RosterNotSigned => {
+                Some(1)
+            }
             Self::KeyUnderWay => Some(1),
             Self::TooManyRequests(wait) | Self::TooManyKeys(wait) => {
                 Some(wait.as_secs().saturating_add(1))

@@ -83,6 +83,12 @@ pub enum Error {
     /// The secret `master_key` is a key that was revoked.
     #[error("the master key is one that was revoked; make a new one")]
     RevokedKey,
+    /// A key that signs is in a vault that the configuration does not have.
+    #[error("a key that signs is {0} in a vault, and master.signing names no such key")]
+    NoVault(String),
+    /// A key that signs cannot be opened.
+    #[error("a key that signs is sealed under the secret master_key, and there is none")]
+    NoMasterKey,
     /// An order that was not carried out, and about whose key that is.
     #[error(transparent)]
     Once(#[from] OnceError),
@@ -114,6 +120,8 @@ impl Error {
             | Self::InUse(_)
             | Self::Row(_)
             | Self::Once(_)
+            | Self::NoVault(_)
+            | Self::NoMasterKey
             | Self::RevokedKey => false,
         }
     }

@@ -9,6 +9,7 @@ use std::{
 use wavry_credentials::{
     audit::{self, Action, Event},
     clock::Clock,
+    signer::{Signer, sign},
     token::{Scope, SigningKey, digest},
 };
 use wavry_proto::{
@@ -20,9 +21,10 @@ use super::Sabotage;
 use crate::{
     database::Location,
     identity::{self, Lives},
-    keys::{self, due},
+    keys::{self, Due, due},
     presence::{Presence, Report},
     ring::Ring,
+    signing::Custody,
     store::{Admission, Announcement, RegisterError, Snapshot, Store, keys::Rotation},
 };
 
@@ -38,7 +40,7 @@ const KEY_OVERLAP: u64 = 700;
 pub(super) struct Master {
     file: PathBuf,
     audit_key: Arc<audit::Key>,
-    key: SigningKey,
+    custody: Custody,
     pub(super) cluster: ClusterName,
     /// What the wall clock shows is so much more than the time that it is.
     pub(super) skew: i64,
@@ -65,7 +67,7 @@ impl Master {
         Self {
             file,
             audit_key: Arc::new(audit::Key::from_paserk(&audit_key, cluster.clone()).unwrap()),
-            key: SigningKey::generate(),
+            custody: SigningKey::generate().into(),
             cluster,
             skew: 0,
             sabotage,
@@ -80,7 +82,7 @@ impl Master {
             .unwrap();
         let clock = Clock::default();
         let shown = clock.read(wall(now, self.skew), Duration::ZERO).as_secs();
-        store.adopt(&self.key, shown).await.unwrap();
+        store.adopt(&self.custody, shown).await.unwrap();
         let (snapshot, keys) = store.state().await.unwrap();
         let started = Instant::now();
         let nodes = snapshot.nodes.iter().map(|node| node.id.clone());
@@ -88,13 +90,13 @@ impl Master {
             presence: Presence::new(nodes, started),
             started: (now, started),
             clock,
-            ring: Ring::of(keys, &self.key).unwrap(),
+            ring: Ring::of(keys, &self.custody).unwrap(),
             identities: Vec::new(),
             roster: Roster::empty(self.cluster.clone()),
             token: String::new(),
             store,
         };
-        running.serve(snapshot, &self.cluster, shown);
+        running.serve(snapshot, &self.cluster, shown).await;
         self.running = Some(running);
     }
 
@@ -121,14 +123,14 @@ impl Master {
 
     async fn publish(&mut self, changed: Option<Snapshot>, now: u64) {
         let Some(snapshot) = changed else { return };
-        let (key, cluster) = (&self.key, self.cluster.clone());
+        let (custody, cluster) = (&self.custody, self.cluster.clone());
         let skew = self.skew;
         let running = self.running.as_mut().unwrap();
         let elapsed = Duration::from_secs(now - running.started.0);
         let shown = running.clock.read(wall(now, skew), elapsed).as_secs();
         let (_, keys) = running.store.state().await.unwrap();
-        running.ring = Ring::of(keys, key).unwrap();
-        running.serve(snapshot, &cluster, shown);
+        running.ring = Ring::of(keys, custody).unwrap();
+        running.serve(snapshot, &cluster, shown).await;
     }
 
     pub(super) async fn register(
@@ -225,11 +227,21 @@ impl Master {
             let changed = running.store.silence(&silent).await.unwrap();
             self.publish(changed, now).await;
         }
-        let key = &self.key;
+        let custody = &self.custody;
         let running = self.running.as_mut().unwrap();
         let pace = pace(sabotage);
-        if !due(&running.ring.lives, &pace, shown).is_empty() {
-            let turned = running.store.turn_keys(key, &cluster, pace, shown);
+        let due = due(&running.ring.lives(), &pace, shown);
+        if !due.is_empty() {
+            let successor = match due.contains(&Due::Rotate) {
+                true => Some(
+                    custody
+                        .successor(&running.ring, &cluster, false)
+                        .await
+                        .unwrap(),
+                ),
+                false => None,
+            };
+            let turned = running.store.turn_keys(successor.as_ref(), pace, shown);
             let (_, changed) = turned.await.unwrap();
             self.publish(changed, now).await;
         }
@@ -252,7 +264,7 @@ impl Master {
     }
 
     pub(super) async fn rotate_key(&mut self, is_compromised: bool, now: u64) {
-        let (cluster, sabotage, key) = (self.cluster.clone(), self.sabotage, &self.key);
+        let (cluster, sabotage, custody) = (self.cluster.clone(), self.sabotage, &self.custody);
         let (skew, running) = (self.skew, self.running.as_mut());
         let Some(running) = running else { return };
         let elapsed = Duration::from_secs(now - running.started.0);
@@ -262,7 +274,9 @@ impl Master {
             false => Rotation::InTurn(pace(sabotage)),
         };
         let order = event("").into();
-        let rotated = running.store.rotate(key, &cluster, rotation, shown, &order);
+        let successor = custody.successor(&running.ring, &cluster, is_compromised);
+        let successor = successor.await.unwrap();
+        let rotated = running.store.rotate(&successor, rotation, shown, &order);
         if let Ok(done) = rotated.await {
             self.publish(done.changed, now).await;
         }
@@ -319,11 +333,11 @@ impl Master {
 
 impl Running {
     /// The key that signs now.
-    pub(super) fn signing(&self) -> &SigningKey {
-        &self.ring.signing
+    pub(super) fn signing(&self) -> &dyn Signer {
+        &*self.ring.signing
     }
 
-    fn serve(&mut self, snapshot: Snapshot, cluster: &ClusterName, shown: u64) {
+    async fn serve(&mut self, snapshot: Snapshot, cluster: &ClusterName, shown: u64) {
         self.identities.clone_from(&snapshot.identities);
         self.roster = snapshot.into_roster(cluster.clone(), shown);
         let scope = Scope {
@@ -331,7 +345,7 @@ impl Running {
             audience: "nodes",
             binding: &[],
         };
-        self.token = self.ring.signing.sign(&self.roster, scope);
+        self.token = sign(self.signing(), &self.roster, scope).await.unwrap();
     }
 }
 

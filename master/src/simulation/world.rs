@@ -6,7 +6,10 @@ use std::{
 };
 
 use tempfile::TempDir;
-use wavry_credentials::token::{Grounds, Scope, digest};
+use wavry_credentials::{
+    signer::sign,
+    token::{Grounds, Scope, digest},
+};
 use wavry_proto::{
     control::{Role, Roster, Vouched},
     id::{Epoch, NodeId, PublicKey, ServiceName},
@@ -238,7 +241,7 @@ impl World {
                     }
                 }
             }
-            Event::Issue(ttl) => self.issue(ttl),
+            Event::Issue(ttl) => self.issue(ttl).await,
             Event::Open(gateway) => {
                 self.open(gateway);
             }
@@ -284,7 +287,7 @@ impl World {
         roster.node(id).map(|node| node.registration)
     }
 
-    fn issue(&mut self, ttl: u64) {
+    async fn issue(&mut self, ttl: u64) {
         let Some(iat) = self.master.time(self.now) else {
             return;
         };
@@ -310,7 +313,7 @@ impl World {
                 .iter()
                 .any(|r| r.subject == digest(name) && iat <= r.through);
             self.tokens.push(Issued {
-                token: running.signing().sign(&claims, scope),
+                token: sign(running.signing(), &claims, scope).await.unwrap(),
                 subject,
                 iat,
                 exp,

@@ -175,7 +175,7 @@ async fn each_route_of_the_document_serves_the_roles_that_reach_so_far_and_nobod
     let identity = Identity::generate();
     let token = sign(&world, &claims("1"));
     assert_eq!(wire.register(&identity, &token, "1").await, said(201, ""));
-    let session = world.issuer().session_token(
+    let session = world.issuer().session(
         &service("echo"),
         "ann".into(),
         None,
@@ -185,7 +185,7 @@ async fn each_route_of_the_document_serves_the_roles_that_reach_so_far_and_nobod
     let strangers = [
         (None, "token-missing"),
         (Some("nonsense".to_owned()), "token-malformed"),
-        (Some(session.unwrap()), "token-not-verified"),
+        (Some(world.signed(&session.unwrap())), "token-not-verified"),
         (Some(sign(&world, &claims("2"))), "token-not-verified"),
         (
             Some(wire.bearer(&world, &identity, &node_id("exit"))),
