@@ -31,7 +31,7 @@ use crate::{
     ring::Ring,
     signing::{self, Custody, Successor},
     store::{
-        self, Admission, Announcement, Done, Order, RegisterError, RevokeError,
+        self, Admission, Announcement, Done, Move, Order, RegisterError, RevokeError,
         RotateIdentityError, Snapshot, Store, keys::Rotation,
     },
 };
@@ -407,6 +407,18 @@ impl Registry {
             Ok::<_, RevokeError>(revoked)
         });
         revoked.await.map(|revoked| revoked.outcome)
+    }
+
+    /// Has a node be elsewhere, or take another share; nodes are told at once.
+    pub(crate) async fn place_node(
+        &self,
+        node: NodeId,
+        to: Move,
+        order: Order,
+    ) -> Result<(), Refusal> {
+        let placed =
+            self.carry_out(async move |shared| shared.store.place_node(&node, &to, &order).await);
+        placed.await.map(|placed| placed.outcome)
     }
 
     /// Makes a service or changes it; nodes are told at once. Whether it is new.

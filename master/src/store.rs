@@ -11,6 +11,7 @@ mod issue;
 pub(crate) mod keys;
 mod once;
 mod open;
+mod placement;
 mod presence;
 mod revocation;
 mod service;
@@ -38,7 +39,7 @@ use wavry_proto::{
 use crate::{
     database::{
         InUse, Unreachable,
-        sql::{Pool, Row, Source, Transaction, query},
+        sql::{Pool, Source, Transaction, query},
     },
     identity::Lives,
 };
@@ -48,6 +49,7 @@ use keys::Kept;
 pub use identity::RotateIdentityError;
 pub use once::{Done, KEPT, MAX_KEPT, Once, OnceError, Order};
 pub(crate) use open::schema;
+pub use placement::{Move, MoveError};
 pub use revocation::{MAX_REVOCATIONS, RevokeError};
 pub use service::{MAX_SERVICES, ServiceError};
 
@@ -677,20 +679,6 @@ async fn write_announcement(
     Ok(revision.number(0)?)
 }
 
-/// From columns 4 and 5.
-fn read_placement(row: &Row) -> Result<Placement, Error> {
-    let region: String = row.get(4)?;
-    let weight = u16::try_from(row.number(5)?).ok();
-    let weight = weight.and_then(|weight| weight.try_into().ok());
-    Ok(Placement {
-        region: match region.as_str() {
-            "" => None,
-            region => Some(region.parse().map_err(|_| Error::Row("node"))?),
-        },
-        weight: weight.ok_or(Error::Row("node"))?,
-    })
-}
-
 async fn read_snapshot(transaction: &mut Transaction) -> Result<Snapshot, Error> {
     let mut snapshot = Snapshot {
         epoch: read_epoch(&mut *transaction).await?,
@@ -743,7 +731,7 @@ async fn read_nodes(transaction: &mut Transaction) -> Result<(Vec<Node>, Vec<Liv
             addresses: Vec::new(),
             services: Vec::new(),
             registration: row.number(3)?,
-            placement: read_placement(&row)?,
+            placement: placement::read(&row, 4)?,
         });
     }
     let of = |id: String| position.get(&id).copied().ok_or(Error::Row("node"));
