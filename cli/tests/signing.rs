@@ -288,6 +288,12 @@ async fn without_the_vault_sessions_go_on_signing_is_refused_in_time_and_goes_on
     echo(&session, b"it goes on").await.unwrap();
     let opened = native.open(&format!("/closed?token={kept_token}")).await;
     echo(&opened, b"opened without a vault").await.unwrap();
+    // Nodes are told so, and not left to wait.
+    let deadline = Instant::now() + DEADLINE;
+    while cluster.metric("gateway", "wavry_node_master_failures_total") == 0.0 {
+        assert!(Instant::now() < deadline, "the gateway waits");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     // A master starts without one, as it knows the public half, and says that it cannot sign.
     cluster.restart_master();
     wait_for_metric(&cluster, "wavry_master_signs", 0.0).await;

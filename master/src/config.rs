@@ -75,6 +75,9 @@ pub struct Raw {
     pub max_connections: usize,
     /// Requests a second that one operator may send on average; ten seconds' worth may come at once.
     pub operator_rate: u32,
+    /// Registrations a second on average, and a fifth as many attempts of one address; ten seconds' worth may come at
+    /// once.
+    pub registration_rate: u32,
     /// The vault whose key signs; unless given, keys are in the database.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signing: Option<RawSigning>,
@@ -128,6 +131,7 @@ impl Default for Raw {
             drain_timeout: Duration::from_secs(5),
             max_connections: 4096,
             operator_rate: 50,
+            registration_rate: 100,
             signing: None,
             keyvault: None,
             services: Vec::new(),
@@ -193,6 +197,8 @@ pub struct Limits {
     pub poll_timeout: Duration,
     /// Requests a second that one operator may send on average.
     pub operator_rate: u32,
+    /// Registrations a second on average.
+    pub registration_rate: u32,
 }
 
 impl Default for Limits {
@@ -204,6 +210,7 @@ impl Default for Limits {
             request_timeout: Duration::from_secs(30),
             poll_timeout: Duration::from_secs(25),
             operator_rate: Raw::default().operator_rate,
+            registration_rate: Raw::default().registration_rate,
         }
     }
 }
@@ -246,6 +253,7 @@ impl TryFrom<Raw> for Config {
         }
         at_least_one("max_connections", raw.max_connections as u64)?;
         at_least_one("operator_rate", raw.operator_rate.into())?;
+        at_least_one("registration_rate", raw.registration_rate.into())?;
         let keyvault = raw.keyvault.map(TryInto::try_into).transpose();
         let keyvault = keyvault.map_err(|invalid: Invalid| {
             Invalid::new(format!("keyvault.{}", invalid.key), invalid.problem)
@@ -277,6 +285,7 @@ impl TryFrom<Raw> for Config {
             limits: Limits {
                 max_connections: raw.max_connections,
                 operator_rate: raw.operator_rate,
+                registration_rate: raw.registration_rate,
                 ..Limits::default()
             },
             signing,

@@ -90,7 +90,11 @@ impl Master {
     /// on are served as soon as [`Master::run`] is.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let file = config.master_key.as_deref();
-        let custody = Custody::open(file, config.signing.as_ref()).await?;
+        let custody = Custody::open(file, config.signing.as_ref()).await;
+        let custody = custody.map_err(|error| match error {
+            signing::Error::Secret(source) => StartError::Secret(source),
+            error => error.into(),
+        })?;
         let file = config.audit_key.as_deref();
         let audit_key = source::load("audit_key", file, |text| {
             audit::Key::read(text, config.cluster.clone())
@@ -165,7 +169,7 @@ impl Master {
             under_way: UnderWay::default(),
             audit_key,
             strangers: Strangers::default(),
-            rates: api::Rates::new(config.limits.operator_rate),
+            rates: api::Rates::new(&config.limits),
             heartbeat_interval: config.heartbeat_interval,
             request_timeout: config.limits.request_timeout,
             poll_timeout: config.limits.poll_timeout,

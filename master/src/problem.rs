@@ -13,8 +13,8 @@ use crate::{
     audited::Word,
     once::InFlight,
     store::{
-        self, HeartbeatError, OnceError, RegisterError, RevokeError, RotateIdentityError,
-        ServiceError, keys::RotateError,
+        self, HeartbeatError, MoveError, OnceError, RegisterError, RevokeError,
+        RotateIdentityError, ServiceError, keys::RotateError,
     },
 };
 
@@ -139,6 +139,9 @@ pub enum Refusal {
     /// It asks too often; how long to wait.
     #[error("there are too many requests of this operator or address")]
     TooManyRequests(Duration),
+    /// There are too many registrations; how long to wait.
+    #[error("there are too many registrations, of this address or at all")]
+    TooManyRegistrations(Duration),
     /// The master is leaving.
     #[error("the master is shutting down")]
     Leaving,
@@ -249,6 +252,11 @@ impl Refusal {
             Self::Role(_) => (S::FORBIDDEN, "role-not-sufficient", "Role not sufficient"),
             Self::UnknownNode => (S::UNAUTHORIZED, "node-unknown", "Node unknown"),
             Self::NotAudited(_) => (S::SERVICE_UNAVAILABLE, "not-audited", "Not on record"),
+            Self::TooManyRegistrations(_) => (
+                S::TOO_MANY_REQUESTS,
+                "too-many-registrations",
+                "Too many registrations",
+            ),
             Self::TooManyRequests(_) => (
                 S::TOO_MANY_REQUESTS,
                 "too-many-requests",
@@ -310,6 +318,15 @@ impl From<RotateError> for Refusal {
             RotateError::UnderWay => Self::RotationUnderWay,
             RotateError::Overtaken => Self::RotationOvertaken,
             RotateError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<MoveError> for Refusal {
+    fn from(error: MoveError) -> Self {
+        match error {
+            MoveError::UnknownNode => Self::NoSuchNode,
+            MoveError::Store(error) => error.into(),
         }
     }
 }
@@ -393,9 +410,9 @@ impl IntoResponse for Refusal {
                 Some(1)
             }
             Self::KeyUnderWay => Some(1),
-            Self::TooManyRequests(wait) | Self::TooManyKeys(wait) => {
-                Some(wait.as_secs().saturating_add(1))
-            }
+            Self::TooManyRequests(wait)
+            | Self::TooManyRegistrations(wait)
+            | Self::TooManyKeys(wait) => Some(wait.as_secs().saturating_add(1)),
             _ => None,
         };
         if let Some(wait) = wait {

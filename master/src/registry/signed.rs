@@ -38,6 +38,9 @@ fn back_off(failures: u32) -> Duration {
     }
 }
 
+/// Why a roster was not signed.
+type Failed = Box<dyn std::error::Error + Send + Sync>;
+
 /// A roster as it is sent.
 #[derive(Clone)]
 pub(crate) struct Signed {
@@ -92,14 +95,15 @@ impl Registry {
                     shared.signed.send_replace(signed);
                     None
                 }
-                Ok(Err(error)) => Some(Box::new(error) as Box<dyn std::error::Error>),
-                Err(error) => Some(Box::new(error) as _),
+                Ok(Err(error)) => Some(Failed::from(error)),
+                Err(error) => Some(Failed::from(error)),
             };
             failures = match failure {
                 None => 0,
                 Some(error) => {
                     metrics::counter!(names::ROSTERS_UNSIGNED).increment(1);
-                    tracing::error!(error = &*error, "a roster was not signed; trying on");
+                    let error = &*error as &dyn std::error::Error;
+                    tracing::error!(error, "a roster was not signed; trying on");
                     failures + 1
                 }
             };
