@@ -5,6 +5,7 @@
 //! * `schedule`: when; sans-IO.
 //! * `work`: does what the machine says, over `instant-acme`, which knows the protocol.
 //! * `challenge`: answers an authority that wants to be convinced that a name is ours.
+//! * `storage`: where all of it is kept, and who may order; `directory`, where that is this gateway alone.
 //! * `kept`, and `cert::pairs`: what is on disk. A certificate is there with its key or not at all.
 //! * `http`: the way to the authority.
 //!
@@ -12,22 +13,28 @@
 //! that was kept, if it still holds, and goes on from there. Whatever fails, the certificate in use stays.
 
 mod challenge;
+mod directory;
 mod http;
 mod kept;
 mod machine;
 pub(crate) mod metrics;
 mod schedule;
+mod storage;
 mod work;
 
 use std::{
     io,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
 };
 
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 pub use challenge::Kind;
+
+use challenge::Answers;
+use directory::Directory;
 
 use crate::{
     cert::{self, Store, Trust},
@@ -119,7 +126,8 @@ pub enum Error {
 
 /// Ready to look after a certificate.
 pub struct Acme {
-    work: work::Work,
+    work: work::Work<Directory>,
+    answers: Answers,
     listener: TcpListener,
 }
 
@@ -131,8 +139,20 @@ impl Acme {
             address: config.listen,
             source,
         })?;
-        let work = work::Work::new(config)?;
-        Ok(Self { work, listener })
+        let answers = Answers::new(config.challenge);
+        let (names, origin) = (config.names.clone(), config.directory.clone());
+        let kept = Directory::open(&origin, answers.clone());
+        let kept = kept.map_err(|source| Error::Directory {
+            directory: origin.clone(),
+            source,
+        })?;
+        let authorities = Arc::new(work::Authorities::new(config)?);
+        let work = work::Work::new(authorities, names, origin, kept);
+        Ok(Self {
+            work,
+            answers,
+            listener,
+        })
     }
 
     /// Where the listener for challenges is.
@@ -143,8 +163,11 @@ impl Acme {
     /// Looks after the certificate in `store` from now on.
     pub fn start(self, store: Store) -> Renewal {
         let (installed, watched) = watch::channel(false);
-        let Self { work, listener } = self;
-        let answers = work.answers();
+        let Self {
+            work,
+            answers,
+            listener,
+        } = self;
         let task = tokio::spawn(async move {
             tokio::select! {
                 () = challenge::serve(listener, answers) => {}
