@@ -71,7 +71,9 @@ async fn a_body_of_a_gibibyte_is_refused_long_before_its_end() {
 #[tokio::test]
 async fn a_flood_of_forged_registrations_keeps_no_node_out() {
     let world = World::new();
-    let master = world.start().await;
+    let mut config = world.config();
+    config.limits.registration_rate = wavry_master::config::Limits::default().registration_rate;
+    let master = world.start_with(config).await;
     let mut flood = JoinSet::new();
     for _ in 0..16 {
         let mut wire = Wire::open(&world, master.address).await;
