@@ -5,7 +5,8 @@
 //! * `schedule`: when; sans-IO.
 //! * `work`: does what the machine says, over `instant-acme`, which knows the protocol.
 //! * `challenge`: answers an authority that wants to be convinced that a name is ours.
-//! * `storage`: where all of it is kept, and who may order; `directory`, where that is this gateway alone.
+//! * `storage`: where all of it is kept, and who may order: `directory`, where that is this gateway alone, or
+//!   `fleet`, where gateways share certificates.
 //! * `kept`, and `cert::pairs`: what is on disk. A certificate is there with its key or not at all.
 //! * `http`: the way to the authority.
 //!
@@ -14,6 +15,7 @@
 
 mod challenge;
 mod directory;
+mod fleet;
 mod http;
 mod kept;
 mod machine;
@@ -29,15 +31,23 @@ use std::{
     sync::Arc,
 };
 
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use aws_lc_rs::digest;
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use wavry_proto::{control::fleet::EntryName, id::ClusterName};
 
 pub use challenge::Kind;
 
 use challenge::Answers;
 use directory::Directory;
+use fleet::{Fleet, Share};
+use kept::Kept;
+use storage::Storage;
+use work::{Authorities, Work};
 
 use crate::{
     cert::{self, Store, Trust},
+    key::ring::Ring,
+    membership::Requests,
     source,
 };
 
@@ -45,6 +55,8 @@ use crate::{
 pub const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 /// Most names in one certificate; Let's Encrypt's limit.
 pub const MAX_NAMES: usize = 100;
+/// Most certificates: each is a task, and some files.
+pub const MAX_CERTIFICATES: usize = 1000;
 
 /// What is wanted.
 #[derive(Debug, Clone)]
@@ -53,6 +65,8 @@ pub struct Config {
     pub directory: PathBuf,
     /// Host names in lower case, and addresses; one at least.
     pub names: Vec<String>,
+    /// Whether each name has a certificate of its own.
+    pub separate: bool,
     /// Whom to ask, in this order; one at least.
     pub authorities: Vec<Authority>,
     /// Where an authority may write to: `mailto:` URLs.
@@ -124,11 +138,21 @@ pub enum Error {
     },
 }
 
-/// Ready to look after a certificate.
+/// Ready to look after certificates.
 pub struct Acme {
-    work: work::Work<Directory>,
+    authorities: Arc<Authorities>,
     answers: Answers,
     listener: TcpListener,
+}
+
+/// What gateways that share certificates have beside.
+pub struct Shared {
+    /// The way to the master.
+    pub requests: Requests,
+    /// Keys that all of them have, and the master has not.
+    pub keys: Ring,
+    /// The cluster.
+    pub cluster: ClusterName,
 }
 
 impl Acme {
@@ -139,18 +163,13 @@ impl Acme {
             address: config.listen,
             source,
         })?;
-        let answers = Answers::new(config.challenge);
-        let (names, origin) = (config.names.clone(), config.directory.clone());
-        let kept = Directory::open(&origin, answers.clone());
-        let kept = kept.map_err(|source| Error::Directory {
-            directory: origin.clone(),
+        Kept::open(&config.directory).map_err(|source| Error::Directory {
+            directory: config.directory.clone(),
             source,
         })?;
-        let authorities = Arc::new(work::Authorities::new(config)?);
-        let work = work::Work::new(authorities, names, origin, kept);
         Ok(Self {
-            work,
-            answers,
+            answers: Answers::new(config.challenge),
+            authorities: Arc::new(Authorities::new(config)?),
             listener,
         })
     }
@@ -160,27 +179,93 @@ impl Acme {
         self.listener.local_addr()
     }
 
-    /// Looks after the certificate in `store` from now on.
-    pub fn start(self, store: Store) -> Renewal {
+    /// Looks after the certificates in `store` from now on.
+    pub fn start(self, store: Store) -> Result<Renewal, Error> {
+        let config = &self.authorities.config;
+        let directory = config.directory.clone();
+        let mut works = Vec::new();
+        for names in certificates(config) {
+            let own = match config.separate {
+                true => directory.join("names").join(entry(&names).as_str()),
+                false => directory.clone(),
+            };
+            let kept = Directory::open(&directory, &own, self.answers.clone());
+            let kept = kept.map_err(|source| Error::Directory {
+                directory: own.clone(),
+                source,
+            })?;
+            works.push(Work::new(self.authorities.clone(), names, own, kept));
+        }
+        Ok(self.run(works, store, std::future::pending()))
+    }
+
+    /// Looks after certificates that this gateway shares with others, in `store` from now on.
+    pub fn start_in_fleet(self, store: Store, shared: Shared) -> Result<Renewal, Error> {
+        let config = &self.authorities.config;
+        let directory = config.directory.join("fleet");
+        let fleet = Arc::new(Fleet::new(shared, self.answers.clone(), directory.clone()));
+        let mut works = Vec::new();
+        for names in certificates(config) {
+            let entry = entry(&names);
+            let own = directory.join(entry.as_str());
+            let share = Share::open(fleet.clone(), entry);
+            let share = share.map_err(|source| Error::Directory {
+                directory: own.clone(),
+                source,
+            })?;
+            works.push(Work::new(self.authorities.clone(), names, own, share));
+        }
+        Ok(self.run(works, store, async move { fleet.follow().await }))
+    }
+
+    fn run<S: Storage>(
+        self,
+        works: Vec<Work<S>>,
+        store: Store,
+        follow: impl Future<Output = ()> + Send + 'static,
+    ) -> Renewal {
         let (installed, watched) = watch::channel(false);
-        let Self {
-            work,
-            answers,
-            listener,
-        } = self;
-        let task = tokio::spawn(async move {
-            tokio::select! {
-                () = challenge::serve(listener, answers) => {}
-                () = work.run(store, installed) => {}
-            }
-        });
-        Renewal { task, watched }
+        let mut tasks = JoinSet::new();
+        tasks.spawn(challenge::serve(self.listener, self.answers));
+        tasks.spawn(follow);
+        for work in works {
+            tasks.spawn(work.run(store.clone(), installed.clone()));
+        }
+        Renewal {
+            _tasks: tasks,
+            watched,
+        }
     }
 }
 
-/// A certificate that is looked after, until this is dropped.
+/// The names of each certificate.
+fn certificates(config: &Config) -> Vec<Vec<String>> {
+    match config.separate {
+        true => config.names.iter().map(|name| vec![name.clone()]).collect(),
+        false => vec![config.names.clone()],
+    }
+}
+
+/// What a certificate is called among gateways, and on disk: the name that it is for, or the first of them and
+/// a hash of all.
+fn entry(names: &[String]) -> EntryName {
+    let mut sorted = names.to_vec();
+    sorted.sort_unstable();
+    let text = match sorted.as_slice() {
+        [name] => name.clone(),
+        several => {
+            let hash = digest::digest(&digest::SHA256, several.join("\n").as_bytes());
+            let first: String = several[0].chars().take(200).collect();
+            format!("{first}+{}", hex::encode(&hash.as_ref()[..8]))
+        }
+    };
+    text.parse()
+        .expect("names are host names in lower case, and addresses")
+}
+
+/// Certificates that are looked after, until this is dropped.
 pub struct Renewal {
-    task: JoinHandle<()>,
+    _tasks: JoinSet<()>,
     watched: watch::Receiver<bool>,
 }
 
@@ -191,12 +276,6 @@ impl Renewal {
         if self.watched.wait_for(|installed| *installed).await.is_err() {
             std::future::pending().await
         }
-    }
-}
-
-impl Drop for Renewal {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 

@@ -104,8 +104,9 @@ impl Gateway {
         let sockets = socket::bind_shards(config.listen, config.shards).map_err(&in_listen)?;
 
         // From here on nothing but others can be in the way; a certificate is obtained meanwhile.
-        let mut care = prepared.start(&certificates);
+        let mut care = prepared.start(&certificates)?;
         let membership = candidate.join().await?;
+        care.joined(&certificates, &membership)?;
         let roster = membership.roster();
         let identity::MeshTls {
             server,

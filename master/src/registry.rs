@@ -1,6 +1,7 @@
 //! The registry at work: the store, who is heard of, and the signed roster that is served.
 
 mod current;
+mod fleet;
 mod signed;
 
 use std::{
@@ -60,6 +61,10 @@ struct Shared {
     signed: watch::Sender<Signed>,
     /// Whether what is so could be signed when that was last tried.
     signs: watch::Sender<bool>,
+    /// The revision of what gateways share.
+    fleet: watch::Sender<u64>,
+    /// Told when a gateway has taken some of it in.
+    acknowledged: watch::Sender<()>,
     /// Told after each line of the audit log.
     audited: watch::Sender<()>,
     /// When the newest look at what other masters wrote began.
@@ -105,6 +110,7 @@ impl Registry {
     ) -> Result<Self, store::Error> {
         let now = Instant::now();
         let (snapshot, keys) = store.state().await?;
+        let (_, revision) = store.versions().await?;
         let ring = Arc::new(Ring::of(keys, &custody)?);
         let nodes = snapshot.nodes.iter().map(|node| node.id.clone());
         let presence = Presence::new(nodes, now);
@@ -121,6 +127,8 @@ impl Registry {
                 published: watch::Sender::new(first),
                 signed: watch::Sender::new(Signed::none()),
                 signs: watch::Sender::new(true),
+                fleet: watch::Sender::new(revision),
+                acknowledged: watch::Sender::new(()),
                 audited: watch::Sender::new(()),
                 looked: tokio::sync::Mutex::new(now),
                 is_current: watch::Sender::new(true),

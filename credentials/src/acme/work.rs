@@ -16,7 +16,7 @@ use instant_acme::{
 };
 use rustls_pki_types::CertificateDer;
 use tokio::{
-    sync::{Mutex, watch},
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch},
     time::{sleep, timeout},
 };
 
@@ -42,6 +42,9 @@ use crate::{
 
 /// How long one action may take: a hundred authorizations are read in it.
 const ACTION: Duration = Duration::from_secs(5 * 60);
+/// Orders under way at once. Each has a few requests under way, and authorities limit those of an address; an hour
+/// is enough for the thousand certificates that a gateway may have.
+const AT_ONCE: usize = 8;
 /// How often an action is begun anew because a nonce was no good; instant-acme has asked three times by then.
 /// What such a request asked for was not done (RFC 8555, section 6.5).
 const NONCES: usize = 10;
@@ -53,6 +56,8 @@ pub(super) struct Authorities {
     pub(super) config: Config,
     clients: Vec<Client>,
     external: Vec<Option<Secret<Vec<u8>>>>,
+    /// For as many orders at once.
+    room: Arc<Semaphore>,
     /// Accounts that are open.
     accounts: Vec<Mutex<Option<Account>>>,
 }
@@ -79,6 +84,7 @@ impl Authorities {
         let external = config.authorities.iter().map(external);
         let external = external.collect::<Result<_, _>>()?;
         Ok(Self {
+            room: Arc::new(Semaphore::new(AT_ONCE)),
             accounts: clients.iter().map(|_| Mutex::default()).collect(),
             config,
             clients,
@@ -97,6 +103,8 @@ pub(super) struct Work<S> {
     storage: Arc<S>,
     /// Whether the right to order is ours.
     is_ours: bool,
+    /// One of the orders at once.
+    place: Option<OwnedSemaphorePermit>,
     /// The certificate in use or kept, for the question when to renew it.
     leaf: Option<CertificateDer<'static>>,
     /// The attempt under way, as far as it has come.
@@ -123,6 +131,7 @@ impl<S: Storage> Work<S> {
             origin,
             storage: Arc::new(storage),
             is_ours: false,
+            place: None,
             leaf: None,
             account: None,
             order: None,
@@ -178,7 +187,7 @@ impl<S: Storage> Work<S> {
                         () = storage.keep(), if is_ours => {
                             tracing::warn!("the right to order a certificate is lost; another gateway goes on");
                             machine.abandon();
-                            self.is_ours = false;
+                            (self.is_ours, self.place) = (false, None);
                             self.forget_attempt();
                             continue;
                         }
@@ -209,6 +218,15 @@ impl<S: Storage> Work<S> {
         store: &Store,
         installed: &watch::Sender<bool>,
     ) -> Option<Duration> {
+        let (room, storage) = (self.authorities.room.clone(), self.storage.clone());
+        let place = tokio::select! {
+            // Nobody closes it.
+            place = room.acquire_owned() => place.ok(),
+            pair = storage.newer() => {
+                self.adopt(pair, machine, store, installed).await;
+                return Some(Duration::ZERO);
+            }
+        };
         let left = match self.storage.take().await {
             Ok(Taken::Ours(left)) => *left,
             Ok(Taken::Elsewhere(pause)) => return Some(pause),
@@ -219,6 +237,7 @@ impl<S: Storage> Work<S> {
             }
         };
         self.is_ours = true;
+        self.place = place;
         let Left {
             record,
             pending,
@@ -256,7 +275,7 @@ impl<S: Storage> Work<S> {
             () = sleep(pause.min(LONGEST_SLEEP)) => {}
             () = storage.keep(), if self.is_ours => {
                 machine.abandon();
-                self.is_ours = false;
+                (self.is_ours, self.place) = (false, None);
                 self.forget_attempt();
             }
             pair = storage.newer(), if !self.is_ours => {
@@ -708,7 +727,7 @@ impl<S: Storage> Work<S> {
     /// Gives the right to order back.
     async fn end_attempt(&mut self, machine: &Machine) {
         self.storage.give_back(&self.record(machine)).await;
-        self.is_ours = false;
+        (self.is_ours, self.place) = (false, None);
         self.forget_attempt();
     }
 

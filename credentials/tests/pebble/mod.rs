@@ -89,8 +89,12 @@ impl Pebble {
         pebble.arg("-dnsserver").arg(dns.to_string());
         pebble.env("PEBBLE_VA_NOSLEEP", "1");
         pebble.envs(setup.variables.iter().copied());
+        let log = fs::File::create(at("pebble.log")).unwrap();
         let started = Self {
-            _processes: [names, pebble].map(|mut command| start(&mut command)),
+            _processes: [
+                start(&mut names, Stdio::null()),
+                start(&mut pebble, log.into()),
+            ],
             directory,
             address,
             management,
@@ -108,6 +112,13 @@ impl Pebble {
     /// URL of its directory.
     pub(crate) fn url(&self) -> String {
         format!("https://{}/dir", self.address)
+    }
+
+    /// How many lines of its log have this in them.
+    pub(crate) fn log_has(&self, text: &str) -> usize {
+        let log = fs::read(self.directory.path().join("pebble.log")).unwrap();
+        let log = String::from_utf8_lossy(&log);
+        log.lines().filter(|line| line.contains(text)).count()
     }
 
     /// PEM file of what vouches for its HTTPS.
@@ -157,8 +168,8 @@ fn program(name: &str) -> Command {
     Command::new(Path::new(&peers).join("pebble/usr/bin").join(name))
 }
 
-fn start(command: &mut Command) -> Process {
-    let quiet = command.stdin(Stdio::null()).stdout(Stdio::null());
+fn start(command: &mut Command, log: Stdio) -> Process {
+    let quiet = command.stdin(Stdio::null()).stdout(log);
     let child = quiet.stderr(Stdio::null()).spawn();
     Process(child.unwrap_or_else(|error| {
         panic!("{command:?}, which scripts/test.sh installs, does not start: {error}")

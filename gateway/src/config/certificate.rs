@@ -18,6 +18,10 @@ const MAX_AUTHORITIES: usize = 8;
 pub struct RawAcme {
     /// What the certificate is for: host names and addresses.
     pub names: Vec<String>,
+    /// Whether each name has a certificate of its own.
+    pub separate: bool,
+    /// Whether gateways of the cluster share certificates: one orders, all use them.
+    pub fleet: bool,
     /// Whether the operator agrees to the authorities' terms of service.
     pub terms_of_service_agreed: bool,
     /// How an authority is convinced that the names are ours.
@@ -67,6 +71,8 @@ impl Default for RawAcme {
     fn default() -> Self {
         Self {
             names: Vec::new(),
+            separate: false,
+            fleet: false,
             terms_of_service_agreed: false,
             challenge: acme::Kind::Http01,
             listen: None,
@@ -96,6 +102,8 @@ pub enum Certificate {
 #[derive(Debug, Clone)]
 pub struct Wanted {
     config: acme::Config,
+    /// Whether gateways share it.
+    is_shared: bool,
     /// For each authority, the id of the key of an external account.
     external_key_ids: Vec<Option<String>>,
 }
@@ -114,6 +122,11 @@ impl Wanted {
             }
         }
         Ok(config)
+    }
+
+    /// Whether gateways share it.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.is_shared
     }
 
     /// Which secrets are read.
@@ -140,7 +153,7 @@ pub(super) fn choose(
         (None, Some(raw), None) => Ok(Certificate::Acme(raw.check(state_dir)?)),
         (None, None, Some(raw)) => Ok(Certificate::SelfSigned {
             directory: state_dir.join("self-signed"),
-            names: check_names("self_signed", raw.names, check_own_name)?,
+            names: check_names("self_signed", raw.names, acme::MAX_NAMES, check_own_name)?,
         }),
         (None, None, None) => Err(Invalid::new(
             "certificate",
@@ -157,10 +170,11 @@ pub(super) fn choose(
 fn check_names(
     table: &str,
     names: Vec<String>,
+    most: usize,
     check: fn(&str) -> Result<(), &'static str>,
 ) -> Result<Vec<String>, Invalid> {
-    if names.is_empty() || names.len() > acme::MAX_NAMES {
-        let problem = format!("must be from 1 to {} names", acme::MAX_NAMES);
+    if names.is_empty() || names.len() > most {
+        let problem = format!("must be from 1 to {most} names");
         return Err(Invalid::new(format!("{table}.names"), problem));
     }
     for (index, name) in names.iter().enumerate() {
@@ -184,7 +198,11 @@ fn check_own_name(name: &str) -> Result<(), &'static str> {
 
 impl RawAcme {
     fn check(self, state_dir: &Path) -> Result<Wanted, Invalid> {
-        let names = check_names("acme", self.names, acme::check_name)?;
+        let most = match self.separate {
+            true => acme::MAX_CERTIFICATES,
+            false => acme::MAX_NAMES,
+        };
+        let names = check_names("acme", self.names, most, acme::check_name)?;
         if !self.terms_of_service_agreed {
             return Err(Invalid::new(
                 "acme.terms_of_service_agreed",
@@ -229,6 +247,7 @@ impl RawAcme {
         };
         let everywhere = SocketAddr::from(([0, 0, 0, 0], port));
         Ok(Wanted {
+            is_shared: self.fleet,
             external_key_ids: authorities
                 .iter()
                 .map(|authority| authority.external_key_id.clone())
@@ -236,6 +255,7 @@ impl RawAcme {
             config: acme::Config {
                 directory: state_dir.join("acme"),
                 names,
+                separate: self.separate,
                 authorities: authorities.into_iter().map(Into::into).collect(),
                 contacts: self.contacts,
                 challenge: self.challenge,
@@ -300,6 +320,19 @@ mod tests {
         raw.challenge = acme::Kind::TlsAlpn01;
         let wanted = raw.check("state".as_ref()).unwrap().config;
         assert_eq!(wanted.listen.port(), 443);
+    }
+
+    #[test]
+    fn many_names_have_certificates_of_their_own() {
+        let mut raw = complete();
+        raw.names = (0..101).map(|n| format!("n{n}.example")).collect();
+        assert_eq!(refused_key(raw.clone()), "acme.names");
+        raw.separate = true;
+        raw.fleet = true;
+        let wanted = raw.clone().check("state".as_ref()).unwrap();
+        assert!(wanted.is_shared() && wanted.config.separate);
+        raw.names = (0..1001).map(|n| format!("n{n}.example")).collect();
+        assert_eq!(refused_key(raw), "acme.names");
     }
 
     #[test]
