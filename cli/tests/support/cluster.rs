@@ -35,6 +35,8 @@ pub(crate) struct Cluster {
     processes: Vec<RoleProcess>,
     /// Relays beside the first.
     more: Vec<Further>,
+    /// Gateways beside the first.
+    gateways: Vec<RoleProcess>,
 }
 
 /// A relay beside the first, an exit for one service.
@@ -63,6 +65,7 @@ impl Cluster {
             logs: None,
             processes: Vec::new(),
             more: Vec::new(),
+            gateways: Vec::new(),
         };
         let authority = DevelopmentAuthority::open(cluster.directory()).unwrap();
         for name in ["master", "gateway", "service"] {
@@ -298,6 +301,39 @@ impl Cluster {
         let mut more = self.more.iter_mut();
         more.find(|further| further.name == name)
             .expect("it was added")
+    }
+
+    /// Starts a gateway beside the first, with the same certificate, which knows as many exits as that one; a client
+    /// of it.
+    pub(crate) fn start_gateway(&mut self, name: &str) -> Native {
+        let directory = self.directory().join(name);
+        run(self
+            .signing(&["provision", "gateway", name, "--out"])
+            .arg(&directory));
+        let text = format!(
+            "[gateway]\nlisten = \"127.0.0.1:0\"\ncertificate = {:?}\nstate_dir = {:?}\n\
+             master = \"https://{}\"\nca_file = {:?}\n{}\n{OPS}\n",
+            self.directory().join("gateway.crt"),
+            directory.join("state"),
+            self.master(),
+            self.directory().join("ca.crt"),
+            self.settings("gateway")
+        );
+        fs::write(at_name(&directory, name), text).unwrap();
+        let mut gateway = role("gateway", &at_name(&directory, name));
+        identity(&mut gateway, &directory);
+        gateway.env("WAVRY_TLS_KEY_FILE", self.directory().join("gateway.key"));
+        let process = RoleProcess::start(gateway, &directory.join("ready"));
+        let native = Native::of(&self.directory().join("ca.crt"), process.address());
+        let ops = process.ready["ops"].as_str().unwrap().to_owned();
+        self.gateways.push(process);
+        let exits = || sum(&super::http_get(&ops).1, "wavry_gateway_exits");
+        let deadline = Instant::now() + DEADLINE;
+        while exits() < 1.0 + self.more.len() as f64 {
+            assert!(Instant::now() < deadline, "{name} misses an exit");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        native
     }
 
     /// Kills a relay beside the first; where it was.
