@@ -27,10 +27,7 @@ use std::{
 };
 
 use sqlx::postgres::PgDatabaseError;
-use wavry_credentials::{
-    audit::{Event, Key},
-    clock::unix_time,
-};
+use wavry_credentials::audit::{Event, Key};
 use wavry_proto::{
     control::{Node, Revocation, Role, Roster, Service},
     id::{ClusterName, Epoch, NodeId, PublicKey, ServiceName},
@@ -64,6 +61,8 @@ pub struct Store {
     lock: Arc<Mutex<Option<File>>>,
     /// What this process wrote or read last. It is what the database holds while that has its epoch.
     newest: Arc<Mutex<Option<Arc<Snapshot>>>>,
+    /// Seconds since the Unix epoch, which the roster's epoch is no less than.
+    time: Arc<dyn Fn() -> u64 + Send + Sync>,
 }
 
 /// Why the registry could not be read or written. Holds no request's content.
@@ -274,7 +273,7 @@ impl Store {
         if held.is_some_and(|held| held != renewed.epoch) {
             return Ok(renewed);
         }
-        renewed.epoch = write_epoch(&mut change.transaction, renewed.epoch).await?;
+        renewed.epoch = write_epoch(&mut change.transaction, renewed.epoch, change.time).await?;
         feed::tell(&mut change.transaction).await?;
         change.end(&renewed).await?;
         Ok(renewed)
@@ -443,6 +442,7 @@ impl Store {
             transaction,
             before,
             newest: self.newest.clone(),
+            time: (self.time)(),
         })
     }
 
@@ -467,6 +467,8 @@ struct Change {
     /// What the roster showed before: of its epoch, and so of any master that has it.
     before: Arc<Snapshot>,
     newest: Arc<Mutex<Option<Arc<Snapshot>>>>,
+    /// When it began, in seconds since the Unix epoch.
+    time: u64,
 }
 
 /// What of the roster a change may have changed, and is read again. The rest is large, and is not.
@@ -498,7 +500,7 @@ impl Change {
         );
         let changed = after != *self.before;
         if changed {
-            after.epoch = write_epoch(&mut self.transaction, after.epoch).await?;
+            after.epoch = write_epoch(&mut self.transaction, after.epoch, self.time).await?;
             feed::tell(&mut self.transaction).await?;
         }
         self.end(&after).await?;
@@ -522,10 +524,14 @@ async fn read_epoch(database: impl Into<Source<'_>>) -> Result<Epoch, Error> {
     Ok(Epoch(epoch.number(0)?))
 }
 
-/// Gives the roster its next epoch. That is at least the time in seconds since the Unix epoch, so that
+/// Gives the roster its next epoch. That is at least `time`, in seconds since the Unix epoch, so that
 /// a database that was restored from an old copy soon has one that no node has seen.
-async fn write_epoch(transaction: &mut Transaction, epoch: Epoch) -> Result<Epoch, Error> {
-    let next = Epoch((epoch.0 + 1).max(unix_time()));
+async fn write_epoch(
+    transaction: &mut Transaction,
+    epoch: Epoch,
+    time: u64,
+) -> Result<Epoch, Error> {
+    let next = Epoch((epoch.0 + 1).max(time));
     query("UPDATE roster SET epoch = $1")
         .bind(next.0)
         .execute(&mut *transaction)

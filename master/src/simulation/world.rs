@@ -42,6 +42,10 @@ pub(super) enum Event {
     MasterSkew(i64),
     MasterAway,
     MasterBack,
+    /// One of two processes dies.
+    MasterDies,
+    /// Another begins.
+    MasterJoins,
     RotateKey,
     Compromise,
     OrderRotation(usize),
@@ -70,8 +74,10 @@ impl Event {
             29..=36 => Self::Mend(node),
             37..=39 => Self::Skew(node, i64::try_from(chance.below(600)).unwrap() - 300),
             40 => Self::MasterSkew(i64::try_from(chance.below(40)).unwrap() - 20),
-            41..=42 => Self::MasterAway,
-            43..=50 => Self::MasterBack,
+            41 => Self::MasterAway,
+            42 => Self::MasterDies,
+            43..=47 => Self::MasterBack,
+            48..=50 => Self::MasterJoins,
             51..=52 => Self::RotateKey,
             53 => Self::Compromise,
             54..=57 => Self::OrderRotation(node),
@@ -154,6 +160,8 @@ pub(super) struct World {
     /// When another key than this one spoke for its node.
     left: HashMap<PublicKey, u64>,
     contents: HashMap<Epoch, Roster>,
+    /// The newest roster that any master showed.
+    shown: Epoch,
     /// Signed rosters, oldest first.
     history: Vec<String>,
 }
@@ -184,6 +192,7 @@ impl World {
             listed: HashSet::new(),
             left: HashMap::new(),
             contents: HashMap::new(),
+            shown: Epoch(0),
             history: Vec::new(),
         }
     }
@@ -195,6 +204,7 @@ impl World {
 
     pub(super) async fn step(&mut self, event: Event, chance: &mut Chance) {
         let mut passes = 1;
+        self.master.turn(chance, self.now).await;
         match event {
             Event::Provision(node) => {
                 self.registration_tokens += 1;
@@ -222,6 +232,8 @@ impl World {
                 self.master_since = self.now;
             }
             Event::MasterBack => {}
+            Event::MasterDies => self.master.crash_one(),
+            Event::MasterJoins => self.master.start_another(self.now).await,
             Event::RotateKey => self.master.rotate_key(false, self.now).await,
             Event::Compromise => self.compromise().await,
             Event::OrderRotation(node) => {
@@ -421,6 +433,8 @@ impl World {
 
     async fn tick(&mut self, length: u64, chance: &mut Chance) {
         for node in 0..NODES {
+            self.master.turn(chance, self.now).await;
+            self.look_at_what_is_shown();
             let before = self.registration(&self.nodes[node].id);
             let (now, master) = (self.now, &mut self.master);
             let contact = self.nodes[node].contact(master, now, chance).await;
@@ -434,6 +448,8 @@ impl World {
         self.master.keep(self.now).await;
         // What the master did hears who waits for it.
         for node in 0..NODES {
+            self.master.turn(chance, self.now).await;
+            self.look_at_what_is_shown();
             let (now, master) = (self.now, &mut self.master);
             self.nodes[node].contact(master, now, chance).await;
         }
@@ -555,6 +571,21 @@ impl World {
             && node.running.is_some()
             && !node.is_cut
             && node.heard == self.now
+    }
+
+    /// What a master shows to who asks it: nothing older than what any has shown.
+    fn look_at_what_is_shown(&mut self) {
+        let Some(running) = &self.master.running else {
+            return;
+        };
+        let (epoch, shown) = (running.roster.epoch, self.shown);
+        if epoch < shown {
+            self.breaks(
+                "a master shows what is old",
+                format!("{epoch} after {shown}"),
+            );
+        }
+        self.shown = shown.max(epoch);
     }
 
     /// What the master publishes.
