@@ -40,12 +40,15 @@ const OWN: &str = "self";
 #[derive(Clone, Default)]
 pub struct Store(Arc<Shared>);
 
+/// What is told of a name.
+type Missed = dyn Fn(&str) + Send + Sync;
+
 #[derive(Default)]
 struct Shared {
     /// What handshakes read. Whoever replaces it holds `loaded`.
     current: ArcSwap<Snapshot>,
     /// Told of names that handshakes asked for and that are not there.
-    missed: OnceLock<Box<dyn Fn(&str) + Send + Sync>>,
+    missed: OnceLock<Box<Missed>>,
     loaded: Mutex<Loaded>,
 }
 
