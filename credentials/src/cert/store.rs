@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -40,10 +40,15 @@ const OWN: &str = "self";
 #[derive(Clone, Default)]
 pub struct Store(Arc<Shared>);
 
+/// What is told of a name.
+type Missed = dyn Fn(&str) + Send + Sync;
+
 #[derive(Default)]
 struct Shared {
     /// What handshakes read. Whoever replaces it holds `loaded`.
     current: ArcSwap<Snapshot>,
+    /// Told of names that handshakes asked for and that are not there.
+    missed: OnceLock<Box<Missed>>,
     loaded: Mutex<Loaded>,
 }
 
@@ -51,6 +56,12 @@ impl Store {
     /// An empty store: every handshake fails until certificates are loaded.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Has `missed` told of each name that a handshake asks for and that is not there. It reads memory only. The
+    /// first one stays.
+    pub(crate) fn tell_of_missed(&self, missed: impl Fn(&str) + Send + Sync + 'static) {
+        let _ = self.0.missed.set(Box::new(missed));
     }
 
     /// Loads a PEM chain and its PEM key for the names in the certificate; the first chain loaded is
@@ -367,13 +378,17 @@ struct Snapshot {
 
 impl Snapshot {
     /// The certificate for a lower-case name: its own, its wildcard's, the default.
-    fn find(&self, name: Option<&str>) -> Option<&Arc<CertifiedKey>> {
+    /// `missed` is told of a name that is not there.
+    fn find(&self, name: Option<&str>, missed: impl FnOnce(&str)) -> Option<&Arc<CertifiedKey>> {
         let named = name.and_then(|name| {
             self.exact.get(name).or_else(|| {
                 let (_, parent) = name.split_once('.')?;
                 self.wildcard.get(parent)
             })
         });
+        if let (None, Some(name)) = (named, name) {
+            missed(name);
+        }
         named.or(self.default.as_ref())
     }
 }
@@ -383,7 +398,13 @@ struct Resolver(Arc<Shared>);
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         // rustls hands the name on in lower case.
-        self.0.current.load().find(hello.server_name()).cloned()
+        let missed = |name: &str| {
+            if let Some(missed) = self.0.missed.get() {
+                missed(name);
+            }
+        };
+        let current = self.0.current.load();
+        current.find(hello.server_name(), missed).cloned()
     }
 }
 

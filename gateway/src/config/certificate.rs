@@ -20,6 +20,10 @@ pub struct RawAcme {
     pub names: Vec<String>,
     /// Whether each name has a certificate of its own.
     pub separate: bool,
+    /// Which hosts of services have a certificate of their own, too.
+    pub service_hosts: acme::When,
+    /// How many of those may get their first certificate in an hour.
+    pub new_hosts_per_hour: u32,
     /// Whether gateways of the cluster share certificates: one orders, all use them.
     pub fleet: bool,
     /// Whether the operator agrees to the authorities' terms of service.
@@ -72,6 +76,8 @@ impl Default for RawAcme {
         Self {
             names: Vec::new(),
             separate: false,
+            service_hosts: acme::When::Never,
+            new_hosts_per_hour: 20,
             fleet: false,
             terms_of_service_agreed: false,
             challenge: acme::Kind::Http01,
@@ -198,6 +204,12 @@ fn check_own_name(name: &str) -> Result<(), &'static str> {
 
 impl RawAcme {
     fn check(self, state_dir: &Path) -> Result<Wanted, Invalid> {
+        if self.new_hosts_per_hour == 0 {
+            return Err(Invalid::new(
+                "acme.new_hosts_per_hour",
+                "must be 1 at least",
+            ));
+        }
         let most = match self.separate {
             true => acme::MAX_CERTIFICATES,
             false => acme::MAX_NAMES,
@@ -256,6 +268,8 @@ impl RawAcme {
                 directory: state_dir.join("acme"),
                 names,
                 separate: self.separate,
+                service_hosts: self.service_hosts,
+                new_hosts_per_hour: self.new_hosts_per_hour,
                 authorities: authorities.into_iter().map(Into::into).collect(),
                 contacts: self.contacts,
                 challenge: self.challenge,
