@@ -62,6 +62,9 @@ install_packages() {
     have npm || wanted+=(npm)
     have_any chromium google-chrome || wanted+=(chromium)
     have_any firefox-esr firefox || wanted+=(firefox-esr)
+    # A DNS server that takes updates, and what asks and changes it.
+    [ -x /usr/sbin/named ] || wanted+=(bind9)
+    { have dig && have nsupdate; } || wanted+=(bind9-dnsutils)
   fi
   if [ ${#wanted[@]} = 0 ]; then
     echo "all there"
@@ -238,7 +241,7 @@ heading "tests"
 if ! cargo nextest --version >/dev/null 2>&1; then
   run_tests_with_cargo
 elif [ -n "$fast" ]; then
-  cargo nextest run --workspace --locked -E 'not (binary(acme) | binary(browser) | binary(peers) | binary(interop))'
+  cargo nextest run --workspace --locked -E 'not (binary(acme) | binary(acme_dns) | binary(browser) | binary(peers) | binary(interop))'
 else
   cargo nextest run --workspace --locked
 fi

@@ -1,5 +1,8 @@
 //! `wavry cert`: certificates in files and in a gateway's state directory.
 
+mod import;
+mod request;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -20,6 +23,12 @@ pub(crate) enum Command {
     Show(Show),
     /// Print the hashes that clients may trust certificates by (serverCertificateHashes)
     Hashes(Hashes),
+    /// Have a gateway that obtains its certificate by itself do so before its time
+    Renew(request::Renew),
+    /// Have it tell the authority that a certificate holds no more, and obtain another one
+    Revoke(request::Revoke),
+    /// Put a certificate that was obtained elsewhere where a gateway reads it
+    Import(import::Import),
 }
 
 /// `wavry cert list`.
@@ -55,7 +64,7 @@ pub(crate) struct Hashes {
     state_dir: Option<PathBuf>,
 }
 
-pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
+pub(crate) async fn run(command: &Command) -> anyhow::Result<()> {
     match command {
         Command::List(args) => {
             let mut rows = Vec::new();
@@ -96,12 +105,16 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
             }
             Ok(())
         }
+        Command::Renew(args) => request::renew(args).await,
+        Command::Revoke(args) => request::revoke(args).await,
+        Command::Import(args) => import::run(args),
     }
 }
 
+const ACME: &str = "acme";
 const SELF_SIGNED: &str = "self-signed";
 /// Directories of a gateway's state directory that hold pairs.
-const SOURCES: [&str; 2] = ["acme", SELF_SIGNED];
+const SOURCES: [&str; 2] = [ACME, SELF_SIGNED];
 
 /// The chains that are kept, the oldest first; none where there is no such directory.
 fn chains(state_dir: &Path, source: &str) -> anyhow::Result<Vec<PathBuf>> {

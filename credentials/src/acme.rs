@@ -4,7 +4,8 @@
 //! * `machine`: what to do next, from no account to an installed certificate and to the next one; sans-IO.
 //! * `schedule`: when; sans-IO.
 //! * `work`: does what the machine says, over `instant-acme`, which knows the protocol.
-//! * `challenge`: answers an authority that wants to be convinced that a name is ours.
+//! * `challenge`: answers an authority that wants to be convinced that a name is ours; [`dns`]: does so in the DNS.
+//! * [`request`]: what operators want of it.
 //! * `kept`, and `cert::pairs`: what is on disk. A certificate is there with its key or not at all.
 //! * `http`: the way to the authority.
 //!
@@ -12,19 +13,22 @@
 //! that was kept, if it still holds, and goes on from there. Whatever fails, the certificate in use stays.
 
 mod challenge;
+pub mod dns;
 mod http;
 mod kept;
 mod machine;
 pub(crate) mod metrics;
+pub mod request;
 mod schedule;
 mod work;
 
 use std::{
-    io,
+    fmt, io,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
 };
 
+use instant_acme::ChallengeType;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 pub use challenge::Kind;
@@ -51,9 +55,40 @@ pub struct Config {
     /// Where an authority may write to: `mailto:` URLs.
     pub contacts: Vec<String>,
     /// How it is convinced that the names are ours.
-    pub challenge: Kind,
-    /// TCP address of the listener for that.
-    pub listen: SocketAddr,
+    pub challenge: Challenge,
+}
+
+/// How an authority convinces itself that names are ours.
+#[derive(Debug, Clone)]
+pub enum Challenge {
+    /// It comes to a listener.
+    Listener {
+        /// What it asks there.
+        kind: Kind,
+        /// TCP address.
+        listen: SocketAddr,
+    },
+    /// It looks into the DNS (dns-01).
+    Dns(dns::Config),
+}
+
+impl Challenge {
+    /// As instant-acme has it.
+    fn of(&self) -> ChallengeType {
+        match self {
+            Self::Listener { kind, .. } => kind.challenge(),
+            Self::Dns(_) => ChallengeType::Dns01,
+        }
+    }
+}
+
+impl fmt::Display for Challenge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Listener { kind, .. } => kind.fmt(f),
+            Self::Dns(_) => f.write_str("dns-01"),
+        }
+    }
 }
 
 /// An authority that issues certificates.
@@ -120,24 +155,24 @@ pub enum Error {
 /// Ready to look after a certificate.
 pub struct Acme {
     work: work::Work,
-    listener: TcpListener,
+    /// None where nobody comes.
+    listener: Option<TcpListener>,
 }
 
 impl Acme {
-    /// Opens the directory, reads what must be there, and binds the listener.
+    /// Opens the directory, reads what must be there, and binds the listener where one is needed.
     pub async fn bind(config: Config) -> Result<Self, Error> {
-        let listener = TcpListener::bind(config.listen).await;
-        let listener = listener.map_err(|source| Error::Bind {
-            address: config.listen,
-            source,
-        })?;
+        let listener = match config.challenge {
+            Challenge::Dns(_) => None,
+            Challenge::Listener {
+                listen: address, ..
+            } => {
+                let bound = TcpListener::bind(address).await;
+                Some(bound.map_err(|source| Error::Bind { address, source })?)
+            }
+        };
         let work = work::Work::new(config)?;
         Ok(Self { work, listener })
-    }
-
-    /// Where the listener for challenges is.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
     }
 
     /// Looks after the certificate in `store` from now on.
@@ -146,8 +181,14 @@ impl Acme {
         let Self { work, listener } = self;
         let answers = work.answers();
         let task = tokio::spawn(async move {
+            let serve = async {
+                if let Some((listener, answers)) = listener.zip(answers) {
+                    challenge::serve(listener, answers).await;
+                }
+                std::future::pending().await
+            };
             tokio::select! {
-                () = challenge::serve(listener, answers) => {}
+                () = serve => {}
                 () = work.run(store, installed) => {}
             }
         });
@@ -175,6 +216,14 @@ impl Drop for Renewal {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// As [`check_name`], for names that are validated in the DNS: a host name or a wildcard of one, `*.NAME`.
+pub fn check_dns_name(name: &str) -> Result<(), &'static str> {
+    if name.parse::<IpAddr>().is_ok() {
+        return Err("is an address, which dns-01 cannot validate");
+    }
+    check_name(name.strip_prefix("*.").unwrap_or(name))
 }
 
 /// Whether `name` can be in a certificate: an address, or a host name in lower case. `Err` says what is wrong.
@@ -235,6 +284,12 @@ mod tests {
             &long,
         ] {
             assert!(check_name(name).is_err(), "{name}");
+        }
+        for name in ["gateway.example", "*.gateway.example"] {
+            assert_eq!(check_dns_name(name), Ok(()), "{name}");
+        }
+        for name in ["192.0.2.1", "*.*.example", "a.*.example", "*", "*.example"] {
+            assert!(check_dns_name(name).is_err(), "{name}");
         }
     }
 }

@@ -3,6 +3,7 @@
 mod development;
 #[cfg(test)]
 mod handshake;
+mod import;
 mod names;
 mod pair;
 pub(crate) mod pairs;
@@ -22,6 +23,7 @@ use sha2::{Digest, Sha256};
 use x509_parser::{extensions::GeneralName, prelude::X509Certificate};
 
 pub use development::DevelopmentAuthority;
+pub use import::import;
 pub use pair::Pair;
 pub use self_signed::{Rotation, SelfSigned};
 pub use store::{POLL_INTERVAL, Pinnable, Store};

@@ -9,6 +9,7 @@
 //! * [`aead`]: keys that encrypt, and wrap other keys.
 //! * [`record`]: records of our own as secret text.
 //! * [`shamir`]: a key in shares.
+//! * [`tsig`]: keys that sign changes of the DNS.
 //! * [`transit`]: keys that the KeyVault uses for others.
 //! * [`mod@format`]: the forms in which people keep secrets.
 
@@ -18,6 +19,7 @@ pub mod format;
 pub mod record;
 pub mod shamir;
 pub mod transit;
+pub mod tsig;
 
 use std::sync::Arc;
 

@@ -50,14 +50,18 @@ pub(crate) async fn prepare(
 }
 
 /// Looks at what [`prepare`] would read.
-pub(crate) fn check(certificate: &Certificate) -> Vec<Finding> {
+pub(crate) async fn check(certificate: &Certificate) -> Vec<Finding> {
     match certificate {
         Certificate::File(chain) => vec![cert::check(chain, None)],
         Certificate::Acme(wanted) => {
             let keys = wanted
                 .secrets()
                 .map(|secret| source::check_file(&secret, None, |_| Ok::<_, source::Error>(())));
-            keys.collect()
+            let mut findings: Vec<_> = keys.collect();
+            if let Some(dns) = wanted.dns() {
+                findings.extend(dns.check().await);
+            }
+            findings
         }
         // It makes what is not there.
         Certificate::SelfSigned { .. } => Vec::new(),

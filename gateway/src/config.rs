@@ -1,6 +1,7 @@
 //! What the gateway is told: [`Raw`] as it is written, [`Config`] as it was checked.
 
 mod certificate;
+mod dns;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -11,7 +12,10 @@ use wavry_transport::{socket, webtransport};
 
 use crate::forward;
 
-pub use self::certificate::{Certificate, RawAcme, RawAuthority, RawSelfSigned};
+pub use self::{
+    certificate::{Certificate, RawAcme, RawAuthority, RawChallenge, RawSelfSigned},
+    dns::RawDns,
+};
 
 /// Configuration as it is written, in table `gateway`. Every key may be left out; those without a
 /// default are missed by [`Config::try_from`].

@@ -75,7 +75,7 @@ struct Front {
 
 /// Looks at all that a gateway needs, without starting it.
 pub async fn check(config: &Config) -> Vec<source::Finding> {
-    let mut findings = certificate::check(&config.certificate);
+    let mut findings = certificate::check(&config.certificate).await;
     findings.extend(membership::check(&membership_of(config)));
     findings
 }

@@ -135,6 +135,8 @@ pub(super) enum Reason {
     Refused,
     /// A name could not be validated.
     Validation,
+    /// The DNS could not be changed, or not be seen to have changed.
+    Dns,
     /// What it issued cannot be used.
     Certificate,
     /// Something cannot be written or read here.
@@ -154,6 +156,7 @@ impl Reason {
             Self::AccountGone => "account",
             Self::Refused => "refused",
             Self::Validation => "validation",
+            Self::Dns => "dns",
             Self::Certificate => "certificate",
             Self::Storage => "storage",
         }
@@ -170,6 +173,8 @@ pub(super) struct Machine {
     /// When the window is asked for next.
     ask_at: Time,
     attempt: Option<Attempt>,
+    /// An operator wants another certificate, due or not.
+    wanted: bool,
 }
 
 /// One attempt with one authority.
@@ -210,6 +215,15 @@ impl Machine {
             window: None,
             ask_at: Duration::ZERO,
             attempt: None,
+            wanted: false,
+        }
+    }
+
+    /// An operator wants a certificate, of authorities that failed as well if `at_once`.
+    pub(super) fn want(&mut self, at_once: bool) {
+        self.wanted = true;
+        if at_once {
+            self.backoffs.iter_mut().for_each(Backoff::forgive);
         }
     }
 
@@ -233,10 +247,10 @@ impl Machine {
         self.window
     }
 
-    /// When a certificate is due: at once where there is none that fits.
+    /// When a certificate is due: at once where there is none that fits, or another one is wanted.
     pub(super) fn due(&self) -> Time {
         match self.certificate {
-            Some(certificate) if certificate.fits => {
+            Some(certificate) if certificate.fits && !self.wanted => {
                 let Certificate {
                     validity, chance, ..
                 } = certificate;
@@ -321,6 +335,7 @@ impl Machine {
             (Step::Installing, Event::Installed(certificate)) => {
                 self.backoffs[attempt.authority] = Backoff::default();
                 self.certificate = Some(certificate);
+                self.wanted = false;
                 self.window = None;
                 self.ask_at = now;
                 self.attempt = None;

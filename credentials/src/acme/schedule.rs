@@ -31,6 +31,11 @@ impl Backoff {
         self.until() <= now
     }
 
+    /// It may be asked again at once; how often it has failed is not forgotten.
+    pub(super) fn forgive(&mut self) {
+        self.until = 0;
+    }
+
     /// Until when it is left alone.
     pub(super) fn until(&self) -> Time {
         Duration::from_secs(self.until)

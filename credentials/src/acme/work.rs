@@ -1,6 +1,7 @@
 //! Does what the machine says.
 
 mod failure;
+mod operator;
 
 use std::{
     collections::HashSet,
@@ -21,12 +22,14 @@ use tokio::{
 
 use self::failure::Trouble;
 use super::{
-    Authority, Config, Error,
+    Authority, Challenge, Config, Error,
     challenge::Answers,
+    dns::Publisher,
     http::Client,
     kept::Kept,
     machine::{Action, Certificate, Event, Machine, Reason, Standing, Time},
     metrics as names,
+    request::{Inbox, Ticket},
     schedule::{Record, Validity, Window},
     trust,
 };
@@ -57,7 +60,10 @@ pub(super) struct Work {
     external: Vec<Option<Secret<Vec<u8>>>>,
     kept: Arc<Kept>,
     pairs: Arc<Pairs>,
-    answers: Answers,
+    answering: Answering,
+    inbox: Arc<Inbox>,
+    /// Operators who wait for a certificate.
+    wishes: Vec<Ticket>,
     /// The certificate in use or kept, for the question when to renew it.
     leaf: Option<CertificateDer<'static>>,
     /// The attempt under way, as far as it has come.
@@ -69,6 +75,14 @@ pub(super) struct Work {
     chain: Option<String>,
 }
 
+/// What challenges are answered with.
+enum Answering {
+    /// Who comes to the listener is told.
+    Listener(Answers),
+    /// It is in the DNS.
+    Dns(Box<Publisher>),
+}
+
 impl Work {
     pub(super) fn new(config: Config) -> Result<Self, Error> {
         let unusable = |source| Error::Directory {
@@ -78,6 +92,7 @@ impl Work {
         let kept = Kept::open(&config.directory).map_err(unusable)?;
         let pairs = Pairs::open(config.directory.join("pairs"))
             .map_err(|error| unusable(std::io::Error::other(error)))?;
+        let inbox = Inbox::open(&config.directory).map_err(unusable)?;
         let client = |authority: &Authority| {
             Client::new(&trust(authority)).map_err(|source| Error::Trust {
                 name: authority.name.clone(),
@@ -97,13 +112,21 @@ impl Work {
         };
         let external = config.authorities.iter().map(external);
         let external = external.collect::<Result<_, _>>()?;
+        let answering = match &config.challenge {
+            Challenge::Listener { kind, .. } => Answering::Listener(Answers::new(*kind)),
+            Challenge::Dns(dns) => {
+                Answering::Dns(Box::new(Publisher::open(dns.clone(), &config.directory)))
+            }
+        };
         Ok(Self {
-            answers: Answers::new(config.challenge),
+            answering,
             config,
             clients,
             external,
             kept: Arc::new(kept),
             pairs: Arc::new(pairs),
+            inbox: Arc::new(inbox),
+            wishes: Vec::new(),
             leaf: None,
             account: None,
             order: None,
@@ -113,8 +136,12 @@ impl Work {
         })
     }
 
-    pub(super) fn answers(&self) -> Answers {
-        self.answers.clone()
+    /// What the listener for challenges is to say, where there is one.
+    pub(super) fn answers(&self) -> Option<Answers> {
+        match &self.answering {
+            Answering::Listener(answers) => Some(answers.clone()),
+            Answering::Dns(_) => None,
+        }
     }
 
     /// Installs what was kept, and keeps a certificate in `store` for as long as it is polled.
@@ -140,8 +167,14 @@ impl Work {
                 written = record;
             }
             if let Action::Wait(until) = action {
+                let mut longest = LONGEST_SLEEP;
+                if machine.authority().is_none() {
+                    self.tidy().await;
+                    self.attend(&mut machine).await;
+                    longest = operator::PACE;
+                }
                 let pause = until.saturating_sub(since_epoch());
-                sleep(pause.min(LONGEST_SLEEP)).await;
+                sleep(pause.min(longest)).await;
                 continue;
             }
             let (authority, began) = (machine.authority(), machine.began());
@@ -149,14 +182,20 @@ impl Work {
                 Ok(()) => self.perform_in_time(action, authority, &store).await,
                 Err(trouble) => Err(trouble),
             };
+            let said = event.as_ref().err().map(|trouble| trouble.said.clone());
             let event = event.unwrap_or_else(|trouble| self.failed(action, authority, trouble));
-            if let Event::Installed(_) = event {
+            let is_installed = matches!(event, Event::Installed(_));
+            if is_installed {
                 self.succeeded(authority, began);
                 installed.send_replace(true);
             }
             machine.happened(event, since_epoch(), chance());
             if machine.authority().is_none() {
-                self.end_attempt();
+                self.end_attempt().await;
+                // Where another authority is asked at once, it may do better.
+                if is_installed || machine.next_attempt() > since_epoch() {
+                    self.answer_wishes(said.as_deref());
+                }
             }
         }
     }
@@ -360,7 +399,8 @@ impl Work {
 
     async fn answer(&mut self, authority: usize) -> Result<Event, Trouble> {
         let client = &self.clients[authority];
-        let challenge_type = self.config.challenge;
+        let kind = &self.config.challenge;
+        let mut texts = Vec::new();
         let order = self.order.as_mut().ok_or_else(Trouble::lost)?;
         let mut authorizations = order.authorizations();
         while let Some(next) = authorizations.next().await {
@@ -369,14 +409,26 @@ impl Work {
                 continue;
             }
             let name = authorization.identifier().to_string();
-            let challenge = authorization.challenge(challenge_type.challenge());
+            let challenge = authorization.challenge(kind.of());
             let challenge = challenge.ok_or_else(|| {
-                let said = format!("{name} cannot be validated by {challenge_type} there");
+                let said = format!("{name} cannot be validated by {kind} there");
                 Trouble::new(Reason::Refused, said)
             })?;
-            self.answers
-                .put_up(&name, &challenge.token, &challenge.key_authorization())
-                .map_err(|error| Trouble::new(Reason::Refused, error.to_string()))?;
+            let key_authorization = challenge.key_authorization();
+            match &self.answering {
+                Answering::Listener(answers) => answers
+                    .put_up(&name, &challenge.token, &key_authorization)
+                    .map_err(|error| Trouble::new(Reason::Refused, error.to_string()))?,
+                // That of a wildcard is beside that of the name itself.
+                Answering::Dns(_) => {
+                    let name = name.strip_prefix("*.").unwrap_or(&name);
+                    texts.push((name.to_owned(), key_authorization.dns_value()));
+                }
+            }
+        }
+        if let Answering::Dns(publisher) = &mut self.answering {
+            let published = publisher.publish(&texts).await;
+            published.map_err(|error| Trouble::new(Reason::Dns, error.to_string()))?;
         }
         Ok(Event::Answering)
     }
@@ -391,7 +443,7 @@ impl Work {
             if authorization.status != AuthorizationStatus::Pending {
                 continue;
             }
-            let challenge = authorization.challenge(self.config.challenge.challenge());
+            let challenge = authorization.challenge(self.config.challenge.of());
             let mut challenge = challenge.ok_or_else(Trouble::lost)?;
             if !self.announced.contains(&challenge.url) {
                 challenge.set_ready().await.map_err(failed)?;
@@ -516,8 +568,20 @@ impl Work {
         }
     }
 
-    fn end_attempt(&mut self) {
-        self.answers.take_down();
+    /// Removes from the DNS what an earlier process, or an earlier attempt, could not.
+    async fn tidy(&mut self) {
+        if let Answering::Dns(publisher) = &mut self.answering
+            && publisher.is_due(since_epoch())
+        {
+            publisher.remove(since_epoch()).await;
+        }
+    }
+
+    async fn end_attempt(&mut self) {
+        match &mut self.answering {
+            Answering::Listener(answers) => answers.take_down(),
+            Answering::Dns(publisher) => publisher.remove(since_epoch()).await,
+        }
         self.announced.clear();
         (self.account, self.order, self.key, self.chain) = (None, None, None, None);
     }

@@ -45,7 +45,7 @@ pub(crate) struct Pebble {
     _processes: [Process; 2],
 }
 
-struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -57,6 +57,11 @@ impl Drop for Process {
 impl Pebble {
     /// Starts it on free ports. Every name is at 127.0.0.1 for it.
     pub(crate) fn start(setup: &Setup<'_>) -> Self {
+        Self::asking(setup, None)
+    }
+
+    /// The same, but it asks the DNS server at that address for names.
+    pub(crate) fn asking(setup: &Setup<'_>, server: Option<SocketAddr>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let authority = DevelopmentAuthority::open(directory.path()).unwrap();
@@ -86,7 +91,8 @@ impl Pebble {
         names.arg(dns.to_string());
         let mut pebble = program("pebble");
         pebble.arg("-config").arg(at("config.json"));
-        pebble.arg("-dnsserver").arg(dns.to_string());
+        pebble.arg("-dnsserver");
+        pebble.arg(server.unwrap_or(dns).to_string());
         pebble.env("PEBBLE_VA_NOSLEEP", "1");
         pebble.envs(setup.variables.iter().copied());
         let started = Self {
@@ -133,6 +139,19 @@ impl Pebble {
         self.manage(&arguments, "set-renewal-info/");
     }
 
+    /// What it says of the certificate in a PEM file: `Status`, and `Reason` of one that was revoked.
+    pub(crate) fn status(&self, chain: &Path) -> serde_json::Value {
+        let serial = Command::new("openssl")
+            .args(["x509", "-noout", "-serial", "-in"])
+            .arg(chain)
+            .output()
+            .expect("openssl, which scripts/test.sh installs");
+        let serial = String::from_utf8(serial.stdout).unwrap();
+        let serial = serial.trim().strip_prefix("serial=").unwrap();
+        let said = self.manage(&["--fail"], &format!("cert-status-by-serial/{serial}"));
+        serde_json::from_slice(&said).unwrap()
+    }
+
     fn manage(&self, arguments: &[&str], path: &str) -> Vec<u8> {
         let asked = Command::new("curl")
             .args(["--silent", "--show-error", "--cacert"])
@@ -157,7 +176,7 @@ fn program(name: &str) -> Command {
     Command::new(Path::new(&peers).join("pebble/usr/bin").join(name))
 }
 
-fn start(command: &mut Command) -> Process {
+pub(crate) fn start(command: &mut Command) -> Process {
     let quiet = command.stdin(Stdio::null()).stdout(Stdio::null());
     let child = quiet.stderr(Stdio::null()).spawn();
     Process(child.unwrap_or_else(|error| {

@@ -87,6 +87,17 @@ fn by_status(status: u16, otherwise: Reason) -> Reason {
     }
 }
 
+/// Whether a certificate was revoked before (RFC 8555, section 7.6).
+pub(super) fn is_about_revoked(error: &Error) -> bool {
+    match error {
+        Error::Api(problem) => {
+            let kind = problem.r#type.as_deref().unwrap_or_default();
+            kind.strip_prefix(PROBLEM) == Some("alreadyRevoked")
+        }
+        _ => false,
+    }
+}
+
 /// Whether an order was refused because of what it says that it replaces (RFC 9773, section 5): the
 /// certificate was replaced already, the authority does not know it, or it offers no such thing.
 pub(super) fn is_about_replacing(error: &Error) -> bool {
