@@ -94,18 +94,19 @@ install_pebble() {
   rm -rf "$lists"
 }
 
-# Debian's or Ubuntu's Prometheus, for promtool: unpacked, and no service of this machine.
+# Debian's or Ubuntu's Prometheus, promtool and Alertmanager: unpacked, and no service of this machine.
 install_prometheus() {
   local place="$peers/prometheus"
   promtool="$place/usr/bin/promtool"
-  if "$promtool" --version >/dev/null 2>&1; then return; fi
-  echo "installing promtool"
+  if "$promtool" --version >/dev/null 2>&1 && "$place/usr/bin/prometheus-alertmanager" --version >/dev/null 2>&1; then return; fi
+  echo "installing Prometheus and Alertmanager"
   rm -rf "$place"
   mkdir -p "$place"
-  (cd "$place" && { apt-get -q download prometheus >/dev/null 2>&1 ||
-    { quietly as_root apt-get -q -o DPkg::Lock::Timeout=300 update && quietly apt-get -q download prometheus; }; })
+  (cd "$place" && { apt-get -q download prometheus prometheus-alertmanager >/dev/null 2>&1 ||
+    { quietly as_root apt-get -q -o DPkg::Lock::Timeout=300 update && quietly apt-get -q download prometheus prometheus-alertmanager; }; })
   dpkg-deb -x "$place"/prometheus_*.deb "$place"
-  rm -f "$place"/prometheus_*.deb
+  dpkg-deb -x "$place"/prometheus-alertmanager_*.deb "$place"
+  rm -f "$place"/*.deb
 }
 
 check_rules() {
@@ -241,7 +242,7 @@ heading "tests"
 if ! cargo nextest --version >/dev/null 2>&1; then
   run_tests_with_cargo
 elif [ -n "$fast" ]; then
-  cargo nextest run --workspace --locked -E 'not (binary(acme) | binary(acme_dns) | binary(browser) | binary(peers) | binary(interop))'
+  cargo nextest run --workspace --locked -E 'not (binary(acme) | binary(acme_dns) | binary(alerts) | binary(renewal) | binary(browser) | binary(peers) | binary(interop))'
 else
   cargo nextest run --workspace --locked
 fi

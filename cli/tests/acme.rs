@@ -97,7 +97,7 @@ fn a_gateway_alone_obtains_its_certificate_and_is_ready_once_it_has_it() {
         "wavry_credentials_acme_attempts_total{authority=\"silent\",outcome=\"unreachable\"} 1",
         "wavry_credentials_acme_attempts_total{authority=\"pebble\",outcome=\"issued\"} 2",
         "wavry_credentials_acme_challenge_connections_total{type=\"http-01\",outcome=\"answered\"}",
-        "wavry_gateway_certificate_expiry_timestamp_seconds{name=\"gateway.example\",source=\"acme\"}",
+        "wavry_gateway_certificate_expiry_timestamp_seconds{name=\"gateway.example\",source=\"acme\",issuer=\"",
         "wavry_credentials_acme_last_success_timestamp_seconds",
     ] {
         assert!(metrics.contains(line), "{line} is not in\n{metrics}");

@@ -190,6 +190,7 @@ impl Gateway {
             self.membership
                 .report_sessions(self.front.sessions.len() as u64);
             session::count(self.front.core.ledger.take());
+            self.front.core.certificates.count_look_ups();
             self.front.core.turn_exits();
         }
     }

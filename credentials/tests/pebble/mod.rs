@@ -82,6 +82,7 @@ impl Pebble {
             "profiles": {
                 "default": { "description": "three months", "validityPeriod": 7_776_000 },
                 "shortlived": { "description": "six days", "validityPeriod": 518_400 },
+                "minute": { "description": "a minute", "validityPeriod": 60 },
             },
         }});
         fs::write(at("config.json"), config.to_string()).unwrap();
