@@ -114,16 +114,31 @@ fn a_certificate_that_is_about_to_expire_is_heard_of_at_alertmanager() {
         ],
     );
 
-    let heard = wait_for_alerts(alertmanager, &["WavryCertificateExpiresInADay", "WavryCertificateExpiresInAWeek"]);
+    let heard = wait_for_alerts(
+        alertmanager,
+        &[
+            "WavryCertificateExpiresInADay",
+            "WavryCertificateExpiresInAWeek",
+        ],
+    );
     let day = &heard["WavryCertificateExpiresInADay"];
     assert_eq!(day["labels"]["severity"], "critical");
     assert_eq!(day["labels"]["source"], "file");
     assert_eq!(day["labels"]["instance"], ops.to_string());
     let said = day["annotations"]["summary"].as_str().unwrap();
-    assert!(said.contains("expires in 11h 59m") || said.contains("expires in 12h"), "{said}");
+    assert!(
+        said.contains("expires in 11h 59m") || said.contains("expires in 12h"),
+        "{said}"
+    );
     // Nobody obtains this one, and nothing fails.
-    let others = ["WavryCertificateNotRenewed", "WavryCertificateRenewalFailing"];
-    assert!(others.iter().all(|name| heard.get(*name).is_none()), "{heard:?}");
+    let others = [
+        "WavryCertificateNotRenewed",
+        "WavryCertificateRenewalFailing",
+    ];
+    assert!(
+        others.iter().all(|name| heard.get(*name).is_none()),
+        "{heard:?}"
+    );
 }
 
 /// The alerts that Alertmanager has, by name, once it has all of these.
@@ -134,7 +149,9 @@ fn wait_for_alerts(at: SocketAddr, wanted: &[&str]) -> serde_json::Map<String, V
         if std::net::TcpStream::connect(at).is_ok() {
             let (status, answer) = http_get(&format!("http://{at}/api/v2/alerts"));
             let body = answer.rsplit("\r\n\r\n").next().unwrap_or_default();
-            let body = body.find('[').map_or("[]", |start| &body[start..=body.rfind(']').unwrap_or(start)]);
+            let body = body.find('[').map_or("[]", |start| {
+                &body[start..=body.rfind(']').unwrap_or(start)]
+            });
             if status == 200 {
                 let alerts: Vec<Value> = serde_json::from_str(body).unwrap_or_default();
                 for alert in alerts {

@@ -6,6 +6,7 @@
 //! * `work`: does what the machine says, over `instant-acme`, which knows the protocol.
 //! * `challenge`: answers an authority that wants to be convinced that a name is ours; [`dns`]: does so in the DNS.
 //! * [`request`]: what operators want of it.
+//! * `storage`: where all of it is kept, and who may order; `directory`, where that is this gateway alone.
 //! * `kept`, and `cert::pairs`: what is on disk. A certificate is there with its key or not at all.
 //! * `http`: the way to the authority.
 //!
@@ -13,6 +14,7 @@
 //! that was kept, if it still holds, and goes on from there. Whatever fails, the certificate in use stays.
 
 mod challenge;
+mod directory;
 pub mod dns;
 mod http;
 mod kept;
@@ -20,18 +22,24 @@ mod machine;
 pub(crate) mod metrics;
 pub mod request;
 mod schedule;
+mod storage;
 mod work;
 
 use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
 };
 
 use instant_acme::ChallengeType;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 pub use challenge::Kind;
+
+use challenge::Answers;
+use directory::Directory;
+use request::Inbox;
 
 use crate::{
     cert::{self, Store, Trust},
@@ -154,24 +162,35 @@ pub enum Error {
 
 /// Ready to look after a certificate.
 pub struct Acme {
-    work: work::Work,
+    work: work::Work<Directory>,
     /// None where nobody comes.
-    listener: Option<TcpListener>,
+    listener: Option<(TcpListener, Answers)>,
 }
 
 impl Acme {
     /// Opens the directory, reads what must be there, and binds the listener where one is needed.
     pub async fn bind(config: Config) -> Result<Self, Error> {
-        let listener = match config.challenge {
-            Challenge::Dns(_) => None,
+        let (listener, answers) = match config.challenge {
+            Challenge::Dns(_) => (None, None),
             Challenge::Listener {
-                listen: address, ..
+                kind,
+                listen: address,
             } => {
                 let bound = TcpListener::bind(address).await;
-                Some(bound.map_err(|source| Error::Bind { address, source })?)
+                let bound = bound.map_err(|source| Error::Bind { address, source })?;
+                let answers = Answers::new(kind);
+                (Some((bound, answers.clone())), Some(answers))
             }
         };
-        let work = work::Work::new(config)?;
+        let (names, origin) = (config.names.clone(), config.directory.clone());
+        let unusable = |source| Error::Directory {
+            directory: origin.clone(),
+            source,
+        };
+        let kept = Directory::open(&origin, answers).map_err(unusable)?;
+        let inbox = Inbox::open(&origin).map_err(unusable)?;
+        let authorities = Arc::new(work::Authorities::new(config)?);
+        let work = work::Work::new(authorities, names, origin.clone(), kept).attending(inbox);
         Ok(Self { work, listener })
     }
 
@@ -179,10 +198,9 @@ impl Acme {
     pub fn start(self, store: Store) -> Renewal {
         let (installed, watched) = watch::channel(false);
         let Self { work, listener } = self;
-        let answers = work.answers();
         let task = tokio::spawn(async move {
             let serve = async {
-                if let Some((listener, answers)) = listener.zip(answers) {
+                if let Some((listener, answers)) = listener {
                     challenge::serve(listener, answers).await;
                 }
                 std::future::pending().await

@@ -332,7 +332,9 @@ impl Cluster {
     /// Where a role's ops listener is.
     pub(crate) fn ops_address(&self, role: &str) -> SocketAddr {
         let url = self.process(role).ready["ops"].as_str().unwrap();
-        let place = url.trim_start_matches("http://").trim_end_matches("/metrics");
+        let place = url
+            .trim_start_matches("http://")
+            .trim_end_matches("/metrics");
         place.parse().unwrap()
     }
 

@@ -14,13 +14,15 @@ use std::{
     time::Duration,
 };
 
-use instant_acme::{ChallengeType, KeyAuthorization};
+use aws_lc_rs::digest;
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use instant_acme::ChallengeType;
 use metrics::counter;
 use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
 
-use super::metrics as names;
+use super::{machine::Reason, metrics as names, work::failure::Trouble};
 
 /// Connections at once: an authority comes from some five places for each name, and a hundred names are
 /// validated side by side at most.
@@ -66,6 +68,27 @@ impl fmt::Display for Kind {
     }
 }
 
+/// What answers one challenge.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Answered {
+    /// The name that is validated.
+    pub(super) name: String,
+    /// The challenge's token.
+    pub(super) token: String,
+    /// Token and account (RFC 8555, section 8.1).
+    pub(super) key_authorization: String,
+}
+
+impl Answered {
+    /// The name under whose `_acme-challenge` it is in the DNS, and the text there (RFC 8555, section 8.4). That of a
+    /// wildcard is beside that of the name itself.
+    pub(super) fn text(&self) -> (String, String) {
+        let name = self.name.strip_prefix("*.").unwrap_or(&self.name);
+        let digest = digest::digest(&digest::SHA256, self.key_authorization.as_bytes());
+        (name.to_owned(), URL_SAFE_NO_PAD.encode(digest))
+    }
+}
+
 /// The answers that are up. Clones share them.
 #[derive(Clone)]
 pub(super) struct Answers {
@@ -90,27 +113,27 @@ impl Answers {
         }
     }
 
-    /// Puts up what answers one challenge for `name`.
-    pub(super) fn put_up(
-        &self,
-        name: &str,
-        token: &str,
-        key_authorization: &KeyAuthorization,
-    ) -> Result<(), rcgen::Error> {
-        let (key, answer) = match self.kind {
-            Kind::Http01 => {
-                let text = key_authorization.as_str().to_owned();
-                (token.to_owned(), Answer::Text(text))
-            }
-            Kind::TlsAlpn01 => {
-                let certificate = tls_alpn01::certificate(name, key_authorization.digest())?;
-                (
-                    tls_alpn01::server_name(name),
-                    Answer::Certificate(Arc::new(certificate)),
-                )
-            }
-        };
-        self.table().insert(key, answer);
+    /// Puts up what answers challenges.
+    pub(super) fn put_up(&self, answers: &[Answered]) -> Result<(), Trouble> {
+        let refused = |error: rcgen::Error| Trouble::new(Reason::Refused, error.to_string());
+        for answered in answers {
+            let (key, answer) = match self.kind {
+                Kind::Http01 => {
+                    let text = answered.key_authorization.clone();
+                    (answered.token.clone(), Answer::Text(text))
+                }
+                Kind::TlsAlpn01 => {
+                    let text = answered.key_authorization.as_bytes();
+                    let digest = digest::digest(&digest::SHA256, text);
+                    let certificate = tls_alpn01::certificate(&answered.name, digest);
+                    (
+                        tls_alpn01::server_name(&answered.name),
+                        Answer::Certificate(Arc::new(certificate.map_err(refused)?)),
+                    )
+                }
+            };
+            self.table().insert(key, answer);
+        }
         Ok(())
     }
 

@@ -17,6 +17,7 @@ use std::{
     fs, io,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -186,16 +187,27 @@ struct Record {
     /// The zone that this is in.
     zone: String,
     value: String,
+    /// Whether an attempt under way needs it. One that ended with its process does not.
+    #[serde(skip)]
+    is_needed: bool,
 }
 
-/// Puts records into the DNS, and removes what it put there.
+impl Record {
+    fn is_at(&self, other: &Self) -> bool {
+        (&self.name, &self.value) == (&other.name, &other.value)
+    }
+}
+
+/// Puts records into the DNS, and removes what it put there. Shared by all certificates.
 pub(super) struct Publisher {
     config: Config,
     file: PathBuf,
     /// What is there, or may be.
-    published: Vec<Record>,
-    /// When removing is tried again, and the pause before the attempt after that.
-    again: Option<(Time, Duration)>,
+    published: Mutex<Vec<Record>>,
+    /// Held while the file is written: an older state must not follow a newer one.
+    writing: tokio::sync::Mutex<()>,
+    /// When removing what could not be removed is tried again, and the pause after that.
+    again: Mutex<(Time, Duration)>,
 }
 
 impl Publisher {
@@ -217,14 +229,16 @@ impl Publisher {
         Self {
             config,
             file,
-            published,
-            again: Some((Time::ZERO, REMOVE_AGAIN.0)),
+            published: Mutex::new(published),
+            writing: tokio::sync::Mutex::default(),
+            again: Mutex::new((Time::ZERO, REMOVE_AGAIN.0)),
         }
     }
 
-    /// Publishes a text for each name, and waits until all are to be seen. What is there already is left as it is.
-    pub(super) async fn publish(&mut self, wanted: &[(String, String)]) -> Result<(), Error> {
+    /// Publishes a text for each name, and waits until all are to be seen.
+    pub(super) async fn publish(&self, wanted: &[(String, String)]) -> Result<(), Error> {
         let resolver = self.resolver()?;
+        let mut records = Vec::new();
         for (name, value) in wanted {
             let challenged = format!("{LABEL}.{name}.");
             let located = zone::locate(resolver, parse(&challenged)?).await?;
@@ -232,16 +246,19 @@ impl Publisher {
                 name: located.name.to_ascii(),
                 zone: located.zone.to_ascii(),
                 value: value.clone(),
+                is_needed: true,
             };
-            if self.published.contains(&record) {
-                continue;
+            {
+                let mut published = locked(&self.published);
+                published.retain(|other| !other.is_at(&record));
+                published.push(record.clone());
             }
-            self.published.push(record.clone());
             self.write().await?;
             self.change(Change::Add, &record).await?;
+            records.push(record);
         }
         let deadline = Instant::now() + self.config.propagation_timeout;
-        for record in &self.published {
+        for record in &records {
             let servers = match self.config.servers.as_slice() {
                 [] => {
                     let addresses = zone::servers(resolver, &parse(&record.zone)?).await?;
@@ -255,35 +272,52 @@ impl Publisher {
         Ok(())
     }
 
-    /// Whether something waits to be removed, and its time has come.
-    pub(super) fn is_due(&self, now: Time) -> bool {
-        !self.published.is_empty() && self.again.is_none_or(|(at, _)| at <= now)
+    /// The attempt that needed these texts is over.
+    pub(super) fn leave(&self, values: &[String]) {
+        let mut published = locked(&self.published);
+        let left = published
+            .iter_mut()
+            .filter(|record| values.contains(&record.value));
+        for record in left {
+            record.is_needed = false;
+            *locked(&self.again) = (Time::ZERO, REMOVE_AGAIN.0);
+        }
     }
 
-    /// Removes what is there. What cannot be removed is told of, and tried again.
-    pub(super) async fn remove(&mut self, now: Time) {
-        if self.published.is_empty() {
+    /// Removes what nobody needs. What cannot be removed is told of, and tried again when `now` is some time later.
+    pub(super) async fn tidy(&self, now: Time) {
+        let (at, pause) = *locked(&self.again);
+        let left: Vec<_> = locked(&self.published)
+            .iter()
+            .filter(|r| !r.is_needed)
+            .cloned()
+            .collect();
+        if left.is_empty() || now < at {
             return;
         }
-        let mut left = Vec::new();
-        for record in std::mem::take(&mut self.published) {
-            if let Err(error) = self.change(Change::Remove, &record).await {
-                tracing::warn!(name = record.name, %error, "a record stays in the DNS for now");
-                left.push(record);
+        let mut is_done = true;
+        for record in left {
+            match self.change(Change::Remove, &record).await {
+                Ok(()) => locked(&self.published).retain(|other| !other.is_at(&record)),
+                Err(error) => {
+                    tracing::warn!(name = record.name, %error, "a record stays in the DNS for now");
+                    is_done = false;
+                }
             }
         }
-        let (_, pause) = self.again.take().unwrap_or((now, REMOVE_AGAIN.0));
-        if !left.is_empty() {
-            self.again = Some((now + pause, (pause * 2).min(REMOVE_AGAIN.1)));
-        }
-        self.published = left;
+        *locked(&self.again) = match is_done {
+            true => (Time::ZERO, REMOVE_AGAIN.0),
+            false => (now + pause, (pause * 2).min(REMOVE_AGAIN.1)),
+        };
         if let Err(error) = self.write().await {
             tracing::warn!(%error, "records are removed once more at the next start");
         }
     }
 
     async fn change(&self, change: Change, record: &Record) -> Result<(), Error> {
-        let Record { name, zone, value } = record;
+        let Record {
+            name, zone, value, ..
+        } = record;
         let plain = name.trim_end_matches('.');
         match &self.config.provider {
             Provider::Update {
@@ -324,12 +358,18 @@ impl Publisher {
     }
 
     async fn write(&self) -> Result<(), source::Error> {
-        let text = serde_json::to_vec(&self.published).expect("plain data with text keys");
+        let _one_at_a_time = self.writing.lock().await;
+        let text =
+            serde_json::to_vec(&*locked(&self.published)).expect("plain data with text keys");
         let file = self.file.clone();
         let written = tokio::task::spawn_blocking(move || source::write_private(&file, &text));
         // It ends early only if the process does.
         written.await.unwrap_or(Ok(()))
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn token(text: &crate::secret::Secret<Vec<u8>>) -> Result<Token, Fault> {
@@ -418,21 +458,22 @@ mod tests {
             name: "_acme-challenge.gateway.example.".to_owned(),
             zone: "example.".to_owned(),
             value: value.to_owned(),
+            is_needed: false,
         };
-        let mut publisher = open();
-        assert!(!publisher.is_due(Time::ZERO), "there is nothing");
-        publisher.published = vec![record("-one"), record("two")];
+        let publisher = open();
+        *locked(&publisher.published) = vec![record("-one"), record("two")];
         publisher.write().await.unwrap();
 
-        let mut publisher = open();
+        // What another process left.
+        let publisher = open();
         let at = Duration::from_secs;
-        assert!(publisher.is_due(at(1000)), "what another process left");
-        publisher.remove(at(1000)).await;
-        assert!(!publisher.is_due(at(1059)));
-        assert!(publisher.is_due(at(1060)));
-        publisher.remove(at(1060)).await;
-        assert!(!publisher.is_due(at(1179)));
-        assert!(publisher.is_due(at(1180)));
+        let again = || locked(&publisher.again).0;
+        publisher.tidy(at(1000)).await;
+        assert_eq!(again(), at(1060));
+        publisher.tidy(at(1059)).await;
+        assert_eq!(again(), at(1060));
+        publisher.tidy(at(1060)).await;
+        assert_eq!(again(), at(1180));
 
         let told = directory.path().join("told");
         let script = format!(
@@ -442,11 +483,11 @@ mod tests {
         fs::write(&hook, script).unwrap();
         let executable = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         fs::set_permissions(&hook, executable).unwrap();
-        publisher.remove(at(1180)).await;
+        publisher.tidy(at(1180)).await;
         let name = "_acme-challenge.gateway.example";
         let expected = format!("zone remove {name} -one zone remove {name} two ");
         assert_eq!(fs::read_to_string(&told).unwrap(), expected);
-        assert_eq!(open().published, [record("two")]);
+        assert_eq!(*locked(&open().published), [record("two")]);
         let error = publisher.change(Change::Add, &record("two")).await;
         let error = error.unwrap_err().to_string();
         assert!(

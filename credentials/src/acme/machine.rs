@@ -38,6 +38,8 @@ pub(super) enum Action {
     AskWindow { authority: usize },
     /// Open the account that is kept, or a new one.
     Open { authority: usize },
+    /// Look at the order that was placed before, by this process or another.
+    Resume,
     /// Place an order, which says that it replaces the certificate in use or does not.
     Order { replacing: bool },
     /// Read the authorizations and put up what answers their challenges.
@@ -187,7 +189,8 @@ struct Attempt {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
-    Opening,
+    Opening { resumes: bool },
+    Resuming,
     Ordering { replacing: bool },
     Answering,
     Announcing,
@@ -266,11 +269,48 @@ impl Machine {
         free.unwrap_or_default().max(self.due())
     }
 
+    /// Whether an attempt would begin at `now`.
+    pub(super) fn begins(&self, now: Time) -> bool {
+        self.attempt.is_none() && self.asks(now).is_none() && self.next_attempt() <= now
+    }
+
+    /// The certificate in use.
+    pub(super) fn certificate(&self) -> Option<Certificate> {
+        self.certificate
+    }
+
+    /// Others know how authorities have fared.
+    pub(super) fn fared(&mut self, backoffs: Vec<Backoff>) {
+        self.backoffs = backoffs;
+    }
+
+    /// Goes on with an order that was placed before. It is no attempt more, so that no back-off holds it up.
+    pub(super) fn resume(&mut self, authority: usize, now: Time) {
+        self.attempt = Some(Attempt {
+            authority,
+            began: now,
+            step: Step::Opening { resumes: true },
+        });
+    }
+
+    /// Leaves the attempt under way to somebody else.
+    pub(super) fn abandon(&mut self) {
+        self.attempt = None;
+    }
+
+    /// A certificate that somebody else obtained is in use.
+    pub(super) fn replaced(&mut self, certificate: Certificate, now: Time) {
+        self.certificate = Some(certificate);
+        self.wanted = false;
+        self.window = None;
+        self.ask_at = now;
+        self.attempt = None;
+    }
+
     /// What to do at `now`. Begins an attempt where one is due.
     pub(super) fn next(&mut self, now: Time, chance: u16) -> Action {
         if self.attempt.is_none() {
-            let asked = self.certificate.and_then(|c| c.authority);
-            if let Some(authority) = asked.filter(|_| self.ask_at <= now) {
+            if let Some(authority) = self.asks(now) {
                 return Action::AskWindow { authority };
             }
             let due = self.due();
@@ -279,7 +319,7 @@ impl Machine {
                 .flatten();
             let Some(authority) = free else {
                 let begin = self.next_attempt();
-                return Action::Wait(match asked {
+                return Action::Wait(match self.issuer() {
                     Some(_) => begin.min(self.ask_at),
                     None => begin,
                 });
@@ -288,16 +328,17 @@ impl Machine {
             self.attempt = Some(Attempt {
                 authority,
                 began: now,
-                step: Step::Opening,
+                step: Step::Opening { resumes: false },
             });
         }
         let Some(attempt) = self.attempt else {
             return Action::Wait(now);
         };
         match attempt.step {
-            Step::Opening => Action::Open {
+            Step::Opening { .. } => Action::Open {
                 authority: attempt.authority,
             },
+            Step::Resuming => Action::Resume,
             Step::Ordering { replacing } => Action::Order { replacing },
             Step::Answering => Action::Answer,
             Step::Announcing => Action::Announce,
@@ -320,7 +361,16 @@ impl Machine {
         };
         let step = match (attempt.step, event) {
             (_, Event::Failed(failure)) => return self.fail(failure, now, chance),
-            (Step::Opening, Event::Opened) => {
+            (Step::Opening { resumes: true }, Event::Opened) => Ok(Step::Resuming),
+            // It has come to nothing meanwhile.
+            (
+                Step::Resuming,
+                Event::Stands {
+                    standing: Standing::Invalid,
+                    ..
+                },
+            ) => Ok(Step::Ordering { replacing: false }),
+            (Step::Opening { resumes: false }, Event::Opened) => {
                 let issuer = self.certificate.and_then(|c| c.authority);
                 Ok(Step::Ordering {
                     replacing: issuer == Some(attempt.authority),
@@ -356,6 +406,16 @@ impl Machine {
         }
     }
 
+    /// The authority that issued the certificate.
+    fn issuer(&self) -> Option<usize> {
+        self.certificate.and_then(|c| c.authority)
+    }
+
+    /// Whom to ask at `now` for the window.
+    fn asks(&self, now: Time) -> Option<usize> {
+        self.issuer().filter(|_| self.ask_at <= now)
+    }
+
     fn learn(&mut self, window: Option<Window>, again: Option<Duration>, now: Time) {
         let (shortest, longest) = WINDOW_PACE;
         let again = again.unwrap_or(WINDOW_RETRY).clamp(shortest, longest);
@@ -380,12 +440,16 @@ impl Step {
         use Standing::{Invalid, Pending, Processing, Ready, Valid};
         match (self, standing) {
             (Self::Ordering { .. } | Self::Validating(_), Invalid) => Err(Reason::Validation),
-            (Self::Ordering { .. }, Pending) => Ok(Self::Answering),
-            (Self::Ordering { .. } | Self::Validating(_), Ready) => Ok(Self::Finalising),
+            (Self::Ordering { .. } | Self::Resuming, Pending) => Ok(Self::Answering),
+            (Self::Ordering { .. } | Self::Resuming | Self::Validating(_), Ready) => {
+                Ok(Self::Finalising)
+            }
             (Self::Validating(last), Pending) => Ok(Self::Validating(last.next(look, now))),
-            (Self::Finalising, Processing) => Ok(Self::Issuing(Look::first(look, now))),
+            (Self::Finalising | Self::Resuming, Processing) => {
+                Ok(Self::Issuing(Look::first(look, now)))
+            }
             (Self::Issuing(last), Processing) => Ok(Self::Issuing(last.next(look, now))),
-            (Self::Finalising | Self::Issuing(_), Valid) => Ok(Self::Downloading),
+            (Self::Finalising | Self::Issuing(_) | Self::Resuming, Valid) => Ok(Self::Downloading),
             (Self::Finalising | Self::Issuing(_), Invalid) => Err(Reason::Refused),
             // An order that is further than we are was finalised with a key that nobody has.
             _ => Err(Reason::Malformed),

@@ -48,7 +48,7 @@ fn good(action: Action, authority: usize, now: u64) -> Event {
             again: None,
         },
         Action::Open { .. } => Event::Opened,
-        Action::Order { .. } => stands(Standing::Pending),
+        Action::Order { .. } | Action::Resume => stands(Standing::Pending),
         Action::Answer => Event::Answering,
         Action::Announce => Event::Announced,
         Action::Look => stands(Standing::Ready),
@@ -111,6 +111,53 @@ fn what_holds_already_is_not_validated_again() {
     assert_eq!(machine.next(at(0), 0), Action::Order { replacing: false });
     machine.happened(stands(Standing::Ready), at(0), 0);
     assert_eq!(machine.next(at(0), 0), Action::Finalise);
+}
+
+#[test]
+fn an_order_is_gone_on_with_from_where_it_stands_though_its_authority_is_left_alone() {
+    for (standing, next) in [
+        (Standing::Pending, Action::Answer),
+        (Standing::Ready, Action::Finalise),
+        (Standing::Valid, Action::Download),
+        (Standing::Invalid, Action::Order { replacing: false }),
+    ] {
+        let mut machine = fresh(1);
+        let mut backoff = Backoff::default();
+        backoff.begin(at(0), 0);
+        machine.fared(vec![backoff]);
+        assert!(!machine.begins(at(1)));
+        machine.resume(0, at(1));
+        assert_eq!(machine.next(at(1), 0), Action::Open { authority: 0 });
+        machine.happened(Event::Opened, at(1), 0);
+        assert_eq!(machine.next(at(1), 0), Action::Resume);
+        machine.happened(stands(standing), at(1), 0);
+        assert_eq!(machine.next(at(1), 0), next);
+        assert_eq!(machine.backoffs(), [backoff], "it is no attempt more");
+    }
+    // It is being issued: it is looked at until it is there.
+    let mut machine = fresh(1);
+    machine.resume(0, at(1));
+    machine.happened(Event::Opened, at(1), 0);
+    machine.happened(stands(Standing::Processing), at(1), 0);
+    assert!(matches!(machine.next(at(1), 0), Action::Wait(_)));
+    assert_eq!(machine.next(at(2), 0), Action::Look);
+    machine.happened(stands(Standing::Valid), at(2), 0);
+    assert_eq!(machine.next(at(2), 0), Action::Download);
+}
+
+#[test]
+fn who_loses_the_right_to_order_blames_nobody_and_waits_for_what_the_other_obtains() {
+    let mut machine = fresh(1);
+    assert!(machine.begins(at(0)));
+    machine.next(at(0), 0);
+    assert!(!machine.begins(at(0)), "it has begun");
+    machine.fared(vec![Backoff::default()]);
+    machine.abandon();
+    assert!(machine.begins(at(0)));
+    machine.replaced(certificate(0, 90 * DAY, 0), at(0));
+    assert_eq!(machine.next(at(0), 0), Action::AskWindow { authority: 0 });
+    assert!(!machine.begins(at(0)));
+    assert_eq!(machine.due(), at(60 * DAY));
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! Does what the machine says.
 
-mod failure;
+pub(super) mod failure;
 mod operator;
 
 use std::{
     collections::HashSet,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -16,28 +17,25 @@ use instant_acme::{
 };
 use rustls_pki_types::CertificateDer;
 use tokio::{
-    sync::watch,
+    sync::{Mutex, watch},
     time::{sleep, timeout},
 };
 
 use self::failure::Trouble;
 use super::{
     Authority, Challenge, Config, Error,
-    challenge::Answers,
+    challenge::Answered,
     dns::Publisher,
     http::Client,
-    kept::Kept,
     machine::{Action, Certificate, Event, Machine, Reason, Standing, Time},
     metrics as names,
     request::{Inbox, Ticket},
-    schedule::{Record, Validity, Window},
+    schedule::{Backoff, Record, Validity, Window},
+    storage::{Left, Pending, Storage, Taken},
     trust,
 };
 use crate::{
-    cert::{
-        self, Pair, Store,
-        pairs::{Issued, Pairs},
-    },
+    cert::{self, Pair, Store, pairs::Issued},
     clock::since_epoch,
     key::acme::{self as keys, CertificateKey},
     random,
@@ -53,46 +51,19 @@ const NONCES: usize = 10;
 /// Longest sleep, so that a clock that was set, or a machine that slept, is noticed.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
-/// What the work is done with.
-pub(super) struct Work {
-    config: Config,
+/// The authorities, and what they are asked with.
+pub(super) struct Authorities {
+    pub(super) config: Config,
     clients: Vec<Client>,
     external: Vec<Option<Secret<Vec<u8>>>>,
-    kept: Arc<Kept>,
-    pairs: Arc<Pairs>,
-    answering: Answering,
-    inbox: Arc<Inbox>,
-    /// Operators who wait for a certificate.
-    wishes: Vec<Ticket>,
-    /// The certificate in use or kept, for the question when to renew it.
-    leaf: Option<CertificateDer<'static>>,
-    /// The attempt under way, as far as it has come.
-    account: Option<Account>,
-    order: Option<Order>,
-    /// URLs of challenges that the authority knows to be answered.
-    announced: HashSet<String>,
-    key: Option<CertificateKey>,
-    chain: Option<String>,
+    /// Accounts that are open.
+    accounts: Vec<Mutex<Option<Account>>>,
+    /// Where challenges are answered in the DNS.
+    publisher: Option<Publisher>,
 }
 
-/// What challenges are answered with.
-enum Answering {
-    /// Who comes to the listener is told.
-    Listener(Answers),
-    /// It is in the DNS.
-    Dns(Box<Publisher>),
-}
-
-impl Work {
+impl Authorities {
     pub(super) fn new(config: Config) -> Result<Self, Error> {
-        let unusable = |source| Error::Directory {
-            directory: config.directory.clone(),
-            source,
-        };
-        let kept = Kept::open(&config.directory).map_err(unusable)?;
-        let pairs = Pairs::open(config.directory.join("pairs"))
-            .map_err(|error| unusable(std::io::Error::other(error)))?;
-        let inbox = Inbox::open(&config.directory).map_err(unusable)?;
         let client = |authority: &Authority| {
             Client::new(&trust(authority)).map_err(|source| Error::Trust {
                 name: authority.name.clone(),
@@ -100,7 +71,7 @@ impl Work {
             })
         };
         let clients = config.authorities.iter().map(client);
-        let clients = clients.collect::<Result<_, _>>()?;
+        let clients = clients.collect::<Result<Vec<_>, _>>()?;
         let external = |authority: &Authority| {
             let account = authority.external_account.as_ref();
             let failed = |source| Error::ExternalAccount {
@@ -112,78 +83,141 @@ impl Work {
         };
         let external = config.authorities.iter().map(external);
         let external = external.collect::<Result<_, _>>()?;
-        let answering = match &config.challenge {
-            Challenge::Listener { kind, .. } => Answering::Listener(Answers::new(*kind)),
-            Challenge::Dns(dns) => {
-                Answering::Dns(Box::new(Publisher::open(dns.clone(), &config.directory)))
-            }
-        };
         Ok(Self {
-            answering,
+            accounts: clients.iter().map(|_| Mutex::default()).collect(),
+            publisher: match &config.challenge {
+                Challenge::Dns(dns) => Some(Publisher::open(dns.clone(), &config.directory)),
+                Challenge::Listener { .. } => None,
+            },
             config,
             clients,
             external,
-            kept: Arc::new(kept),
-            pairs: Arc::new(pairs),
-            inbox: Arc::new(inbox),
-            wishes: Vec::new(),
+        })
+    }
+}
+
+/// What the work for one certificate is done with.
+pub(super) struct Work<S> {
+    authorities: Arc<Authorities>,
+    /// What the certificate is for.
+    names: Vec<String>,
+    /// What the store of certificates knows it by.
+    origin: PathBuf,
+    storage: Arc<S>,
+    /// Whether the right to order is ours.
+    is_ours: bool,
+    /// The certificate in use or kept, for the question when to renew it.
+    leaf: Option<CertificateDer<'static>>,
+    /// The attempt under way, as far as it has come.
+    account: Option<Account>,
+    order: Option<Order>,
+    /// URLs of challenges that the authority knows to be answered.
+    announced: HashSet<String>,
+    /// The order that is gone on with, and the key of the certificate that is asked for.
+    resumed: Option<String>,
+    key: Option<CertificateKey>,
+    chain: Option<String>,
+    /// Texts that are in the DNS for it.
+    texts: Vec<String>,
+    inbox: Option<Arc<Inbox>>,
+    /// Operators who wait for a certificate.
+    wishes: Vec<Ticket>,
+}
+
+impl<S: Storage> Work<S> {
+    pub(super) fn new(
+        authorities: Arc<Authorities>,
+        names: Vec<String>,
+        origin: PathBuf,
+        storage: S,
+    ) -> Self {
+        Self {
+            authorities,
+            names,
+            origin,
+            storage: Arc::new(storage),
+            is_ours: false,
             leaf: None,
             account: None,
             order: None,
             announced: HashSet::new(),
+            resumed: None,
             key: None,
             chain: None,
-        })
+            texts: Vec::new(),
+            inbox: None,
+            wishes: Vec::new(),
+        }
     }
 
-    /// What the listener for challenges is to say, where there is one.
-    pub(super) fn answers(&self) -> Option<Answers> {
-        match &self.answering {
-            Answering::Listener(answers) => Some(answers.clone()),
-            Answering::Dns(_) => None,
-        }
+    /// Does what operators ask for there, too.
+    pub(super) fn attending(mut self, inbox: Inbox) -> Self {
+        self.inbox = Some(Arc::new(inbox));
+        self
     }
 
     /// Installs what was kept, and keeps a certificate in `store` for as long as it is polled.
     pub(super) async fn run(mut self, store: Store, installed: watch::Sender<bool>) {
         let certificate = self.install_kept(&store, &installed);
-        let authorities = self.config.authorities.iter().map(|a| a.name.as_str());
-        let backoffs = self.kept.record().of(authorities, since_epoch());
+        let backoffs = self.backoffs(&self.storage.record());
         let mut machine = Machine::new(backoffs, certificate);
         let mut written = self.record(&machine);
         loop {
+            if !self.is_ours && machine.begins(since_epoch()) {
+                match self.take(&mut machine, &store, &installed).await {
+                    Some(pause) => {
+                        self.wait(pause, &mut machine, &store, &installed).await;
+                        continue;
+                    }
+                    None => written = self.record(&machine),
+                }
+            }
             let action = machine.next(since_epoch(), chance());
             self.show(&machine, action);
+            if self.is_ours && machine.authority().is_none() {
+                self.end_attempt(&machine).await;
+                written = self.record(&machine);
+            }
             // Before anything is asked: an attempt that ends with the process is one that failed.
             let record = self.record(&machine);
             let recorded = match record == written {
                 true => Ok(()),
-                false => {
-                    let (kept, record) = (self.kept.clone(), record.clone());
-                    on_disk(move || kept.write_record(&record)).await
-                }
+                false => self.storage.write_record(&record).await,
             };
             if recorded.is_ok() {
                 written = record;
             }
             if let Action::Wait(until) = action {
-                let mut longest = LONGEST_SLEEP;
+                let mut pause = until.saturating_sub(since_epoch());
                 if machine.authority().is_none() {
                     self.tidy().await;
-                    self.attend(&mut machine).await;
-                    longest = operator::PACE;
+                    pause = pause.min(self.attend(&mut machine).await);
                 }
-                let pause = until.saturating_sub(since_epoch());
-                sleep(pause.min(longest)).await;
+                self.wait(pause, &mut machine, &store, &installed).await;
                 continue;
             }
             let (authority, began) = (machine.authority(), machine.began());
             let event = match recorded {
-                Ok(()) => self.perform_in_time(action, authority, &store).await,
+                Ok(()) => {
+                    let (storage, is_ours) = (self.storage.clone(), self.is_ours);
+                    tokio::select! {
+                        event = self.perform_in_time(action, authority, &store) => event,
+                        () = storage.keep(), if is_ours => {
+                            tracing::warn!("the right to order a certificate is lost; another gateway goes on");
+                            machine.abandon();
+                            self.is_ours = false;
+                            self.forget_attempt();
+                            continue;
+                        }
+                    }
+                }
                 Err(trouble) => Err(trouble),
             };
             let said = event.as_ref().err().map(|trouble| trouble.said.clone());
-            let event = event.unwrap_or_else(|trouble| self.failed(action, authority, trouble));
+            let event = match event {
+                Ok(event) => event,
+                Err(trouble) => self.failed(action, authority, trouble).await,
+            };
             let is_installed = matches!(event, Event::Installed(_));
             if is_installed {
                 self.succeeded(authority, began);
@@ -191,7 +225,7 @@ impl Work {
             }
             machine.happened(event, since_epoch(), chance());
             if machine.authority().is_none() {
-                self.end_attempt().await;
+                self.forget_attempt();
                 // Where another authority is asked at once, it may do better.
                 if is_installed || machine.next_attempt() > since_epoch() {
                     self.answer_wishes(said.as_deref());
@@ -200,18 +234,136 @@ impl Work {
         }
     }
 
+    /// Asks for the right to order, and takes in what comes with it. How long to wait before another question
+    /// where somebody else has it.
+    async fn take(
+        &mut self,
+        machine: &mut Machine,
+        store: &Store,
+        installed: &watch::Sender<bool>,
+    ) -> Option<Duration> {
+        let left = match self.storage.take().await {
+            Ok(Taken::Ours(left)) => *left,
+            Ok(Taken::Elsewhere(pause)) => return Some(pause),
+            Err(trouble) => {
+                let error = &trouble.said;
+                tracing::warn!(error, "no certificate can be ordered now");
+                return Some(LONGEST_SLEEP);
+            }
+        };
+        self.is_ours = true;
+        let Left {
+            record,
+            pending,
+            pair,
+        } = left;
+        if let Some(record) = record {
+            machine.fared(self.backoffs(&record));
+        }
+        if let Some(pair) = pair {
+            self.adopt(pair, machine, store, installed).await;
+        }
+        if let Some(pending) = pending
+            && let Some(authority) = self.authority_named(&pending.authority)
+            && machine.due() <= since_epoch()
+        {
+            let authority_name = &pending.authority;
+            tracing::info!(authority = authority_name, "an order is gone on with");
+            self.resumed = Some(pending.url);
+            self.key = Some(pending.key);
+            machine.resume(authority, since_epoch());
+        }
+        None
+    }
+
+    /// Waits, and takes in what others obtain meanwhile.
+    async fn wait(
+        &mut self,
+        pause: Duration,
+        machine: &mut Machine,
+        store: &Store,
+        installed: &watch::Sender<bool>,
+    ) {
+        let storage = self.storage.clone();
+        tokio::select! {
+            () = sleep(pause.min(LONGEST_SLEEP)) => {}
+            () = storage.keep(), if self.is_ours => {
+                machine.abandon();
+                self.is_ours = false;
+                self.forget_attempt();
+            }
+            pair = storage.newer(), if !self.is_ours => {
+                self.adopt(pair, machine, store, installed).await;
+            }
+        }
+    }
+
+    /// Puts a pair in use that another gateway obtained, if it is good and newer.
+    async fn adopt(
+        &mut self,
+        (pair, issued): (Pair, Issued),
+        machine: &mut Machine,
+        store: &Store,
+        installed: &watch::Sender<bool>,
+    ) {
+        if self.leaf.as_ref() == Some(pair.leaf()) {
+            return;
+        }
+        let known = self.known(&pair, &issued);
+        let newer = |in_use: Certificate| known.validity.end > in_use.validity.end || !in_use.fits;
+        let refused = match check(&known, since_epoch()) {
+            Ok(()) if !machine.certificate().is_none_or(newer) => {
+                Some("is older than the one in use")
+            }
+            Ok(()) => None,
+            Err(problem) => Some(problem),
+        };
+        if let Some(problem) = refused {
+            tracing::warn!(
+                problem,
+                "a certificate of another gateway is not put in use"
+            );
+            return;
+        }
+        let leaf = pair.leaf().clone();
+        match store.install(&self.origin, pair) {
+            Ok(()) => {
+                let authority = issued.authority;
+                tracing::info!(
+                    authority,
+                    "a certificate that another gateway obtained is in use"
+                );
+                self.leaf = Some(leaf);
+                machine.replaced(known, since_epoch());
+                self.answer_wishes(None);
+                installed.send_replace(true);
+            }
+            Err(error) => tracing::error!(%error, "a certificate of another gateway is not in use"),
+        }
+    }
+
+    fn backoffs(&self, record: &Record) -> Vec<Backoff> {
+        let authorities = &self.authorities.config.authorities;
+        record.of(authorities.iter().map(|a| a.name.as_str()), since_epoch())
+    }
+
+    fn authority_named(&self, name: &str) -> Option<usize> {
+        let mut authorities = self.authorities.config.authorities.iter();
+        authorities.position(|authority| authority.name == name)
+    }
+
     /// Puts the newest pair that was kept in use, and says what the machine should know of it.
     fn install_kept(
         &mut self,
         store: &Store,
         installed: &watch::Sender<bool>,
     ) -> Option<Certificate> {
-        let (pair, issued) = self.pairs.newest()?;
+        let (pair, issued) = self.storage.newest()?;
         let known = self.known(&pair, &issued);
         // One that lacks a name that was added serves the others until it is replaced.
-        let serves = self.config.names.iter().any(|name| pair.names(name));
+        let serves = self.names.iter().any(|name| pair.names(name));
         self.leaf = Some(pair.leaf().clone());
-        match store.install(&self.config.directory, pair) {
+        match store.install(&self.origin, pair) {
             Ok(()) => {
                 tracing::info!(
                     authority = issued.authority,
@@ -229,21 +381,21 @@ impl Work {
 
     fn known(&self, pair: &Pair, issued: &Issued) -> Certificate {
         let since_epoch = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH);
-        let mut authorities = self.config.authorities.iter();
         let hash = cert::hash(pair.leaf());
         Certificate {
             validity: Validity {
                 start: since_epoch(pair.not_before()).unwrap_or_default(),
                 end: since_epoch(pair.not_after()).unwrap_or_default(),
             },
-            authority: authorities.position(|authority| authority.name == issued.authority),
-            fits: self.config.names.iter().all(|name| pair.names(name)),
+            authority: self.authority_named(&issued.authority),
+            fits: self.names.iter().all(|name| pair.names(name)),
             chance: u16::from_le_bytes([hash[0], hash[1]]),
         }
     }
 
     fn record(&self, machine: &Machine) -> Record {
-        let names = self.config.authorities.iter().map(|a| a.name.as_str());
+        let authorities = self.authorities.config.authorities.iter();
+        let names = authorities.map(|a| a.name.as_str());
         Record::new(names.zip(machine.backoffs().iter().copied()))
     }
 
@@ -276,6 +428,7 @@ impl Work {
         match (action, authority) {
             (Action::AskWindow { authority }, _) => self.ask_window(authority).await,
             (Action::Open { authority }, _) => self.open(authority).await,
+            (Action::Resume, Some(authority)) => self.resume(authority).await,
             (Action::Order { replacing }, Some(authority)) => {
                 self.place_order(authority, replacing).await
             }
@@ -293,7 +446,7 @@ impl Work {
         let leaf = self.leaf.clone().ok_or_else(Trouble::lost)?;
         let id = identifier(&leaf)?;
         let account = self.account(authority).await?;
-        let client = &self.clients[authority];
+        let client = &self.authorities.clients[authority];
         client.take_noted();
         let (info, again) = match account.renewal_info(&id).await {
             Ok(answer) => answer,
@@ -332,20 +485,28 @@ impl Work {
 
     /// The account that is kept, or a new one.
     async fn account(&self, index: usize) -> Result<Account, Trouble> {
-        let (authority, client) = (&self.config.authorities[index], &self.clients[index]);
+        let shared = &self.authorities;
+        // One is made at a time, for all certificates.
+        let mut open = shared.accounts[index].lock().await;
+        if let Some(account) = &*open {
+            return Ok(account.clone());
+        }
+        let (authority, client) = (&shared.config.authorities[index], &shared.clients[index]);
         client.take_noted();
         let failed = |error| Trouble::of(error, client);
         let builder = || Account::builder_with_http(Box::new(client.clone()));
-        if let Some(kept) = self.kept.account(&authority.name, &authority.directory) {
-            return builder().from_credentials(kept).await.map_err(failed);
+        let (name, directory) = (&authority.name, &authority.directory);
+        if let Some(kept) = self.storage.account(name, directory).await? {
+            let account = builder().from_credentials(kept).await.map_err(failed)?;
+            return Ok(open.insert(account).clone());
         }
-        let contacts: Vec<&str> = self.config.contacts.iter().map(String::as_str).collect();
+        let contacts: Vec<&str> = shared.config.contacts.iter().map(String::as_str).collect();
         let new = NewAccount {
             contact: &contacts,
             terms_of_service_agreed: true,
             only_return_existing: false,
         };
-        let external = match (&authority.external_account, &self.external[index]) {
+        let external = match (&authority.external_account, &shared.external[index]) {
             (Some(account), Some(key)) => {
                 let key = keys::external_account(&account.key_id, key);
                 Some(key.map_err(|fault| {
@@ -355,16 +516,18 @@ impl Work {
             }
             _ => None,
         };
-        let created = builder().create(&new, authority.directory.clone(), external.as_ref());
+        let created = builder().create(&new, directory.clone(), external.as_ref());
         let (account, credentials) = created.await.map_err(failed)?;
-        let (kept, name) = (self.kept.clone(), authority.name.clone());
-        on_disk(move || kept.write_account(&name, &credentials)).await?;
-        tracing::info!(
-            authority = authority.name,
-            account = account.id(),
-            "account made"
-        );
-        Ok(account)
+        self.storage.write_account(name, &credentials).await?;
+        tracing::info!(authority = name, account = account.id(), "account made");
+        Ok(open.insert(account).clone())
+    }
+
+    async fn forget_account(&self, index: usize) {
+        let shared = &self.authorities;
+        *shared.accounts[index].lock().await = None;
+        let name = &shared.config.authorities[index].name;
+        self.storage.forget_account(name).await;
     }
 
     async fn place_order(&mut self, authority: usize, replacing: bool) -> Result<Event, Trouble> {
@@ -373,21 +536,28 @@ impl Work {
             Ok(address) => Identifier::Ip(address),
             Err(_) => Identifier::Dns(name.clone()),
         };
-        let identifiers: Vec<_> = self.config.names.iter().map(identifier_of).collect();
+        let identifiers: Vec<_> = self.names.iter().map(identifier_of).collect();
         let mut order = NewOrder::new(&identifiers);
-        if let Some(profile) = &self.config.authorities[authority].profile {
+        if let Some(profile) = &self.authorities.config.authorities[authority].profile {
             order = order.profile(profile);
         }
         let replaced = self.leaf.as_ref().filter(|_| replacing);
         if let Some(Ok(id)) = replaced.map(identifier) {
             order = order.replaces(id);
         }
-        let client = &self.clients[authority];
+        let client = &self.authorities.clients[authority];
         client.take_noted();
         match account.new_order(&order).await {
             Ok(mut order) => {
                 let stands = stands(order.state().status, client);
+                let pending = Pending {
+                    authority: self.authorities.config.authorities[authority].name.clone(),
+                    url: order.url().to_owned(),
+                    key: CertificateKey::generate().map_err(cannot_ask)?,
+                };
                 self.order = Some(order);
+                self.storage.write_pending(&pending).await?;
+                self.key = Some(pending.key);
                 Ok(stands)
             }
             Err(error) if replacing && failure::is_about_replacing(&error) => {
@@ -397,11 +567,24 @@ impl Work {
         }
     }
 
+    /// Looks at an order that was placed before.
+    async fn resume(&mut self, authority: usize) -> Result<Event, Trouble> {
+        let url = self.resumed.take().ok_or_else(Trouble::lost)?;
+        let account = self.account.as_ref().ok_or_else(Trouble::lost)?;
+        let client = &self.authorities.clients[authority];
+        client.take_noted();
+        let order = account.order(url).await;
+        let mut order = order.map_err(|error| Trouble::of(error, client))?;
+        let stands = stands(order.state().status, client);
+        self.order = Some(order);
+        Ok(stands)
+    }
+
     async fn answer(&mut self, authority: usize) -> Result<Event, Trouble> {
-        let client = &self.clients[authority];
-        let kind = &self.config.challenge;
-        let mut texts = Vec::new();
+        let client = &self.authorities.clients[authority];
+        let kind = &self.authorities.config.challenge;
         let order = self.order.as_mut().ok_or_else(Trouble::lost)?;
+        let mut answers = Vec::new();
         let mut authorizations = order.authorizations();
         while let Some(next) = authorizations.next().await {
             let mut authorization = next.map_err(|error| Trouble::of(error, client))?;
@@ -414,27 +597,27 @@ impl Work {
                 let said = format!("{name} cannot be validated by {kind} there");
                 Trouble::new(Reason::Refused, said)
             })?;
-            let key_authorization = challenge.key_authorization();
-            match &self.answering {
-                Answering::Listener(answers) => answers
-                    .put_up(&name, &challenge.token, &key_authorization)
-                    .map_err(|error| Trouble::new(Reason::Refused, error.to_string()))?,
-                // That of a wildcard is beside that of the name itself.
-                Answering::Dns(_) => {
-                    let name = name.strip_prefix("*.").unwrap_or(&name);
-                    texts.push((name.to_owned(), key_authorization.dns_value()));
-                }
-            }
+            answers.push(Answered {
+                name,
+                token: challenge.token.clone(),
+                key_authorization: challenge.key_authorization().as_str().to_owned(),
+            });
         }
-        if let Answering::Dns(publisher) = &mut self.answering {
-            let published = publisher.publish(&texts).await;
-            published.map_err(|error| Trouble::new(Reason::Dns, error.to_string()))?;
+        match &self.authorities.publisher {
+            None => self.storage.put_up(answers).await?,
+            Some(publisher) => {
+                let texts: Vec<_> = answers.iter().map(Answered::text).collect();
+                self.texts
+                    .extend(texts.iter().map(|(_, text)| text.clone()));
+                let published = publisher.publish(&texts).await;
+                published.map_err(|error| Trouble::new(Reason::Dns, error.to_string()))?;
+            }
         }
         Ok(Event::Answering)
     }
 
     async fn announce(&mut self, authority: usize) -> Result<Event, Trouble> {
-        let client = &self.clients[authority];
+        let client = &self.authorities.clients[authority];
         let order = self.order.as_mut().ok_or_else(Trouble::lost)?;
         let mut authorizations = order.authorizations();
         while let Some(next) = authorizations.next().await {
@@ -443,7 +626,7 @@ impl Work {
             if authorization.status != AuthorizationStatus::Pending {
                 continue;
             }
-            let challenge = authorization.challenge(self.config.challenge.of());
+            let challenge = authorization.challenge(self.authorities.config.challenge.of());
             let mut challenge = challenge.ok_or_else(Trouble::lost)?;
             if !self.announced.contains(&challenge.url) {
                 challenge.set_ready().await.map_err(failed)?;
@@ -454,7 +637,7 @@ impl Work {
     }
 
     async fn look(&mut self, authority: usize) -> Result<Event, Trouble> {
-        let client = &self.clients[authority];
+        let client = &self.authorities.clients[authority];
         client.take_noted();
         let order = self.order.as_mut().ok_or_else(Trouble::lost)?;
         let failed = |error| Trouble::of(error, client);
@@ -467,11 +650,9 @@ impl Work {
     }
 
     async fn finalise(&mut self, authority: usize) -> Result<Event, Trouble> {
-        let client = &self.clients[authority];
-        let cannot = |error: rcgen::Error| Trouble::new(Reason::Refused, error.to_string());
-        let key = CertificateKey::generate().map_err(cannot)?;
-        let request = key.request(&self.config.names).map_err(cannot)?;
-        self.key = Some(key);
+        let client = &self.authorities.clients[authority];
+        let key = self.key.as_ref().ok_or_else(Trouble::lost)?;
+        let request = key.request(&self.names).map_err(cannot_ask)?;
         client.take_noted();
         let order = self.order.as_mut().ok_or_else(Trouble::lost)?;
         let finalised = order.finalize_csr(&request).await;
@@ -480,7 +661,7 @@ impl Work {
     }
 
     async fn download(&mut self, authority: usize) -> Result<Event, Trouble> {
-        let client = &self.clients[authority];
+        let client = &self.authorities.clients[authority];
         client.take_noted();
         let order = self.order.as_mut().ok_or_else(Trouble::lost)?;
         let chain = order.certificate().await;
@@ -494,7 +675,7 @@ impl Work {
             return Err(Trouble::lost());
         };
         let issued = Issued {
-            authority: self.config.authorities[authority].name.clone(),
+            authority: self.authorities.config.authorities[authority].name.clone(),
         };
         let key = key.to_pem();
         let cannot = |problem: String| Trouble::new(Reason::Certificate, problem);
@@ -502,25 +683,24 @@ impl Work {
             .map_err(|error| cannot(error.to_string()))?;
         let known = self.known(&pair, &issued);
         check(&known, since_epoch()).map_err(|problem| cannot(problem.to_owned()))?;
-        let pairs = self.pairs.clone();
-        on_disk(move || pairs.write(&chain, &key, &issued)).await?;
+        self.storage.write_pair(&chain, key, &issued).await?;
         let leaf = pair.leaf().clone();
         store
-            .install(&self.config.directory, pair)
+            .install(&self.origin, pair)
             .map_err(|error| cannot(error.to_string()))?;
         self.leaf = Some(leaf);
         Ok(Event::Installed(known))
     }
 
     /// Tells of what failed, and makes an event of it.
-    fn failed(&self, action: Action, authority: Option<usize>, trouble: Trouble) -> Event {
+    async fn failed(&self, action: Action, authority: Option<usize>, trouble: Trouble) -> Event {
         let index = match (action, authority) {
             (Action::AskWindow { authority }, _) | (_, Some(authority)) => authority,
             _ => 0,
         };
-        let name = &self.config.authorities[index].name;
+        let name = &self.authorities.config.authorities[index].name;
         if trouble.failure.reason == Reason::AccountGone {
-            self.kept.forget_account(name);
+            self.forget_account(index).await;
         }
         let (reason, error) = (trouble.failure.reason.label(), &trouble.said);
         if let Action::AskWindow { .. } = action {
@@ -549,7 +729,7 @@ impl Work {
         let (Some(authority), Some(began)) = (authority, began) else {
             return;
         };
-        let name = &self.config.authorities[authority].name;
+        let name = &self.authorities.config.authorities[authority].name;
         let now = since_epoch();
         counter!(names::ATTEMPTS, "authority" => name.clone(), "outcome" => "issued").increment(1);
         histogram!(names::ATTEMPT, "authority" => name.clone())
@@ -568,33 +748,33 @@ impl Work {
         }
     }
 
-    /// Removes from the DNS what an earlier process, or an earlier attempt, could not.
-    async fn tidy(&mut self) {
-        if let Answering::Dns(publisher) = &mut self.answering
-            && publisher.is_due(since_epoch())
-        {
-            publisher.remove(since_epoch()).await;
+    /// Gives the right to order back.
+    async fn end_attempt(&mut self, machine: &Machine) {
+        self.storage.give_back(&self.record(machine)).await;
+        self.is_ours = false;
+        self.forget_attempt();
+    }
+
+    /// Removes from the DNS what is of no use any more.
+    async fn tidy(&self) {
+        if let Some(publisher) = &self.authorities.publisher {
+            publisher.tidy(since_epoch()).await;
         }
     }
 
-    async fn end_attempt(&mut self) {
-        match &mut self.answering {
-            Answering::Listener(answers) => answers.take_down(),
-            Answering::Dns(publisher) => publisher.remove(since_epoch()).await,
+    fn forget_attempt(&mut self) {
+        let texts = std::mem::take(&mut self.texts);
+        if let Some(publisher) = &self.authorities.publisher {
+            publisher.leave(&texts);
         }
         self.announced.clear();
+        self.resumed = None;
         (self.account, self.order, self.key, self.chain) = (None, None, None, None);
     }
 }
 
-/// Writes where it does not hold up sessions.
-async fn on_disk<E: std::error::Error + Send + 'static>(
-    write: impl FnOnce() -> Result<(), E> + Send + 'static,
-) -> Result<(), Trouble> {
-    match tokio::task::spawn_blocking(write).await {
-        Ok(written) => written.map_err(Trouble::storage),
-        Err(ended) => Err(Trouble::storage(ended)),
-    }
+fn cannot_ask(error: rcgen::Error) -> Trouble {
+    Trouble::new(Reason::Refused, error.to_string())
 }
 
 /// Whether what was issued can be put in use. A clock may be a little behind the authority's.

@@ -13,13 +13,13 @@ const PROBLEM: &str = "urn:ietf:params:acme:error:";
 
 /// A failure, and what was said of it.
 #[derive(Debug)]
-pub(super) struct Trouble {
-    pub(super) failure: Failure,
-    pub(super) said: String,
+pub(in crate::acme) struct Trouble {
+    pub(in crate::acme) failure: Failure,
+    pub(in crate::acme) said: String,
 }
 
 impl Trouble {
-    pub(super) fn new(reason: Reason, said: impl Into<String>) -> Self {
+    pub(in crate::acme) fn new(reason: Reason, said: impl Into<String>) -> Self {
         let said: String = said.into();
         Self {
             failure: Failure { reason, wish: None },
@@ -28,12 +28,12 @@ impl Trouble {
     }
 
     /// Something here cannot be written or read.
-    pub(super) fn storage(error: impl std::error::Error) -> Self {
+    pub(in crate::acme) fn storage(error: impl std::error::Error) -> Self {
         Self::new(Reason::Storage, error.to_string())
     }
 
     /// What an earlier step should have left is not there: the authority led us astray.
-    pub(super) fn lost() -> Self {
+    pub(in crate::acme) fn lost() -> Self {
         Self::new(Reason::Malformed, "an order out of order")
     }
 

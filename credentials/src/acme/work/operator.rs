@@ -6,19 +6,22 @@ use instant_acme::RevocationRequest;
 use time::OffsetDateTime;
 use tokio::time::timeout;
 
-use super::{ACTION, Machine, Reason, Time, Trouble, Work, since_epoch};
+use super::{ACTION, Machine, Reason, Storage, Time, Trouble, Work, since_epoch};
 use crate::{
     acme::request::{self, Request, Ticket},
     cert,
 };
 
 /// How often requests are looked for.
-pub(super) const PACE: Duration = Duration::from_secs(1);
+const PACE: Duration = Duration::from_secs(1);
 
-impl Work {
+impl<S: Storage> Work<S> {
     /// Takes the requests that wait. The answer to a wish for a certificate waits for what comes of it.
-    pub(super) async fn attend(&mut self, machine: &mut Machine) {
-        let inbox = self.inbox.clone();
+    /// Gives how long there is until they are looked for again.
+    pub(super) async fn attend(&mut self, machine: &mut Machine) -> Duration {
+        let Some(inbox) = self.inbox.clone() else {
+            return Duration::MAX;
+        };
         let taken = tokio::task::spawn_blocking(move || inbox.take()).await;
         for (ticket, request) in taken.unwrap_or_default() {
             if self.wishes.iter().any(|wish| wish.is_of(&ticket)) {
@@ -33,6 +36,7 @@ impl Work {
                 } => self.revoke(machine, ticket, &certificate, reason).await,
             }
         }
+        PACE
     }
 
     fn renew(&mut self, machine: &mut Machine, ticket: Ticket, at_once: bool) {
@@ -88,18 +92,16 @@ impl Work {
         reason: request::Reason,
     ) -> Result<(), Trouble> {
         let unknown = |said: &str| Trouble::new(Reason::Refused, said);
-        let (pair, issued) = self
-            .pairs
-            .find(|pair| hex::encode(cert::hash(pair.leaf())) == certificate)
+        let hash = hex::decode(certificate).ok();
+        let hash = hash.and_then(|hash| <[u8; 32]>::try_from(hash).ok());
+        let (pair, issued) = hash
+            .and_then(|hash| self.storage.find(&hash))
             .ok_or_else(|| unknown("the gateway does not keep that certificate"))?;
-        let mut authorities = self.config.authorities.iter();
-        let authority = authorities
-            .position(|authority| authority.name == issued.authority)
-            .ok_or_else(|| {
-                unknown("the authority that issued it is none of gateway.acme.authorities")
-            })?;
+        let authority = self.authority_named(&issued.authority).ok_or_else(|| {
+            unknown("the authority that issued it is none of gateway.acme.authorities")
+        })?;
         let account = self.account(authority).await?;
-        let client = &self.clients[authority];
+        let client = &self.authorities.clients[authority];
         client.take_noted();
         let request = RevocationRequest {
             certificate: pair.leaf(),

@@ -1,0 +1,132 @@
+//! A gateway alone: what is kept is in a directory, and nobody else is asked.
+
+use std::{future::pending, path::Path, sync::Arc};
+
+use instant_acme::AccountCredentials;
+
+use super::{
+    challenge::{Answered, Answers},
+    kept::Kept,
+    schedule::Record,
+    storage::{Pending, Storage, Taken},
+    work::failure::Trouble,
+};
+use crate::{
+    cert::{
+        self, Pair,
+        pairs::{Issued, Pairs},
+    },
+    secret::Secret,
+};
+
+/// The directory, and the listener's answers.
+pub(super) struct Directory {
+    kept: Arc<Kept>,
+    pairs: Arc<Pairs>,
+    /// None where nobody comes for them.
+    answers: Option<Answers>,
+}
+
+impl Directory {
+    /// Opens it, and makes it where it is not there.
+    pub(super) fn open(directory: &Path, answers: Option<Answers>) -> std::io::Result<Self> {
+        let kept = Kept::open(directory)?;
+        let pairs = Pairs::open(directory.join("pairs")).map_err(std::io::Error::other)?;
+        Ok(Self {
+            kept: Arc::new(kept),
+            pairs: Arc::new(pairs),
+            answers,
+        })
+    }
+}
+
+impl Storage for Directory {
+    fn newest(&self) -> Option<(Pair, Issued)> {
+        self.pairs.newest()
+    }
+
+    fn find(&self, hash: &[u8; 32]) -> Option<(Pair, Issued)> {
+        self.pairs.find(|pair| cert::hash(pair.leaf()) == *hash)
+    }
+
+    fn record(&self) -> Record {
+        self.kept.record()
+    }
+
+    async fn take(&self) -> Result<Taken, Trouble> {
+        Ok(Taken::Ours(Box::default()))
+    }
+
+    async fn keep(&self) {
+        pending().await
+    }
+
+    async fn give_back(&self, record: &Record) {
+        if let Some(answers) = &self.answers {
+            answers.take_down();
+        }
+        if let Err(trouble) = self.write_record(record).await {
+            let error = &trouble.said;
+            tracing::warn!(error, "how authorities have fared is not written down");
+        }
+    }
+
+    async fn write_record(&self, record: &Record) -> Result<(), Trouble> {
+        let (kept, record) = (self.kept.clone(), record.clone());
+        on_disk(move || kept.write_record(&record)).await
+    }
+
+    /// An order ends with its process (ADR 0016).
+    async fn write_pending(&self, _pending: &Pending) -> Result<(), Trouble> {
+        Ok(())
+    }
+
+    async fn put_up(&self, answers: Vec<Answered>) -> Result<(), Trouble> {
+        match &self.answers {
+            Some(up) => up.put_up(&answers),
+            None => Err(Trouble::lost()),
+        }
+    }
+
+    async fn write_pair(
+        &self,
+        chain: &str,
+        key: Secret<Vec<u8>>,
+        issued: &Issued,
+    ) -> Result<(), Trouble> {
+        let (pairs, chain, issued) = (self.pairs.clone(), chain.to_owned(), issued.clone());
+        on_disk(move || pairs.write(&chain, &key, &issued)).await
+    }
+
+    async fn newer(&self) -> (Pair, Issued) {
+        pending().await
+    }
+
+    async fn account(
+        &self,
+        name: &str,
+        directory: &str,
+    ) -> Result<Option<AccountCredentials>, Trouble> {
+        Ok(self.kept.account(name, directory))
+    }
+
+    async fn write_account(&self, name: &str, account: &AccountCredentials) -> Result<(), Trouble> {
+        self.kept
+            .write_account(name, account)
+            .map_err(Trouble::storage)
+    }
+
+    async fn forget_account(&self, name: &str) {
+        self.kept.forget_account(name);
+    }
+}
+
+/// Writes where it does not hold up sessions.
+pub(super) async fn on_disk<E: std::error::Error + Send + 'static>(
+    write: impl FnOnce() -> Result<(), E> + Send + 'static,
+) -> Result<(), Trouble> {
+    match tokio::task::spawn_blocking(write).await {
+        Ok(written) => written.map_err(Trouble::storage),
+        Err(ended) => Err(Trouble::storage(ended)),
+    }
+}
