@@ -98,7 +98,9 @@ install_pebble() {
 install_prometheus() {
   local place="$peers/prometheus"
   promtool="$place/usr/bin/promtool"
-  if "$promtool" --version >/dev/null 2>&1 && "$place/usr/bin/prometheus-alertmanager" --version >/dev/null 2>&1; then return; fi
+  # Alertmanager reads its templates from /usr/share; this one is to read them from where it is started.
+  local there=/usr/share/prometheus/alertmanager here=usr/share/prometheus//alertmanager
+  if "$promtool" --version >/dev/null 2>&1 && grep -qF "$here" "$place/usr/bin/prometheus-alertmanager" 2>/dev/null; then return; fi
   echo "installing Prometheus and Alertmanager"
   rm -rf "$place"
   mkdir -p "$place"
@@ -107,6 +109,7 @@ install_prometheus() {
   dpkg-deb -x "$place"/prometheus_*.deb "$place"
   dpkg-deb -x "$place"/prometheus-alertmanager_*.deb "$place"
   rm -f "$place"/*.deb
+  sed -i "s|$there|$here|g" "$place/usr/bin/prometheus-alertmanager"
 }
 
 check_rules() {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use serde_json::Value;
-use support::{DEADLINE, cluster::Cluster, http_get};
+use support::{DEADLINE, cluster::Cluster};
 use time::OffsetDateTime;
 use wavry_credentials::source;
 
@@ -22,9 +22,11 @@ impl Peer {
     fn start(name: &str, arguments: &[String]) -> Self {
         let peers = std::env::var_os("WAVRY_PEERS");
         let peers = peers.expect("WAVRY_PEERS is not set: run ./scripts/test.sh");
-        let program = Path::new(&peers).join("prometheus/usr/bin").join(name);
+        let place = Path::new(&peers).join("prometheus");
+        let program = place.join("usr/bin").join(name);
         let child = Command::new(&program)
             .args(arguments)
+            .current_dir(place)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -146,19 +148,14 @@ fn wait_for_alerts(at: SocketAddr, wanted: &[&str]) -> serde_json::Map<String, V
     let deadline = Instant::now() + DEADLINE;
     loop {
         let mut heard = serde_json::Map::new();
-        if std::net::TcpStream::connect(at).is_ok() {
-            let (status, answer) = http_get(&format!("http://{at}/api/v2/alerts"));
-            let body = answer.rsplit("\r\n\r\n").next().unwrap_or_default();
-            let body = body.find('[').map_or("[]", |start| {
-                &body[start..=body.rfind(']').unwrap_or(start)]
-            });
-            if status == 200 {
-                let alerts: Vec<Value> = serde_json::from_str(body).unwrap_or_default();
-                for alert in alerts {
-                    let name = alert["labels"]["alertname"].as_str().unwrap_or_default();
-                    heard.insert(name.to_owned(), alert);
-                }
-            }
+        let asked = Command::new("curl")
+            .args(["--silent", "--fail", &format!("http://{at}/api/v2/alerts")])
+            .output()
+            .expect("curl, which scripts/test.sh installs");
+        let alerts: Vec<Value> = serde_json::from_slice(&asked.stdout).unwrap_or_default();
+        for alert in alerts {
+            let name = alert["labels"]["alertname"].as_str().unwrap_or_default();
+            heard.insert(name.to_owned(), alert);
         }
         if wanted.iter().all(|name| heard.contains_key(*name)) {
             return heard;

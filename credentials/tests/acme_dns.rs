@@ -18,6 +18,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use metrics_exporter_prometheus::PrometheusBuilder;
+
 use bind::{Bind, KEY, KEY_NAME, WRONG_KEY};
 use pebble::{DEADLINE, Pebble, Setup, free_address};
 use rustls_pki_types::ServerName;
@@ -49,7 +51,7 @@ fn pebble(bind: &Bind) -> Pebble {
         external: false,
         variables: &[("PEBBLE_AUTHZREUSE", "0")],
     };
-    Pebble::asking(&setup, Some(bind.address))
+    Pebble::asking(&setup, bind.address)
 }
 
 /// A server that takes updates which are signed with `key`.
@@ -272,11 +274,17 @@ async fn a_server_that_is_away_is_asked_again() {
     let mut bind = Bind::start(&[(ZONE, "")]);
     let pebble = pebble(&bind);
     bind.kill();
+    // The test's runtime has one thread, this one.
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let _here = metrics::set_default_local_recorder(&recorder);
     let provider = update(&bind, directory.path(), KEY);
     let at = bind.address;
     let (store, mut renewal) = start(directory.path(), &pebble, provider, at, vec![at]).await;
     let failures = || record(directory.path())["authorities"]["pebble"]["failures"].clone();
-    until(|| failures() == 1, "it is not noticed").await;
+    let failed = r#"acme_attempts_total{authority="pebble",outcome="dns"} 1"#;
+    let is_noticed = || recorder.handle().render().contains(failed);
+    until(is_noticed, "it is not noticed").await;
+    assert_eq!(failures(), 1);
     assert_eq!(store.expiry(), None);
     bind.restart();
     // It would be asked by itself after half a minute to a minute.

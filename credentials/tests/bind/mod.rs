@@ -82,7 +82,9 @@ impl Bind {
     /// The texts of a name.
     pub(crate) fn texts(&self, name: &str) -> Vec<String> {
         let said = self.dig(name, "TXT").expect("BIND answers");
-        said.lines().map(|line| line.replace('"', "")).collect()
+        // A CNAME is told before what it leads to.
+        let texts = said.lines().filter(|line| line.starts_with('"'));
+        texts.map(|line| line.replace('"', "")).collect()
     }
 
     /// A file that `nsupdate -k` reads.

@@ -57,11 +57,21 @@ impl Drop for Process {
 impl Pebble {
     /// Starts it on free ports. Every name is at 127.0.0.1 for it.
     pub(crate) fn start(setup: &Setup<'_>) -> Self {
-        Self::asking(setup, None)
+        Self::with(setup, None, months())
     }
 
     /// The same, but it asks the DNS server at that address for names.
-    pub(crate) fn asking(setup: &Setup<'_>, server: Option<SocketAddr>) -> Self {
+    pub(crate) fn asking(setup: &Setup<'_>, server: SocketAddr) -> Self {
+        Self::with(setup, Some(server), months())
+    }
+
+    /// The same, but what it issues holds for a minute.
+    pub(crate) fn of_a_minute(setup: &Setup<'_>) -> Self {
+        let minute = json!({ "minute": { "description": "a minute", "validityPeriod": 60 } });
+        Self::with(setup, None, minute)
+    }
+
+    fn with(setup: &Setup<'_>, server: Option<SocketAddr>, profiles: serde_json::Value) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let authority = DevelopmentAuthority::open(directory.path()).unwrap();
@@ -79,11 +89,7 @@ impl Pebble {
             "externalAccountBindingRequired": setup.external,
             "externalAccountMACKeys": { (EXTERNAL.0): EXTERNAL.1 },
             "keyAlgorithm": "ecdsa",
-            "profiles": {
-                "default": { "description": "three months", "validityPeriod": 7_776_000 },
-                "shortlived": { "description": "six days", "validityPeriod": 518_400 },
-                "minute": { "description": "a minute", "validityPeriod": 60 },
-            },
+            "profiles": profiles,
         }});
         fs::write(at("config.json"), config.to_string()).unwrap();
         let mut names = program("pebble-challtestsrv");
@@ -175,6 +181,14 @@ fn program(name: &str) -> Command {
     let peers =
         peers.expect("WAVRY_PEERS is not set: run ./scripts/test.sh, which installs Pebble");
     Command::new(Path::new(&peers).join("pebble/usr/bin").join(name))
+}
+
+/// Where none is asked for, Pebble takes any.
+fn months() -> serde_json::Value {
+    json!({
+        "default": { "description": "three months", "validityPeriod": 7_776_000 },
+        "shortlived": { "description": "six days", "validityPeriod": 518_400 },
+    })
 }
 
 pub(crate) fn start(command: &mut Command) -> Process {
