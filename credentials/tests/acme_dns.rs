@@ -313,7 +313,8 @@ async fn a_server_that_is_away_is_asked_again() {
         "no answer",
     )
     .await;
-    assert_eq!(failures(), 0);
+    // It is written down once the right to order is given back.
+    until(|| failures() == 0, "it is not forgiven").await;
 }
 
 /// Names the directory to the process that is killed, and the addresses of its peers.
