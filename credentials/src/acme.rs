@@ -33,9 +33,10 @@ use std::{
 };
 
 use instant_acme::ChallengeType;
+use rustls::ServerConfig;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
-pub use challenge::Kind;
+pub use challenge::{Kind, TLS_ALPN_PROTOCOL};
 
 use challenge::Answers;
 use directory::Directory;
@@ -76,6 +77,8 @@ pub enum Challenge {
         /// TCP address.
         listen: SocketAddr,
     },
+    /// It comes to a listener of the caller's for TLS (RFC 8737), which lets [`Acme::challenge_tls`] answer.
+    Tls,
     /// It looks into the DNS (dns-01).
     Dns(dns::Config),
 }
@@ -85,6 +88,7 @@ impl Challenge {
     fn of(&self) -> ChallengeType {
         match self {
             Self::Listener { kind, .. } => kind.challenge(),
+            Self::Tls => ChallengeType::TlsAlpn01,
             Self::Dns(_) => ChallengeType::Dns01,
         }
     }
@@ -94,6 +98,7 @@ impl fmt::Display for Challenge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Listener { kind, .. } => kind.fmt(f),
+            Self::Tls => Kind::TlsAlpn01.fmt(f),
             Self::Dns(_) => f.write_str("dns-01"),
         }
     }
@@ -165,13 +170,21 @@ pub struct Acme {
     work: work::Work<Directory>,
     /// None where nobody comes.
     listener: Option<(TcpListener, Answers)>,
+    /// What answers handshakes that somebody else's listener takes.
+    tls: Option<Arc<ServerConfig>>,
 }
 
 impl Acme {
     /// Opens the directory, reads what must be there, and binds the listener where one is needed.
     pub async fn bind(config: Config) -> Result<Self, Error> {
+        let mut tls = None;
         let (listener, answers) = match config.challenge {
             Challenge::Dns(_) => (None, None),
+            Challenge::Tls => {
+                let answers = Answers::new(Kind::TlsAlpn01);
+                tls = Some(challenge::tls(answers.clone()));
+                (None, Some(answers))
+            }
             Challenge::Listener {
                 kind,
                 listen: address,
@@ -191,13 +204,22 @@ impl Acme {
         let inbox = Inbox::open(&origin).map_err(unusable)?;
         let authorities = Arc::new(work::Authorities::new(config)?);
         let work = work::Work::new(authorities, names, origin.clone(), kept).attending(inbox);
-        Ok(Self { work, listener })
+        Ok(Self {
+            work,
+            listener,
+            tls,
+        })
+    }
+
+    /// With [`Challenge::Tls`], what handshakes are to be made with whose client offers [`TLS_ALPN_PROTOCOL`].
+    pub fn challenge_tls(&self) -> Option<Arc<ServerConfig>> {
+        self.tls.clone()
     }
 
     /// Looks after the certificate in `store` from now on.
     pub fn start(self, store: Store) -> Renewal {
         let (installed, watched) = watch::channel(false);
-        let Self { work, listener } = self;
+        let Self { work, listener, .. } = self;
         let task = tokio::spawn(async move {
             let serve = async {
                 if let Some((listener, answers)) = listener {

@@ -1,7 +1,7 @@
 //! The gateway's certificate: read from files that are watched, obtained from a public authority, or signed
 //! here for clients that trust it by its hash.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use tokio::task::JoinHandle;
 use wavry_credentials::{
@@ -69,6 +69,14 @@ pub(crate) async fn check(certificate: &Certificate) -> Vec<Finding> {
 }
 
 impl Prepared {
+    /// TLS that answers an authority, where somebody else's listener is to.
+    pub(crate) fn challenges(&self) -> Option<Arc<rustls::ServerConfig>> {
+        match self {
+            Self::Acme(acme) => acme.challenge_tls(),
+            Self::Files { .. } | Self::SelfSigned(_) => None,
+        }
+    }
+
     pub(crate) fn start(self, store: &Store) -> Care {
         match self {
             Self::Files { chain, key } => Care::Files(store.watch(&chain, &key)),

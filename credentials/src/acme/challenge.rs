@@ -22,6 +22,9 @@ use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
 
+pub use tls_alpn01::PROTOCOL as TLS_ALPN_PROTOCOL;
+pub(super) use tls_alpn01::config as tls;
+
 use super::{machine::Reason, metrics as names, work::failure::Trouble};
 
 /// Connections at once: an authority comes from some five places for each name, and a hundred names are

@@ -87,7 +87,7 @@ impl Authorities {
             accounts: clients.iter().map(|_| Mutex::default()).collect(),
             publisher: match &config.challenge {
                 Challenge::Dns(dns) => Some(Publisher::open(dns.clone(), &config.directory)),
-                Challenge::Listener { .. } => None,
+                Challenge::Listener { .. } | Challenge::Tls => None,
             },
             config,
             clients,

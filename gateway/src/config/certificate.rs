@@ -98,10 +98,31 @@ pub enum Certificate {
     },
 }
 
+impl Certificate {
+    /// With challenges of TLS answered by the listener for HTTPS, where there is one: both want port 443.
+    pub(super) fn beside_https(mut self, has_https: bool) -> Result<Self, Invalid> {
+        if let (Self::Acme(wanted), true) = (&mut self, has_https)
+            && let acme::Challenge::Listener {
+                kind: acme::Kind::TlsAlpn01,
+                ..
+            } = wanted.config.challenge
+        {
+            if wanted.has_listen {
+                let problem = "must be left out: https_listen answers the authority as well";
+                return Err(Invalid::new("acme.listen", problem));
+            }
+            wanted.config.challenge = acme::Challenge::Tls;
+        }
+        Ok(self)
+    }
+}
+
 /// What is wanted of public authorities, but for the secrets that it takes.
 #[derive(Debug, Clone)]
 pub struct Wanted {
     config: acme::Config,
+    /// Whether the address of a listener was given.
+    has_listen: bool,
     /// For each authority, the id of the key of an external account.
     external_key_ids: Vec<Option<String>>,
 }
@@ -130,7 +151,7 @@ impl Wanted {
     pub(crate) fn dns(&self) -> Option<&acme::dns::Provider> {
         match &self.config.challenge {
             acme::Challenge::Dns(dns) => Some(&dns.provider),
-            acme::Challenge::Listener { .. } => None,
+            acme::Challenge::Listener { .. } | acme::Challenge::Tls => None,
         }
     }
 
@@ -267,6 +288,7 @@ impl RawAcme {
             }
         };
         Ok(Wanted {
+            has_listen: self.listen.is_some(),
             external_key_ids: authorities
                 .iter()
                 .map(|authority| authority.external_key_id.clone())
@@ -335,12 +357,32 @@ mod tests {
         let listens_at = |raw: RawAcme| match raw.check("state".as_ref()).unwrap().config.challenge
         {
             acme::Challenge::Listener { listen, .. } => listen,
-            acme::Challenge::Dns(_) => panic!("nobody comes"),
+            acme::Challenge::Dns(_) | acme::Challenge::Tls => panic!("nobody comes"),
         };
         assert_eq!(listens_at(complete()), ([0, 0, 0, 0], 80).into());
         let mut raw = complete();
         raw.challenge = RawChallenge::TlsAlpn01;
         assert_eq!(listens_at(raw).port(), 443);
+    }
+
+    #[test]
+    fn the_listener_for_https_answers_an_authority_as_well() {
+        let mut raw = complete();
+        raw.challenge = RawChallenge::TlsAlpn01;
+        let choose = |raw: RawAcme| choose(None, Some(raw), None, "s".as_ref()).unwrap();
+        let challenge = |certificate| match certificate {
+            Certificate::Acme(wanted) => wanted.config.challenge,
+            _ => panic!("it is obtained"),
+        };
+        let beside = choose(raw.clone()).beside_https(true).unwrap();
+        assert!(matches!(challenge(beside), acme::Challenge::Tls));
+        let alone = choose(raw.clone()).beside_https(false).unwrap();
+        assert!(matches!(challenge(alone), acme::Challenge::Listener { .. }));
+        let http = choose(complete()).beside_https(true).unwrap();
+        assert!(matches!(challenge(http), acme::Challenge::Listener { .. }));
+        raw.listen = Some(([0, 0, 0, 0], 443).into());
+        let twice = choose(raw).beside_https(true).unwrap_err();
+        assert_eq!(twice.key, "acme.listen");
     }
 
     #[test]
