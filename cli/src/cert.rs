@@ -68,8 +68,8 @@ pub(crate) async fn run(command: &Command) -> anyhow::Result<()> {
     match command {
         Command::List(args) => {
             let mut rows = Vec::new();
-            for source in SOURCES {
-                for chain in chains(&args.state_dir, source)? {
+            for (source, place) in places(&args.state_dir) {
+                for chain in chains(&place)? {
                     let summary = cert::summaries(&chain)?.into_iter().next();
                     rows.extend(summary.map(|summary| Row::new(source, &chain, &summary)));
                 }
@@ -91,7 +91,7 @@ pub(crate) async fn run(command: &Command) -> anyhow::Result<()> {
         Command::Hashes(args) => {
             let mut files = args.files.clone();
             if let Some(state_dir) = &args.state_dir {
-                files.extend(chains(state_dir, SELF_SIGNED)?);
+                files.extend(chains(&state_dir.join(SELF_SIGNED))?);
             }
             for file in files {
                 let leaf = cert::summaries(&file)?.into_iter().next();
@@ -112,14 +112,25 @@ pub(crate) async fn run(command: &Command) -> anyhow::Result<()> {
 }
 
 const ACME: &str = "acme";
+/// Where certificates are that are for one name each, or shared with other gateways.
+const APART: [&str; 2] = ["acme/names", "acme/fleet"];
 const SELF_SIGNED: &str = "self-signed";
-/// Directories of a gateway's state directory that hold pairs.
-const SOURCES: [&str; 2] = [ACME, SELF_SIGNED];
+/// Where a gateway may keep pairs, and from which source they are.
+fn places(state_dir: &Path) -> Vec<(&'static str, PathBuf)> {
+    let mut places = vec![(ACME, state_dir.join(ACME))];
+    for apart in APART {
+        let directory = fs::read_dir(state_dir.join(apart));
+        let entries = directory.into_iter().flatten().flatten();
+        places.extend(entries.map(|entry| (ACME, entry.path())));
+    }
+    places.push((SELF_SIGNED, state_dir.join(SELF_SIGNED)));
+    places
+}
 
 /// The chains that are kept, the oldest first; none where there is no such directory.
-fn chains(state_dir: &Path, source: &str) -> anyhow::Result<Vec<PathBuf>> {
+fn chains(place: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    match fs::read_dir(state_dir.join(source).join("pairs")) {
+    match fs::read_dir(place.join("pairs")) {
         Ok(pairs) => {
             for pair in pairs {
                 let pair = pair?;

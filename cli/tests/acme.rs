@@ -13,6 +13,7 @@ use std::{
     fs,
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
+    process::Command,
     time::Instant,
 };
 
@@ -77,7 +78,9 @@ fn a_gateway_alone_obtains_its_certificate_and_is_ready_once_it_has_it() {
     let ask = |words: &[&str]| output(wavry(&[&["cert"], words, &["--state-dir", state]].concat()));
     let other = ask(&["renew", "other.example"]);
     assert!(!other.status.success());
-    assert!(stderr(&other).contains("is not for other.example but for gateway.example, 127.0.0.1"));
+    assert!(
+        stderr(&other).contains("is for other.example, but some for gateway.example, 127.0.0.1")
+    );
     let renewed = ask(&["renew", "gateway.example"]);
     assert!(renewed.status.success(), "{}", stderr(&renewed));
     let revoked = ask(&[
@@ -102,6 +105,40 @@ fn a_gateway_alone_obtains_its_certificate_and_is_ready_once_it_has_it() {
     ] {
         assert!(metrics.contains(line), "{line} is not in\n{metrics}");
     }
+}
+
+#[test]
+fn one_tcp_port_answers_the_authority_and_everybody_elses_https() {
+    let mut cluster = Cluster::new();
+    cluster.add("echo", "echo:", false);
+    let https = free_address();
+    let pebble = Pebble::start(&Setup {
+        validates_at: https.port(),
+        external: false,
+        variables: &[("PEBBLE_AUTHZREUSE", "0")],
+    });
+    cluster.set("gateway", &format!("https_listen = \"{https}\""));
+    let table = format!(
+        "[gateway.acme]\nnames = [\"gateway.example\", \"127.0.0.1\"]\nterms_of_service_agreed = true\n\
+         challenge = \"tls-alpn-01\"\n[[gateway.acme.authorities]]\nname = \"pebble\"\nprofile = \"default\"\n\
+         directory = \"{}\"\nca_file = {:?}\n",
+        pebble.url(),
+        pebble.ca_file(),
+    );
+    cluster.obtain_certificate(&table, free_address());
+    let cluster = cluster.start();
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--show-error", "--include", "--cacert"])
+        .arg(pebble.root())
+        .arg(format!("https://{https}/healthz"));
+    let asked = output(curl);
+    assert!(asked.status.success(), "{}", stderr(&asked));
+    let said = String::from_utf8(asked.stdout).unwrap();
+    assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+    let told = format!("alt-svc: h3=\":{}\"; ma=86400", cluster.gateway().port());
+    assert!(said.contains(&told), "{told} is not in {said}");
+    let connections = "wavry_gateway_https_connections_total{outcome=\"challenge\"}";
+    assert!(cluster.metric("gateway", connections) >= 2.0);
 }
 
 #[test]

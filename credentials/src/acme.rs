@@ -6,7 +6,8 @@
 //! * `work`: does what the machine says, over `instant-acme`, which knows the protocol.
 //! * `challenge`: answers an authority that wants to be convinced that a name is ours; [`dns`]: does so in the DNS.
 //! * [`request`]: what operators want of it.
-//! * `storage`: where all of it is kept, and who may order; `directory`, where that is this gateway alone.
+//! * `storage`: where all of it is kept, and who may order: `directory`, where that is this gateway alone, or
+//!   `fleet`, where gateways share certificates.
 //! * `kept`, and `cert::pairs`: what is on disk. A certificate is there with its key or not at all.
 //! * `http`: the way to the authority.
 //!
@@ -16,6 +17,7 @@
 mod challenge;
 mod directory;
 pub mod dns;
+mod fleet;
 mod http;
 mod kept;
 mod machine;
@@ -28,22 +30,30 @@ mod work;
 use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
+use aws_lc_rs::digest;
 use instant_acme::ChallengeType;
 use rustls::ServerConfig;
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use wavry_proto::{control::fleet::EntryName, id::ClusterName};
 
 pub use challenge::{Kind, TLS_ALPN_PROTOCOL};
 
 use challenge::Answers;
 use directory::Directory;
+use fleet::{Fleet, Share};
+use kept::Kept;
 use request::Inbox;
+use storage::Storage;
+use work::{Authorities, Work};
 
 use crate::{
     cert::{self, Store, Trust},
+    key::ring::Ring,
+    membership::Requests,
     source,
 };
 
@@ -51,6 +61,8 @@ use crate::{
 pub const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 /// Most names in one certificate; Let's Encrypt's limit.
 pub const MAX_NAMES: usize = 100;
+/// Most certificates: each is a task, and some files.
+pub const MAX_CERTIFICATES: usize = 1000;
 
 /// What is wanted.
 #[derive(Debug, Clone)]
@@ -59,6 +71,8 @@ pub struct Config {
     pub directory: PathBuf,
     /// Host names in lower case, and addresses; one at least.
     pub names: Vec<String>,
+    /// Whether each name has a certificate of its own.
+    pub separate: bool,
     /// Whom to ask, in this order; one at least.
     pub authorities: Vec<Authority>,
     /// Where an authority may write to: `mailto:` URLs.
@@ -165,47 +179,54 @@ pub enum Error {
     },
 }
 
-/// Ready to look after a certificate.
+/// Ready to look after certificates.
 pub struct Acme {
-    work: work::Work<Directory>,
+    authorities: Arc<Authorities>,
+    answers: Answers,
     /// None where nobody comes.
-    listener: Option<(TcpListener, Answers)>,
+    listener: Option<TcpListener>,
     /// What answers handshakes that somebody else's listener takes.
     tls: Option<Arc<ServerConfig>>,
+}
+
+/// What gateways that share certificates have beside.
+pub struct Shared {
+    /// The way to the master.
+    pub requests: Requests,
+    /// Keys that all of them have, and the master has not.
+    pub keys: Ring,
+    /// The cluster.
+    pub cluster: ClusterName,
 }
 
 impl Acme {
     /// Opens the directory, reads what must be there, and binds the listener where one is needed.
     pub async fn bind(config: Config) -> Result<Self, Error> {
-        let mut tls = None;
-        let (listener, answers) = match config.challenge {
-            Challenge::Dns(_) => (None, None),
+        let (mut tls, mut listener) = (None, None);
+        let answers = match config.challenge {
+            // Nobody asks for them.
+            Challenge::Dns(_) => Answers::new(Kind::Http01),
             Challenge::Tls => {
                 let answers = Answers::new(Kind::TlsAlpn01);
                 tls = Some(challenge::tls(answers.clone()));
-                (None, Some(answers))
+                answers
             }
             Challenge::Listener {
                 kind,
                 listen: address,
             } => {
                 let bound = TcpListener::bind(address).await;
-                let bound = bound.map_err(|source| Error::Bind { address, source })?;
-                let answers = Answers::new(kind);
-                (Some((bound, answers.clone())), Some(answers))
+                listener = Some(bound.map_err(|source| Error::Bind { address, source })?);
+                Answers::new(kind)
             }
         };
-        let (names, origin) = (config.names.clone(), config.directory.clone());
-        let unusable = |source| Error::Directory {
-            directory: origin.clone(),
+        Kept::open(&config.directory).map_err(|source| Error::Directory {
+            directory: config.directory.clone(),
             source,
-        };
-        let kept = Directory::open(&origin, answers).map_err(unusable)?;
-        let inbox = Inbox::open(&origin).map_err(unusable)?;
-        let authorities = Arc::new(work::Authorities::new(config)?);
-        let work = work::Work::new(authorities, names, origin.clone(), kept).attending(inbox);
+        })?;
         Ok(Self {
-            work,
+            authorities: Arc::new(Authorities::new(config)?),
+            answers,
             listener,
             tls,
         })
@@ -216,29 +237,107 @@ impl Acme {
         self.tls.clone()
     }
 
-    /// Looks after the certificate in `store` from now on.
-    pub fn start(self, store: Store) -> Renewal {
-        let (installed, watched) = watch::channel(false);
-        let Self { work, listener, .. } = self;
-        let task = tokio::spawn(async move {
-            let serve = async {
-                if let Some((listener, answers)) = listener {
-                    challenge::serve(listener, answers).await;
-                }
-                std::future::pending().await
+    /// Looks after the certificates in `store` from now on.
+    pub fn start(self, store: Store) -> Result<Renewal, Error> {
+        let config = &self.authorities.config;
+        let directory = config.directory.clone();
+        let mut works = Vec::new();
+        for names in certificates(config) {
+            let own = match config.separate {
+                true => directory.join("names").join(entry(&names).as_str()),
+                false => directory.clone(),
             };
-            tokio::select! {
-                () = serve => {}
-                () = work.run(store, installed) => {}
-            }
-        });
-        Renewal { task, watched }
+            let kept = Directory::open(&directory, &own, self.answers.clone());
+            let kept = kept.map_err(|source| Error::Directory {
+                directory: own.clone(),
+                source,
+            })?;
+            let inbox = inbox(&own)?;
+            let work = Work::new(self.authorities.clone(), names, own, kept);
+            works.push(work.attending(inbox));
+        }
+        Ok(self.run(works, store, std::future::pending()))
+    }
+
+    /// Looks after certificates that this gateway shares with others, in `store` from now on.
+    pub fn start_in_fleet(self, store: Store, shared: Shared) -> Result<Renewal, Error> {
+        let config = &self.authorities.config;
+        let directory = config.directory.join("fleet");
+        let fleet = Arc::new(Fleet::new(shared, self.answers.clone(), directory.clone()));
+        let mut works = Vec::new();
+        for names in certificates(config) {
+            let entry = entry(&names);
+            let own = directory.join(entry.as_str());
+            let share = Share::open(fleet.clone(), entry);
+            let share = share.map_err(|source| Error::Directory {
+                directory: own.clone(),
+                source,
+            })?;
+            let inbox = inbox(&own)?;
+            let work = Work::new(self.authorities.clone(), names, own, share);
+            works.push(work.attending(inbox));
+        }
+        Ok(self.run(works, store, async move { fleet.follow().await }))
+    }
+
+    fn run<S: Storage>(
+        self,
+        works: Vec<Work<S>>,
+        store: Store,
+        follow: impl Future<Output = ()> + Send + 'static,
+    ) -> Renewal {
+        let (installed, watched) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        if let Some(listener) = self.listener {
+            tasks.spawn(challenge::serve(listener, self.answers));
+        }
+        tasks.spawn(follow);
+        for work in works {
+            tasks.spawn(work.run(store.clone(), installed.clone()));
+        }
+        Renewal {
+            _tasks: tasks,
+            watched,
+        }
     }
 }
 
-/// A certificate that is looked after, until this is dropped.
+/// Where operators ask for something of the certificate that is kept there.
+fn inbox(own: &Path) -> Result<Inbox, Error> {
+    Inbox::open(own).map_err(|source| Error::Directory {
+        directory: own.to_owned(),
+        source,
+    })
+}
+
+/// The names of each certificate.
+fn certificates(config: &Config) -> Vec<Vec<String>> {
+    match config.separate {
+        true => config.names.iter().map(|name| vec![name.clone()]).collect(),
+        false => vec![config.names.clone()],
+    }
+}
+
+/// What a certificate is called among gateways, and on disk: the name that it is for, or the first of them and
+/// a hash of all.
+fn entry(names: &[String]) -> EntryName {
+    let mut sorted = names.to_vec();
+    sorted.sort_unstable();
+    let text = match sorted.as_slice() {
+        [name] => name.clone(),
+        several => {
+            let hash = digest::digest(&digest::SHA256, several.join("\n").as_bytes());
+            let first: String = several[0].chars().take(200).collect();
+            format!("{first}+{}", hex::encode(&hash.as_ref()[..8]))
+        }
+    };
+    text.parse()
+        .expect("names are host names in lower case, and addresses")
+}
+
+/// Certificates that are looked after, until this is dropped.
 pub struct Renewal {
-    task: JoinHandle<()>,
+    _tasks: JoinSet<()>,
     watched: watch::Receiver<bool>,
 }
 
@@ -249,12 +348,6 @@ impl Renewal {
         if self.watched.wait_for(|installed| *installed).await.is_err() {
             std::future::pending().await
         }
-    }
-}
-
-impl Drop for Renewal {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 

@@ -7,6 +7,7 @@
 //!
 //! * `acme`: keys of accounts with authorities, and of certificates that are asked for.
 //! * [`aead`]: keys that encrypt, and wrap other keys.
+//! * [`ring`]: keys that several processes seal with for each other.
 //! * [`record`]: records of our own as secret text.
 //! * [`shamir`]: a key in shares.
 //! * [`tsig`]: keys that sign changes of the DNS.
@@ -17,6 +18,7 @@ pub(crate) mod acme;
 pub mod aead;
 pub mod format;
 pub mod record;
+pub mod ring;
 pub mod shamir;
 pub mod transit;
 pub mod tsig;

@@ -7,6 +7,7 @@ mod identities;
 mod kept;
 mod metrics;
 mod record;
+mod requests;
 mod retry;
 pub mod roster;
 mod rotate;
@@ -36,6 +37,7 @@ use crate::{
 };
 
 pub use check::check;
+pub use requests::Requests;
 
 use identities::Identities;
 use kept::Kept;
@@ -279,6 +281,11 @@ impl Membership {
     /// gone when the membership is.
     pub fn roster(&self) -> watch::Receiver<Arc<Roster>> {
         self.roster.clone()
+    }
+
+    /// Sends requests to the master as this node.
+    pub fn requests(&self) -> Requests {
+        Requests::new(self.link.clone())
     }
 
     /// Tells the master where the mesh reaches this node, from the next heartbeat on (at once).

@@ -65,6 +65,7 @@ impl Gateway {
         let acme = Acme::bind(Config {
             directory: self.directory.path().join("acme"),
             names: NAMES.map(str::to_owned).to_vec(),
+            separate: false,
             authorities: self.authorities.clone(),
             contacts: vec!["mailto:operator@gateway.example".to_owned()],
             challenge: Challenge::Listener {
@@ -73,7 +74,7 @@ impl Gateway {
             },
         });
         let store = Store::new();
-        let renewal = acme.await.unwrap().start(store.clone());
+        let renewal = acme.await.unwrap().start(store.clone()).unwrap();
         (store, renewal)
     }
 

@@ -76,6 +76,7 @@ async fn start(
     let acme = Acme::bind(Config {
         directory: directory.join("acme"),
         names: NAMES.map(str::to_owned).to_vec(),
+        separate: false,
         authorities: vec![Authority {
             name: "pebble".to_owned(),
             directory: pebble.url(),
@@ -92,7 +93,7 @@ async fn start(
         }),
     });
     let store = Store::new();
-    let renewal = acme.await.unwrap().start(store.clone());
+    let renewal = acme.await.unwrap().start(store.clone()).unwrap();
     (store, renewal)
 }
 
@@ -374,6 +375,7 @@ async fn be_killed(setup: &str) {
     let acme = Acme::bind(Config {
         directory: directory.join("acme"),
         names: NAMES.map(str::to_owned).to_vec(),
+        separate: false,
         authorities: vec![Authority {
             name: "pebble".to_owned(),
             directory: words[1].to_owned(),
@@ -394,6 +396,6 @@ async fn be_killed(setup: &str) {
             propagation_timeout: DEADLINE * 2,
         }),
     });
-    let mut renewal = acme.await.unwrap().start(Store::new());
+    let mut renewal = acme.await.unwrap().start(Store::new()).unwrap();
     renewal.installed().await;
 }

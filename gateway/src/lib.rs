@@ -121,8 +121,9 @@ impl Gateway {
         };
 
         // From here on nothing but others can be in the way; a certificate is obtained meanwhile.
-        let mut care = prepared.start(&certificates);
+        let mut care = prepared.start(&certificates)?;
         let membership = candidate.join().await?;
+        care.joined(&certificates, &membership)?;
         let roster = membership.roster();
         let identity::MeshTls {
             server,

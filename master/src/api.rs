@@ -1,5 +1,7 @@
 //! The routes: what each takes, checks and answers.
 
+mod fleet;
+
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -117,6 +119,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route(ROSTER, get(roster))
         .route(KEYS, get(keys))
         .route(SUCCESSION, get(succession))
+        .merge(fleet::router())
         .merge(operate::router())
         .fallback(async || Refusal::NotFound)
         .method_not_allowed_fallback(async || Refusal::MethodNotAllowed)

@@ -12,6 +12,7 @@
 //! * [`database`]: where one is, and SQL for both kinds.
 //! * [`keys`]: the life of keys that sign.
 //! * [`identity`]: the lives of nodes' identities.
+//! * [`lease`]: which gateway orders a certificate that all of a fleet use.
 //! * [`store`]: what it remembers, the audit log too.
 //! * [`presence`]: which nodes are heard of.
 //! * [`operate`]: what operators ask of it.
@@ -32,6 +33,7 @@ mod error;
 pub mod identity;
 pub mod keys;
 pub mod keyvault;
+pub mod lease;
 mod metrics;
 mod once;
 pub mod operate;

@@ -13,8 +13,8 @@ use crate::{
     audited::Word,
     once::InFlight,
     store::{
-        self, HeartbeatError, OnceError, RegisterError, RevokeError, RotateIdentityError,
-        ServiceError, keys::RotateError,
+        self, FleetError, HeartbeatError, OnceError, RegisterError, RevokeError,
+        RotateIdentityError, ServiceError, keys::RotateError,
     },
 };
 
@@ -127,6 +127,15 @@ pub enum Refusal {
         store::MAX_KEPT
     )]
     TooManyKeys(Duration),
+    /// The node is no gateway.
+    #[error("gateways alone share certificates")]
+    NoGateway,
+    /// Another gateway has taken the lease over.
+    #[error("another gateway has taken the lease over")]
+    FencePassed,
+    /// The fleet keeps as much as it may.
+    #[error("there are {} entries of the fleet already", store::MAX_ENTRIES)]
+    TooManyEntries,
     /// The operator's role does not reach so far.
     #[error("this needs role {}", .0.as_str())]
     Role(OperatorRole),
@@ -236,6 +245,13 @@ impl Refusal {
                 "too-many-idempotency-keys",
                 "Too many idempotency keys",
             ),
+            Self::NoGateway => (S::FORBIDDEN, "no-gateway", "Not a gateway"),
+            Self::FencePassed => (S::CONFLICT, "fence-passed", "Lease taken over"),
+            Self::TooManyEntries => (
+                S::INSUFFICIENT_STORAGE,
+                "too-many-entries",
+                "Too many entries",
+            ),
             Self::Role(_) => (S::FORBIDDEN, "role-not-sufficient", "Role not sufficient"),
             Self::UnknownNode => (S::UNAUTHORIZED, "node-unknown", "Node unknown"),
             Self::NotAudited(_) => (S::SERVICE_UNAVAILABLE, "not-audited", "Not on record"),
@@ -332,6 +348,16 @@ impl From<RevokeError> for Refusal {
             RevokeError::UnknownNode => Self::NoSuchNode,
             RevokeError::TooMany => Self::TooManyRevocations,
             RevokeError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<FleetError> for Refusal {
+    fn from(error: FleetError) -> Self {
+        match error {
+            FleetError::Passed(_) => Self::FencePassed,
+            FleetError::TooMany => Self::TooManyEntries,
+            FleetError::Store(error) => error.into(),
         }
     }
 }

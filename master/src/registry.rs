@@ -1,6 +1,7 @@
 //! The registry at work: the store, who is heard of, and the signed roster that is served.
 
 mod current;
+mod fleet;
 mod signed;
 
 use std::{
@@ -57,6 +58,10 @@ struct Shared {
     writing: tokio::sync::Mutex<()>,
     published: watch::Sender<Arc<Published>>,
     signed: watch::Sender<Signed>,
+    /// The revision of what gateways share.
+    fleet: watch::Sender<u64>,
+    /// Told when a gateway has taken some of it in.
+    acknowledged: watch::Sender<()>,
     /// Told after each line of the audit log.
     audited: watch::Sender<()>,
     /// When the newest look at what other masters wrote began.
@@ -102,6 +107,7 @@ impl Registry {
     ) -> Result<Self, store::Error> {
         let now = Instant::now();
         let (snapshot, keys) = store.state().await?;
+        let (_, revision) = store.versions().await?;
         let ring = Arc::new(Ring::of(keys, &master_key)?);
         let nodes = snapshot.nodes.iter().map(|node| node.id.clone());
         let presence = Presence::new(nodes, now);
@@ -118,6 +124,8 @@ impl Registry {
                 writing: tokio::sync::Mutex::new(()),
                 published: watch::Sender::new(first),
                 signed,
+                fleet: watch::Sender::new(revision),
+                acknowledged: watch::Sender::new(()),
                 audited: watch::Sender::new(()),
                 looked: tokio::sync::Mutex::new(now),
                 is_current: watch::Sender::new(true),

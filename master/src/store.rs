@@ -6,6 +6,7 @@
 
 pub mod audit;
 mod feed;
+mod fleet;
 mod identity;
 mod issue;
 pub(crate) mod keys;
@@ -45,6 +46,7 @@ use crate::{
 
 use keys::Kept;
 
+pub use fleet::{FleetError, MAX_ENTRIES};
 pub use identity::RotateIdentityError;
 pub use once::{Done, KEPT, MAX_KEPT, Once, OnceError, Order};
 pub(crate) use open::schema;
@@ -266,11 +268,6 @@ impl Store {
         feed::tell(&mut change.transaction).await?;
         change.end(&renewed).await?;
         Ok(renewed)
-    }
-
-    /// The roster's epoch now.
-    pub(crate) async fn epoch(&self) -> Result<Epoch, Error> {
-        read_epoch(&self.pool).await
     }
 
     /// What the roster shows now, and every key that ever signed, oldest first: of one moment.

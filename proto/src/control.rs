@@ -4,6 +4,8 @@
 //! a [`Register`] whose signature covers context, token id, nonce and the connection's exporter
 //! (RFC 9266), so that neither a token nor a signature is of use on another connection.
 
+pub mod fleet;
+
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};

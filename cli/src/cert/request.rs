@@ -1,7 +1,7 @@
 //! `wavry cert renew` and `revoke`: what is asked of a gateway that obtains its certificate by itself.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -11,7 +11,7 @@ use wavry_credentials::{
     cert,
 };
 
-use super::{chains, hex};
+use super::{ACME, chains, hex, places};
 use crate::{operate::say, provision::parse_duration};
 
 /// How often the answer is looked for.
@@ -76,42 +76,57 @@ impl From<Why> for Reason {
 }
 
 pub(super) async fn renew(args: &Renew) -> anyhow::Result<()> {
-    // There is none yet where the first one cannot be obtained.
-    if let Some(chain) = chains(&args.gateway.state_dir, super::ACME)?.last() {
-        args.gateway.hash_in(chain)?;
-    }
-    args.gateway.ask(&Request::Renew { now: args.now }).await
+    let place = args.gateway.place()?;
+    args.gateway
+        .ask(&place, &Request::Renew { now: args.now })
+        .await
 }
 
 pub(super) async fn revoke(args: &Revoke) -> anyhow::Result<()> {
-    let kept = chains(&args.gateway.state_dir, super::ACME)?;
+    let place = args.gateway.place()?;
+    let kept = chains(&place)?;
     let chain = kept.iter().rev().nth(args.previous.into());
     let chain = chain.context("there is no such certificate in the state directory")?;
+    let leaf = cert::summaries(chain)?.into_iter().next();
+    let leaf = leaf.context("there is no certificate in it")?;
     let request = Request::Revoke {
-        certificate: args.gateway.hash_in(chain)?,
+        certificate: hex(&leaf.hash),
         reason: args.reason.into(),
     };
-    args.gateway.ask(&request).await
+    args.gateway.ask(&place, &request).await
 }
 
 impl Gateway {
-    /// The hash of the certificate in a PEM file, which must be for the name that was given.
-    fn hash_in(&self, chain: &std::path::Path) -> anyhow::Result<String> {
-        let leaf = cert::summaries(chain)?.into_iter().next();
-        let leaf = leaf.context("there is no certificate in it")?;
-        if !leaf.names.contains(&self.name) {
-            anyhow::bail!(
-                "the certificate in {} is not for {} but for {}",
-                chain.display(),
-                self.name,
-                leaf.names.join(", ")
-            );
+    /// Where the certificate is kept that is for the name.
+    fn place(&self) -> anyhow::Result<PathBuf> {
+        let places = places(&self.state_dir).into_iter();
+        let places = places.filter(|(source, _)| *source == ACME);
+        let places: Vec<_> = places.map(|(_, place)| place).collect();
+        let mut others = Vec::new();
+        for place in &places {
+            if let Some(chain) = chains(place)?.last() {
+                let names = cert::summaries(chain)?.into_iter().next();
+                let names = names.map(|summary| summary.names).unwrap_or_default();
+                if names.contains(&self.name) {
+                    return Ok(place.clone());
+                }
+                others.extend(names);
+            }
         }
-        Ok(hex(&leaf.hash))
+        match (others.is_empty(), places.as_slice()) {
+            // There is none yet where the first one cannot be obtained.
+            (true, [only]) => Ok(only.clone()),
+            _ => anyhow::bail!(
+                "no certificate in {} is for {}, but some for {}",
+                self.state_dir.display(),
+                self.name,
+                others.join(", ")
+            ),
+        }
     }
 
-    async fn ask(&self, request: &Request) -> anyhow::Result<()> {
-        let asked = request::ask(&self.state_dir.join(super::ACME), request)?;
+    async fn ask(&self, place: &Path, request: &Request) -> anyhow::Result<()> {
+        let asked = request::ask(place, request)?;
         let deadline = Instant::now() + self.wait;
         loop {
             if let Some(outcome) = asked.outcome() {

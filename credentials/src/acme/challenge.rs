@@ -96,8 +96,15 @@ impl Answered {
 #[derive(Clone)]
 pub(super) struct Answers {
     kind: Kind,
+    up: Arc<Mutex<Up>>,
+}
+
+#[derive(Default)]
+struct Up {
     /// By token for http-01, by the name that TLS asks for otherwise.
-    up: Arc<Mutex<HashMap<String, Answer>>>,
+    answers: HashMap<String, Answer>,
+    /// Which of them are for which certificate.
+    of: HashMap<String, Vec<String>>,
 }
 
 #[derive(Clone)]
@@ -116,41 +123,51 @@ impl Answers {
         }
     }
 
-    /// Puts up what answers challenges.
-    pub(super) fn put_up(&self, answers: &[Answered]) -> Result<(), Trouble> {
+    /// Puts up what answers challenges for a certificate, in the place of what was up for it.
+    pub(super) fn put_up(&self, of: &str, answers: &[Answered]) -> Result<(), Trouble> {
         let refused = |error: rcgen::Error| Trouble::new(Reason::Refused, error.to_string());
-        for answered in answers {
-            let (key, answer) = match self.kind {
-                Kind::Http01 => {
-                    let text = answered.key_authorization.clone();
-                    (answered.token.clone(), Answer::Text(text))
-                }
-                Kind::TlsAlpn01 => {
-                    let text = answered.key_authorization.as_bytes();
-                    let digest = digest::digest(&digest::SHA256, text);
-                    let certificate = tls_alpn01::certificate(&answered.name, digest);
-                    (
-                        tls_alpn01::server_name(&answered.name),
-                        Answer::Certificate(Arc::new(certificate.map_err(refused)?)),
-                    )
-                }
-            };
-            self.table().insert(key, answer);
-        }
+        let answer = |answered: &Answered| match self.kind {
+            Kind::Http01 => {
+                let text = answered.key_authorization.clone();
+                Ok((answered.token.clone(), Answer::Text(text)))
+            }
+            Kind::TlsAlpn01 => {
+                let text = answered.key_authorization.as_bytes();
+                let digest = digest::digest(&digest::SHA256, text);
+                let certificate = tls_alpn01::certificate(&answered.name, digest)?;
+                let name = tls_alpn01::server_name(&answered.name);
+                Ok((name, Answer::Certificate(Arc::new(certificate))))
+            }
+        };
+        let new = answers.iter().map(answer).collect::<Result<Vec<_>, _>>();
+        let new = new.map_err(refused)?;
+        let mut up = self.table();
+        up.take_down(of);
+        let keys = new.iter().map(|(key, _)| key.clone()).collect();
+        up.of.insert(of.to_owned(), keys);
+        up.answers.extend(new);
         Ok(())
     }
 
-    /// Takes all of them down.
-    pub(super) fn take_down(&self) {
-        self.table().clear();
+    /// Takes down what is up for a certificate.
+    pub(super) fn take_down(&self, of: &str) {
+        self.table().take_down(of);
     }
 
     fn find(&self, key: &str) -> Option<Answer> {
-        self.table().get(key).cloned()
+        self.table().answers.get(key).cloned()
     }
 
-    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<String, Answer>> {
+    fn table(&self) -> std::sync::MutexGuard<'_, Up> {
         self.up.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Up {
+    fn take_down(&mut self, of: &str) {
+        for key in self.of.remove(of).unwrap_or_default() {
+            self.answers.remove(&key);
+        }
     }
 }
 

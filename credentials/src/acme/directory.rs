@@ -19,20 +19,24 @@ use crate::{
     secret::Secret,
 };
 
-/// The directory, and the listener's answers.
+/// What is kept of one certificate, and of accounts, which all have.
 pub(super) struct Directory {
+    name: String,
+    accounts: Kept,
     kept: Arc<Kept>,
     pairs: Arc<Pairs>,
-    /// None where nobody comes for them.
-    answers: Option<Answers>,
+    answers: Answers,
 }
 
 impl Directory {
-    /// Opens it, and makes it where it is not there.
-    pub(super) fn open(directory: &Path, answers: Option<Answers>) -> std::io::Result<Self> {
-        let kept = Kept::open(directory)?;
-        let pairs = Pairs::open(directory.join("pairs")).map_err(std::io::Error::other)?;
+    /// Opens it, and makes it where it is not there. `accounts` is where accounts are, `own` the certificate's.
+    pub(super) fn open(accounts: &Path, own: &Path, answers: Answers) -> std::io::Result<Self> {
+        let accounts = Kept::open(accounts)?;
+        let kept = Kept::open(own)?;
+        let pairs = Pairs::open(own.join("pairs")).map_err(std::io::Error::other)?;
         Ok(Self {
+            name: own.to_string_lossy().into_owned(),
+            accounts,
             kept: Arc::new(kept),
             pairs: Arc::new(pairs),
             answers,
@@ -62,9 +66,7 @@ impl Storage for Directory {
     }
 
     async fn give_back(&self, record: &Record) {
-        if let Some(answers) = &self.answers {
-            answers.take_down();
-        }
+        self.answers.take_down(&self.name);
         if let Err(trouble) = self.write_record(record).await {
             let error = &trouble.said;
             tracing::warn!(error, "how authorities have fared is not written down");
@@ -82,10 +84,7 @@ impl Storage for Directory {
     }
 
     async fn put_up(&self, answers: Vec<Answered>) -> Result<(), Trouble> {
-        match &self.answers {
-            Some(up) => up.put_up(&answers),
-            None => Err(Trouble::lost()),
-        }
+        self.answers.put_up(&self.name, &answers)
     }
 
     async fn write_pair(
@@ -107,17 +106,17 @@ impl Storage for Directory {
         name: &str,
         directory: &str,
     ) -> Result<Option<AccountCredentials>, Trouble> {
-        Ok(self.kept.account(name, directory))
+        Ok(self.accounts.account(name, directory))
     }
 
     async fn write_account(&self, name: &str, account: &AccountCredentials) -> Result<(), Trouble> {
-        self.kept
+        self.accounts
             .write_account(name, account)
             .map_err(Trouble::storage)
     }
 
     async fn forget_account(&self, name: &str) {
-        self.kept.forget_account(name);
+        self.accounts.forget_account(name);
     }
 }
 

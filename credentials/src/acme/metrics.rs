@@ -17,6 +17,7 @@ pub(super) const CHALLENGES: &str = "wavry_credentials_acme_challenge_connection
 
 /// Describes them to the recorder.
 pub(crate) fn describe() {
+    super::fleet::describe();
     describe_counter!(
         ATTEMPTS,
         Unit::Count,

@@ -21,6 +21,8 @@ const ASKED: &str = "ask";
 const ANSWERED: &str = "answer";
 /// Answers that nobody fetched are taken away after so long.
 const ANSWER_KEPT: std::time::Duration = std::time::Duration::from_secs(24 * 60 * 60);
+/// For so long after a change there may have been another.
+const FRESH: std::time::Duration = std::time::Duration::from_secs(5);
 /// Requests that are taken at once: operators ask by hand.
 const MAX_TAKEN: usize = 16;
 
@@ -148,6 +150,16 @@ impl Inbox {
         let directory = directory.join(DIRECTORY);
         make(&directory)?;
         Ok(Self(directory))
+    }
+
+    /// Whether something changed there since `seen`, which is when it had changed last; for who looks often.
+    pub(super) fn has_news(&self, seen: &mut Option<SystemTime>) -> bool {
+        let changed = fs::metadata(&self.0)
+            .and_then(|directory| directory.modified())
+            .ok();
+        // Two changes may have one time, if they follow each other at once.
+        let is_fresh = changed.is_none_or(|at| at.elapsed().unwrap_or_default() < FRESH);
+        std::mem::replace(seen, changed) != changed || is_fresh
     }
 
     /// Takes those that wait. What is none is answered and taken away.

@@ -1,7 +1,8 @@
 //! Where a certificate's affairs are kept, who may order one, and who answers for its names: the machine's
 //! surroundings, of which there are two kinds.
 //!
-//! A gateway alone has a [`directory`](super::directory): nobody else orders, and its own listener answers.
+//! A gateway alone has a [`directory`](super::directory): nobody else orders, and its own listener answers. In a
+//! [`fleet`](super::fleet) the master keeps what all share.
 
 use std::time::Duration;
 
@@ -80,7 +81,6 @@ pub(super) trait Storage: Send + Sync + 'static {
 pub(super) enum Taken {
     /// It is ours.
     Ours(Box<Left>),
-    #[expect(dead_code, reason = "a gateway alone is never told so")]
     /// Somebody else has it; worth another question after this time.
     Elsewhere(Duration),
 }

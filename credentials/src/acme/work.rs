@@ -17,7 +17,7 @@ use instant_acme::{
 };
 use rustls_pki_types::CertificateDer;
 use tokio::{
-    sync::{Mutex, watch},
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch},
     time::{sleep, timeout},
 };
 
@@ -45,6 +45,9 @@ use crate::{
 
 /// How long one action may take: a hundred authorizations are read in it.
 const ACTION: Duration = Duration::from_secs(5 * 60);
+/// Orders under way at once. Each has a few requests under way, and authorities limit those of an address; an hour
+/// is enough for the thousand certificates that a gateway may have.
+const AT_ONCE: usize = 8;
 /// How often an action is begun anew because a nonce was no good; instant-acme has asked three times by then.
 /// What such a request asked for was not done (RFC 8555, section 6.5).
 const NONCES: usize = 10;
@@ -56,6 +59,8 @@ pub(super) struct Authorities {
     pub(super) config: Config,
     clients: Vec<Client>,
     external: Vec<Option<Secret<Vec<u8>>>>,
+    /// For as many orders at once.
+    room: Arc<Semaphore>,
     /// Accounts that are open.
     accounts: Vec<Mutex<Option<Account>>>,
     /// Where challenges are answered in the DNS.
@@ -84,6 +89,7 @@ impl Authorities {
         let external = config.authorities.iter().map(external);
         let external = external.collect::<Result<_, _>>()?;
         Ok(Self {
+            room: Arc::new(Semaphore::new(AT_ONCE)),
             accounts: clients.iter().map(|_| Mutex::default()).collect(),
             publisher: match &config.challenge {
                 Challenge::Dns(dns) => Some(Publisher::open(dns.clone(), &config.directory)),
@@ -106,6 +112,8 @@ pub(super) struct Work<S> {
     storage: Arc<S>,
     /// Whether the right to order is ours.
     is_ours: bool,
+    /// One of the orders at once.
+    place: Option<OwnedSemaphorePermit>,
     /// The certificate in use or kept, for the question when to renew it.
     leaf: Option<CertificateDer<'static>>,
     /// The attempt under way, as far as it has come.
@@ -120,6 +128,8 @@ pub(super) struct Work<S> {
     /// Texts that are in the DNS for it.
     texts: Vec<String>,
     inbox: Option<Arc<Inbox>>,
+    /// When something had changed there last.
+    inbox_seen: Option<SystemTime>,
     /// Operators who wait for a certificate.
     wishes: Vec<Ticket>,
 }
@@ -137,6 +147,7 @@ impl<S: Storage> Work<S> {
             origin,
             storage: Arc::new(storage),
             is_ours: false,
+            place: None,
             leaf: None,
             account: None,
             order: None,
@@ -146,6 +157,7 @@ impl<S: Storage> Work<S> {
             chain: None,
             texts: Vec::new(),
             inbox: None,
+            inbox_seen: None,
             wishes: Vec::new(),
         }
     }
@@ -205,7 +217,7 @@ impl<S: Storage> Work<S> {
                         () = storage.keep(), if is_ours => {
                             tracing::warn!("the right to order a certificate is lost; another gateway goes on");
                             machine.abandon();
-                            self.is_ours = false;
+                            (self.is_ours, self.place) = (false, None);
                             self.forget_attempt();
                             continue;
                         }
@@ -242,6 +254,15 @@ impl<S: Storage> Work<S> {
         store: &Store,
         installed: &watch::Sender<bool>,
     ) -> Option<Duration> {
+        let (room, storage) = (self.authorities.room.clone(), self.storage.clone());
+        let place = tokio::select! {
+            // Nobody closes it.
+            place = room.acquire_owned() => place.ok(),
+            pair = storage.newer() => {
+                self.adopt(pair, machine, store, installed).await;
+                return Some(Duration::ZERO);
+            }
+        };
         let left = match self.storage.take().await {
             Ok(Taken::Ours(left)) => *left,
             Ok(Taken::Elsewhere(pause)) => return Some(pause),
@@ -252,6 +273,7 @@ impl<S: Storage> Work<S> {
             }
         };
         self.is_ours = true;
+        self.place = place;
         let Left {
             record,
             pending,
@@ -289,7 +311,7 @@ impl<S: Storage> Work<S> {
             () = sleep(pause.min(LONGEST_SLEEP)) => {}
             () = storage.keep(), if self.is_ours => {
                 machine.abandon();
-                self.is_ours = false;
+                (self.is_ours, self.place) = (false, None);
                 self.forget_attempt();
             }
             pair = storage.newer(), if !self.is_ours => {
@@ -751,7 +773,7 @@ impl<S: Storage> Work<S> {
     /// Gives the right to order back.
     async fn end_attempt(&mut self, machine: &Machine) {
         self.storage.give_back(&self.record(machine)).await;
-        self.is_ours = false;
+        (self.is_ours, self.place) = (false, None);
         self.forget_attempt();
     }
 

@@ -26,6 +26,11 @@ impl CertificateKey {
         Ok(params.serialize_request(&self.0)?.der().to_vec())
     }
 
+    /// What [`to_pem`](Self::to_pem) wrote.
+    pub(crate) fn from_pem(pem: &Secret<Vec<u8>>) -> Result<Self, Malformed> {
+        super::issuing_from_pem(pem).map(Self)
+    }
+
     /// As PKCS#8 PEM.
     pub(crate) fn to_pem(&self) -> Secret<Vec<u8>> {
         Secret::new(self.0.serialize_pem().into_bytes())

@@ -34,7 +34,7 @@ use crate::{
 
 /// What the background work shares.
 pub(super) struct Link {
-    client: Client,
+    pub(super) client: Client,
     pub(super) shown: Shown,
     pub(super) record: Record,
     trust: Trust,

@@ -14,7 +14,7 @@ use std::{
     time::Instant,
 };
 
-use crate::pebble::{DEADLINE, Process, free_address, start};
+use crate::pebble::{DEADLINE, Process, free_address, quiet};
 
 /// The key that may change zones, and one of which the server knows nothing.
 pub(crate) const KEY: &str = "c2l4dGVlbiBieXRlcyBvciBtb3JlLCBidXQgc2VjcmV0";
@@ -72,7 +72,7 @@ impl Bind {
         let mut named = Command::new("/usr/sbin/named");
         named.args(["-4", "-g", "-n", "1", "-c"]);
         named.arg(self.directory.path().join("named.conf"));
-        self.process = Some(start(&mut named));
+        self.process = Some(quiet(&mut named));
         let deadline = Instant::now() + DEADLINE;
         while self.dig("version.bind", "CH TXT").is_none() {
             assert!(Instant::now() < deadline, "BIND does not come up");

@@ -102,8 +102,12 @@ impl Pebble {
         pebble.arg(server.unwrap_or(dns).to_string());
         pebble.env("PEBBLE_VA_NOSLEEP", "1");
         pebble.envs(setup.variables.iter().copied());
+        let log = fs::File::create(at("pebble.log")).unwrap();
         let started = Self {
-            _processes: [names, pebble].map(|mut command| start(&mut command)),
+            _processes: [
+                start(&mut names, Stdio::null()),
+                start(&mut pebble, log.into()),
+            ],
             directory,
             address,
             management,
@@ -121,6 +125,13 @@ impl Pebble {
     /// URL of its directory.
     pub(crate) fn url(&self) -> String {
         format!("https://{}/dir", self.address)
+    }
+
+    /// How many lines of its log have this in them.
+    pub(crate) fn log_has(&self, text: &str) -> usize {
+        let log = fs::read(self.directory.path().join("pebble.log")).unwrap();
+        let log = String::from_utf8_lossy(&log);
+        log.lines().filter(|line| line.contains(text)).count()
     }
 
     /// PEM file of what vouches for its HTTPS.
@@ -191,8 +202,13 @@ fn months() -> serde_json::Value {
     })
 }
 
-pub(crate) fn start(command: &mut Command) -> Process {
-    let quiet = command.stdin(Stdio::null()).stdout(Stdio::null());
+/// Starts a program that has nothing to say.
+pub(crate) fn quiet(command: &mut Command) -> Process {
+    start(command, Stdio::null())
+}
+
+fn start(command: &mut Command, log: Stdio) -> Process {
+    let quiet = command.stdin(Stdio::null()).stdout(log);
     let child = quiet.stderr(Stdio::null()).spawn();
     Process(child.unwrap_or_else(|error| {
         panic!("{command:?}, which scripts/test.sh installs, does not start: {error}")

@@ -20,6 +20,10 @@ const MAX_AUTHORITIES: usize = 8;
 pub struct RawAcme {
     /// What the certificate is for: host names and addresses.
     pub names: Vec<String>,
+    /// Whether each name has a certificate of its own.
+    pub separate: bool,
+    /// Whether gateways of the cluster share certificates: one orders, all use them.
+    pub fleet: bool,
     /// Whether the operator agrees to the authorities' terms of service.
     pub terms_of_service_agreed: bool,
     /// How an authority is convinced that the names are ours.
@@ -123,6 +127,8 @@ pub struct Wanted {
     config: acme::Config,
     /// Whether the address of a listener was given.
     has_listen: bool,
+    /// Whether gateways share it.
+    is_shared: bool,
     /// For each authority, the id of the key of an external account.
     external_key_ids: Vec<Option<String>>,
 }
@@ -155,6 +161,11 @@ impl Wanted {
         }
     }
 
+    /// Whether gateways share it.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.is_shared
+    }
+
     /// Which secrets are read.
     pub(crate) fn secrets(&self) -> impl Iterator<Item = String> {
         let authorities = self.config.authorities.iter().zip(&self.external_key_ids);
@@ -179,7 +190,7 @@ pub(super) fn choose(
         (None, Some(raw), None) => Ok(Certificate::Acme(Box::new(raw.check(state_dir)?))),
         (None, None, Some(raw)) => Ok(Certificate::SelfSigned {
             directory: state_dir.join("self-signed"),
-            names: check_names("self_signed", raw.names, check_own_name)?,
+            names: check_names("self_signed", raw.names, acme::MAX_NAMES, check_own_name)?,
         }),
         (None, None, None) => Err(Invalid::new(
             "certificate",
@@ -196,10 +207,11 @@ pub(super) fn choose(
 fn check_names(
     table: &str,
     names: Vec<String>,
+    most: usize,
     check: fn(&str) -> Result<(), &'static str>,
 ) -> Result<Vec<String>, Invalid> {
-    if names.is_empty() || names.len() > acme::MAX_NAMES {
-        let problem = format!("must be from 1 to {} names", acme::MAX_NAMES);
+    if names.is_empty() || names.len() > most {
+        let problem = format!("must be from 1 to {most} names");
         return Err(Invalid::new(format!("{table}.names"), problem));
     }
     for (index, name) in names.iter().enumerate() {
@@ -227,7 +239,11 @@ impl RawAcme {
             RawChallenge::Dns01 => acme::check_dns_name,
             _ => acme::check_name,
         };
-        let names = check_names("acme", self.names, check)?;
+        let most = match self.separate {
+            true => acme::MAX_CERTIFICATES,
+            false => acme::MAX_NAMES,
+        };
+        let names = check_names("acme", self.names, most, check)?;
         if !self.terms_of_service_agreed {
             return Err(Invalid::new(
                 "acme.terms_of_service_agreed",
@@ -289,6 +305,7 @@ impl RawAcme {
         };
         Ok(Wanted {
             has_listen: self.listen.is_some(),
+            is_shared: self.fleet,
             external_key_ids: authorities
                 .iter()
                 .map(|authority| authority.external_key_id.clone())
@@ -296,6 +313,7 @@ impl RawAcme {
             config: acme::Config {
                 directory: state_dir.join("acme"),
                 names,
+                separate: self.separate,
                 authorities: authorities.into_iter().map(Into::into).collect(),
                 contacts: self.contacts,
                 challenge,
@@ -411,6 +429,19 @@ mod tests {
         raw.names.truncate(1);
         raw.challenge = RawChallenge::Http01;
         assert_eq!(refused_key(raw), "acme.challenge");
+    }
+
+    #[test]
+    fn many_names_have_certificates_of_their_own() {
+        let mut raw = complete();
+        raw.names = (0..101).map(|n| format!("n{n}.example")).collect();
+        assert_eq!(refused_key(raw.clone()), "acme.names");
+        raw.separate = true;
+        raw.fleet = true;
+        let wanted = raw.clone().check("state".as_ref()).unwrap();
+        assert!(wanted.is_shared() && wanted.config.separate);
+        raw.names = (0..1001).map(|n| format!("n{n}.example")).collect();
+        assert_eq!(refused_key(raw), "acme.names");
     }
 
     #[test]

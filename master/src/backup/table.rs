@@ -65,6 +65,10 @@ pub(super) const TABLES: &[Table] = &[
         4 "sealed" Bytes, 5 "state" Text, 6 "since" Integer, 7 "until" Integer, 8 "overlap" Integer),
     table!("idempotency_key", "ORDER BY name", 1 "name" Bytes, 2 "operator" Bytes, 3 "request" Bytes,
         4 "outcome" Text, 5 "expires_at" Integer),
+    table!("fleet", "ORDER BY one", 1 "one" Integer, 2 "revision" Integer),
+    table!("fleet_entry", "ORDER BY name", 1 "name" Text, 2 "fence" Integer, 3 "holder" Text,
+        4 "until" Integer, 5 "draft" Text, 6 "answers" Text, 7 "product" Text,
+        8 "answers_revision" Integer, 9 "product_revision" Integer, 10 "revision" Integer),
     table!("succession", "ORDER BY number", 1 "number" Integer, 2 "statement" Text),
     table!("audit_seal", "ORDER BY one", 1 "one" Integer, 2 "seal" Text),
     table!("audit_sink", "ORDER BY name", 1 "name" Text, 2 "seq" Integer),
@@ -133,7 +137,7 @@ mod tests {
         let columns: Vec<(String, String)> = sqlx::query_as(
             "SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c
              WHERE m.type = 'table'
-             AND m.name NOT IN ('_sqlx_migrations', 'node_presence', 'roster')",
+             AND m.name NOT IN ('_sqlx_migrations', 'node_presence', 'roster', 'fleet_member')",
         )
         .fetch_all(&pool)
         .await

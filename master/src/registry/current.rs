@@ -93,9 +93,11 @@ impl Shared {
             return Ok(());
         }
         let now = Instant::now();
-        if self.store.epoch().await? > self.published.borrow().roster.epoch {
+        let (epoch, revision) = self.store.versions().await?;
+        if epoch > self.published.borrow().roster.epoch {
             self.reload().await?;
         }
+        self.fleet_has(revision);
         *looked = now;
         Ok(())
     }

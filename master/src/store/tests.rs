@@ -130,7 +130,7 @@ async fn a_roster_that_another_master_renewed_is_not_renewed_again() {
     let server = Server::start(false);
     let cluster = Cluster::on(&server, "renewal").await;
     let (one, other) = (cluster.store().await, cluster.store().await);
-    let held = one.epoch().await.unwrap();
+    let held = one.versions().await.unwrap().0;
     let renewed = one.renew(Some(held)).await.unwrap();
     assert!(renewed.epoch > held);
     assert_eq!(other.renew(Some(held)).await.unwrap(), renewed);

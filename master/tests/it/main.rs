@@ -6,6 +6,7 @@
 mod abuse;
 mod audit;
 mod backup;
+mod fleet;
 mod identity;
 mod joining;
 mod masters;

@@ -13,12 +13,15 @@ use wavry_master::{
     database::Location,
     identity::State,
     store::{
-        Admission, Announcement, MAX_KEPT, Once, OnceError, Order, RegisterError, RevokeError,
-        RotateIdentityError, Snapshot, Store,
+        Admission, Announcement, FleetError, MAX_KEPT, Once, OnceError, Order, RegisterError,
+        RevokeError, RotateIdentityError, Snapshot, Store,
     },
 };
 use wavry_proto::{
-    control::{Access, Role, Service},
+    control::{
+        Access, Role, Service,
+        fleet::{Leased, TakeLease, WriteEntry},
+    },
     id::PublicKey,
     placement::Placement,
 };
@@ -63,6 +66,7 @@ contract! {
     services_are_those_of_the_configuration
     an_order_with_a_key_is_carried_out_once_and_its_outcome_kept_for_a_day
     outcomes_are_kept_in_bounds_and_each_operators_for_itself
+    a_lease_of_the_fleet_has_one_holder_and_outlives_the_process
     the_registry_outlives_the_process
 }
 
@@ -362,6 +366,66 @@ async fn services_are_those_of_the_configuration(place: &Place) {
     let one = store.configure(std::slice::from_ref(&b)).await.unwrap();
     assert_eq!(*one.services, [b]);
     assert!(one.epoch > both.epoch);
+}
+
+async fn a_lease_of_the_fleet_has_one_holder_and_outlives_the_process(place: &Place) {
+    let store = place.store().await;
+    let (one, other) = (node_id("one"), node_id("other"));
+    let event = Event::now(Action::Read, "one", "/v1/fleet/lease");
+    let take = |fence| TakeLease {
+        entry: "a.example".parse().unwrap(),
+        fence,
+    };
+    let write = |fence, release| WriteEntry {
+        entry: "a.example".parse().unwrap(),
+        fence,
+        draft: Some("ZHJhZnQ=".to_owned()),
+        answers: None,
+        product: Some("cGFpcg==".to_owned()),
+        release,
+    };
+    let granted = store.take_lease(&one, &take(None), &event).await.unwrap();
+    assert!(
+        matches!(granted, Leased::Granted { fence: 1, .. }),
+        "{granted:?}"
+    );
+    let held = store.take_lease(&other, &take(None), &event).await.unwrap();
+    assert!(matches!(held, Leased::Held { .. }), "{held:?}");
+    let passed = store.write_entry(&other, &write(1, false), &event).await;
+    assert!(matches!(passed, Err(FleetError::Passed(_))), "{passed:?}");
+    let written = store.write_entry(&one, &write(1, false), &event).await;
+    assert_eq!(written.unwrap().revision, 1);
+    store.close().await;
+
+    let store = place.store().await;
+    let held = store.take_lease(&other, &take(None), &event).await.unwrap();
+    assert!(matches!(held, Leased::Held { .. }), "{held:?}");
+    let more = store
+        .take_lease(&one, &take(Some(1)), &event)
+        .await
+        .unwrap();
+    let same = Leased::Granted {
+        fence: 1,
+        lasts_ms: 15_000,
+        draft: None,
+        product: None,
+    };
+    assert_eq!(more, same);
+    store
+        .write_entry(&one, &write(1, true), &event)
+        .await
+        .unwrap();
+    let next = store.take_lease(&other, &take(None), &event).await.unwrap();
+    match next {
+        Leased::Granted { fence, draft, .. } => {
+            assert_eq!((fence, draft.as_deref()), (2, Some("ZHJhZnQ=")));
+        }
+        Leased::Held { .. } => panic!("{next:?}"),
+    }
+    let changes = store.changes(0, &event).await.unwrap();
+    assert_eq!(changes.revision, 2);
+    assert_eq!(changes.entries[0].product.as_deref(), Some("cGFpcg=="));
+    assert_eq!(store.changes(2, &event).await.unwrap().entries, []);
 }
 
 /// An order of `operator` with the key 1, so many seconds after 2033 began.

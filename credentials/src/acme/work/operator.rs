@@ -22,6 +22,9 @@ impl<S: Storage> Work<S> {
         let Some(inbox) = self.inbox.clone() else {
             return Duration::MAX;
         };
+        if !inbox.has_news(&mut self.inbox_seen) && self.wishes.is_empty() {
+            return PACE;
+        }
         let taken = tokio::task::spawn_blocking(move || inbox.take()).await;
         for (ticket, request) in taken.unwrap_or_default() {
             if self.wishes.iter().any(|wish| wish.is_of(&ticket)) {

@@ -1,0 +1,353 @@
+//! Gateways that share certificates by way of a real master, and a real authority that counts orders.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "it is test code, outside of test functions"
+)]
+
+#[path = "../../credentials/tests/pebble/mod.rs"]
+mod pebble;
+mod support;
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    process::Command,
+    sync::{Arc, Mutex, mpsc},
+    time::{Duration, Instant},
+};
+
+use pebble::{Pebble, Setup, free_address};
+use support::{DEADLINE, RoleProcess, http_get, output, signal, stderr, wavry};
+use wavry_credentials::cert::{self, DevelopmentAuthority};
+
+const GATEWAYS: [&str; 3] = ["one", "two", "three"];
+
+/// A master, and gateways that share certificates for these names, each with one of its own.
+struct Fleet {
+    directory: tempfile::TempDir,
+    gateways: Vec<Guard>,
+    ops: [SocketAddr; 3],
+    challenges: [SocketAddr; 3],
+    _master: RoleProcess,
+}
+
+impl Fleet {
+    fn start(names: &[String], pebble: &Pebble) -> Self {
+        cert::install_crypto_provider();
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let authority = DevelopmentAuthority::open(directory.path()).unwrap();
+        authority.issue("master", &["127.0.0.1"]).unwrap();
+        for key in ["master_key", "audit_key"] {
+            let mut make = wavry(&["key", "generate", "--out"]);
+            make.arg(at(key));
+            succeeds(make);
+        }
+        let key = wavry_credentials::key::aead::Key::generate().to_paserk();
+        wavry_credentials::source::write_secret(&at("fleet_key"), &key).unwrap();
+        let text = format!(
+            "[master]\nlisten = \"127.0.0.1:0\"\ndatabase = {:?}\ncertificate = {:?}\n\
+             heartbeat_interval = \"500ms\"\nsuspect_after = \"2s\"\n{OPS}\n",
+            at("master.sqlite"),
+            at("master.crt"),
+        );
+        fs::write(at("master.toml"), text).unwrap();
+        let mut master = wavry(&["master", "--config"]);
+        master.arg(at("master.toml"));
+        master.env("WAVRY_MASTER_KEY_FILE", at("master_key"));
+        master.env("WAVRY_AUDIT_KEY_FILE", at("audit_key"));
+        master.env("WAVRY_TLS_KEY_FILE", at("master.key"));
+        let master = RoleProcess::start(master, &at("master.ready"));
+
+        let challenges = [(); 3].map(|()| free_address());
+        for (gateway, challenges) in GATEWAYS.iter().zip(challenges) {
+            let mut provision = wavry(&["provision", "gateway", gateway, "--out"]);
+            provision.arg(at(gateway));
+            provision.env("WAVRY_MASTER_KEY_FILE", at("master_key"));
+            provision.env("WAVRY_AUDIT_KEY_FILE", at("audit_key"));
+            succeeds(provision);
+            let text = format!(
+                "[gateway]\nlisten = \"127.0.0.1:0\"\nmaster = \"https://{}\"\nca_file = {:?}\nstate_dir = {:?}\n\
+                 [gateway.acme]\nnames = {names:?}\nseparate = true\nfleet = true\n\
+                 terms_of_service_agreed = true\nlisten = \"{challenges}\"\n\
+                 [[gateway.acme.authorities]]\nname = \"pebble\"\ndirectory = \"{}\"\nca_file = {:?}\n{OPS}\n",
+                master.address(),
+                at("ca.crt"),
+                at(gateway).join("state"),
+                pebble.url(),
+                pebble.ca_file(),
+            );
+            fs::write(at(gateway).with_extension("toml"), text).unwrap();
+        }
+        let mut fleet = Self {
+            directory,
+            gateways: Vec::new(),
+            ops: [(); 3].map(|()| free_address()),
+            challenges,
+            _master: master,
+        };
+        for (gateway, ops) in GATEWAYS.iter().zip(fleet.ops) {
+            let mut command = fleet.gateway(gateway);
+            command.args(["--ops-listen", &ops.to_string()]);
+            fleet.gateways.push(Guard(command.spawn().unwrap()));
+        }
+        // An authority is led to gateways that are there.
+        for gateway in 0..3 {
+            wait_until("a gateway does not follow", DEADLINE, || {
+                let metrics = fleet.metrics(gateway);
+                value(&metrics, "wavry_credentials_fleet_heard_timestamp_seconds") > 0.0
+            });
+        }
+        fleet
+    }
+
+    fn at(&self, name: &str) -> std::path::PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn gateway(&self, name: &str) -> Command {
+        let mut gateway = wavry(&["gateway", "--config"]);
+        gateway.arg(self.at(name).with_extension("toml"));
+        let at = |file: &str| self.at(name).join(file);
+        gateway.env("WAVRY_IDENTITY_KEY_FILE", at("identity.key"));
+        gateway.env("WAVRY_REGISTRATION_TOKEN_FILE", at("registration.token"));
+        gateway.env("WAVRY_FLEET_KEY_FILE", self.at("fleet_key"));
+        gateway
+    }
+
+    /// Nothing before its ops listener is there.
+    fn metrics(&self, gateway: usize) -> String {
+        match TcpStream::connect(self.ops[gateway]) {
+            Ok(_) => http_get(&format!("http://{}/metrics", self.ops[gateway])).1,
+            Err(_) => String::new(),
+        }
+    }
+
+    /// The names that a gateway has certificates for.
+    fn certificates(&self, gateway: usize) -> usize {
+        let metrics = self.metrics(gateway);
+        let expiry = "wavry_gateway_certificate_expiry_timestamp_seconds{";
+        metrics
+            .lines()
+            .filter(|line| line.starts_with(expiry))
+            .count()
+    }
+
+    /// The lines of the master's audit log with this action and path.
+    fn audited(&self, action: &str, path: &str) -> usize {
+        let mut tail = wavry(&["audit", "tail", "--database"]);
+        tail.arg(self.at("master.sqlite"));
+        tail.args(["--lines", "100000"]);
+        tail.env("WAVRY_AUDIT_KEY_FILE", self.at("audit_key"));
+        let told = succeeds(tail);
+        let lines = told.lines().filter(|line| {
+            line.contains(&format!("\"action\":\"{action}\"")) && line.contains(path)
+        });
+        lines.count()
+    }
+
+    /// All that the master keeps, as text.
+    fn database(&self) -> String {
+        let files = ["master.sqlite", "master.sqlite-wal"];
+        let read = files.map(|file| fs::read(self.at(file)).unwrap_or_default());
+        read.map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .concat()
+    }
+}
+
+const OPS: &str = "[ops]\nlisten = \"127.0.0.1:0\"";
+
+fn succeeds(command: Command) -> String {
+    let done = output(command);
+    assert!(done.status.success(), "{}", stderr(&done));
+    String::from_utf8(done.stdout).unwrap()
+}
+
+/// A value of a metric, or the sum of those with labels that begin so.
+fn value(metrics: &str, begins: &str) -> f64 {
+    let lines = metrics.lines().filter(|line| line.starts_with(begins));
+    lines
+        .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+        .sum()
+}
+
+fn wait_until(what: &str, deadline: Duration, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + deadline;
+    while !holds() {
+        assert!(Instant::now() < until, "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Where the authority comes to: what forwards it to one gateway after the other.
+struct Front {
+    address: SocketAddr,
+    /// As long as there are none, the authority waits.
+    to: Arc<Mutex<Vec<SocketAddr>>>,
+    /// Told of the first connection.
+    comes: mpsc::Receiver<()>,
+}
+
+impl Front {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let to: Arc<Mutex<Vec<SocketAddr>>> = Arc::default();
+        let (came, comes) = mpsc::sync_channel(1);
+        let gateways = to.clone();
+        std::thread::spawn(move || {
+            for (turn, stream) in listener.incoming().map_while(Result::ok).enumerate() {
+                let _ = came.try_send(());
+                let gateways = gateways.clone();
+                std::thread::spawn(move || {
+                    loop {
+                        let gateways = gateways.lock().unwrap().clone();
+                        if !gateways.is_empty() {
+                            return forward(stream, gateways[turn % gateways.len()]);
+                        }
+                        std::thread::sleep(Duration::from_millis(10));
+                    }
+                });
+            }
+        });
+        Self { address, to, comes }
+    }
+}
+
+/// One HTTP request and its answer.
+fn forward(mut from: TcpStream, to: SocketAddr) {
+    let Ok(mut gateway) = TcpStream::connect(to) else {
+        return;
+    };
+    let mut request = Vec::new();
+    let mut buffer = [0; 4096];
+    while !request.windows(4).any(|end| end == b"\r\n\r\n") {
+        match from.read(&mut buffer) {
+            Ok(0) | Err(_) => return,
+            Ok(read) => request.extend_from_slice(&buffer[..read]),
+        }
+    }
+    let _ = gateway.write_all(&request);
+    let mut answer = Vec::new();
+    let _ = gateway.read_to_end(&mut answer);
+    let _ = from.write_all(&answer);
+}
+
+fn pebble(front: &Front) -> Pebble {
+    Pebble::start(&Setup {
+        validates_at: front.address.port(),
+        external: false,
+        variables: &[("PEBBLE_AUTHZREUSE", "0")],
+    })
+}
+
+#[test]
+fn three_gateways_order_fifty_names_fifty_times_and_whichever_is_asked_answers() {
+    let names: Vec<String> = (0..50).map(|n| format!("n{n}.fleet.example")).collect();
+    let front = Front::start();
+    let pebble = pebble(&front);
+    let fleet = Fleet::start(&names, &pebble);
+    *front.to.lock().unwrap() = fleet.challenges.to_vec();
+    for gateway in 0..3 {
+        wait_until("certificates are missing", DEADLINE, || {
+            fleet.certificates(gateway) == names.len()
+        });
+    }
+    assert_eq!(pebble.log_has("Added order "), names.len());
+    assert_eq!(pebble.log_has("Issued certificate serial "), names.len());
+
+    let metrics = [0, 1, 2].map(|gateway| fleet.metrics(gateway));
+    let issued = "wavry_credentials_acme_attempts_total{authority=\"pebble\",outcome=\"issued\"}";
+    let by_each = metrics.each_ref().map(|metrics| value(metrics, issued));
+    assert_eq!(by_each.iter().sum::<f64>(), 50.0);
+    let answered = metrics.each_ref().map(|metrics| {
+        let outcome = "wavry_credentials_acme_challenge_connections_total{type=\"http-01\",outcome=\"answered\"}";
+        value(metrics, outcome)
+    });
+    println!("issued by each {by_each:?}, answered by each {answered:?}");
+    assert!(
+        answered.iter().all(|answered| *answered > 10.0),
+        "{answered:?}"
+    );
+    // In use everywhere within 5 s of its issue; the histogram has a step at 2.5 s.
+    let mut shared = 0.0;
+    for metrics in &metrics {
+        let all = value(metrics, "wavry_credentials_fleet_shared_seconds_count");
+        let step = "wavry_credentials_fleet_shared_seconds_bucket{le=\"2.5\"}";
+        assert_eq!(value(metrics, step), all, "not all in time");
+        shared += all;
+    }
+    assert_eq!(shared, 100.0, "each by the two that did not order it");
+
+    // What the master keeps is sealed, and who had it is on record.
+    let database = fleet.database();
+    assert!(database.contains("n49.fleet.example"), "it is looked into");
+    for gateway in GATEWAYS {
+        let kept = fleet.at(gateway).join("state/acme/fleet");
+        for name in &names {
+            let key = newest_key(&kept.join(name));
+            let line = key.lines().nth(1).unwrap();
+            assert!(!database.contains(line), "a key is in the database");
+        }
+    }
+    assert!(fleet.audited("issue", "/v1/fleet/entry") >= 51);
+    assert!(fleet.audited("read", "/v1/fleet/changes") >= 3 * 50);
+}
+
+fn newest_key(pairs: &Path) -> String {
+    let mut all: Vec<_> = fs::read_dir(pairs)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
+    all.sort();
+    fs::read_to_string(all.last().unwrap().join("key.pem")).unwrap()
+}
+
+#[test]
+fn the_order_of_a_gateway_that_is_killed_is_brought_to_its_end_by_another_one() {
+    let names = ["killed.fleet.example".to_owned()];
+    let front = Front::start();
+    let pebble = pebble(&front);
+    let mut fleet = Fleet::start(&names, &pebble);
+
+    // The authority has begun to validate, and waits.
+    front
+        .comes
+        .recv_timeout(DEADLINE)
+        .expect("the authority comes");
+    let has_lease = |gateway: &usize| {
+        let metrics = fleet.metrics(*gateway);
+        value(&metrics, "wavry_credentials_fleet_leases_held") == 1.0
+    };
+    let holder = (0..3).find(has_lease).expect("somebody has the lease");
+    signal(fleet.gateways[holder].0.id(), "KILL");
+    fleet.gateways[holder].0.wait().unwrap();
+    let others: Vec<_> = (0..3).filter(|gateway| *gateway != holder).collect();
+    let lead_to = others.iter().map(|other| fleet.challenges[*other]);
+    *front.to.lock().unwrap() = lead_to.collect();
+
+    for other in &others {
+        wait_until("the certificate is missing", DEADLINE, || {
+            fleet.certificates(*other) == 1
+        });
+    }
+    assert_eq!(
+        pebble.log_has("Added order "),
+        1,
+        "the order was gone on with"
+    );
+    assert_eq!(pebble.log_has("Issued certificate serial "), 1);
+}
+
+/// Killed with the test.
+struct Guard(std::process::Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
