@@ -68,8 +68,8 @@ pub(crate) async fn run(command: &Command) -> anyhow::Result<()> {
     match command {
         Command::List(args) => {
             let mut rows = Vec::new();
-            for (source, place) in places(&args.state_dir) {
-                for chain in chains(&place)? {
+            for Place { source, pairs, .. } in places(&args.state_dir) {
+                for chain in chains(&pairs)? {
                     let summary = cert::summaries(&chain)?.into_iter().next();
                     rows.extend(summary.map(|summary| Row::new(source, &chain, &summary)));
                 }
@@ -91,7 +91,7 @@ pub(crate) async fn run(command: &Command) -> anyhow::Result<()> {
         Command::Hashes(args) => {
             let mut files = args.files.clone();
             if let Some(state_dir) = &args.state_dir {
-                files.extend(chains(&state_dir.join(SELF_SIGNED))?);
+                files.extend(chains(&state_dir.join(SELF_SIGNED).join("pairs"))?);
             }
             for file in files {
                 let leaf = cert::summaries(&file)?.into_iter().next();
@@ -112,25 +112,48 @@ pub(crate) async fn run(command: &Command) -> anyhow::Result<()> {
 }
 
 const ACME: &str = "acme";
-/// Where certificates are that are for one name each, or shared with other gateways.
-const APART: [&str; 2] = ["acme/names", "acme/fleet"];
 const SELF_SIGNED: &str = "self-signed";
-/// Where a gateway may keep pairs, and from which source they are.
-fn places(state_dir: &Path) -> Vec<(&'static str, PathBuf)> {
-    let mut places = vec![(ACME, state_dir.join(ACME))];
-    for apart in APART {
-        let directory = fs::read_dir(state_dir.join(apart));
-        let entries = directory.into_iter().flatten().flatten();
-        places.extend(entries.map(|entry| (ACME, entry.path())));
+/// Where a gateway may keep what belongs to one certificate.
+struct Place {
+    source: &'static str,
+    pairs: PathBuf,
+    /// Where it looks for requests.
+    requests: Option<PathBuf>,
+}
+
+fn places(state_dir: &Path) -> Vec<Place> {
+    let acme = state_dir.join(ACME);
+    let place = |pairs: PathBuf, requests: PathBuf| Place {
+        source: ACME,
+        pairs,
+        requests: Some(requests),
+    };
+    let mut places = vec![place(acme.join("pairs"), acme.join("requests"))];
+    // Those that are for one name each, and those that are shared with other gateways.
+    for own in entries(&acme.join("names")) {
+        places.push(place(own.join("pairs"), own.join("requests")));
     }
-    places.push((SELF_SIGNED, state_dir.join(SELF_SIGNED)));
+    for own in entries(&acme.join("fleet")) {
+        let name = own.file_name().unwrap_or_default();
+        places.push(place(own.clone(), acme.join("requests").join(name)));
+    }
+    places.push(Place {
+        source: SELF_SIGNED,
+        pairs: state_dir.join(SELF_SIGNED).join("pairs"),
+        requests: None,
+    });
     places
 }
 
+fn entries(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
+
 /// The chains that are kept, the oldest first; none where there is no such directory.
-fn chains(place: &Path) -> anyhow::Result<Vec<PathBuf>> {
+fn chains(pairs: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    match fs::read_dir(place.join("pairs")) {
+    match fs::read_dir(pairs) {
         Ok(pairs) => {
             for pair in pairs {
                 let pair = pair?;

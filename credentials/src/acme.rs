@@ -252,7 +252,7 @@ impl Acme {
                 directory: own.clone(),
                 source,
             })?;
-            let inbox = inbox(&own)?;
+            let inbox = inbox(&own.join(request::DIRECTORY))?;
             let work = Work::new(self.authorities.clone(), names, own, kept);
             works.push(work.attending(inbox));
         }
@@ -268,12 +268,13 @@ impl Acme {
         for names in certificates(config) {
             let entry = entry(&names);
             let own = directory.join(entry.as_str());
+            let requests = config.directory.join(request::DIRECTORY);
+            let inbox = inbox(&requests.join(entry.as_str()))?;
             let share = Share::open(fleet.clone(), entry);
             let share = share.map_err(|source| Error::Directory {
                 directory: own.clone(),
                 source,
             })?;
-            let inbox = inbox(&own)?;
             let work = Work::new(self.authorities.clone(), names, own, share);
             works.push(work.attending(inbox));
         }
@@ -302,10 +303,10 @@ impl Acme {
     }
 }
 
-/// Where operators ask for something of the certificate that is kept there.
-fn inbox(own: &Path) -> Result<Inbox, Error> {
-    Inbox::open(own).map_err(|source| Error::Directory {
-        directory: own.to_owned(),
+/// Where operators ask for something of one certificate.
+fn inbox(directory: &Path) -> Result<Inbox, Error> {
+    Inbox::open(directory).map_err(|source| Error::Directory {
+        directory: directory.to_owned(),
         source,
     })
 }

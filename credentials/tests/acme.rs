@@ -107,7 +107,7 @@ impl Gateway {
 
     /// Asks as an operator does, and waits for what comes of it.
     async fn ask(&self, request: Request) -> Outcome {
-        let asked = request::ask(&self.directory.path().join("acme"), &request).unwrap();
+        let asked = request::ask(&self.directory.path().join("acme/requests"), &request).unwrap();
         let deadline = Instant::now() + DEADLINE;
         loop {
             if let Some(outcome) = asked.outcome() {

@@ -289,7 +289,13 @@ async fn a_server_that_is_away_is_asked_again() {
     assert_eq!(store.expiry(), None);
     bind.restart();
     // It would be asked by itself after half a minute to a minute.
-    let ask = |now| request::ask(&directory.path().join("acme"), &Request::Renew { now }).unwrap();
+    let ask = |now| {
+        request::ask(
+            &directory.path().join("acme/requests"),
+            &Request::Renew { now },
+        )
+        .unwrap()
+    };
     let patient = ask(false);
     let mut outcome = None;
     until(

@@ -11,7 +11,7 @@ use wavry_credentials::{
     cert,
 };
 
-use super::{ACME, chains, hex, places};
+use super::{chains, hex, places};
 use crate::{operate::say, provision::parse_duration};
 
 /// How often the answer is looked for.
@@ -76,15 +76,13 @@ impl From<Why> for Reason {
 }
 
 pub(super) async fn renew(args: &Renew) -> anyhow::Result<()> {
-    let place = args.gateway.place()?;
-    args.gateway
-        .ask(&place, &Request::Renew { now: args.now })
-        .await
+    let (_, requests) = args.gateway.place()?;
+    let request = Request::Renew { now: args.now };
+    args.gateway.ask(&requests, &request).await
 }
 
 pub(super) async fn revoke(args: &Revoke) -> anyhow::Result<()> {
-    let place = args.gateway.place()?;
-    let kept = chains(&place)?;
+    let (kept, requests) = args.gateway.place()?;
     let chain = kept.iter().rev().nth(args.previous.into());
     let chain = chain.context("there is no such certificate in the state directory")?;
     let leaf = cert::summaries(chain)?.into_iter().next();
@@ -93,29 +91,32 @@ pub(super) async fn revoke(args: &Revoke) -> anyhow::Result<()> {
         certificate: hex(&leaf.hash),
         reason: args.reason.into(),
     };
-    args.gateway.ask(&place, &request).await
+    args.gateway.ask(&requests, &request).await
 }
 
 impl Gateway {
-    /// Where the certificate is kept that is for the name.
-    fn place(&self) -> anyhow::Result<PathBuf> {
-        let places = places(&self.state_dir).into_iter();
-        let places = places.filter(|(source, _)| *source == ACME);
-        let places: Vec<_> = places.map(|(_, place)| place).collect();
-        let mut others = Vec::new();
-        for place in &places {
-            if let Some(chain) = chains(place)?.last() {
-                let names = cert::summaries(chain)?.into_iter().next();
-                let names = names.map(|summary| summary.names).unwrap_or_default();
-                if names.contains(&self.name) {
-                    return Ok(place.clone());
-                }
-                others.extend(names);
+    /// The chains that are kept of the certificate for the name, the oldest first, and where its gateway looks for
+    /// requests.
+    fn place(&self) -> anyhow::Result<(Vec<PathBuf>, PathBuf)> {
+        let (mut others, mut empty) = (Vec::new(), None);
+        for place in places(&self.state_dir) {
+            let (chains, Some(requests)) = (chains(&place.pairs)?, place.requests) else {
+                continue;
+            };
+            let Some(newest) = chains.last() else {
+                // There is none yet where the first one cannot be obtained.
+                empty = empty.or(Some(requests).filter(|requests| requests.is_dir()));
+                continue;
+            };
+            let names = cert::summaries(newest)?.into_iter().next();
+            let names = names.map(|summary| summary.names).unwrap_or_default();
+            if names.contains(&self.name) {
+                return Ok((chains, requests));
             }
+            others.extend(names);
         }
-        match (others.is_empty(), places.as_slice()) {
-            // There is none yet where the first one cannot be obtained.
-            (true, [only]) => Ok(only.clone()),
+        match (others.is_empty(), empty) {
+            (true, Some(requests)) => Ok((Vec::new(), requests)),
             _ => anyhow::bail!(
                 "no certificate in {} is for {}, but some for {}",
                 self.state_dir.display(),

@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{random, source};
 
-const DIRECTORY: &str = "requests";
+/// What the directory is called.
+pub(super) const DIRECTORY: &str = "requests";
 const ASKED: &str = "ask";
 const ANSWERED: &str = "answer";
 /// Answers that nobody fetched are taken away after so long.
@@ -86,19 +87,11 @@ pub struct Outcome {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nobody looks after certificates there.
-    #[error("{directory} is not where a gateway with [gateway.acme] keeps its certificates", directory = .0.display())]
+    #[error("{directory} is not where a gateway with [gateway.acme] looks for requests", directory = .0.display())]
     Nobody(PathBuf),
     /// It cannot be written.
     #[error(transparent)]
     File(#[from] source::Error),
-    /// The directory of requests cannot be made.
-    #[error("{directory} cannot be made: {source}", directory = .directory.display())]
-    Directory {
-        /// Which.
-        directory: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
 }
 
 /// A request that was made.
@@ -107,16 +100,11 @@ pub struct Asked {
     file: PathBuf,
 }
 
-/// Asks the gateway whose directory for certificates this is.
+/// Asks the gateway that looks for requests in this directory.
 pub fn ask(directory: &Path, request: &Request) -> Result<Asked, Error> {
     if !directory.is_dir() {
         return Err(Error::Nobody(directory.to_owned()));
     }
-    let directory = directory.join(DIRECTORY);
-    make(&directory).map_err(|source| Error::Directory {
-        directory: directory.clone(),
-        source,
-    })?;
     let name = hex::encode(random::bytes::<8>());
     let file = directory.join(name).with_extension(ASKED);
     let text = serde_json::to_vec(request).expect("plain data with text keys");
@@ -135,21 +123,16 @@ impl Asked {
     }
 }
 
-fn make(directory: &Path) -> io::Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-}
-
 /// The requests that wait in the directory of one gateway.
 pub(super) struct Inbox(PathBuf);
 
 impl Inbox {
     pub(super) fn open(directory: &Path) -> io::Result<Self> {
-        let directory = directory.join(DIRECTORY);
-        make(&directory)?;
-        Ok(Self(directory))
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)?;
+        Ok(Self(directory.to_owned()))
     }
 
     /// Whether something changed there since `seen`, which is when it had changed last; for who looks often.
@@ -228,8 +211,8 @@ mod tests {
             certificate: "00".to_owned(),
             reason: Reason::KeyCompromise,
         };
-        let asked = ask(directory.path(), &request).unwrap();
         let inbox = Inbox::open(directory.path()).unwrap();
+        let asked = ask(directory.path(), &request).unwrap();
         assert_eq!(inbox.take()[0].1, request);
         // Whoever took it ended before it answered.
         let (ticket, again) = inbox.take().remove(0);
