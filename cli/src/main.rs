@@ -263,7 +263,11 @@ const NODE_HELP: &str = "\
   export WAVRY_MASTER=https://master.example:8443 WAVRY_CA_FILE=ca.crt
   export WAVRY_OPERATOR_TOKEN_FILE=operator.token       # see `wavry token operator`
   wavry node list
+  wavry node set edge-1 --weight 50 --region eu-west
   wavry node revoke edge-1
+
+A region or weight that was set holds until the node registers anew; gateways choose by it for sessions from then
+on, and live ones stay where they are.
 
 A revoked node leaves the roster at once, and every node closes its connections to it. Its keys never
 register again. To take it back, provision it anew, 30 s later or more, with a new identity.";

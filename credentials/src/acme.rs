@@ -9,12 +9,14 @@
 //! * `storage`: where all of it is kept, and who may order: `directory`, where that is this gateway alone, or
 //!   `fleet`, where gateways share certificates.
 //! * `kept`, and `cert::pairs`: what is on disk. A certificate is there with its key or not at all.
+//! * `demand`: certificates for hosts that services are bound to.
 //! * `http`: the way to the authority.
 //!
 //! [`Acme::bind`] opens the directory and the listener for challenges; [`Acme::start`] installs the certificate
 //! that was kept, if it still holds, and goes on from there. Whatever fails, the certificate in use stays.
 
 mod challenge;
+mod demand;
 mod directory;
 pub mod dns;
 mod fleet;
@@ -37,12 +39,21 @@ use std::{
 use aws_lc_rs::digest;
 use instant_acme::ChallengeType;
 use rustls::ServerConfig;
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
-use wavry_proto::{control::fleet::EntryName, id::ClusterName};
+use tokio::{
+    net::TcpListener,
+    sync::{oneshot, watch},
+    task::JoinSet,
+};
+use wavry_proto::{
+    control::{Roster, fleet::EntryName},
+    id::ClusterName,
+};
 
 pub use challenge::{Kind, TLS_ALPN_PROTOCOL};
+pub use demand::When;
 
 use challenge::Answers;
+use demand::{Demand, Hosts, Pace};
 use directory::Directory;
 use fleet::{Fleet, Share};
 use kept::Kept;
@@ -73,6 +84,10 @@ pub struct Config {
     pub names: Vec<String>,
     /// Whether each name has a certificate of its own.
     pub separate: bool,
+    /// Which hosts of services have one beside.
+    pub service_hosts: When,
+    /// How many of those may get their first certificate in an hour.
+    pub new_hosts_per_hour: u32,
     /// Whom to ask, in this order; one at least.
     pub authorities: Vec<Authority>,
     /// Where an authority may write to: `mailto:` URLs.
@@ -239,67 +254,99 @@ impl Acme {
 
     /// Looks after the certificates in `store` from now on.
     pub fn start(self, store: Store) -> Result<Renewal, Error> {
-        let config = &self.authorities.config;
-        let directory = config.directory.clone();
-        let mut works = Vec::new();
-        for names in certificates(config) {
-            let own = match config.separate {
-                true => directory.join("names").join(entry(&names).as_str()),
-                false => directory.clone(),
+        let (authorities, answers) = (self.authorities.clone(), self.answers.clone());
+        let directory = authorities.config.directory.clone();
+        let failed = |directory: &Path| {
+            let directory = directory.to_owned();
+            move |source| Error::Directory { directory, source }
+        };
+        let accounts = Kept::open(&directory).map_err(failed(&directory))?;
+        let accounts = Arc::new(accounts);
+        let work = move |names: Vec<String>, is_alone| {
+            let own = match is_alone {
+                true => directory.clone(),
+                false => directory.join("names").join(entry(&names).as_str()),
             };
-            let kept = Directory::open(&directory, &own, self.answers.clone());
-            let kept = kept.map_err(|source| Error::Directory {
-                directory: own.clone(),
-                source,
-            })?;
+            let kept = Directory::open(accounts.clone(), &own, answers.clone());
+            let kept = kept.map_err(failed(&own))?;
             let inbox = inbox(&own.join(request::DIRECTORY))?;
-            let work = Work::new(self.authorities.clone(), names, own, kept);
-            works.push(work.attending(inbox));
-        }
-        Ok(self.run(works, store, std::future::pending()))
+            Ok(Work::new(authorities.clone(), names, own, kept).attending(inbox))
+        };
+        self.run(work, store, std::future::pending())
     }
 
     /// Looks after certificates that this gateway shares with others, in `store` from now on.
     pub fn start_in_fleet(self, store: Store, shared: Shared) -> Result<Renewal, Error> {
-        let config = &self.authorities.config;
-        let directory = config.directory.join("fleet");
+        let authorities = self.authorities.clone();
+        let directory = authorities.config.directory.join("fleet");
         let fleet = Arc::new(Fleet::new(shared, self.answers.clone(), directory.clone()));
-        let mut works = Vec::new();
-        for names in certificates(config) {
+        let following = fleet.clone();
+        // What is in the other directory are pairs.
+        let requests = authorities.config.directory.join(request::DIRECTORY);
+        let work = move |names: Vec<String>, _| {
             let entry = entry(&names);
             let own = directory.join(entry.as_str());
-            let requests = config.directory.join(request::DIRECTORY);
             let inbox = inbox(&requests.join(entry.as_str()))?;
             let share = Share::open(fleet.clone(), entry);
             let share = share.map_err(|source| Error::Directory {
                 directory: own.clone(),
                 source,
             })?;
-            let work = Work::new(self.authorities.clone(), names, own, share);
-            works.push(work.attending(inbox));
-        }
-        Ok(self.run(works, store, async move { fleet.follow().await }))
+            Ok(Work::new(authorities.clone(), names, own, share).attending(inbox))
+        };
+        self.run(work, store, async move { following.follow().await })
     }
 
+    /// `work` is what looks after a certificate for such names; the only one has the directory for itself.
     fn run<S: Storage>(
         self,
-        works: Vec<Work<S>>,
+        work: impl Fn(Vec<String>, bool) -> Result<Work<S>, Error> + Send + 'static,
         store: Store,
         follow: impl Future<Output = ()> + Send + 'static,
-    ) -> Renewal {
+    ) -> Result<Renewal, Error> {
+        let config = self.authorities.config.clone();
         let (installed, watched) = watch::channel(false);
         let mut tasks = JoinSet::new();
+        let certificates = certificates(&config);
+        let room = MAX_CERTIFICATES.saturating_sub(certificates.len());
+        for names in certificates {
+            let work = work(names, !config.separate)?;
+            tasks.spawn(work.run(store.clone(), installed.clone()));
+        }
         if let Some(listener) = self.listener {
             tasks.spawn(challenge::serve(listener, self.answers));
         }
         tasks.spawn(follow);
-        for work in works {
-            tasks.spawn(work.run(store.clone(), installed.clone()));
+        let (rosters, joined) = oneshot::channel();
+        if config.service_hosts != When::Never {
+            let hosts = Arc::new(Hosts::default());
+            let asked = hosts.clone();
+            store.tell_of_missed(move |name| asked.asked(name));
+            let pace = Pace {
+                per_hour: config.new_hosts_per_hour,
+            };
+            let of_host = move |host: String, wanted| {
+                let made = work(vec![host], false);
+                let told = |error: &Error| tracing::error!(%error, "no certificate for a host");
+                let work = made.inspect_err(told).ok()?.on(Demand { wanted, pace });
+                Some(work.run(store.clone(), installed.clone()))
+            };
+            let bounds = (
+                config.service_hosts,
+                config.names.into_iter().collect(),
+                room,
+            );
+            tasks.spawn(async move {
+                if let Ok(rosters) = joined.await {
+                    demand::follow(hosts, rosters, bounds, of_host).await;
+                }
+            });
         }
-        Renewal {
+        Ok(Renewal {
             _tasks: tasks,
             watched,
-        }
+            rosters: Some(rosters),
+        })
     }
 }
 
@@ -340,9 +387,18 @@ fn entry(names: &[String]) -> EntryName {
 pub struct Renewal {
     _tasks: JoinSet<()>,
     watched: watch::Receiver<bool>,
+    rosters: Option<oneshot::Sender<watch::Receiver<Arc<Roster>>>>,
 }
 
 impl Renewal {
+    /// Looks after certificates for hosts of the rosters' services, too, as far as that is wanted.
+    pub fn joined(&mut self, rosters: watch::Receiver<Arc<Roster>>) {
+        if let Some(sender) = self.rosters.take() {
+            // Nobody takes it where no host has a certificate of its own.
+            let _ = sender.send(rosters);
+        }
+    }
+
     /// Waits for the first certificate that holds.
     pub async fn installed(&mut self) {
         // The task does not end while this is here; if it did, there would never be one.

@@ -1,6 +1,6 @@
 //! The metrics of this crate.
 
-use metrics::{Unit, describe_counter, describe_gauge};
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
 /// When a certificate that is in use expires; not a number once it is not. Labels: `name`, one of the certificate's
 /// names; `source`, where it came from (`file`, `acme`, `self`); `issuer`.
@@ -21,6 +21,11 @@ pub(crate) const SELF_SIGNED_TURN: &str = "wavry_credentials_self_signed_turn_ti
 /// Attempts to read a secret that is watched. Labels: `secret`, its name; `outcome`, `loaded` or
 /// `failed`.
 pub const SECRET_LOADS: &str = "wavry_credentials_secret_loads_total";
+/// Signatures that a vault's key was asked for. Label: `outcome`, `signed`, `refused`, `unreachable`,
+/// `timeout` or `foreign`.
+pub const SIGNATURES: &str = "wavry_credentials_signatures_total";
+/// From being asked to the signature.
+pub const SIGNATURE_SECONDS: &str = "wavry_credentials_signature_seconds";
 /// How far the system's clock was set back.
 pub(crate) const CLOCK_BEHIND: &str = "wavry_credentials_clock_behind_seconds";
 
@@ -52,6 +57,16 @@ pub fn describe() {
         SECRET_LOADS,
         Unit::Count,
         "Versions of a watched secret; after one that failed the last good one stays"
+    );
+    describe_counter!(
+        SIGNATURES,
+        Unit::Count,
+        "Signatures that a key in a vault was asked for, by outcome"
+    );
+    describe_histogram!(
+        SIGNATURE_SECONDS,
+        Unit::Seconds,
+        "From asking a vault for a signature to having it, or not"
     );
     describe_counter!(
         SELF_SIGNED,

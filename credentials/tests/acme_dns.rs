@@ -32,7 +32,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tracing_subscriber::fmt::MakeWriter;
 use wavry_credentials::{
     acme::{
-        Acme, Authority, Challenge, Config, Renewal,
+        Acme, Authority, Challenge, Config, Renewal, When,
         dns::{self, Algorithm, Provider},
         request::{self, Request},
     },
@@ -77,6 +77,8 @@ async fn start(
         directory: directory.join("acme"),
         names: NAMES.map(str::to_owned).to_vec(),
         separate: false,
+        service_hosts: When::Never,
+        new_hosts_per_hour: 1,
         authorities: vec![Authority {
             name: "pebble".to_owned(),
             directory: pebble.url(),
@@ -382,6 +384,8 @@ async fn be_killed(setup: &str) {
         directory: directory.join("acme"),
         names: NAMES.map(str::to_owned).to_vec(),
         separate: false,
+        service_hosts: When::Never,
+        new_hosts_per_hour: 1,
         authorities: vec![Authority {
             name: "pebble".to_owned(),
             directory: words[1].to_owned(),

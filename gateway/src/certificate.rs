@@ -126,6 +126,9 @@ impl Care {
             };
             *self = Self::Acme(acme.start_in_fleet(store.clone(), shared)?);
         }
+        if let Self::Acme(renewal) = self {
+            renewal.joined(membership.roster());
+        }
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use instant_acme::AccountCredentials;
 
-use super::{challenge::Answered, schedule::Record, work::failure::Trouble};
+use super::{challenge::Answered, demand::Pace, schedule::Record, work::failure::Trouble};
 use crate::{
     cert::{self, Pair, pairs::Issued},
     key::acme::CertificateKey,
@@ -31,6 +31,10 @@ pub(super) trait Storage: Send + Sync + 'static {
 
     /// Asks for the right to order this certificate.
     fn take(&self) -> impl Future<Output = Result<Taken, Trouble>> + Send;
+
+    /// Counts the first certificate of a host among those of all hosts; how long to wait where there were too
+    /// many. Who has the right calls it.
+    fn charge(&self, pace: Pace) -> impl Future<Output = Result<Option<Duration>, Trouble>> + Send;
 
     /// Keeps the right for as long as it is polled; returns when it is lost.
     fn keep(&self) -> impl Future<Output = ()> + Send;

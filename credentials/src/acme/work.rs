@@ -25,6 +25,7 @@ use self::failure::Trouble;
 use super::{
     Authority, Challenge, Config, Error,
     challenge::Answered,
+    demand::Demand,
     dns::Publisher,
     http::Client,
     machine::{Action, Certificate, Event, Machine, Reason, Standing, Time},
@@ -114,6 +115,8 @@ pub(super) struct Work<S> {
     is_ours: bool,
     /// One of the orders at once.
     place: Option<OwnedSemaphorePermit>,
+    /// Whether it is wanted, where that depends on who asks for it.
+    demand: Option<Demand>,
     /// The certificate in use or kept, for the question when to renew it.
     leaf: Option<CertificateDer<'static>>,
     /// The attempt under way, as far as it has come.
@@ -148,6 +151,7 @@ impl<S: Storage> Work<S> {
             storage: Arc::new(storage),
             is_ours: false,
             place: None,
+            demand: None,
             leaf: None,
             account: None,
             order: None,
@@ -168,6 +172,20 @@ impl<S: Storage> Work<S> {
         self
     }
 
+    /// The same for a host that may be asked for.
+    pub(super) fn on(self, demand: Demand) -> Self {
+        Self {
+            demand: Some(demand),
+            ..self
+        }
+    }
+
+    /// Whether the first certificate is wanted, or one that is there is to be renewed.
+    fn is_wanted(&self, machine: &Machine) -> bool {
+        let asked = |demand: &Demand| *demand.wanted.borrow();
+        machine.certificate().is_some() || self.demand.as_ref().is_none_or(asked)
+    }
+
     /// Installs what was kept, and keeps a certificate in `store` for as long as it is polled.
     pub(super) async fn run(mut self, store: Store, installed: watch::Sender<bool>) {
         let certificate = self.install_kept(&store, &installed);
@@ -176,6 +194,11 @@ impl<S: Storage> Work<S> {
         let mut written = self.record(&machine);
         loop {
             if !self.is_ours && machine.begins(since_epoch()) {
+                if !self.is_wanted(&machine) {
+                    let pause = LONGEST_SLEEP;
+                    self.wait(pause, &mut machine, &store, &installed).await;
+                    continue;
+                }
                 match self.take(&mut machine, &store, &installed).await {
                     Some(pause) => {
                         self.wait(pause, &mut machine, &store, &installed).await;
@@ -294,8 +317,29 @@ impl<S: Storage> Work<S> {
             self.resumed = Some(pending.url);
             self.key = Some(pending.key);
             machine.resume(authority, since_epoch());
+            return None;
         }
-        None
+        self.put_off(machine).await
+    }
+
+    /// How long the first certificate of a host is put off, where many hosts got one of late; the right to order
+    /// is given back then.
+    async fn put_off(&mut self, machine: &Machine) -> Option<Duration> {
+        let demand = self.demand.as_ref()?;
+        if machine.certificate().is_some() || !machine.begins(since_epoch()) {
+            return None;
+        }
+        let wait = match self.storage.charge(demand.pace).await {
+            Ok(wait) => wait?,
+            Err(trouble) => {
+                let error = &trouble.said;
+                tracing::warn!(error, "what is ordered for hosts cannot be counted");
+                LONGEST_SLEEP
+            }
+        };
+        counter!(names::DEMAND_PUT_OFF).increment(1);
+        self.end_attempt(machine).await;
+        Some(wait)
     }
 
     /// Waits, and takes in what others obtain meanwhile.
@@ -307,7 +351,18 @@ impl<S: Storage> Work<S> {
         installed: &watch::Sender<bool>,
     ) {
         let storage = self.storage.clone();
+        let unwanted = self.demand.as_ref().map(|demand| demand.wanted.clone());
+        let asked = async {
+            match unwanted {
+                Some(mut wanted) if !*wanted.borrow() => {
+                    // Where nobody is left to ask, this is about to end.
+                    let _ = wanted.wait_for(|wanted| *wanted).await;
+                }
+                _ => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            () = asked => {}
             () = sleep(pause.min(LONGEST_SLEEP)) => {}
             () = storage.keep(), if self.is_ours => {
                 machine.abandon();

@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -45,11 +45,16 @@ const OWN: &str = "self";
 #[derive(Clone, Default)]
 pub struct Store(Arc<Shared>);
 
+/// What is told of a name.
+type Missed = dyn Fn(&str) + Send + Sync;
+
 #[derive(Default)]
 struct Shared {
     /// What handshakes read. Whoever replaces it holds `loaded`.
     current: ArcSwap<Snapshot>,
     look_ups: LookUps,
+    /// Told of names that handshakes asked for and that are not there.
+    missed: OnceLock<Box<Missed>>,
     loaded: Mutex<Loaded>,
 }
 
@@ -57,6 +62,12 @@ impl Store {
     /// An empty store: every handshake fails until certificates are loaded.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Has `missed` told of each name that a handshake asks for and that is not there. It reads memory only. The
+    /// first one stays.
+    pub(crate) fn tell_of_missed(&self, missed: impl Fn(&str) + Send + Sync + 'static) {
+        let _ = self.0.missed.set(Box::new(missed));
     }
 
     /// Loads a PEM chain and its PEM key for the names in the certificate; the first chain loaded is
@@ -408,7 +419,12 @@ struct Snapshot {
 
 impl Snapshot {
     /// The certificate for a lower-case name: its own, its wildcard's, the default.
-    fn find(&self, name: Option<&str>) -> (Outcome, Option<&Arc<CertifiedKey>>) {
+    /// `missed` is told of a name that is not there.
+    fn find(
+        &self,
+        name: Option<&str>,
+        missed: impl FnOnce(&str),
+    ) -> (Outcome, Option<&Arc<CertifiedKey>>) {
         if let Some(name) = name {
             if let Some(key) = self.exact.get(name) {
                 return (Outcome::Hit, Some(key));
@@ -417,6 +433,7 @@ impl Snapshot {
             if let Some(key) = parent.and_then(|parent| self.wildcard.get(parent)) {
                 return (Outcome::Wildcard, Some(key));
             }
+            missed(name);
         }
         match &self.default {
             Some(key) => (Outcome::Default, Some(key)),
@@ -430,8 +447,13 @@ struct Resolver(Arc<Shared>);
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         // rustls hands the name on in lower case.
+        let missed = |name: &str| {
+            if let Some(missed) = self.0.missed.get() {
+                missed(name);
+            }
+        };
         let current = self.0.current.load();
-        let (outcome, key) = current.find(hello.server_name());
+        let (outcome, key) = current.find(hello.server_name(), missed);
         self.0.look_ups.count(outcome);
         key.cloned()
     }

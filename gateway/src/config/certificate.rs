@@ -15,13 +15,17 @@ use super::RawDns;
 const MAX_AUTHORITIES: usize = 8;
 
 /// Table `gateway.acme`, as it is written.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RawAcme {
     /// What the certificate is for: host names and addresses.
     pub names: Vec<String>,
     /// Whether each name has a certificate of its own.
     pub separate: bool,
+    /// Which hosts of services have a certificate of their own, too.
+    pub service_hosts: acme::When,
+    /// How many of those may get their first certificate in an hour.
+    pub new_hosts_per_hour: u32,
     /// Whether gateways of the cluster share certificates: one orders, all use them.
     pub fleet: bool,
     /// Whether the operator agrees to the authorities' terms of service.
@@ -82,6 +86,24 @@ impl Default for RawSelfSigned {
     fn default() -> Self {
         Self {
             names: vec!["localhost".to_owned()],
+        }
+    }
+}
+
+impl Default for RawAcme {
+    fn default() -> Self {
+        Self {
+            names: Vec::new(),
+            separate: false,
+            service_hosts: acme::When::Never,
+            new_hosts_per_hour: 20,
+            fleet: false,
+            terms_of_service_agreed: false,
+            challenge: RawChallenge::default(),
+            listen: None,
+            dns: None,
+            contacts: Vec::new(),
+            authorities: Vec::new(),
         }
     }
 }
@@ -239,6 +261,12 @@ impl RawAcme {
             RawChallenge::Dns01 => acme::check_dns_name,
             _ => acme::check_name,
         };
+        if self.new_hosts_per_hour == 0 {
+            return Err(Invalid::new(
+                "acme.new_hosts_per_hour",
+                "must be 1 at least",
+            ));
+        }
         let most = match self.separate {
             true => acme::MAX_CERTIFICATES,
             false => acme::MAX_NAMES,
@@ -314,6 +342,8 @@ impl RawAcme {
                 directory: state_dir.join("acme"),
                 names,
                 separate: self.separate,
+                service_hosts: self.service_hosts,
+                new_hosts_per_hour: self.new_hosts_per_hour,
                 authorities: authorities.into_iter().map(Into::into).collect(),
                 contacts: self.contacts,
                 challenge,

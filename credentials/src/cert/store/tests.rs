@@ -53,7 +53,7 @@ async fn look(files: &mut Follower<Files>, store: &Store) {
 }
 
 fn found(store: &Store, name: Option<&str>) -> [u8; 32] {
-    hash_of(store.0.current.load().find(name).1.unwrap())
+    hash_of(store.0.current.load().find(name, |_| {}).1.unwrap())
 }
 
 #[test]
@@ -298,7 +298,13 @@ async fn a_mounted_pair_whose_link_is_changed_is_loaded_in_one_step() {
         // Nothing leads there yet.
         look(&mut files, &store).await;
         assert_ne!(
-            store.0.current.load().find(None).1.map(|key| hash_of(key)),
+            store
+                .0
+                .current
+                .load()
+                .find(None, |_| {})
+                .1
+                .map(|key| hash_of(key)),
             Some(hash)
         );
         symlink(version, at("..data_tmp")).unwrap();
