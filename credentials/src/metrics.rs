@@ -2,9 +2,14 @@
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
-/// When a certificate that is in use expires. Labels: `name`, one of the certificate's names;
-/// `source`, where it came from (`file`, `acme`, `self`).
+/// When a certificate that is in use expires; not a number once it is not. Labels: `name`, one of the certificate's
+/// names; `source`, where it came from (`file`, `acme`, `self`); `issuer`.
 pub const CERTIFICATE_EXPIRY: &str = "wavry_gateway_certificate_expiry_timestamp_seconds";
+/// From when a certificate that is in use holds. Labels: as those of when it expires.
+pub(crate) const CERTIFICATE_NOT_BEFORE: &str =
+    "wavry_gateway_certificate_not_before_timestamp_seconds";
+/// Handshakes that asked for a certificate. Label: `outcome`, `hit`, `wildcard`, `default` or `miss`.
+pub(crate) const LOOK_UPS: &str = "wavry_gateway_certificate_look_ups_total";
 /// Attempts to load a certificate. Labels: `source`; `outcome`, `loaded` or `failed`.
 pub const CERTIFICATE_LOADS: &str = "wavry_credentials_certificate_loads_total";
 /// How often what handshakes read was replaced.
@@ -32,6 +37,16 @@ pub fn describe() {
         CERTIFICATE_EXPIRY,
         Unit::Seconds,
         "When a certificate that is in use expires, in seconds since the Unix epoch"
+    );
+    describe_gauge!(
+        CERTIFICATE_NOT_BEFORE,
+        Unit::Seconds,
+        "From when a certificate that is in use holds, in seconds since the Unix epoch"
+    );
+    describe_counter!(
+        LOOK_UPS,
+        Unit::Count,
+        "Handshakes that asked for a certificate, by how it was found"
     );
     describe_gauge!(
         CLOCK_BEHIND,

@@ -31,7 +31,10 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use wavry_credentials::{
-    acme::{Acme, Authority, Config, ExternalAccount, Kind, Renewal, When},
+    acme::{
+        Acme, Authority, Challenge, Config, ExternalAccount, Kind, Renewal, When,
+        request::{self, Outcome, Reason, Request},
+    },
     cert::{DevelopmentAuthority, Store, Trust, client_config},
 };
 use wavry_proto::{control::Roster, id::Epoch};
@@ -76,8 +79,10 @@ impl Gateway {
             new_hosts_per_hour: 2,
             authorities: self.authorities.clone(),
             contacts: vec!["mailto:operator@gateway.example".to_owned()],
-            challenge: self.challenge,
-            listen: self.listen,
+            challenge: Challenge::Listener {
+                kind: self.challenge,
+                listen: self.listen,
+            },
         });
         let store = Store::new();
         let renewal = acme.await.unwrap().start(store.clone()).unwrap();
@@ -109,6 +114,19 @@ impl Gateway {
             .collect();
         chains.sort();
         chains
+    }
+
+    /// Asks as an operator does, and waits for what comes of it.
+    async fn ask(&self, request: Request) -> Outcome {
+        let asked = request::ask(&self.directory.path().join("acme/requests"), &request).unwrap();
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(outcome) = asked.outcome() {
+                return outcome;
+            }
+            assert!(Instant::now() < deadline, "no answer");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     fn record(&self) -> Value {
@@ -299,6 +317,55 @@ async fn a_name_that_cannot_be_validated_costs_one_attempt_and_leaves_nothing_in
     assert_eq!(gateway.record()["authorities"]["pebble"]["failures"], 1);
     assert_eq!(store.expiry(), None);
     assert_eq!(gateway.chains(), [] as [PathBuf; 0]);
+}
+
+#[tokio::test]
+async fn an_operator_has_certificates_renewed_before_their_time_and_revoked() {
+    let mut gateway = Gateway::new(Kind::Http01);
+    let pebble = gateway.pebble(&[]);
+    gateway.authorities.push(authority("pebble", &pebble));
+    let (store, _renewal) = gateway.obtain().await;
+    let hash = |chain: &Path| hex::encode(wavry_credentials::cert::file_hash(chain).unwrap());
+    let revoke = |chain: &Path| Request::Revoke {
+        certificate: hash(chain),
+        reason: Reason::KeyCompromise,
+    };
+    let first = gateway.chains().remove(0);
+    let outcome = gateway.ask(Request::Renew { now: false }).await;
+    assert!(outcome.done, "{}", outcome.said);
+    let second = gateway.chains().remove(1);
+    assert_ne!(hash(&first), hash(&second));
+
+    // One that is in use no more is revoked, and that is all.
+    let outcome = gateway.ask(revoke(&first)).await;
+    assert!(outcome.done, "{}", outcome.said);
+    assert_eq!(pebble.status(&first)["Status"], "Revoked");
+    assert_eq!(pebble.status(&second)["Status"], "Valid");
+    let again = gateway.ask(revoke(&first)).await;
+    assert!(again.done, "{}", again.said);
+    assert_eq!(gateway.chains(), [first, second.clone()]);
+
+    // One that is in use is replaced by one with another key.
+    let key = |chain: &Path| fs::read(chain.with_file_name("key.pem")).unwrap();
+    let old_key = key(&second);
+    let outcome = gateway.ask(revoke(&second)).await;
+    assert!(outcome.done, "{}", outcome.said);
+    let status = pebble.status(&second);
+    assert_eq!(status["Status"], "Revoked");
+    assert_eq!(status["Reason"], 1);
+    let deadline = Instant::now() + DEADLINE;
+    while *gateway.chains().last().unwrap() == second {
+        assert!(Instant::now() < deadline, "not replaced");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_ne!(key(gateway.chains().last().unwrap()), old_key);
+    shake_hands(&store, &pebble, NAMES[0]).await;
+
+    let unknown = gateway.ask(Request::Revoke {
+        certificate: "00".to_owned(),
+        reason: Reason::Unspecified,
+    });
+    assert!(!unknown.await.done);
 }
 
 /// The certificate that a handshake for `name` is answered with, whoever vouches for it.

@@ -362,6 +362,15 @@ impl Cluster {
         super::http_get(&metrics.replace("/metrics", path))
     }
 
+    /// Where a role's ops listener is.
+    pub(crate) fn ops_address(&self, role: &str) -> SocketAddr {
+        let url = self.process(role).ready["ops"].as_str().unwrap();
+        let place = url
+            .trim_start_matches("http://")
+            .trim_end_matches("/metrics");
+        place.parse().unwrap()
+    }
+
     /// A metric of a role without labels, or the sum of those with some.
     pub(crate) fn metric(&self, role: &str, name: &str) -> f64 {
         sum(&self.metrics(role), name)

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     cert::{
-        Pair,
+        self, Pair,
         pairs::{Issued, Pairs},
     },
     clock::since_epoch,
@@ -48,6 +48,10 @@ impl Directory {
 impl Storage for Directory {
     fn newest(&self) -> Option<(Pair, Issued)> {
         self.pairs.newest()
+    }
+
+    fn find(&self, hash: &[u8; 32]) -> Option<(Pair, Issued)> {
+        self.pairs.find(|pair| cert::hash(pair.leaf()) == *hash)
     }
 
     fn record(&self) -> Record {

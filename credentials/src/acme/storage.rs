@@ -10,7 +10,7 @@ use instant_acme::AccountCredentials;
 
 use super::{challenge::Answered, demand::Pace, schedule::Record, work::failure::Trouble};
 use crate::{
-    cert::{Pair, pairs::Issued},
+    cert::{self, Pair, pairs::Issued},
     key::acme::CertificateKey,
     secret::Secret,
 };
@@ -19,6 +19,12 @@ use crate::{
 pub(super) trait Storage: Send + Sync + 'static {
     /// The newest pair that is kept here, and its origin.
     fn newest(&self) -> Option<(Pair, Issued)>;
+
+    /// The pair whose certificate has this SHA-256, if it is kept here.
+    fn find(&self, hash: &[u8; 32]) -> Option<(Pair, Issued)> {
+        let newest = self.newest();
+        newest.filter(|(pair, _)| cert::hash(pair.leaf()) == *hash)
+    }
 
     /// How authorities have fared, as far as is known before [`take`](Self::take).
     fn record(&self) -> Record;
