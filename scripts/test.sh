@@ -62,6 +62,9 @@ install_packages() {
     have npm || wanted+=(npm)
     have_any chromium google-chrome || wanted+=(chromium)
     have_any firefox-esr firefox || wanted+=(firefox-esr)
+    # A DNS server that takes updates, and what asks and changes it.
+    [ -x /usr/sbin/named ] || wanted+=(bind9)
+    { have dig && have nsupdate; } || wanted+=(bind9-dnsutils)
   fi
   if [ ${#wanted[@]} = 0 ]; then
     echo "all there"
@@ -91,18 +94,22 @@ install_pebble() {
   rm -rf "$lists"
 }
 
-# Debian's or Ubuntu's Prometheus, for promtool: unpacked, and no service of this machine.
+# Debian's or Ubuntu's Prometheus, promtool and Alertmanager: unpacked, and no service of this machine.
 install_prometheus() {
   local place="$peers/prometheus"
   promtool="$place/usr/bin/promtool"
-  if "$promtool" --version >/dev/null 2>&1; then return; fi
-  echo "installing promtool"
+  # Alertmanager reads its templates from /usr/share; this one is to read them from where it is started.
+  local there=/usr/share/prometheus/alertmanager here=usr/share/prometheus//alertmanager
+  if "$promtool" --version >/dev/null 2>&1 && grep -qF "$here" "$place/usr/bin/prometheus-alertmanager" 2>/dev/null; then return; fi
+  echo "installing Prometheus and Alertmanager"
   rm -rf "$place"
   mkdir -p "$place"
-  (cd "$place" && { apt-get -q download prometheus >/dev/null 2>&1 ||
-    { quietly as_root apt-get -q -o DPkg::Lock::Timeout=300 update && quietly apt-get -q download prometheus; }; })
+  (cd "$place" && { apt-get -q download prometheus prometheus-alertmanager >/dev/null 2>&1 ||
+    { quietly as_root apt-get -q -o DPkg::Lock::Timeout=300 update && quietly apt-get -q download prometheus prometheus-alertmanager; }; })
   dpkg-deb -x "$place"/prometheus_*.deb "$place"
-  rm -f "$place"/prometheus_*.deb
+  dpkg-deb -x "$place"/prometheus-alertmanager_*.deb "$place"
+  rm -f "$place"/*.deb
+  sed -i "s|$there|$here|g" "$place/usr/bin/prometheus-alertmanager"
 }
 
 check_rules() {
@@ -238,7 +245,7 @@ heading "tests"
 if ! cargo nextest --version >/dev/null 2>&1; then
   run_tests_with_cargo
 elif [ -n "$fast" ]; then
-  cargo nextest run --workspace --locked -E 'not (binary(acme) | binary(browser) | binary(peers) | binary(interop))'
+  cargo nextest run --workspace --locked -E 'not (binary(acme) | binary(acme_dns) | binary(alerts) | binary(renewal) | binary(browser) | binary(peers) | binary(interop))'
 else
   cargo nextest run --workspace --locked
 fi

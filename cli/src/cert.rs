@@ -1,5 +1,8 @@
 //! `wavry cert`: certificates in files and in a gateway's state directory.
 
+mod import;
+mod request;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -20,6 +23,12 @@ pub(crate) enum Command {
     Show(Show),
     /// Print the hashes that clients may trust certificates by (serverCertificateHashes)
     Hashes(Hashes),
+    /// Have a gateway that obtains its certificate by itself do so before its time
+    Renew(request::Renew),
+    /// Have it tell the authority that a certificate holds no more, and obtain another one
+    Revoke(request::Revoke),
+    /// Put a certificate that was obtained elsewhere where a gateway reads it
+    Import(import::Import),
 }
 
 /// `wavry cert list`.
@@ -55,12 +64,12 @@ pub(crate) struct Hashes {
     state_dir: Option<PathBuf>,
 }
 
-pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
+pub(crate) async fn run(command: &Command) -> anyhow::Result<()> {
     match command {
         Command::List(args) => {
             let mut rows = Vec::new();
-            for source in SOURCES {
-                for chain in chains(&args.state_dir, source)? {
+            for Place { source, pairs, .. } in places(&args.state_dir) {
+                for chain in chains(&pairs)? {
                     let summary = cert::summaries(&chain)?.into_iter().next();
                     rows.extend(summary.map(|summary| Row::new(source, &chain, &summary)));
                 }
@@ -82,7 +91,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
         Command::Hashes(args) => {
             let mut files = args.files.clone();
             if let Some(state_dir) = &args.state_dir {
-                files.extend(chains(state_dir, SELF_SIGNED)?);
+                files.extend(chains(&state_dir.join(SELF_SIGNED).join("pairs"))?);
             }
             for file in files {
                 let leaf = cert::summaries(&file)?.into_iter().next();
@@ -96,17 +105,55 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
             }
             Ok(())
         }
+        Command::Renew(args) => request::renew(args).await,
+        Command::Revoke(args) => request::revoke(args).await,
+        Command::Import(args) => import::run(args),
     }
 }
 
+const ACME: &str = "acme";
 const SELF_SIGNED: &str = "self-signed";
-/// Directories of a gateway's state directory that hold pairs.
-const SOURCES: [&str; 2] = ["acme", SELF_SIGNED];
+/// Where a gateway may keep what belongs to one certificate.
+struct Place {
+    source: &'static str,
+    pairs: PathBuf,
+    /// Where it looks for requests.
+    requests: Option<PathBuf>,
+}
+
+fn places(state_dir: &Path) -> Vec<Place> {
+    let acme = state_dir.join(ACME);
+    let place = |pairs: PathBuf, requests: PathBuf| Place {
+        source: ACME,
+        pairs,
+        requests: Some(requests),
+    };
+    let mut places = vec![place(acme.join("pairs"), acme.join("requests"))];
+    // Those that are for one name each, and those that are shared with other gateways.
+    for own in entries(&acme.join("names")) {
+        places.push(place(own.join("pairs"), own.join("requests")));
+    }
+    for own in entries(&acme.join("fleet")) {
+        let name = own.file_name().unwrap_or_default();
+        places.push(place(own.clone(), acme.join("requests").join(name)));
+    }
+    places.push(Place {
+        source: SELF_SIGNED,
+        pairs: state_dir.join(SELF_SIGNED).join("pairs"),
+        requests: None,
+    });
+    places
+}
+
+fn entries(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
 
 /// The chains that are kept, the oldest first; none where there is no such directory.
-fn chains(state_dir: &Path, source: &str) -> anyhow::Result<Vec<PathBuf>> {
+fn chains(pairs: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    match fs::read_dir(state_dir.join(source).join("pairs")) {
+    match fs::read_dir(pairs) {
         Ok(pairs) => {
             for pair in pairs {
                 let pair = pair?;

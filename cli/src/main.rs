@@ -173,7 +173,13 @@ be set by variable: WAVRY_GATEWAY__LISTEN, WAVRY_OPS__LISTEN.";
 const CERT_HELP: &str = "\
   wavry cert list --state-dir /var/lib/wavry       # what is kept of ACME, and what the gateway signed
   wavry cert show /etc/wavry/gateway.crt
-  wavry cert hashes --state-dir /var/lib/wavry     # the one in use, then the next one";
+  wavry cert hashes --state-dir /var/lib/wavry     # the one in use, then the next one
+  wavry cert renew gateway.example --state-dir /var/lib/wavry
+  wavry cert revoke gateway.example --state-dir /var/lib/wavry --reason key-compromise
+  wavry cert import chain.pem key.pem --certificate /etc/wavry/gateway.crt
+
+renew and revoke ask the gateway of that directory, which does it between other things, also one that is
+started later. They are for certificates of [gateway.acme], import for those that are read from files.";
 
 const RELAY_HELP: &str = "\
   [relay]
@@ -257,7 +263,11 @@ const NODE_HELP: &str = "\
   export WAVRY_MASTER=https://master.example:8443 WAVRY_CA_FILE=ca.crt
   export WAVRY_OPERATOR_TOKEN_FILE=operator.token       # see `wavry token operator`
   wavry node list
+  wavry node set edge-1 --weight 50 --region eu-west
   wavry node revoke edge-1
+
+A region or weight that was set holds until the node registers anew; gateways choose by it for sessions from then
+on, and live ones stay where they are.
 
 A revoked node leaves the roster at once, and every node closes its connections to it. Its keys never
 register again. To take it back, provision it anew, 30 s later or more, with a new identity.";
@@ -376,7 +386,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Key(Key::Generate(args)) => provision::key(&args)?,
         Command::Key(Key::List(master)) => operate::keys(&master).await?,
         Command::Key(Key::Rotate(args)) => operate::rotate(&args).await?,
-        Command::Cert(command) => cert::run(&command)?,
+        Command::Cert(command) => cert::run(&command).await?,
         Command::Audit(command) => return audit::run(&command).await,
     }
     Ok(ExitCode::SUCCESS)

@@ -19,10 +19,13 @@ use wavry_credentials::{
     random, source,
 };
 use wavry_master::operate::{
-    KeyPage, KeyStatus, NodePage, NodeStatus, RevokeSubject, RevokedSubject, RotateKey,
+    KeyPage, KeyStatus, NodePage, NodeStatus, PlaceNode, RevokeSubject, RevokedSubject, RotateKey,
     ServicePage, ServiceSpec, ServiceStatus,
 };
-use wavry_proto::id::{NodeId, ServiceName};
+use wavry_proto::{
+    id::{NodeId, RegionName, ServiceName},
+    placement::Weight,
+};
 
 use crate::log::complain;
 
@@ -36,8 +39,29 @@ pub(crate) enum NodeCommand {
     List(Master),
     /// Show one node
     Show(NodeArgs),
+    /// Change a node's region or weight
+    Set(PlaceArgs),
     /// Take a node out of the cluster for good; its connections are closed everywhere
     Revoke(NodeArgs),
+}
+
+/// `wavry node set`.
+#[derive(Debug, clap::Args)]
+#[group(id = "place", required = true, multiple = true, args = ["region", "no_region", "weight"])]
+pub(crate) struct PlaceArgs {
+    /// Id of the node
+    name: NodeId,
+    /// Region that the node is in; gateways prefer relays in their own
+    #[arg(long, value_name = "REGION", conflicts_with = "no_region")]
+    region: Option<RegionName>,
+    /// The node is in no region
+    #[arg(long)]
+    no_region: bool,
+    /// Share of sessions that a relay is to take beside others for the same service: 1 to 1000
+    #[arg(long, value_name = "N")]
+    weight: Option<Weight>,
+    #[command(flatten)]
+    master: Master,
 }
 
 /// A command about one node.
@@ -166,6 +190,20 @@ pub(crate) async fn node(command: &NodeCommand) -> anyhow::Result<()> {
             let path = format!("/v1/nodes/{name}");
             let node: NodeStatus = master.open().await?.ask(Ask::get(&path)).await?;
             match master.json {
+                true => say_json(&node),
+                false => say_table(&HEADINGS, &[row(&node)]),
+            }
+        }
+        NodeCommand::Set(args) => {
+            let path = format!("/v1/nodes/{}", args.name);
+            let region = args.region.as_ref().map(ToString::to_string);
+            let place = PlaceNode {
+                region: (args.no_region || region.is_some()).then_some(region),
+                weight: args.weight.map(Weight::get),
+            };
+            let patch = Ask::patch(&path, serde_json::to_vec(&place)?);
+            let node: NodeStatus = args.master.open().await?.ask(patch).await?;
+            match args.master.json {
                 true => say_json(&node),
                 false => say_table(&HEADINGS, &[row(&node)]),
             }
@@ -409,16 +447,18 @@ impl Operator {
     }
 }
 
-const HEADINGS: [&str; 7] = [
-    "ID", "ROLE", "STATE", "HEARD", "SESSIONS", "VERSION", "SERVICES",
+const HEADINGS: [&str; 9] = [
+    "ID", "ROLE", "STATE", "HEARD", "REGION", "WEIGHT", "SESSIONS", "VERSION", "SERVICES",
 ];
 
-fn row(node: &NodeStatus) -> [String; 7] {
+fn row(node: &NodeStatus) -> [String; 9] {
     [
         node.id.clone(),
         node.role.clone(),
         node.state.clone(),
         format!("{}s ago", node.heard_seconds_ago),
+        node.region.clone().unwrap_or_default(),
+        node.weight.to_string(),
         node.sessions.to_string(),
         node.version.clone(),
         node.services.join(","),

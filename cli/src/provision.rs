@@ -4,15 +4,18 @@ use std::{
     fs,
     io::Write as _,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context as _, bail};
-use wavry_credentials::{audit, identity::Identity, process, source, token::SigningKey};
+use wavry_credentials::{
+    audit, identity::Identity, process, signer::Signer, source, token::SigningKey,
+};
 use wavry_master::{
-    audit_reader::Reader,
     database::Location,
-    provision::{self, Issuer},
+    provision::{self, Issue, Issuer},
+    signing,
 };
 use wavry_proto::{
     control::Role,
@@ -20,6 +23,8 @@ use wavry_proto::{
     placement::{Placement, Weight},
     token::{MAX_LIFETIME, MAX_OPERATOR_LIFETIME, OperatorRole},
 };
+
+use crate::{config, role, roles};
 
 /// What a node may be.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -116,13 +121,36 @@ pub(crate) enum RoleOfOperator {
 /// Where what is issued is put on record.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Record {
-    /// Audit log for what is issued; provision.jsonl beside the master key if not given
+    /// Audit log for what is issued; provision.jsonl beside the master key, or the configuration, if not given
     #[arg(long, value_name = "FILE", env = "WAVRY_AUDIT_LOG")]
     audit_log: Option<PathBuf>,
     /// The master's database, where the key is kept that signs now; without it, the secret master_key
     /// signs, which the master accepts until that key has been rotated out
     #[arg(long, value_name = "DATABASE", env = "WAVRY_MASTER_DATABASE")]
     database: Option<Location>,
+    /// The master's configuration: signs with the key that the master signs with, in its database or in its
+    /// vault ([master.signing])
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "WAVRY_MASTER_CONFIG",
+        conflicts_with = "database"
+    )]
+    config: Option<PathBuf>,
+}
+
+/// Who issues: what signs, and where that is put on record.
+struct Authority {
+    issuer: Issuer,
+    signer: Arc<dyn Signer>,
+    cluster: ClusterName,
+}
+
+impl Authority {
+    async fn sign(&self, issue: &Issue) -> anyhow::Result<String> {
+        let token = issue.sign(&*self.signer, &self.cluster).await;
+        token.context("the token is on record, and was not signed")
+    }
 }
 
 /// Name of the audit log beside the master key.
@@ -139,7 +167,7 @@ pub(crate) struct KeyArgs {
 /// Cluster name unless told otherwise.
 pub(crate) const DEFAULT_CLUSTER: &str = "wavry";
 
-/// Makes a node's identity and a registration token, signed with the secret `master_key`.
+/// Makes a node's identity and a registration token.
 pub(crate) async fn node(args: &NodeArgs) -> anyhow::Result<()> {
     let identity_file = args.out.join("identity.key");
     let token_file = args.out.join("registration.token");
@@ -148,13 +176,15 @@ pub(crate) async fn node(args: &NodeArgs) -> anyhow::Result<()> {
     }
     at_most(args.ttl, MAX_LIFETIME)?;
     let role = args.role.role();
-    let issuer = args.record.issuer(&args.cluster).await?;
+    let authority = args.record.authority(&args.cluster).await?;
     let (name, services) = (args.name.clone(), args.services.clone());
     let placement = Placement {
         region: args.region.clone(),
         weight: args.weight,
     };
-    let token = issuer.registration_token(name, role, services, placement, args.ttl)?;
+    let issuer = &authority.issuer;
+    let issue = issuer.registration(name, role, services, placement, args.ttl)?;
+    let token = authority.sign(&issue).await?;
     fs::create_dir_all(&args.out).with_context(|| format!("{}", args.out.display()))?;
     let identity = Identity::generate();
     source::write_secret(&identity_file, &identity.to_pem())?;
@@ -166,27 +196,29 @@ pub(crate) async fn node(args: &NodeArgs) -> anyhow::Result<()> {
     ))
 }
 
-/// Prints a session token, signed with the secret `master_key`.
+/// Prints a session token.
 pub(crate) async fn session(args: &SessionArgs) -> anyhow::Result<()> {
     at_most(args.ttl, MAX_LIFETIME)?;
-    let issuer = args.record.issuer(&args.cluster).await?;
-    let token = issuer.session_token(
+    let authority = args.record.authority(&args.cluster).await?;
+    let issue = authority.issuer.session(
         &args.service,
         args.subject.clone(),
         args.session.clone(),
         serde_json::Map::new(),
         args.ttl,
     )?;
-    say(&token)
+    say(&authority.sign(&issue).await?)
 }
 
-/// Writes an operator's token, signed with the secret `master_key`.
+/// Writes an operator's token.
 pub(crate) async fn operator(args: &OperatorArgs) -> anyhow::Result<()> {
     refuse_to_overwrite(&args.out)?;
     at_most(args.ttl, MAX_OPERATOR_LIFETIME)?;
     let role = args.role.role();
-    let issuer = args.record.issuer(&args.cluster).await?;
-    let token = issuer.operator_token(args.subject.clone(), role, args.ttl)?;
+    let authority = args.record.authority(&args.cluster).await?;
+    let issuer = &authority.issuer;
+    let issue = issuer.operator(args.subject.clone(), role, args.ttl)?;
+    let token = authority.sign(&issue).await?;
     source::write_private(&args.out, token.as_bytes())?;
     say(&args.out.display().to_string())
 }
@@ -218,24 +250,48 @@ impl RoleOfOperator {
 }
 
 impl Record {
-    /// Signs with the secret `master_key`, and puts tokens on record with the secret `audit_key`.
-    async fn issuer(&self, cluster: &ClusterName) -> anyhow::Result<Issuer> {
-        let key_file = source::locate("master_key")?;
-        let mut key = source::read_as("master_key", Some(&key_file), SigningKey::read)?;
-        if let Some(database) = &self.database {
-            let shown = || database.to_string();
-            let reader = Reader::open(database).await.with_context(shown)?;
-            key = reader.signing_key(&key).await.with_context(shown)?;
-        }
+    /// Signs with the secret `master_key`, or as the master does, and puts tokens on record with the secret
+    /// `audit_key`.
+    async fn authority(&self, cluster: &ClusterName) -> anyhow::Result<Authority> {
+        let mut cluster = cluster.clone();
+        let (signer, beside): (Arc<dyn Signer>, _) = match (&self.config, &self.database) {
+            (Some(file), _) => {
+                let loaded = config::load::<roles::Master>(
+                    Some(file),
+                    role::environment(),
+                    &config::Flags::default(),
+                )?;
+                let master = loaded.role;
+                let signer = signing::signer(&master.database, None, master.signing.as_ref());
+                let signer = signer.await.with_context(|| master.database.to_string())?;
+                cluster = master.cluster;
+                (signer, file.clone())
+            }
+            (None, Some(database)) => {
+                let file = source::locate("master_key")?;
+                let signer = signing::signer(database, Some(&file), None);
+                let signer = signer.await.with_context(|| database.to_string())?;
+                (signer, file)
+            }
+            (None, None) => {
+                let file = source::locate("master_key")?;
+                let key = source::read_as("master_key", Some(&file), SigningKey::read)?;
+                (Arc::new(key), file)
+            }
+        };
         let audit_key = source::read_as("audit_key", None, |text| {
             audit::Key::read(text, cluster.clone())
         })?;
         let file = match &self.audit_log {
             Some(file) => file.clone(),
-            None => key_file.with_file_name(DEFAULT_LOG),
+            None => beside.with_file_name(DEFAULT_LOG),
         };
         let log = audit::file::Log::new(file, provision::LOG, audit_key);
-        Ok(Issuer::new(key, cluster.clone(), log, process::user()))
+        Ok(Authority {
+            issuer: Issuer::new(log, process::user()),
+            signer,
+            cluster,
+        })
     }
 }
 

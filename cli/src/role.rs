@@ -136,7 +136,7 @@ pub(crate) async fn run<R: Role>(args: &Args, flags: &config::Flags) -> anyhow::
     result.with_context(|| format!("{} failed", R::NAME))
 }
 
-fn environment() -> impl Iterator<Item = (String, String)> {
+pub(crate) fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(|(name, value)| {
         let name = name.into_string().ok()?;
         Some((name, value.to_string_lossy().into_owned()))

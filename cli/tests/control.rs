@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::{
     DEADLINE,
     client::{Ask, Native, echo, within},
@@ -335,6 +335,28 @@ async fn a_service_that_an_operator_makes_is_served_and_its_owner_signs_for_it()
     };
     echo(&session, b"made by an operator").await.unwrap();
     assert_eq!(native.status(of_made(Some(&token("open")))).await, 401);
+    let set = [
+        "node", "set", "exit", "--weight", "50", "--region", "eu-west", "--json",
+    ];
+    let done = cluster.operate(&operator, &set);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let node: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(
+        (&node["region"], &node["weight"]),
+        (&json!("eu-west"), &json!(50))
+    );
+    let done = cluster.operate(&operator, &["node", "set", "exit", "--no-region"]);
+    let table = String::from_utf8(done.stdout).unwrap();
+    assert!(
+        table.contains("50") && !table.contains("eu-west"),
+        "{table}"
+    );
+    let refused = cluster.operate(&operator, &["node", "set", "exit"]);
+    assert!(
+        stderr(&refused).contains("--weight"),
+        "{}",
+        stderr(&refused)
+    );
     let listed = cluster.operate(&operator, &["service", "list"]);
     let listed = String::from_utf8(listed.stdout).unwrap();
     assert!(

@@ -7,10 +7,13 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use support::{
-    client::{Native, echo, within},
+    client::{Ask, Native, echo, within},
     cluster::Cluster,
     stderr,
 };
@@ -60,9 +63,7 @@ async fn all_close(sessions: JoinSet<(u32, Instant)>, code: u32, revoked: Instan
     last - revoked
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_subject_and_a_relay_that_are_revoked_under_traffic_lose_all_sessions_and_nobody_else_does()
- {
+fn cluster() -> Cluster {
     let mut cluster = Cluster::new();
     cluster.add("open", "echo:", false);
     cluster.add_with_token("closed", "echo:");
@@ -70,15 +71,31 @@ async fn a_subject_and_a_relay_that_are_revoked_under_traffic_lose_all_sessions_
     cluster.add_relay("exit-2", "second", "echo:", &[]);
     cluster.set("gateway", "sessions_per_ip = 1000");
     cluster.set("gateway", "webtransport.handshake_rate_per_ip = 5000");
-    let cluster = cluster.start();
-    let native = cluster.native();
+    cluster.start()
+}
+
+fn revoke(cluster: &Cluster, operator: &Path, what: &[&str]) -> Instant {
+    let began = Instant::now();
+    let done = cluster.operate(operator, what);
+    assert!(done.status.success(), "{}", stderr(&done));
+    began
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subject_and_a_relay_that_are_revoked_under_traffic_lose_all_sessions_at_each_gateway_and_nobody_else_does()
+ {
+    let mut cluster = cluster();
+    let gateways = [cluster.native(), cluster.start_gateway("edge-2")];
     let operator = cluster.operator_token("operator");
     let token = cluster.token("closed", "tab", "10m");
-    let mut others = busy(&native, "/open").await;
-    let of_relay = busy(&native, "/second").await;
-    let of_subject = busy(&native, &format!("/closed?token={token}")).await;
+    let (mut others, mut of_relay, mut of_subject) = (Vec::new(), Vec::new(), Vec::new());
+    for gateway in &gateways {
+        others.push(busy(gateway, "/open").await);
+        of_relay.push(busy(gateway, "/second").await);
+        of_subject.push(busy(gateway, &format!("/closed?token={token}")).await);
+    }
 
-    for (revoke, sessions, code) in [
+    for (what, sessions, code) in [
         (
             ["token", "revoke", "--subject", "tester"].as_slice(),
             of_subject,
@@ -90,13 +107,36 @@ async fn a_subject_and_a_relay_that_are_revoked_under_traffic_lose_all_sessions_
             close_code::RELAY_LOST,
         ),
     ] {
-        let revoked = Instant::now();
-        let done = cluster.operate(&operator, revoke);
-        assert!(done.status.success(), "{}", stderr(&done));
-        let took = all_close(sessions, code, revoked).await;
-        println!("all closed {took:?} after the command began");
-        assert!(took < REVOKED_WITHIN);
+        let began = revoke(&cluster, &operator, what);
+        for (gateway, sessions) in sessions.into_iter().enumerate() {
+            let took = all_close(sessions, code, began).await;
+            println!("{what:?}: all closed at gateway {gateway} {took:?} after the command began");
+            assert!(took < REVOKED_WITHIN);
+        }
     }
+    for others in &mut others {
+        let ended = others.try_join_next();
+        assert!(ended.is_none(), "a session of others ended: {ended:?}");
+    }
+}
+
+/// A gateway that was revoked may be in the hands of somebody who has it take no notice: it is the relays that
+/// cut it off.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_is_revoked_is_cut_off_by_the_relays_and_the_other_gateway_goes_on() {
+    let mut cluster = cluster();
+    let (first, second) = (cluster.native(), cluster.start_gateway("edge-2"));
+    let operator = cluster.operator_token("operator");
+    let (mut others, of_revoked) = (busy(&first, "/open").await, busy(&second, "/open").await);
+    let began = revoke(&cluster, &operator, &["node", "revoke", "edge-2"]);
+    let took = all_close(of_revoked, close_code::RELAY_LOST, began).await;
+    println!("all closed {took:?} after the command began");
+    assert!(took < REVOKED_WITHIN);
+    let asked = second.status(Ask {
+        path: "/open",
+        ..Ask::default()
+    });
+    assert_ne!(asked.await, 200, "no relay takes a session of it");
     let ended = others.try_join_next();
-    assert!(ended.is_none(), "a session of others ended: {ended:?}");
+    assert!(ended.is_none(), "a session of the other ended: {ended:?}");
 }

@@ -63,7 +63,7 @@ async fn a_gateway_signs_for_itself_and_tells_of_the_hash_in_use_and_the_next() 
     for line in [
         "wavry_credentials_self_signed_certificates_total{outcome=\"made\"} 2",
         "wavry_credentials_self_signed_turn_timestamp_seconds",
-        "wavry_gateway_certificate_expiry_timestamp_seconds{name=\"localhost\",source=\"self\"}",
+        "wavry_gateway_certificate_expiry_timestamp_seconds{name=\"localhost\",source=\"self\",issuer=\"",
     ] {
         assert!(metrics.contains(line), "{line} is not in\n{metrics}");
     }

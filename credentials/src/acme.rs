@@ -4,43 +4,60 @@
 //! * `machine`: what to do next, from no account to an installed certificate and to the next one; sans-IO.
 //! * `schedule`: when; sans-IO.
 //! * `work`: does what the machine says, over `instant-acme`, which knows the protocol.
-//! * `challenge`: answers an authority that wants to be convinced that a name is ours.
+//! * `challenge`: answers an authority that wants to be convinced that a name is ours; [`dns`]: does so in the DNS.
+//! * [`request`]: what operators want of it.
 //! * `storage`: where all of it is kept, and who may order: `directory`, where that is this gateway alone, or
 //!   `fleet`, where gateways share certificates.
 //! * `kept`, and `cert::pairs`: what is on disk. A certificate is there with its key or not at all.
+//! * `demand`: certificates for hosts that services are bound to.
 //! * `http`: the way to the authority.
 //!
 //! [`Acme::bind`] opens the directory and the listener for challenges; [`Acme::start`] installs the certificate
 //! that was kept, if it still holds, and goes on from there. Whatever fails, the certificate in use stays.
 
 mod challenge;
+mod demand;
 mod directory;
+pub mod dns;
 mod fleet;
 mod http;
 mod kept;
 mod machine;
 pub(crate) mod metrics;
+pub mod request;
 mod schedule;
 mod storage;
 mod work;
 
 use std::{
-    io,
+    fmt, io,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
 use aws_lc_rs::digest;
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
-use wavry_proto::{control::fleet::EntryName, id::ClusterName};
+use instant_acme::ChallengeType;
+use rustls::ServerConfig;
+use tokio::{
+    net::TcpListener,
+    sync::{oneshot, watch},
+    task::JoinSet,
+};
+use wavry_proto::{
+    control::{Roster, fleet::EntryName},
+    id::ClusterName,
+};
 
-pub use challenge::Kind;
+pub use challenge::{Kind, TLS_ALPN_PROTOCOL};
+pub use demand::When;
 
 use challenge::Answers;
+use demand::{Demand, Hosts, Pace};
 use directory::Directory;
 use fleet::{Fleet, Share};
 use kept::Kept;
+use request::Inbox;
 use storage::Storage;
 use work::{Authorities, Work};
 
@@ -67,14 +84,53 @@ pub struct Config {
     pub names: Vec<String>,
     /// Whether each name has a certificate of its own.
     pub separate: bool,
+    /// Which hosts of services have one beside.
+    pub service_hosts: When,
+    /// How many of those may get their first certificate in an hour.
+    pub new_hosts_per_hour: u32,
     /// Whom to ask, in this order; one at least.
     pub authorities: Vec<Authority>,
     /// Where an authority may write to: `mailto:` URLs.
     pub contacts: Vec<String>,
     /// How it is convinced that the names are ours.
-    pub challenge: Kind,
-    /// TCP address of the listener for that.
-    pub listen: SocketAddr,
+    pub challenge: Challenge,
+}
+
+/// How an authority convinces itself that names are ours.
+#[derive(Debug, Clone)]
+pub enum Challenge {
+    /// It comes to a listener.
+    Listener {
+        /// What it asks there.
+        kind: Kind,
+        /// TCP address.
+        listen: SocketAddr,
+    },
+    /// It comes to a listener of the caller's for TLS (RFC 8737), which lets [`Acme::challenge_tls`] answer.
+    Tls,
+    /// It looks into the DNS (dns-01).
+    Dns(dns::Config),
+}
+
+impl Challenge {
+    /// As instant-acme has it.
+    fn of(&self) -> ChallengeType {
+        match self {
+            Self::Listener { kind, .. } => kind.challenge(),
+            Self::Tls => ChallengeType::TlsAlpn01,
+            Self::Dns(_) => ChallengeType::Dns01,
+        }
+    }
+}
+
+impl fmt::Display for Challenge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Listener { kind, .. } => kind.fmt(f),
+            Self::Tls => Kind::TlsAlpn01.fmt(f),
+            Self::Dns(_) => f.write_str("dns-01"),
+        }
+    }
 }
 
 /// An authority that issues certificates.
@@ -142,7 +198,10 @@ pub enum Error {
 pub struct Acme {
     authorities: Arc<Authorities>,
     answers: Answers,
-    listener: TcpListener,
+    /// None where nobody comes.
+    listener: Option<TcpListener>,
+    /// What answers handshakes that somebody else's listener takes.
+    tls: Option<Arc<ServerConfig>>,
 }
 
 /// What gateways that share certificates have beside.
@@ -156,86 +215,147 @@ pub struct Shared {
 }
 
 impl Acme {
-    /// Opens the directory, reads what must be there, and binds the listener.
+    /// Opens the directory, reads what must be there, and binds the listener where one is needed.
     pub async fn bind(config: Config) -> Result<Self, Error> {
-        let listener = TcpListener::bind(config.listen).await;
-        let listener = listener.map_err(|source| Error::Bind {
-            address: config.listen,
-            source,
-        })?;
+        let (mut tls, mut listener) = (None, None);
+        let answers = match config.challenge {
+            // Nobody asks for them.
+            Challenge::Dns(_) => Answers::new(Kind::Http01),
+            Challenge::Tls => {
+                let answers = Answers::new(Kind::TlsAlpn01);
+                tls = Some(challenge::tls(answers.clone()));
+                answers
+            }
+            Challenge::Listener {
+                kind,
+                listen: address,
+            } => {
+                let bound = TcpListener::bind(address).await;
+                listener = Some(bound.map_err(|source| Error::Bind { address, source })?);
+                Answers::new(kind)
+            }
+        };
         Kept::open(&config.directory).map_err(|source| Error::Directory {
             directory: config.directory.clone(),
             source,
         })?;
         Ok(Self {
-            answers: Answers::new(config.challenge),
             authorities: Arc::new(Authorities::new(config)?),
+            answers,
             listener,
+            tls,
         })
     }
 
-    /// Where the listener for challenges is.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+    /// With [`Challenge::Tls`], what handshakes are to be made with whose client offers [`TLS_ALPN_PROTOCOL`].
+    pub fn challenge_tls(&self) -> Option<Arc<ServerConfig>> {
+        self.tls.clone()
     }
 
     /// Looks after the certificates in `store` from now on.
     pub fn start(self, store: Store) -> Result<Renewal, Error> {
-        let config = &self.authorities.config;
-        let directory = config.directory.clone();
-        let mut works = Vec::new();
-        for names in certificates(config) {
-            let own = match config.separate {
-                true => directory.join("names").join(entry(&names).as_str()),
-                false => directory.clone(),
+        let (authorities, answers) = (self.authorities.clone(), self.answers.clone());
+        let directory = authorities.config.directory.clone();
+        let failed = |directory: &Path| {
+            let directory = directory.to_owned();
+            move |source| Error::Directory { directory, source }
+        };
+        let accounts = Kept::open(&directory).map_err(failed(&directory))?;
+        let accounts = Arc::new(accounts);
+        let work = move |names: Vec<String>, is_alone| {
+            let own = match is_alone {
+                true => directory.clone(),
+                false => directory.join("names").join(entry(&names).as_str()),
             };
-            let kept = Directory::open(&directory, &own, self.answers.clone());
-            let kept = kept.map_err(|source| Error::Directory {
-                directory: own.clone(),
-                source,
-            })?;
-            works.push(Work::new(self.authorities.clone(), names, own, kept));
-        }
-        Ok(self.run(works, store, std::future::pending()))
+            let kept = Directory::open(accounts.clone(), &own, answers.clone());
+            let kept = kept.map_err(failed(&own))?;
+            let inbox = inbox(&own.join(request::DIRECTORY))?;
+            Ok(Work::new(authorities.clone(), names, own, kept).attending(inbox))
+        };
+        self.run(work, store, std::future::pending())
     }
 
     /// Looks after certificates that this gateway shares with others, in `store` from now on.
     pub fn start_in_fleet(self, store: Store, shared: Shared) -> Result<Renewal, Error> {
-        let config = &self.authorities.config;
-        let directory = config.directory.join("fleet");
+        let authorities = self.authorities.clone();
+        let directory = authorities.config.directory.join("fleet");
         let fleet = Arc::new(Fleet::new(shared, self.answers.clone(), directory.clone()));
-        let mut works = Vec::new();
-        for names in certificates(config) {
+        let following = fleet.clone();
+        // What is in the other directory are pairs.
+        let requests = authorities.config.directory.join(request::DIRECTORY);
+        let work = move |names: Vec<String>, _| {
             let entry = entry(&names);
             let own = directory.join(entry.as_str());
+            let inbox = inbox(&requests.join(entry.as_str()))?;
             let share = Share::open(fleet.clone(), entry);
             let share = share.map_err(|source| Error::Directory {
                 directory: own.clone(),
                 source,
             })?;
-            works.push(Work::new(self.authorities.clone(), names, own, share));
-        }
-        Ok(self.run(works, store, async move { fleet.follow().await }))
+            Ok(Work::new(authorities.clone(), names, own, share).attending(inbox))
+        };
+        self.run(work, store, async move { following.follow().await })
     }
 
+    /// `work` is what looks after a certificate for such names; the only one has the directory for itself.
     fn run<S: Storage>(
         self,
-        works: Vec<Work<S>>,
+        work: impl Fn(Vec<String>, bool) -> Result<Work<S>, Error> + Send + 'static,
         store: Store,
         follow: impl Future<Output = ()> + Send + 'static,
-    ) -> Renewal {
+    ) -> Result<Renewal, Error> {
+        let config = self.authorities.config.clone();
         let (installed, watched) = watch::channel(false);
         let mut tasks = JoinSet::new();
-        tasks.spawn(challenge::serve(self.listener, self.answers));
-        tasks.spawn(follow);
-        for work in works {
+        let certificates = certificates(&config);
+        let room = MAX_CERTIFICATES.saturating_sub(certificates.len());
+        for names in certificates {
+            let work = work(names, !config.separate)?;
             tasks.spawn(work.run(store.clone(), installed.clone()));
         }
-        Renewal {
+        if let Some(listener) = self.listener {
+            tasks.spawn(challenge::serve(listener, self.answers));
+        }
+        tasks.spawn(follow);
+        let (rosters, joined) = oneshot::channel();
+        if config.service_hosts != When::Never {
+            let hosts = Arc::new(Hosts::default());
+            let asked = hosts.clone();
+            store.tell_of_missed(move |name| asked.asked(name));
+            let pace = Pace {
+                per_hour: config.new_hosts_per_hour,
+            };
+            let of_host = move |host: String, wanted| {
+                let made = work(vec![host], false);
+                let told = |error: &Error| tracing::error!(%error, "no certificate for a host");
+                let work = made.inspect_err(told).ok()?.on(Demand { wanted, pace });
+                Some(work.run(store.clone(), installed.clone()))
+            };
+            let bounds = (
+                config.service_hosts,
+                config.names.into_iter().collect(),
+                room,
+            );
+            tasks.spawn(async move {
+                if let Ok(rosters) = joined.await {
+                    demand::follow(hosts, rosters, bounds, of_host).await;
+                }
+            });
+        }
+        Ok(Renewal {
             _tasks: tasks,
             watched,
-        }
+            rosters: Some(rosters),
+        })
     }
+}
+
+/// Where operators ask for something of one certificate.
+fn inbox(directory: &Path) -> Result<Inbox, Error> {
+    Inbox::open(directory).map_err(|source| Error::Directory {
+        directory: directory.to_owned(),
+        source,
+    })
 }
 
 /// The names of each certificate.
@@ -267,9 +387,18 @@ fn entry(names: &[String]) -> EntryName {
 pub struct Renewal {
     _tasks: JoinSet<()>,
     watched: watch::Receiver<bool>,
+    rosters: Option<oneshot::Sender<watch::Receiver<Arc<Roster>>>>,
 }
 
 impl Renewal {
+    /// Looks after certificates for hosts of the rosters' services, too, as far as that is wanted.
+    pub fn joined(&mut self, rosters: watch::Receiver<Arc<Roster>>) {
+        if let Some(sender) = self.rosters.take() {
+            // Nobody takes it where no host has a certificate of its own.
+            let _ = sender.send(rosters);
+        }
+    }
+
     /// Waits for the first certificate that holds.
     pub async fn installed(&mut self) {
         // The task does not end while this is here; if it did, there would never be one.
@@ -277,6 +406,14 @@ impl Renewal {
             std::future::pending().await
         }
     }
+}
+
+/// As [`check_name`], for names that are validated in the DNS: a host name or a wildcard of one, `*.NAME`.
+pub fn check_dns_name(name: &str) -> Result<(), &'static str> {
+    if name.parse::<IpAddr>().is_ok() {
+        return Err("is an address, which dns-01 cannot validate");
+    }
+    check_name(name.strip_prefix("*.").unwrap_or(name))
 }
 
 /// Whether `name` can be in a certificate: an address, or a host name in lower case. `Err` says what is wrong.
@@ -337,6 +474,12 @@ mod tests {
             &long,
         ] {
             assert!(check_name(name).is_err(), "{name}");
+        }
+        for name in ["gateway.example", "*.gateway.example"] {
+            assert_eq!(check_dns_name(name), Ok(()), "{name}");
+        }
+        for name in ["192.0.2.1", "*.*.example", "a.*.example", "*", "*.example"] {
+            assert!(check_dns_name(name).is_err(), "{name}");
         }
     }
 }

@@ -3,6 +3,8 @@
 mod development;
 #[cfg(test)]
 mod handshake;
+mod import;
+mod look_ups;
 mod names;
 mod pair;
 pub(crate) mod pairs;
@@ -22,6 +24,7 @@ use sha2::{Digest, Sha256};
 use x509_parser::{extensions::GeneralName, prelude::X509Certificate};
 
 pub use development::DevelopmentAuthority;
+pub use import::import;
 pub use pair::Pair;
 pub use self_signed::{Rotation, SelfSigned};
 pub use store::{POLL_INTERVAL, Pinnable, Store};
@@ -135,6 +138,8 @@ struct Facts {
     addresses: Vec<IpAddr>,
     not_before: SystemTime,
     not_after: SystemTime,
+    /// The organisation that issued it, else the name by which it is known; as it says itself.
+    issuer: String,
     is_p256: bool,
 }
 
@@ -155,6 +160,7 @@ impl Facts {
             addresses,
             not_before: at(certificate.validity().not_before.timestamp())?,
             not_after: at(certificate.validity().not_after.timestamp())?,
+            issuer: issuer(&certificate),
             is_p256: key.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY && curve == Some(OID_EC_P256),
         })
     }
@@ -165,6 +171,21 @@ impl Facts {
         let validity = self.not_after.duration_since(self.not_before);
         self.is_p256 && validity.is_ok_and(|validity| validity <= MAX_PINNED_VALIDITY)
     }
+}
+
+/// Longest name of an issuer that is told on, in characters.
+const MAX_ISSUER: usize = 64;
+
+fn issuer(certificate: &X509Certificate<'_>) -> String {
+    let issuer = certificate.issuer();
+    let mut names = issuer.iter_organization().chain(issuer.iter_common_name());
+    let name = names
+        .find_map(|name| name.as_str().ok())
+        .unwrap_or_default();
+    name.chars()
+        .filter(|c| !c.is_control())
+        .take(MAX_ISSUER)
+        .collect()
 }
 
 fn subjects(certificate: &X509Certificate<'_>) -> (Vec<String>, Vec<IpAddr>) {

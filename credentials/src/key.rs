@@ -10,6 +10,7 @@
 //! * [`ring`]: keys that several processes seal with for each other.
 //! * [`record`]: records of our own as secret text.
 //! * [`shamir`]: a key in shares.
+//! * [`tsig`]: keys that sign changes of the DNS.
 //! * [`transit`]: keys that the KeyVault uses for others.
 //! * [`mod@format`]: the forms in which people keep secrets.
 
@@ -20,6 +21,7 @@ pub mod record;
 pub mod ring;
 pub mod shamir;
 pub mod transit;
+pub mod tsig;
 
 use std::sync::Arc;
 

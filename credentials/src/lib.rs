@@ -6,6 +6,7 @@
 //! * [`bearer`]: tokens as their holders present them.
 //! * [`source`]: the one door through which a secret is read, and files are written.
 //! * [`identity`]: a node's Ed25519 key, and the TLS of the mesh.
+//! * [`signer`]: keys that sign tokens, at hand or in a vault.
 //! * [`token`]: PASETO v4.public, signed and verified by purpose.
 //! * [`cert`]: certificates — store, resolver, and a development authority.
 //! * [`clock`]: the time that tokens are checked against.
@@ -31,5 +32,6 @@ pub mod process;
 pub mod random;
 pub mod redact;
 pub mod secret;
+pub mod signer;
 pub mod source;
 pub mod token;

@@ -108,6 +108,14 @@ impl<'a> Ask<'a> {
         }
     }
 
+    /// Changes what is at `path` by what `body`, which is JSON, has.
+    pub fn patch(path: &'a str, body: Vec<u8>) -> Self {
+        Self {
+            method: Method::PATCH,
+            ..Self::post(path, body)
+        }
+    }
+
     /// Deletes what is at `path`.
     pub fn delete(path: &'a str) -> Self {
         Self {

@@ -40,7 +40,7 @@ pub struct Scope<'a> {
 }
 
 impl Scope<'_> {
-    fn assertion<C: Claims>(&self) -> Vec<u8> {
+    pub(crate) fn assertion<C: Claims>(&self) -> Vec<u8> {
         token::implicit_assertion(C::PURPOSE, self.cluster, self.audience, self.binding)
     }
 }
@@ -79,6 +79,11 @@ impl SigningKey {
         paserk(&self.public)
     }
 
+    /// The public half.
+    pub fn public_key(&self) -> PublicKey {
+        PublicKey(self.key.public())
+    }
+
     /// The id that stands in the footer of what this key signs.
     pub fn key_id(&self) -> KeyId {
         key_id(&self.public)
@@ -90,6 +95,11 @@ impl SigningKey {
         let assertion = scope.assertion::<C>();
         self.key
             .paseto(&payload, self.footer.as_bytes(), &assertion)
+    }
+
+    /// An Ed25519 signature (RFC 8032).
+    pub(crate) fn signature(&self, message: &[u8]) -> [u8; 64] {
+        self.key.sign(message)
     }
 
     /// The set that holds this key's public half alone.
@@ -221,6 +231,24 @@ fn signed_payload(
     let trusted = PublicToken::verify(key, &untrusted, None, Some(assertion))
         .map_err(|_| Rejected::Signature)?;
     Ok(trusted.payload().to_owned())
+}
+
+/// A public key as PASERK `k4.public`.
+pub fn paserk_of(key: &PublicKey) -> String {
+    paserk(&AsymmetricPublicKey::from(&key.0).expect("a public key has 32 bytes"))
+}
+
+/// Its PASERK id, `k4.pid`.
+pub fn id_of(key: &PublicKey) -> KeyId {
+    key_id(&AsymmetricPublicKey::from(&key.0).expect("a public key has 32 bytes"))
+}
+
+/// The public key in PASERK `k4.public`.
+pub fn public_of(text: &str) -> Result<PublicKey, MalformedKey> {
+    let malformed = || MalformedKey("k4.public");
+    let key = AsymmetricPublicKey::<V4>::try_from(text.trim()).map_err(|_| malformed())?;
+    let bytes = key.as_bytes().try_into().map_err(|_| malformed())?;
+    Ok(PublicKey(bytes))
 }
 
 fn paserk(key: &impl FormatAsPaserk) -> String {

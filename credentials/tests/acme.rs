@@ -17,17 +17,27 @@ use std::{
 
 use metrics_exporter_prometheus::PrometheusBuilder;
 use pebble::{DEADLINE, EXTERNAL, Pebble, Setup, free_address};
-use rustls_pki_types::ServerName;
+use rustls::{
+    DigitallySignedStruct, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::aws_lc_rs,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, duplex},
     net::TcpListener,
+    sync::watch,
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use wavry_credentials::{
-    acme::{Acme, Authority, Config, ExternalAccount, Kind, Renewal},
+    acme::{
+        Acme, Authority, Challenge, Config, ExternalAccount, Kind, Renewal, When,
+        request::{self, Outcome, Reason, Request},
+    },
     cert::{DevelopmentAuthority, Store, Trust, client_config},
 };
+use wavry_proto::{control::Roster, id::Epoch};
 
 const NAMES: [&str; 2] = ["gateway.example", "127.0.0.1"];
 
@@ -36,6 +46,7 @@ struct Gateway {
     directory: tempfile::TempDir,
     listen: SocketAddr,
     challenge: Kind,
+    service_hosts: When,
     authorities: Vec<Authority>,
 }
 
@@ -45,6 +56,7 @@ impl Gateway {
             directory: tempfile::tempdir().unwrap(),
             listen: free_address(),
             challenge,
+            service_hosts: When::Never,
             authorities: Vec::new(),
         }
     }
@@ -63,10 +75,14 @@ impl Gateway {
             directory: self.directory.path().join("acme"),
             names: NAMES.map(str::to_owned).to_vec(),
             separate: false,
+            service_hosts: self.service_hosts,
+            new_hosts_per_hour: 2,
             authorities: self.authorities.clone(),
             contacts: vec!["mailto:operator@gateway.example".to_owned()],
-            challenge: self.challenge,
-            listen: self.listen,
+            challenge: Challenge::Listener {
+                kind: self.challenge,
+                listen: self.listen,
+            },
         });
         let store = Store::new();
         let renewal = acme.await.unwrap().start(store.clone()).unwrap();
@@ -98,6 +114,19 @@ impl Gateway {
             .collect();
         chains.sort();
         chains
+    }
+
+    /// Asks as an operator does, and waits for what comes of it.
+    async fn ask(&self, request: Request) -> Outcome {
+        let asked = request::ask(&self.directory.path().join("acme/requests"), &request).unwrap();
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(outcome) = asked.outcome() {
+                return outcome;
+            }
+            assert!(Instant::now() < deadline, "no answer");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     fn record(&self) -> Value {
@@ -288,6 +317,209 @@ async fn a_name_that_cannot_be_validated_costs_one_attempt_and_leaves_nothing_in
     assert_eq!(gateway.record()["authorities"]["pebble"]["failures"], 1);
     assert_eq!(store.expiry(), None);
     assert_eq!(gateway.chains(), [] as [PathBuf; 0]);
+}
+
+#[tokio::test]
+async fn an_operator_has_certificates_renewed_before_their_time_and_revoked() {
+    let mut gateway = Gateway::new(Kind::Http01);
+    let pebble = gateway.pebble(&[]);
+    gateway.authorities.push(authority("pebble", &pebble));
+    let (store, _renewal) = gateway.obtain().await;
+    let hash = |chain: &Path| hex::encode(wavry_credentials::cert::file_hash(chain).unwrap());
+    let revoke = |chain: &Path| Request::Revoke {
+        certificate: hash(chain),
+        reason: Reason::KeyCompromise,
+    };
+    let first = gateway.chains().remove(0);
+    let outcome = gateway.ask(Request::Renew { now: false }).await;
+    assert!(outcome.done, "{}", outcome.said);
+    let second = gateway.chains().remove(1);
+    assert_ne!(hash(&first), hash(&second));
+
+    // One that is in use no more is revoked, and that is all.
+    let outcome = gateway.ask(revoke(&first)).await;
+    assert!(outcome.done, "{}", outcome.said);
+    assert_eq!(pebble.status(&first)["Status"], "Revoked");
+    assert_eq!(pebble.status(&second)["Status"], "Valid");
+    let again = gateway.ask(revoke(&first)).await;
+    assert!(again.done, "{}", again.said);
+    assert_eq!(gateway.chains(), [first, second.clone()]);
+
+    // One that is in use is replaced by one with another key.
+    let key = |chain: &Path| fs::read(chain.with_file_name("key.pem")).unwrap();
+    let old_key = key(&second);
+    let outcome = gateway.ask(revoke(&second)).await;
+    assert!(outcome.done, "{}", outcome.said);
+    let status = pebble.status(&second);
+    assert_eq!(status["Status"], "Revoked");
+    assert_eq!(status["Reason"], 1);
+    let deadline = Instant::now() + DEADLINE;
+    while *gateway.chains().last().unwrap() == second {
+        assert!(Instant::now() < deadline, "not replaced");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_ne!(key(gateway.chains().last().unwrap()), old_key);
+    shake_hands(&store, &pebble, NAMES[0]).await;
+
+    let unknown = gateway.ask(Request::Revoke {
+        certificate: "00".to_owned(),
+        reason: Reason::Unspecified,
+    });
+    assert!(!unknown.await.done);
+}
+
+/// The certificate that a handshake for `name` is answered with, whoever vouches for it.
+async fn shown(store: &Store, name: &str) -> Option<Vec<u8>> {
+    let (near, far) = duplex(16 * 1024);
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    let mut client = client_config(&Trust::System).unwrap();
+    let seen = Arc::new(Seen::default());
+    client.dangerous().set_certificate_verifier(seen.clone());
+    let _ = tokio::join!(
+        TlsAcceptor::from(Arc::new(store.server_config())).accept(far),
+        TlsConnector::from(Arc::new(client)).connect(name, near),
+    );
+    seen.0.lock().unwrap().take()
+}
+
+fn roster(epoch: u64, hosts: &[&str]) -> Arc<Roster> {
+    let service = serde_json::json!({ "name": "echo", "hosts": hosts });
+    Arc::new(Roster {
+        epoch: Epoch(epoch),
+        services: vec![serde_json::from_value(service).unwrap()],
+        ..Roster::empty("test".parse().unwrap())
+    })
+}
+
+async fn wait_until(what: &str, holds: impl AsyncFn() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_host_of_a_service_gets_a_certificate_once_a_client_asks_for_it_and_no_other_name_does() {
+    let mut gateway = Gateway::new(Kind::Http01);
+    gateway.service_hosts = When::Asked;
+    let pebble = gateway.pebble(&[]);
+    gateway.authorities.push(authority("pebble", &pebble));
+    let (store, mut renewal) = gateway.obtain().await;
+    let default = shown(&store, NAMES[0]).await.unwrap();
+    let hosts = [
+        "a.service.example",
+        "b.service.example",
+        "c.service.example",
+    ];
+    let (rosters, roster_of) = watch::channel(roster(1, &hosts));
+    renewal.joined(roster_of);
+
+    // Nobody has asked for them; others are asked for by whoever likes.
+    for number in 0..500 {
+        let name = format!("n{number}.service.example");
+        assert_eq!(shown(&store, &name).await.as_ref(), Some(&default));
+    }
+    assert_eq!(
+        pebble.log_has("Added order "),
+        1,
+        "that of the gateway itself"
+    );
+
+    // Who comes first gets what there is, and the next one the host's own. The roster may be taken in meanwhile.
+    for host in &hosts[..2] {
+        wait_until("no certificate for a host", async || {
+            shown(&store, host).await.unwrap() != default
+        })
+        .await;
+        shake_hands(&store, &pebble, host).await;
+    }
+    assert_eq!(pebble.log_has("Added order "), 3);
+
+    // Two in an hour were allowed.
+    for _ in 0..100 {
+        assert_eq!(shown(&store, hosts[2]).await.as_ref(), Some(&default));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(pebble.log_has("Added order "), 3);
+
+    // What was counted, and what was obtained, outlives the process.
+    drop(renewal);
+    gateway.is_gone().await;
+    let (store, mut renewal) = gateway.obtain().await;
+    renewal.joined(rosters.subscribe());
+    for host in &hosts[..2] {
+        wait_until("what was kept is not used", async || {
+            shown(&store, host).await.unwrap() != default
+        })
+        .await;
+    }
+    for _ in 0..100 {
+        assert_eq!(shown(&store, hosts[2]).await.as_ref(), Some(&default));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(pebble.log_has("Added order "), 3);
+}
+
+#[tokio::test]
+async fn hosts_of_services_get_certificates_as_the_roster_lists_them() {
+    let mut gateway = Gateway::new(Kind::Http01);
+    gateway.service_hosts = When::Registered;
+    let pebble = gateway.pebble(&[]);
+    gateway.authorities.push(authority("pebble", &pebble));
+    let (store, mut renewal) = gateway.obtain().await;
+    // Names of the gateway, and what no authority would certify, get none of their own.
+    let (rosters, roster_of) = watch::channel(roster(1, &[NAMES[0], "localhost"]));
+    renewal.joined(roster_of);
+    let default = shown(&store, NAMES[0]).await.unwrap();
+    rosters.send_replace(roster(2, &["a.service.example"]));
+    wait_until("no certificate for a host", async || {
+        shown(&store, "a.service.example").await.unwrap() != default
+    })
+    .await;
+    assert_eq!(pebble.log_has("Added order "), 2);
+}
+
+/// Notes the certificate of a server, and goes on with nobody.
+#[derive(Debug, Default)]
+struct Seen(std::sync::Mutex<Option<Vec<u8>>>);
+
+impl ServerCertVerifier for Seen {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        *self.0.lock().unwrap() = Some(certificate.to_vec());
+        Err(rustls::Error::General("it was seen".to_owned()))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("it was seen".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("it was seen".to_owned()))
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        aws_lc_rs::default_provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
 }
 
 /// Authorities that are none.

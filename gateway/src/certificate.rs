@@ -1,7 +1,7 @@
 //! The gateway's certificate: read from files that are watched, obtained from a public authority, or signed
 //! here for clients that trust it by its hash.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use tokio::task::JoinHandle;
 use wavry_credentials::{
@@ -69,7 +69,7 @@ pub(crate) async fn prepare(
 }
 
 /// Looks at what [`prepare`] would read.
-pub(crate) fn check(certificate: &Certificate) -> Vec<Finding> {
+pub(crate) async fn check(certificate: &Certificate) -> Vec<Finding> {
     match certificate {
         Certificate::File(chain) => vec![cert::check(chain, None)],
         Certificate::Acme(wanted) => {
@@ -77,6 +77,9 @@ pub(crate) fn check(certificate: &Certificate) -> Vec<Finding> {
                 .secrets()
                 .map(|secret| source::check_file(&secret, None, |_| Ok::<_, source::Error>(())));
             let mut findings: Vec<_> = keys.collect();
+            if let Some(dns) = wanted.dns() {
+                findings.extend(dns.check().await);
+            }
             if wanted.is_shared() {
                 findings.push(source::check_file(FLEET_KEY, None, Ring::read));
             }
@@ -88,6 +91,14 @@ pub(crate) fn check(certificate: &Certificate) -> Vec<Finding> {
 }
 
 impl Prepared {
+    /// TLS that answers an authority, where somebody else's listener is to.
+    pub(crate) fn challenges(&self) -> Option<Arc<rustls::ServerConfig>> {
+        match self {
+            Self::Acme(acme) | Self::Fleet(acme, _) => acme.challenge_tls(),
+            Self::Files { .. } | Self::SelfSigned(_) => None,
+        }
+    }
+
     pub(crate) fn start(self, store: &Store) -> Result<Care, StartError> {
         Ok(match self {
             Self::Files { chain, key } => Care::Files(store.watch(&chain, &key)),
@@ -114,6 +125,9 @@ impl Care {
                 cluster: membership.cluster().clone(),
             };
             *self = Self::Acme(acme.start_in_fleet(store.clone(), shared)?);
+        }
+        if let Self::Acme(renewal) = self {
+            renewal.joined(membership.roster());
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! What the gateway is told: [`Raw`] as it is written, [`Config`] as it was checked.
 
 mod certificate;
+mod dns;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -11,7 +12,10 @@ use wavry_transport::{socket, webtransport};
 
 use crate::forward;
 
-pub use self::certificate::{Certificate, RawAcme, RawAuthority, RawSelfSigned};
+pub use self::{
+    certificate::{Certificate, RawAcme, RawAuthority, RawChallenge, RawSelfSigned},
+    dns::RawDns,
+};
 
 /// Configuration as it is written, in table `gateway`. Every key may be left out; those without a
 /// default are missed by [`Config::try_from`].
@@ -22,6 +26,8 @@ pub struct Raw {
     pub listen: SocketAddr,
     /// Sockets on that address, each served by a task of its own.
     pub shards: usize,
+    /// TCP address at which HTTPS is answered, beside HTTP/3; none unless set.
+    pub https_listen: Option<SocketAddr>,
     /// PEM file with the certificate chain; its key is secret `tls_key`.
     pub certificate: Option<PathBuf>,
     /// The certificate is obtained from a public authority instead.
@@ -102,6 +108,7 @@ impl Default for Raw {
             listen: SocketAddr::from(([0, 0, 0, 0], 4433)),
             shards: std::thread::available_parallelism()
                 .map_or(1, |cores| cores.get().min(socket::MAX_SHARDS)),
+            https_listen: None,
             certificate: None,
             acme: None,
             self_signed: None,
@@ -150,6 +157,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Sockets on that address, each served by a task of its own.
     pub shards: usize,
+    /// TCP address at which HTTPS is answered, beside HTTP/3.
+    pub https_listen: Option<SocketAddr>,
     /// Where the certificate comes from.
     pub certificate: Certificate,
     /// Directory for what registration gave.
@@ -243,11 +252,13 @@ impl TryFrom<Raw> for Config {
         let state_dir = required("state_dir", raw.state_dir)?;
         let certificate =
             certificate::choose(raw.certificate, raw.acme, raw.self_signed, &state_dir)?;
+        let certificate = certificate.beside_https(raw.https_listen.is_some())?;
         let forward_headers = forward::Headers::new(&raw.forward_headers)
             .map_err(|problem| Invalid::new("forward_headers", problem))?;
         Ok(Self {
             listen: raw.listen,
             shards: raw.shards,
+            https_listen: raw.https_listen,
             certificate,
             state_dir,
             master,

@@ -29,6 +29,16 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// A TCP address cannot be used.
+    #[error("cannot listen on TCP {address} ({key})")]
+    BindTcp {
+        /// The configuration key.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
     /// The cluster does not take the node.
     #[error("cannot join the cluster")]
     Membership(#[from] membership::Error),

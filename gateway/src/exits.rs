@@ -14,7 +14,7 @@ use wavry_proto::{
     control::Roster,
     id::{NodeId, RegionName, ServiceName},
     placement,
-    session::Response,
+    session::{Response, UNKNOWN_SERVICE},
 };
 
 use self::choice::{Choice, State};
@@ -90,6 +90,14 @@ impl Exits {
         self.choice().told(exit, full, Instant::now());
     }
 
+    /// `exit` has no upstream for `service`, which says nothing of what else it is an exit for.
+    pub(crate) fn without(&self, exit: &NodeId, service: &ServiceName) {
+        counter!(names::EXIT_FAILURES, "reason" => UNKNOWN_SERVICE).increment(1);
+        if self.choice().without(exit, service, Instant::now()) {
+            tracing::warn!(%exit, %service, "exit left out for a service that it does not know");
+        }
+    }
+
     /// `exit` can be reached.
     pub(crate) fn reached(&self, exit: &NodeId) {
         if self.choice().reached(exit, Instant::now()) {
@@ -97,12 +105,12 @@ impl Exits {
         }
     }
 
-    /// `exit` took one session more, with this answer.
-    pub(crate) fn took(&self, exit: NodeId, answer: &Response) -> Load<'_> {
+    /// `exit` took one session more with `service`, with this answer.
+    pub(crate) fn took(&self, exit: NodeId, service: &ServiceName, answer: &Response) -> Load<'_> {
         self.reached(&exit);
         let now = Instant::now();
         let mut choice = self.choice();
-        choice.took(&exit);
+        choice.took(&exit, service);
         if let Some(load) = load(answer) {
             choice.told(&exit, load, now);
         }

@@ -14,6 +14,7 @@ mod error;
 mod exits;
 mod expiry;
 pub mod forward;
+mod https;
 mod limits;
 mod metrics;
 mod plain;
@@ -42,7 +43,7 @@ use wavry_credentials::{
 use wavry_proto::control::Roster;
 use wavry_transport::{mesh, socket, webtransport};
 
-use crate::{certificate::Care, core::Core};
+use crate::{certificate::Care, core::Core, https::Https};
 pub use crate::{
     config::Config,
     error::{RunError, StartError},
@@ -69,13 +70,15 @@ pub struct Gateway {
 struct Front {
     core: Arc<Core>,
     server: webtransport::Server,
+    /// HTTPS over TCP, where it is wanted.
+    https: Option<https::Serving>,
     sessions: TaskTracker,
     drain_timeout: Duration,
 }
 
 /// Looks at all that a gateway needs, without starting it.
 pub async fn check(config: &Config) -> Vec<source::Finding> {
-    let mut findings = certificate::check(&config.certificate);
+    let mut findings = certificate::check(&config.certificate).await;
     findings.extend(membership::check(&membership_of(config)));
     findings
 }
@@ -102,6 +105,20 @@ impl Gateway {
         let candidate = Candidate::new(membership_of(&config))?;
         let in_listen = StartError::bind("listen", config.listen);
         let sockets = socket::bind_shards(config.listen, config.shards).map_err(&in_listen)?;
+
+        let https = match config.https_listen {
+            None => None,
+            Some(listen) => {
+                let (challenges, limits) = (prepared.challenges(), config.webtransport.clone());
+                let bound = Https::bind(listen, &certificates, challenges, limits).await;
+                let bound = bound.map_err(|source| StartError::BindTcp {
+                    key: "https_listen",
+                    address: listen,
+                    source,
+                })?;
+                Some(bound.start())
+            }
+        };
 
         // From here on nothing but others can be in the way; a certificate is obtained meanwhile.
         let mut care = prepared.start(&certificates)?;
@@ -153,7 +170,8 @@ impl Gateway {
                     mesh,
                 ),
                 server,
-            ),
+            )
+            .with_https(https, address.port()),
             address,
             membership,
         })
@@ -193,6 +211,7 @@ impl Gateway {
             self.membership
                 .report_sessions(self.front.sessions.len() as u64);
             session::count(self.front.core.ledger.take());
+            self.front.core.certificates.count_look_ups();
             self.front.core.turn_exits();
         }
     }
@@ -208,9 +227,19 @@ impl Front {
         Self {
             core,
             server,
+            https: None,
             sessions: TaskTracker::new(),
             drain_timeout,
         }
+    }
+
+    /// Has requests answered over TCP, too; HTTP/3 is at UDP port `port`.
+    fn with_https(mut self, https: Option<https::Serving>, port: u16) -> Self {
+        if let Some(https) = &https {
+            https.answer(self.core.clone(), port);
+        }
+        self.https = https;
+        self
     }
 
     /// Serves until `shutdown`.
@@ -268,6 +297,9 @@ impl Front {
 
     /// Ends every connection.
     async fn close(&self) {
+        if let Some(https) = &self.https {
+            let _ = timeout(CLOSE_TIMEOUT, https.close()).await;
+        }
         let _ = timeout(CLOSE_TIMEOUT, self.server.close()).await;
         let _ = timeout(CLOSE_TIMEOUT, self.core.mesh.close()).await;
     }

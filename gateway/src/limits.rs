@@ -98,7 +98,7 @@ impl Limits {
     }
 }
 
-struct Counters<K: Hash + Eq> {
+pub(crate) struct Counters<K: Hash + Eq> {
     counts: DashMap<K, u32>,
 }
 
@@ -111,7 +111,8 @@ impl<K: Hash + Eq> Default for Counters<K> {
 }
 
 impl<K: Hash + Eq + Clone> Counters<K> {
-    fn hold(this: &Arc<Self>, key: K, max: u32) -> Option<Held<K>> {
+    /// One more of `key`, of which there may be `max`.
+    pub(crate) fn hold(this: &Arc<Self>, key: K, max: u32) -> Option<Held<K>> {
         match this.counts.entry(key.clone()) {
             Entry::Occupied(mut entry) if *entry.get() < max => *entry.get_mut() += 1,
             Entry::Vacant(entry) if max > 0 => drop(entry.insert(1)),
@@ -125,7 +126,7 @@ impl<K: Hash + Eq + Clone> Counters<K> {
 }
 
 /// One count in a table.
-struct Held<K: Hash + Eq> {
+pub(crate) struct Held<K: Hash + Eq> {
     counters: Arc<Counters<K>>,
     key: K,
 }

@@ -29,6 +29,9 @@ pub(crate) const DATAGRAMS: &str = "wavry_gateway_session_datagrams_total";
 /// Datagrams that the gateway dropped between client and mesh, by `direction`.
 pub(crate) const DATAGRAMS_DROPPED: &str = "wavry_gateway_session_datagrams_dropped_total";
 
+/// HTTPS connections over TCP that are over, by `outcome`.
+pub(crate) const HTTPS_CONNECTIONS: &str = "wavry_gateway_https_connections_total";
+
 /// Describes every metric of the gateway with its unit.
 pub fn describe() {
     describe_gauge!(SESSIONS, Unit::Count, "Sessions live now");
@@ -44,6 +47,11 @@ pub fn describe() {
         SETUP,
         Unit::Seconds,
         "From a client's request to its live session"
+    );
+    describe_counter!(
+        HTTPS_CONNECTIONS,
+        Unit::Count,
+        "HTTPS connections over TCP that are over"
     );
     describe_counter!(
         EXIT_FAILURES,

@@ -17,7 +17,7 @@ use wavry_proto::{
     control::RefuseWith,
     id::ServiceName,
     mesh::Open,
-    session::{Close, REFUSED_BY_RELAY, RELAY_LIMIT, Response, close_code},
+    session::{Close, REFUSED_BY_RELAY, RELAY_LIMIT, Response, UNKNOWN_SERVICE, close_code},
 };
 use wavry_transport::{
     mesh::{self, OpenError},
@@ -189,7 +189,8 @@ async fn open_at_best_exit(
     core: &Core,
     open: Open,
 ) -> Result<(Load<'_>, mesh::Session, Response), Refusal> {
-    let mut exits = core.exits_for(&open.service);
+    let service = &open.service.clone();
+    let mut exits = core.exits_for(service);
     exits.truncate(MAX_ATTEMPTS);
     let deadline = tokio::time::Instant::now() + core.open_timeout;
     let mut refusal = Refusal::NoExit;
@@ -203,12 +204,13 @@ async fn open_at_best_exit(
         };
         match opened {
             Ok(Ok((session, response))) => {
-                let load = core.exits.took(exit, &response);
+                let load = core.exits.took(exit, service, &response);
                 return Ok((load, session, response));
             }
             Ok(Err(OpenError::Rejected(response))) if refused_by_relay(&response).is_some() => {
                 match refused_by_relay(&response) {
                     Some(RELAY_LIMIT) => core.exits.full(&exit),
+                    Some(UNKNOWN_SERVICE) => core.exits.without(&exit, service),
                     _ => core.exits.failed(&exit, Failure::Refused),
                 }
                 warn!(%exit, status = response.status, "exit refused");

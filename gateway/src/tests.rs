@@ -2,6 +2,7 @@
 //! Only the cluster is made by hand.
 
 mod end;
+mod https;
 mod opening;
 mod plain;
 mod refresh;

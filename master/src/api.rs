@@ -41,6 +41,7 @@ use wavry_proto::{
 use crate::{
     audited::{Asked, Strangers, Word, is_denial},
     channel::Channel,
+    config::Limits,
     metrics as names,
     once::UnderWay,
     operate,
@@ -79,20 +80,27 @@ pub(crate) struct Api {
     pub(crate) leaving: CancellationToken,
 }
 
-/// How often operators may ask. Several may have one address.
+/// How often operators may ask, of whom several may have one address, and nodes register.
 pub(crate) struct Rates {
     operators: Rate<String>,
     addresses: Rate<IpAddr>,
+    registrations: Rate<()>,
+    registrations_at_address: Rate<IpAddr>,
 }
 
 /// Operators that one address has at least.
 const OPERATORS_AT_ADDRESS: u32 = 4;
+/// The part of all registrations that one address may have.
+const REGISTRATIONS_AT_ADDRESS: u32 = 5;
 
 impl Rates {
-    pub(crate) fn new(per_second: u32) -> Self {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        let (operators, registrations) = (limits.operator_rate, limits.registration_rate);
         Self {
-            operators: Rate::new(per_second),
-            addresses: Rate::new(per_second.saturating_mul(OPERATORS_AT_ADDRESS)),
+            operators: Rate::new(operators),
+            addresses: Rate::new(operators.saturating_mul(OPERATORS_AT_ADDRESS)),
+            registrations: Rate::new(registrations),
+            registrations_at_address: Rate::new(registrations / REGISTRATIONS_AT_ADDRESS),
         }
     }
 
@@ -100,6 +108,19 @@ impl Rates {
     pub(crate) fn of_address(&self, address: IpAddr) -> Result<(), Refusal> {
         let admitted = self.addresses.admit(network(address), Instant::now());
         admitted.map_err(Refusal::TooManyRequests)
+    }
+
+    /// Counts an attempt of an address to register.
+    fn of_attempt(&self, address: IpAddr) -> Result<(), Refusal> {
+        let attempts = &self.registrations_at_address;
+        let admitted = attempts.admit(network(address), Instant::now());
+        admitted.map_err(Refusal::TooManyRegistrations)
+    }
+
+    /// Counts a registration whose token holds: who has none, from however many addresses, holds up nobody.
+    fn of_registration(&self) -> Result<(), Refusal> {
+        let admitted = self.registrations.admit((), Instant::now());
+        admitted.map_err(Refusal::TooManyRegistrations)
     }
 
     /// Counts a request of an operator.
@@ -208,6 +229,7 @@ async fn try_register(
     asked: &Asked,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Registered, Refusal> {
+    api.rates.of_attempt(asked.address)?;
     let request: Register = parse(&body)?;
     let now = unix_time();
     // Taken first: whatever else is wrong, a nonce serves one attempt.
@@ -228,6 +250,7 @@ async fn try_register(
     };
     let _ = asked.who.set(token.sub.to_string());
     let _ = asked.secret.set(api.audit_key.identifier(&token.jti));
+    api.rates.of_registration()?;
     if !nonce_is_good {
         return Err(Refusal::Nonce);
     }
@@ -365,10 +388,12 @@ async fn roster(
         signed.epoch >= least && after.is_none_or(|after| signed.epoch > Epoch(after))
     });
     let answer = tokio::select! {
+        biased;
         newer = newer => newer.ok().map(|current| current.clone()),
         () = tokio::time::sleep(api.poll_timeout) => None,
         () = api.leaving.cancelled() => return Err(Refusal::Leaving),
         () = api.registry.behind() => return Err(Refusal::Behind(store::Error::TooSlow)),
+        () = api.registry.mute() => return Err(Refusal::RosterNotSigned),
     };
     let Some(current) = answer else {
         let current = entity_tag(api.registry.signed().borrow().epoch);
@@ -549,6 +574,29 @@ mod tests {
         }
         // Networks of one's own are networks.
         assert!(takes("10.0.0.1:1", "192.0.2.1") && takes("[fd00::1]:1", "192.0.2.1"));
+    }
+
+    #[test]
+    fn an_address_has_a_fifth_of_the_registrations_and_all_have_ten_seconds_worth_at_once() {
+        let rates = Rates::new(&Limits {
+            registration_rate: 5,
+            ..Limits::default()
+        });
+        let admitted = |address: &str| {
+            let address = address.parse().unwrap();
+            (0..100)
+                .filter(|_| rates.of_attempt(address).is_ok())
+                .count()
+        };
+        // A second may pass meanwhile.
+        for address in ["192.0.2.1", "192.0.2.2", "2001:db8::1"] {
+            assert!((10..=12).contains(&admitted(address)), "{address}");
+        }
+        assert!(admitted("2001:db8::2") <= 2, "it is the same network");
+        let all = (0..100).filter(|_| rates.of_registration().is_ok()).count();
+        assert!((50..=60).contains(&all), "{all}");
+        let refused = rates.of_registration();
+        assert!(matches!(refused, Err(Refusal::TooManyRegistrations(wait)) if !wait.is_zero()));
     }
 
     #[test]

@@ -4,10 +4,7 @@ use sqlx::{
     postgres::PgPoolOptions,
     sqlite::{SqliteConnectOptions, SqlitePoolOptions},
 };
-use wavry_credentials::{
-    audit::{Head, Line, Verifier, verify::Reading},
-    token::SigningKey,
-};
+use wavry_credentials::audit::{Head, Line, Verifier, verify::Reading};
 
 use crate::{
     database::{
@@ -18,6 +15,7 @@ use crate::{
     store::{
         self, Error,
         audit::{ReadError, lines_after},
+        keys::Kept,
     },
 };
 
@@ -80,10 +78,10 @@ impl Reader {
         Ok(Self { pool, owner })
     }
 
-    /// The key with which a master signs now; `master` is what its secret `master_key` holds.
-    pub async fn signing_key(&self, master: &SigningKey) -> Result<SigningKey, ReadError> {
+    /// The keys of a master.
+    pub(crate) async fn keys(&self) -> Result<Vec<Kept>, ReadError> {
         match self.owner {
-            Owner::Master => Ok(store::keys::signing(&self.pool, master).await?),
+            Owner::Master => Ok(store::keys::read(&self.pool).await?),
             Owner::KeyVault => Err(ReadError::NoLog),
         }
     }

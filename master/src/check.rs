@@ -17,22 +17,44 @@ use crate::{
         self,
         config::{Seal, Vault},
     },
+    signing::{self, Place},
 };
 
 /// Looks at all that a master needs, without starting it or opening its database.
 pub async fn check(config: &Config) -> Vec<Finding> {
-    let mut findings = vec![
-        source::check("master_key", config.master_key.as_deref(), SigningKey::read).await,
+    let mut findings = keys(config).await;
+    findings.extend([
         source::check("audit_key", config.audit_key.as_deref(), |text| {
             audit::Key::read(text, config.cluster.clone())
         })
         .await,
         cert::check(&config.certificate, config.tls_key.as_deref()),
-    ];
+    ]);
     findings.extend(password(&config.database).await);
     findings.extend(sinks(&config.audit_sinks));
     if let Some(vault) = &config.keyvault {
         findings.extend(entries(vault).await);
+    }
+    findings
+}
+
+/// The secret `master_key`, unless it is not there and need not be, and the key in the vault.
+async fn keys(config: &Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let file = config.master_key.as_deref();
+    let needs_none = config
+        .signing
+        .as_ref()
+        .is_some_and(|signing| signing.new_keys == Place::Vault)
+        && matches!(
+            source::find("master_key", file),
+            Err(source::Error::Missing { .. })
+        );
+    if !needs_none {
+        findings.push(source::check("master_key", file, SigningKey::read).await);
+    }
+    if let Some(config) = &config.signing {
+        findings.push(Finding::new("signing key", signing::look(config).await));
     }
     findings
 }

@@ -22,6 +22,7 @@ use crate::{
     identity,
     keys::Pace,
     keyvault,
+    signing::{self, RawSigning},
 };
 
 /// Configuration as it is written, in table `master`. Every key may be left out; those without a
@@ -74,6 +75,12 @@ pub struct Raw {
     pub max_connections: usize,
     /// Requests a second that one operator may send on average; ten seconds' worth may come at once.
     pub operator_rate: u32,
+    /// Registrations a second on average, and a fifth as many attempts of one address; ten seconds' worth may come at
+    /// once.
+    pub registration_rate: u32,
+    /// The vault whose key signs; unless given, keys are in the database.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signing: Option<RawSigning>,
     /// The KeyVault that the master has in it; none unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keyvault: Option<keyvault::config::RawVault>,
@@ -124,6 +131,8 @@ impl Default for Raw {
             drain_timeout: Duration::from_secs(5),
             max_connections: 4096,
             operator_rate: 50,
+            registration_rate: 100,
+            signing: None,
             keyvault: None,
             services: Vec::new(),
         }
@@ -159,6 +168,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// What a client can make the master hold.
     pub limits: Limits,
+    /// The vault whose key signs.
+    pub signing: Option<signing::Config>,
     /// The KeyVault that the master has in it.
     pub keyvault: Option<keyvault::config::Vault>,
     /// The services, in lower case and without duplicates.
@@ -186,6 +197,8 @@ pub struct Limits {
     pub poll_timeout: Duration,
     /// Requests a second that one operator may send on average.
     pub operator_rate: u32,
+    /// Registrations a second on average.
+    pub registration_rate: u32,
 }
 
 impl Default for Limits {
@@ -197,6 +210,7 @@ impl Default for Limits {
             request_timeout: Duration::from_secs(30),
             poll_timeout: Duration::from_secs(25),
             operator_rate: Raw::default().operator_rate,
+            registration_rate: Raw::default().registration_rate,
         }
     }
 }
@@ -239,9 +253,14 @@ impl TryFrom<Raw> for Config {
         }
         at_least_one("max_connections", raw.max_connections as u64)?;
         at_least_one("operator_rate", raw.operator_rate.into())?;
+        at_least_one("registration_rate", raw.registration_rate.into())?;
         let keyvault = raw.keyvault.map(TryInto::try_into).transpose();
         let keyvault = keyvault.map_err(|invalid: Invalid| {
             Invalid::new(format!("keyvault.{}", invalid.key), invalid.problem)
+        })?;
+        let signing = raw.signing.map(TryInto::try_into).transpose();
+        let signing = signing.map_err(|invalid: Invalid| {
+            Invalid::new(format!("signing.{}", invalid.key), invalid.problem)
         })?;
         Ok(Self {
             listen: raw.listen,
@@ -266,8 +285,10 @@ impl TryFrom<Raw> for Config {
             limits: Limits {
                 max_connections: raw.max_connections,
                 operator_rate: raw.operator_rate,
+                registration_rate: raw.registration_rate,
                 ..Limits::default()
             },
+            signing,
             keyvault,
             services: services(raw.services)?,
             master_key: None,

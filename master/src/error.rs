@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use wavry_credentials::{cert, source};
 
-use crate::{database::Location, keyvault, store};
+use crate::{database::Location, keyvault, signing, store};
 
 /// Why the master does not start. Nothing is bound when it is about a secret, a certificate or the
 /// database.
@@ -13,6 +13,9 @@ pub enum StartError {
     /// A secret is missing or must not be used; the error names variable and path.
     #[error(transparent)]
     Secret(#[from] source::Error),
+    /// There is no key to sign with.
+    #[error("there is no key to sign with")]
+    Signing(#[from] signing::Error),
     /// The audit log is not what was written. `wavry audit verify` names the first line that is bad.
     #[error("the audit log in {database} does not hold; see `wavry audit verify`")]
     Audit {

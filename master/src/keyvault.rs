@@ -47,7 +47,10 @@ mod wrapping;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::{sync::Notify, task::JoinSet};
+use tokio::{
+    sync::{Notify, Semaphore},
+    task::JoinSet,
+};
 use wavry_credentials::{audit, bearer::Token, key::aead};
 
 use crate::audit_sink;
@@ -98,6 +101,8 @@ pub struct KeyVault {
     /// Something is to be swept away.
     upkeep: Arc<Notify>,
     audit_sinks: Arc<[audit_sink::Config]>,
+    /// Held while a long body is read and answered.
+    long_bodies: Arc<Semaphore>,
 }
 
 impl KeyVault {
@@ -118,6 +123,7 @@ impl KeyVault {
             held_key: Arc::default(),
             upkeep: Arc::default(),
             audit_sinks: config.audit_sinks.clone().into(),
+            long_bodies: Arc::new(Semaphore::new(api::LONG_BODIES)),
         })
     }
 

@@ -10,7 +10,7 @@
 //! * [`config`]: what the master is told.
 //! * [`audit_sink`]: copies of the audit log elsewhere; [`audit_reader`]: the log, read and checked.
 //! * [`database`]: where one is, and SQL for both kinds.
-//! * [`keys`]: the life of keys that sign.
+//! * [`keys`]: the life of keys that sign; [`signing`]: where they are kept.
 //! * [`identity`]: the lives of nodes' identities.
 //! * [`lease`]: which gateway orders a certificate that all of a fleet use.
 //! * [`store`]: what it remembers, the audit log too.
@@ -47,6 +47,7 @@ mod rate;
 mod registry;
 mod ring;
 mod server;
+pub mod signing;
 #[cfg(test)]
 mod simulation;
 pub mod store;
@@ -57,7 +58,7 @@ use axum::Router;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::MissedTickBehavior};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use wavry_credentials::{audit, cert, clock::unix_time, source, token::SigningKey};
+use wavry_credentials::{audit, cert, clock::unix_time, source};
 
 pub use check::{check, check_keyvault};
 pub use config::Config;
@@ -67,6 +68,7 @@ pub use metrics::{describe as describe_metrics, describe_keyvault as describe_ke
 use audited::Strangers;
 use once::UnderWay;
 use registry::{Registry, Times};
+use signing::Custody;
 use store::ServiceError;
 
 /// A master that is bound and ready to serve.
@@ -90,7 +92,11 @@ impl Master {
     /// on are served as soon as [`Master::run`] is.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let file = config.master_key.as_deref();
-        let key = source::load("master_key", file, SigningKey::read).await?;
+        let custody = Custody::open(file, config.signing.as_ref()).await;
+        let custody = custody.map_err(|error| match error {
+            signing::Error::Secret(source) => StartError::Secret(source),
+            error => error.into(),
+        })?;
         let file = config.audit_key.as_deref();
         let audit_key = source::load("audit_key", file, |text| {
             audit::Key::read(text, config.cluster.clone())
@@ -120,7 +126,11 @@ impl Master {
                 source,
             },
         })?;
-        store.adopt(&key, unix_time()).await.map_err(unusable)?;
+        let adopted = store.adopt(&custody, unix_time()).await;
+        adopted.map_err(|error| match error {
+            signing::Error::Store(source) => unusable(source),
+            error => error.into(),
+        })?;
         let configured = store.configure(&config.services).await;
         configured.map_err(|error| match error {
             ServiceError::Store(source) => unusable(source),
@@ -135,7 +145,7 @@ impl Master {
             pace: config.key_pace,
             identity_pace: config.identity_pace,
         };
-        let registry = Registry::new(store, key, config.cluster, times)
+        let registry = Registry::new(store, custody, config.cluster, times)
             .await
             .map_err(unusable)?;
 
@@ -161,7 +171,7 @@ impl Master {
             under_way: UnderWay::default(),
             audit_key,
             strangers: Strangers::default(),
-            rates: api::Rates::new(config.limits.operator_rate),
+            rates: api::Rates::new(&config.limits),
             heartbeat_interval: config.heartbeat_interval,
             request_timeout: config.limits.request_timeout,
             poll_timeout: config.limits.poll_timeout,

@@ -8,6 +8,8 @@ pub(crate) const CONNECTIONS: &str = "wavry_master_connections";
 pub(crate) const HANDSHAKES_FAILED: &str = "wavry_master_handshakes_failed_total";
 pub(crate) const ROSTER_EPOCH: &str = "wavry_master_roster_epoch";
 pub(crate) const ROSTERS_SIGNED: &str = "wavry_master_rosters_signed_total";
+pub(crate) const ROSTERS_UNSIGNED: &str = "wavry_master_rosters_unsigned_total";
+pub(crate) const SIGNS: &str = "wavry_master_signs";
 pub(crate) const SERVICES: &str = "wavry_master_services";
 pub(crate) const NODES: &str = "wavry_master_nodes";
 pub(crate) const CURRENT: &str = "wavry_master_current";
@@ -56,6 +58,16 @@ pub fn describe() {
         REGISTRATIONS,
         Unit::Count,
         "Registrations tried, by outcome: registered, or the word of the problem"
+    );
+    describe_counter!(
+        ROSTERS_UNSIGNED,
+        Unit::Count,
+        "Attempts to sign a roster that failed, as the vault that has the key did not sign"
+    );
+    describe_gauge!(
+        SIGNS,
+        Unit::Count,
+        "1 if the newest roster could be signed when that was last tried, else 0"
     );
     describe_counter!(
         ROSTERS_SIGNED,

@@ -8,6 +8,7 @@
 
 mod asking;
 mod identity;
+mod placement;
 mod service;
 mod token;
 
@@ -52,6 +53,7 @@ use crate::{
 use asking::{Asking, OnceKey};
 
 pub use identity::IdentityStatus;
+pub use placement::PlaceNode;
 pub use service::{ServicePage, ServiceSpec, ServiceStatus};
 pub use token::{IssueOperator, IssueRegistration, IssueSession, IssuedToken};
 
@@ -94,6 +96,13 @@ pub struct NodeStatus {
     pub transit: Vec<String>,
     /// Services it is an exit for now.
     pub services: Vec<String>,
+    /// Region that it is in, if any was said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "eu-west")]
+    pub region: Option<String>,
+    /// The share of sessions that it takes, if it is a relay, beside others for the same service.
+    #[serde(default)]
+    pub weight: u16,
     /// Identities it is known by: one, or two while it rotates.
     pub identities: Vec<IdentityStatus>,
     /// Since when an operator wants another identity, in seconds since the Unix epoch, if it has made none
@@ -279,7 +288,7 @@ pub(crate) fn router() -> Router<Arc<Api>> {
 fn documented() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(list_nodes))
-        .routes(routes!(show_node))
+        .routes(routes!(show_node, placement::place_node))
         .routes(routes!(revoke_node))
         .routes(routes!(identity::rotate_identity))
         .routes(routes!(list_revocations, revoke_subject))
@@ -491,7 +500,8 @@ async fn list_keys(
     api.operator(&headers, &asked, OperatorRole::Viewer).await?;
     let ring = api.registry.ring();
     // By age, and not by name: their numbers are how the next page is asked for.
-    let numbered = ring.lives.iter().enumerate();
+    let lives = ring.lives();
+    let numbered = lives.iter().enumerate();
     let (page, next) = PageQuery::read(query)?.of(numbered, |(number, _)| format!("{number:06}"));
     let keys = page.into_iter().map(|(_, life)| key_status(life)).collect();
     Ok(Json(KeyPage { keys, next }))
@@ -545,9 +555,10 @@ async fn rotate_key(
     let order = asking.order(&operator, Action::Rotate, path, String::new())?;
     let kid = api.registry.rotate_key(reason, pace, order).await?;
     let ring = api.registry.ring();
-    let made = ring.lives.iter().find(|life| life.kid == kid);
+    let lives = ring.lives();
+    let made = lives.iter().find(|life| life.kid == kid);
     // It is there, unless another master has rotated again meanwhile.
-    let made = made.or(ring.lives.last()).map(key_status);
+    let made = made.or(lives.last()).map(key_status);
     Ok((StatusCode::CREATED, Json(made.ok_or(Refusal::NotFound)?)))
 }
 
@@ -608,6 +619,8 @@ fn status((node, whereabouts): &(Node, Option<Whereabouts>), lives: Option<Lives
         addresses: node.addresses.iter().map(ToString::to_string).collect(),
         transit: node.transit.iter().map(ToString::to_string).collect(),
         services: texts(&node.services),
+        region: node.placement.region.as_ref().map(ToString::to_string),
+        weight: node.placement.weight.get(),
         rotation_ordered: lives.as_ref().and_then(|lives| lives.ordered),
         identities: lives
             .map(|lives| lives.lives.iter().map(IdentityStatus::of).collect())

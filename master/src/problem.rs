@@ -6,14 +6,14 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use wavry_credentials::{redact, token::Rejected};
+use wavry_credentials::{redact, signer::SignError, token::Rejected};
 use wavry_proto::{control::Problem, id::ServiceName, token::OperatorRole};
 
 use crate::{
     audited::Word,
     once::InFlight,
     store::{
-        self, FleetError, HeartbeatError, OnceError, RegisterError, RevokeError,
+        self, FleetError, HeartbeatError, MoveError, OnceError, RegisterError, RevokeError,
         RotateIdentityError, ServiceError, keys::RotateError,
     },
 };
@@ -112,6 +112,9 @@ pub enum Refusal {
     /// A key is on its way already.
     #[error("a new key is published already, and signs in its turn")]
     RotationUnderWay,
+    /// Another key began to sign meanwhile.
+    #[error("another rotation was faster; look at the keys, and ask again if that was not yours")]
+    RotationOvertaken,
     /// No further subject can be revoked.
     #[error("{} subjects are revoked already", store::MAX_REVOCATIONS)]
     TooManyRevocations,
@@ -145,12 +148,21 @@ pub enum Refusal {
     /// It asks too often; how long to wait.
     #[error("there are too many requests of this operator or address")]
     TooManyRequests(Duration),
+    /// There are too many registrations; how long to wait.
+    #[error("there are too many registrations, of this address or at all")]
+    TooManyRegistrations(Duration),
     /// The master is leaving.
     #[error("the master is shutting down")]
     Leaving,
     /// The request cannot be put on record, so it is not served.
     #[error("the audit log cannot be written; try again")]
     NotAudited(#[source] store::Error),
+    /// What was decided could not be signed.
+    #[error("the key that signs is in a vault that does not sign now; try again")]
+    NotSigned(#[source] SignError),
+    /// The newest roster could not be signed.
+    #[error("the newest roster cannot be signed now; ask another master")]
+    RosterNotSigned,
     /// What is asked for might be older than what another master has answered.
     #[error("this master cannot reach its database; ask another")]
     Behind(#[source] store::Error),
@@ -229,6 +241,7 @@ impl Refusal {
                 "Too many services",
             ),
             Self::RotationUnderWay => (S::CONFLICT, "rotation-under-way", "Rotation under way"),
+            Self::RotationOvertaken => (S::CONFLICT, "rotation-overtaken", "Rotation overtaken"),
             Self::TooManyRevocations => (
                 S::INSUFFICIENT_STORAGE,
                 "too-many-revocations",
@@ -255,6 +268,11 @@ impl Refusal {
             Self::Role(_) => (S::FORBIDDEN, "role-not-sufficient", "Role not sufficient"),
             Self::UnknownNode => (S::UNAUTHORIZED, "node-unknown", "Node unknown"),
             Self::NotAudited(_) => (S::SERVICE_UNAVAILABLE, "not-audited", "Not on record"),
+            Self::TooManyRegistrations(_) => (
+                S::TOO_MANY_REQUESTS,
+                "too-many-registrations",
+                "Too many registrations",
+            ),
             Self::TooManyRequests(_) => (
                 S::TOO_MANY_REQUESTS,
                 "too-many-requests",
@@ -262,6 +280,9 @@ impl Refusal {
             ),
             Self::Leaving => (S::SERVICE_UNAVAILABLE, "leaving", "Shutting down"),
             Self::Behind(_) => (S::SERVICE_UNAVAILABLE, "behind", "Not current"),
+            Self::NotSigned(_) | Self::RosterNotSigned => {
+                (S::SERVICE_UNAVAILABLE, "not-signed", "Not signed")
+            }
             Self::Internal(_) => (S::INTERNAL_SERVER_ERROR, "internal", "Internal error"),
         }
     }
@@ -311,7 +332,17 @@ impl From<RotateError> for Refusal {
     fn from(error: RotateError) -> Self {
         match error {
             RotateError::UnderWay => Self::RotationUnderWay,
+            RotateError::Overtaken => Self::RotationOvertaken,
             RotateError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<MoveError> for Refusal {
+    fn from(error: MoveError) -> Self {
+        match error {
+            MoveError::UnknownNode => Self::NoSuchNode,
+            MoveError::Store(error) => error.into(),
         }
     }
 }
@@ -379,6 +410,12 @@ impl IntoResponse for Refusal {
             Self::Internal(error) | Self::NotAudited(error) | Self::Behind(error) => {
                 tracing::error!(error = error as &dyn std::error::Error, "request failed")
             }
+            Self::NotSigned(error) => {
+                tracing::error!(
+                    error = error as &dyn std::error::Error,
+                    "nothing was signed"
+                );
+            }
             _ => tracing::debug!(problem = word, "request refused"),
         }
         let problem = Problem {
@@ -395,11 +432,13 @@ impl IntoResponse for Refusal {
             HeaderValue::from_static("application/problem+json"),
         );
         let wait = match &self {
-            Self::NotAudited(_) | Self::Behind(_) => Some(1),
-            Self::KeyUnderWay => Some(1),
-            Self::TooManyRequests(wait) | Self::TooManyKeys(wait) => {
-                Some(wait.as_secs().saturating_add(1))
+            Self::NotAudited(_) | Self::Behind(_) | Self::NotSigned(_) | Self::RosterNotSigned => {
+                Some(1)
             }
+            Self::KeyUnderWay => Some(1),
+            Self::TooManyRequests(wait)
+            | Self::TooManyRegistrations(wait)
+            | Self::TooManyKeys(wait) => Some(wait.as_secs().saturating_add(1)),
             _ => None,
         };
         if let Some(wait) = wait {

@@ -1,4 +1,4 @@
-//! Makes the tokens that the master's key signs, and puts each on record before anyone has it.
+//! What the master's key is to sign, put on record before anyone has it.
 
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use wavry_credentials::{
     },
     clock::unix_time,
     random,
+    signer::{self, SignError, Signer},
     token::{Scope, SigningKey},
 };
 use wavry_proto::{
@@ -22,60 +23,53 @@ use wavry_proto::{
 /// Name of the audit log of those who issue with the key at hand, in its seals.
 pub const LOG: &str = "provision";
 
-/// Issues tokens. What cannot be put on record is not issued.
+/// Puts on record what somebody with the key at hand, or at a vault, is about to sign. What cannot be put on
+/// record is not issued.
 pub struct Issuer {
-    key: SigningKey,
-    cluster: ClusterName,
     log: Log,
     actor: String,
 }
 
 impl Issuer {
-    /// Signs with `key` for `cluster`, and writes what `actor` issued to `log`.
-    pub fn new(key: SigningKey, cluster: ClusterName, log: Log, actor: String) -> Self {
-        Self {
-            key,
-            cluster,
-            log,
-            actor,
-        }
+    /// Writes what `actor` issues to `log`.
+    pub fn new(log: Log, actor: String) -> Self {
+        Self { log, actor }
     }
 
     /// A token with which node `sub` can register once, within `ttl` from now. A relay may announce
     /// `services`, and stands where `placement` says.
-    pub fn registration_token(
+    pub fn registration(
         &self,
         sub: NodeId,
         role: Role,
         services: Vec<ServiceName>,
         placement: Placement,
         ttl: Duration,
-    ) -> Result<String, Error> {
+    ) -> Result<Issue, Error> {
         let path = format!("provision {}", role.as_str());
         let jti = self.on_record(sub.as_str(), path)?;
-        let issue = Issue::Registration(Registration {
+        Ok(Issue::Registration(Registration {
             jti,
             sub,
             role,
             services,
             placement,
             validity: validity(ttl),
-        });
-        Ok(issue.sign(&self.key, &self.cluster))
+        }))
     }
 
     /// A token with which client `sub` can open sessions to `service`, within `ttl` from now. The exit
     /// relay is handed `claims`. A newer token with the same `sid` extends sessions opened with it.
-    pub fn session_token(
+    pub fn session(
         &self,
         service: &ServiceName,
         sub: String,
         sid: Option<String>,
         claims: serde_json::Map<String, serde_json::Value>,
         ttl: Duration,
-    ) -> Result<String, Error> {
+    ) -> Result<Issue, Error> {
         let jti = self.on_record(&sub, format!("token session {service}"))?;
-        let issue = Issue::Session {
+        Ok(Issue::Session {
             service: service.clone(),
             claims: Session {
                 jti,
@@ -84,25 +78,18 @@ impl Issuer {
                 claims,
                 validity: validity(ttl),
             },
-        };
-        Ok(issue.sign(&self.key, &self.cluster))
+        })
     }
 
     /// A token with which `sub` can work on the cluster as far as `role` reaches, within `ttl` from now.
-    pub fn operator_token(
-        &self,
-        sub: String,
-        role: OperatorRole,
-        ttl: Duration,
-    ) -> Result<String, Error> {
+    pub fn operator(&self, sub: String, role: OperatorRole, ttl: Duration) -> Result<Issue, Error> {
         let jti = self.on_record(&sub, format!("token operator {}", role.as_str()))?;
-        let issue = Issue::Operator(Operator {
+        Ok(Issue::Operator(Operator {
             jti,
             sub,
             role,
             validity: validity(ttl),
-        });
-        Ok(issue.sign(&self.key, &self.cluster))
+        }))
     }
 
     /// An id for a new token, 128 random bits, once it is on record.
@@ -162,16 +149,38 @@ impl Issue {
     }
 
     /// The token. One key makes one token of it, however often it signs (RFC 8032).
-    pub fn sign(&self, key: &SigningKey, cluster: &ClusterName) -> String {
-        let scope = |audience| Scope {
+    pub async fn sign(
+        &self,
+        signer: &dyn Signer,
+        cluster: &ClusterName,
+    ) -> Result<String, SignError> {
+        let scope = self.scope(cluster);
+        match self {
+            Self::Operator(claims) => signer::sign(signer, claims, scope).await,
+            Self::Session { claims, .. } => signer::sign(signer, claims, scope).await,
+            Self::Registration(claims) => signer::sign(signer, claims, scope).await,
+        }
+    }
+
+    /// The same by a key at hand.
+    pub fn sign_with(&self, key: &SigningKey, cluster: &ClusterName) -> String {
+        let scope = self.scope(cluster);
+        match self {
+            Self::Operator(claims) => key.sign(claims, scope),
+            Self::Session { claims, .. } => key.sign(claims, scope),
+            Self::Registration(claims) => key.sign(claims, scope),
+        }
+    }
+
+    fn scope<'a>(&'a self, cluster: &'a ClusterName) -> Scope<'a> {
+        let audience = match self {
+            Self::Session { service, .. } => service.as_str(),
+            Self::Operator(_) | Self::Registration(_) => "master",
+        };
+        Scope {
             cluster,
             audience,
             binding: &[],
-        };
-        match self {
-            Self::Operator(claims) => key.sign(claims, scope("master")),
-            Self::Session { service, claims } => key.sign(claims, scope(service.as_str())),
-            Self::Registration(claims) => key.sign(claims, scope("master")),
         }
     }
 }

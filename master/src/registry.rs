@@ -13,7 +13,7 @@ use tokio::{sync::watch, time::timeout};
 pub(crate) use wavry_credentials::clock::unix_time;
 use wavry_credentials::{
     audit::Event,
-    token::{KeySet, Rejected, Scope, SigningKey},
+    token::{KeySet, Rejected, Scope},
 };
 use wavry_proto::{
     control::{IdentityTask, Node, Revocation, Role, Roster, Service},
@@ -30,8 +30,9 @@ use crate::{
     problem::Refusal,
     provision::Issue,
     ring::Ring,
+    signing::{self, Custody, Successor},
     store::{
-        self, Admission, Announcement, Done, Order, RegisterError, RevokeError,
+        self, Admission, Announcement, Done, Move, Order, RegisterError, RevokeError,
         RotateIdentityError, Snapshot, Store, keys::Rotation,
     },
 };
@@ -49,8 +50,8 @@ pub(crate) struct Registry {
 
 struct Shared {
     store: Store,
-    /// What the secret `master_key` holds: opens the others.
-    master_key: SigningKey,
+    /// Has the keys that sign.
+    custody: Custody,
     cluster: ClusterName,
     times: Times,
     presence: Mutex<Presence>,
@@ -58,6 +59,8 @@ struct Shared {
     writing: tokio::sync::Mutex<()>,
     published: watch::Sender<Arc<Published>>,
     signed: watch::Sender<Signed>,
+    /// Whether what is so could be signed when that was last tried.
+    signs: watch::Sender<bool>,
     /// The revision of what gateways share.
     fleet: watch::Sender<u64>,
     /// Told when a gateway has taken some of it in.
@@ -101,29 +104,29 @@ impl Registry {
     /// Serves what the store holds.
     pub(crate) async fn new(
         store: Store,
-        master_key: SigningKey,
+        custody: Custody,
         cluster: ClusterName,
         times: Times,
     ) -> Result<Self, store::Error> {
         let now = Instant::now();
         let (snapshot, keys) = store.state().await?;
         let (_, revision) = store.versions().await?;
-        let ring = Arc::new(Ring::of(keys, &master_key)?);
+        let ring = Arc::new(Ring::of(keys, &custody)?);
         let nodes = snapshot.nodes.iter().map(|node| node.id.clone());
         let presence = Presence::new(nodes, now);
         let first = Arc::new(Published::new(snapshot, ring, &cluster));
         first.report();
-        let signed = watch::Sender::new(first.sign());
         Ok(Self {
             shared: Arc::new(Shared {
                 store,
-                master_key,
+                custody,
                 cluster,
                 times,
                 presence: Mutex::new(presence),
                 writing: tokio::sync::Mutex::new(()),
                 published: watch::Sender::new(first),
-                signed,
+                signed: watch::Sender::new(Signed::none()),
+                signs: watch::Sender::new(true),
                 fleet: watch::Sender::new(revision),
                 acknowledged: watch::Sender::new(()),
                 audited: watch::Sender::new(()),
@@ -165,10 +168,12 @@ impl Registry {
             Reason::Compromise => Rotation::AtOnce,
             Reason::Schedule | Reason::Request => Rotation::InTurn(pace),
         };
+        let is_compromised = reason == Reason::Compromise;
+        let successor = self.successor(is_compromised).await?;
         let rotated = self.carry_out(async move |shared| {
-            let (store, cluster) = (&shared.store, &shared.cluster);
-            let now = unix_time();
-            let rotated = store.rotate(&shared.master_key, cluster, rotation, now, &order);
+            let rotated = shared
+                .store
+                .rotate(&successor, rotation, unix_time(), &order);
             rotated.await
         });
         let rotated = rotated.await?;
@@ -182,6 +187,23 @@ impl Registry {
             );
         }
         Ok(kid)
+    }
+
+    /// A key that is to follow the one that signs. It may take as long as the vault has: nothing is held
+    /// meanwhile, and if another master is faster, this one's is not taken.
+    async fn successor(&self, is_compromised: bool) -> Result<Successor, Refusal> {
+        let (shared, ring) = (&self.shared, self.ring());
+        let successor = shared
+            .custody
+            .successor(&ring, &shared.cluster, is_compromised);
+        successor.await.map_err(|error| match error {
+            signing::Error::Sign(error) => Refusal::NotSigned(error),
+            signing::Error::Store(error) => Refusal::Internal(error),
+            // What is configured was checked before there was a registry.
+            signing::Error::Secret(_) | signing::Error::Vault(_) | signing::Error::Read(_) => {
+                Refusal::Internal(store::Error::Row("signing_key"))
+            }
+        })
     }
 
     /// The roster and its successors.
@@ -395,6 +417,18 @@ impl Registry {
         revoked.await.map(|revoked| revoked.outcome)
     }
 
+    /// Has a node be elsewhere, or take another share; nodes are told at once.
+    pub(crate) async fn place_node(
+        &self,
+        node: NodeId,
+        to: Move,
+        order: Order,
+    ) -> Result<(), Refusal> {
+        let placed =
+            self.carry_out(async move |shared| shared.store.place_node(&node, &to, &order).await);
+        placed.await.map(|placed| placed.outcome)
+    }
+
     /// Makes a service or changes it; nodes are told at once. Whether it is new.
     pub(crate) async fn put_service(
         &self,
@@ -552,13 +586,28 @@ impl Registry {
 
     /// Does what is due of the keys' lives.
     async fn turn_keys(&self) {
-        if due(&self.ring().lives, &self.shared.times.pace, unix_time()).is_empty() {
+        let due = due(&self.ring().lives(), &self.shared.times.pace, unix_time());
+        if due.is_empty() {
+            return;
+        }
+        let successor = match due.contains(&Due::Rotate) {
+            false => None,
+            true => match self.successor(false).await {
+                Ok(successor) => Some(successor),
+                Err(refusal) => {
+                    let error = &refusal as &dyn std::error::Error;
+                    tracing::error!(error, "the next key could not be made; trying on");
+                    None
+                }
+            },
+        };
+        if successor.is_none() && due == [Due::Rotate] {
             return;
         }
         let turned = self.detached(move |shared| async move {
             let _writing = shared.writing.lock().await;
             let (store, pace) = (&shared.store, shared.times.pace);
-            let turned = store.turn_keys(&shared.master_key, &shared.cluster, pace, unix_time());
+            let turned = store.turn_keys(successor.as_ref(), pace, unix_time());
             let (due, changed) = turned.await?;
             shared.audited.send_replace(());
             shared.publish(changed).await?;

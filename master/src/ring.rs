@@ -1,23 +1,24 @@
 //! The keys at work: which one signs, and which are accepted.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use wavry_credentials::token::{KeySet, SigningKey};
+use wavry_credentials::{signer::Signer, token::KeySet};
 use wavry_proto::control::PublishedKey;
 
 use crate::{
     keys::{Life, State},
     metrics as names,
+    signing::Custody,
     store::{
         self,
-        keys::{Kept, open},
+        keys::{Kept, signing_of},
     },
 };
 
 /// The keys as they are now.
 pub(crate) struct Ring {
     /// Signs tokens and rosters.
-    pub(crate) signing: SigningKey,
+    pub(crate) signing: Arc<dyn Signer>,
     /// Whose tokens the master accepts.
     pub(crate) accepted: KeySet,
     /// Those that sign session tokens, for whoever checks them.
@@ -25,14 +26,13 @@ pub(crate) struct Ring {
     /// Those that sign rosters from now on, as PASERK `k4.public`.
     pub(crate) roster: Vec<String>,
     /// Every key that ever signed, oldest first.
-    pub(crate) lives: Vec<Life>,
+    pub(crate) kept: Vec<Kept>,
 }
 
 impl Ring {
-    /// Of every key that ever signed, oldest first; `master` opens them.
-    pub(crate) fn of(keys: Vec<Kept>, master: &SigningKey) -> Result<Self, store::Error> {
+    /// Of every key that ever signed, oldest first; `custody` has them.
+    pub(crate) fn of(keys: Vec<Kept>, custody: &Custody) -> Result<Self, store::Error> {
         let bad = || store::Error::Row("signing_key");
-        let signing = keys.iter().find(|key| key.life.state == State::Signing);
         let counts: Vec<_> = keys.iter().filter(|key| counts(key)).collect();
         let texts: Vec<_> = counts.iter().map(|key| key.paserk.as_str()).collect();
         let published = counts.iter().map(|key| PublishedKey {
@@ -43,19 +43,38 @@ impl Ring {
             .iter()
             .filter(|key| key.life.state != State::Accepted);
         let ring = Self {
-            signing: open(master, signing.ok_or_else(bad)?)?,
+            signing: custody.signer(signing_of(&keys).ok_or_else(bad)?)?,
             accepted: KeySet::from_paserk(&texts).map_err(|_| bad())?,
             published: published.collect(),
             roster: sign_rosters.map(|key| key.paserk.clone()).collect(),
-            lives: keys.into_iter().map(|key| key.life).collect(),
+            kept: keys,
         };
+        let next = ring
+            .kept
+            .iter()
+            .filter(|key| key.life.state == State::Published);
+        for key in next {
+            if let Err(error) = custody.signer(key) {
+                let (error, kid) = (&error as &dyn std::error::Error, &key.life.kid);
+                tracing::error!(
+                    error,
+                    kid,
+                    "this master will not be able to sign with the next key"
+                );
+            }
+        }
         ring.report();
         Ok(ring)
     }
 
+    /// Their lives.
+    pub(crate) fn lives(&self) -> Vec<Life> {
+        self.kept.iter().map(|key| key.life.clone()).collect()
+    }
+
     fn report(&self) {
         let mut counts: BTreeMap<_, u32> = State::ALL.map(|state| (state, 0)).into();
-        for life in &self.lives {
+        for life in self.lives() {
             *counts.entry(life.state).or_default() += 1;
             if life.state == State::Signing {
                 metrics::gauge!(names::KEY_SIGNS_SINCE).set(life.since as f64);

@@ -1,6 +1,7 @@
-//! A cluster in one process, in simulated time: a master on its real store, and nodes that decide by the state
+//! A cluster in one process, in simulated time: two masters on one real store, and nodes that decide by the state
 //! machines that real nodes decide by. What happens is drawn from a seed – registrations, rotations of keys and
-//! identities, revocations, crashes at any write, partitions, clocks that are wrong, masters that are away – and
+//! identities, revocations, crashes at any write, partitions, clocks that are wrong, masters of which one dies or all are
+//! away – and
 //! after each step the invariants of `docs/ARCHITECTURE.md` that speak of time are checked.
 //!
 //! Of the program this leaves out sockets and tasks: [`master`] and [`node`] do with what the state machines
@@ -82,9 +83,11 @@ enum Sabotage {
     SessionsStay,
     /// Identities stay listed after their overlap.
     OldIdentityStays,
+    /// A master that is asked does not look at what another wrote.
+    DoesNotLook,
 }
 
-const SABOTAGES: [(Sabotage, &str); 13] = {
+const SABOTAGES: [(Sabotage, &str); 14] = {
     use Sabotage::*;
     [
         (AnyEpoch, "an epoch goes back"),
@@ -103,6 +106,7 @@ const SABOTAGES: [(Sabotage, &str); 13] = {
         (SilentStays, "an exit that is silent"),
         (SessionsStay, "a session that was revoked"),
         (OldIdentityStays, "an identity outlives its overlap"),
+        (DoesNotLook, "a master shows what is old"),
     ]
 };
 

@@ -12,6 +12,7 @@ mod issue;
 pub(crate) mod keys;
 mod once;
 mod open;
+mod placement;
 mod presence;
 mod revocation;
 mod service;
@@ -26,10 +27,7 @@ use std::{
 };
 
 use sqlx::postgres::PgDatabaseError;
-use wavry_credentials::{
-    audit::{Event, Key},
-    clock::unix_time,
-};
+use wavry_credentials::audit::{Event, Key};
 use wavry_proto::{
     control::{Node, Revocation, Role, Roster, Service},
     id::{ClusterName, Epoch, NodeId, PublicKey, ServiceName},
@@ -39,7 +37,7 @@ use wavry_proto::{
 use crate::{
     database::{
         InUse, Unreachable,
-        sql::{Pool, Row, Source, Transaction, query},
+        sql::{Pool, Source, Transaction, query},
     },
     identity::Lives,
 };
@@ -50,6 +48,7 @@ pub use fleet::{FleetError, MAX_ENTRIES};
 pub use identity::RotateIdentityError;
 pub use once::{Done, KEPT, MAX_KEPT, Once, OnceError, Order};
 pub(crate) use open::schema;
+pub use placement::{Move, MoveError};
 pub use revocation::{MAX_REVOCATIONS, RevokeError};
 pub use service::{MAX_SERVICES, ServiceError};
 
@@ -62,6 +61,8 @@ pub struct Store {
     lock: Arc<Mutex<Option<File>>>,
     /// What this process wrote or read last. It is what the database holds while that has its epoch.
     newest: Arc<Mutex<Option<Arc<Snapshot>>>>,
+    /// Seconds since the Unix epoch, which the roster's epoch is no less than.
+    time: Arc<dyn Fn() -> u64 + Send + Sync>,
 }
 
 /// Why the registry could not be read or written. Holds no request's content.
@@ -85,6 +86,12 @@ pub enum Error {
     /// The secret `master_key` is a key that was revoked.
     #[error("the master key is one that was revoked; make a new one")]
     RevokedKey,
+    /// A key that signs is in a vault that the configuration does not have.
+    #[error("a key that signs is {0} in a vault, and master.signing names no such key")]
+    NoVault(String),
+    /// A key that signs cannot be opened.
+    #[error("a key that signs is sealed under the secret master_key, and there is none")]
+    NoMasterKey,
     /// An order that was not carried out, and about whose key that is.
     #[error(transparent)]
     Once(#[from] OnceError),
@@ -116,6 +123,8 @@ impl Error {
             | Self::InUse(_)
             | Self::Row(_)
             | Self::Once(_)
+            | Self::NoVault(_)
+            | Self::NoMasterKey
             | Self::RevokedKey => false,
         }
     }
@@ -266,7 +275,7 @@ impl Store {
         if held.is_some_and(|held| held != renewed.epoch) {
             return Ok(renewed);
         }
-        renewed.epoch = write_epoch(&mut change.transaction, renewed.epoch).await?;
+        renewed.epoch = write_epoch(&mut change.transaction, renewed.epoch, change.time).await?;
         feed::tell(&mut change.transaction).await?;
         change.end(&renewed).await?;
         Ok(renewed)
@@ -435,6 +444,7 @@ impl Store {
             transaction,
             before,
             newest: self.newest.clone(),
+            time: (self.time)(),
         })
     }
 
@@ -459,6 +469,8 @@ struct Change {
     /// What the roster showed before: of its epoch, and so of any master that has it.
     before: Arc<Snapshot>,
     newest: Arc<Mutex<Option<Arc<Snapshot>>>>,
+    /// When it began, in seconds since the Unix epoch.
+    time: u64,
 }
 
 /// What of the roster a change may have changed, and is read again. The rest is large, and is not.
@@ -490,7 +502,7 @@ impl Change {
         );
         let changed = after != *self.before;
         if changed {
-            after.epoch = write_epoch(&mut self.transaction, after.epoch).await?;
+            after.epoch = write_epoch(&mut self.transaction, after.epoch, self.time).await?;
             feed::tell(&mut self.transaction).await?;
         }
         self.end(&after).await?;
@@ -514,10 +526,14 @@ async fn read_epoch(database: impl Into<Source<'_>>) -> Result<Epoch, Error> {
     Ok(Epoch(epoch.number(0)?))
 }
 
-/// Gives the roster its next epoch. That is at least the time in seconds since the Unix epoch, so that
+/// Gives the roster its next epoch. That is at least `time`, in seconds since the Unix epoch, so that
 /// a database that was restored from an old copy soon has one that no node has seen.
-async fn write_epoch(transaction: &mut Transaction, epoch: Epoch) -> Result<Epoch, Error> {
-    let next = Epoch((epoch.0 + 1).max(unix_time()));
+async fn write_epoch(
+    transaction: &mut Transaction,
+    epoch: Epoch,
+    time: u64,
+) -> Result<Epoch, Error> {
+    let next = Epoch((epoch.0 + 1).max(time));
     query("UPDATE roster SET epoch = $1")
         .bind(next.0)
         .execute(&mut *transaction)
@@ -676,20 +692,6 @@ async fn write_announcement(
     Ok(revision.number(0)?)
 }
 
-/// From columns 4 and 5.
-fn read_placement(row: &Row) -> Result<Placement, Error> {
-    let region: String = row.get(4)?;
-    let weight = u16::try_from(row.number(5)?).ok();
-    let weight = weight.and_then(|weight| weight.try_into().ok());
-    Ok(Placement {
-        region: match region.as_str() {
-            "" => None,
-            region => Some(region.parse().map_err(|_| Error::Row("node"))?),
-        },
-        weight: weight.ok_or(Error::Row("node"))?,
-    })
-}
-
 async fn read_snapshot(transaction: &mut Transaction) -> Result<Snapshot, Error> {
     let mut snapshot = Snapshot {
         epoch: read_epoch(&mut *transaction).await?,
@@ -743,7 +745,7 @@ async fn read_nodes(transaction: &mut Transaction) -> Result<(Vec<Node>, Vec<Liv
             transit: Vec::new(),
             services: Vec::new(),
             registration: row.number(3)?,
-            placement: read_placement(&row)?,
+            placement: placement::read(&row, 4)?,
         });
     }
     let of = |id: String| position.get(&id).copied().ok_or(Error::Row("node"));

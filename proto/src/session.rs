@@ -123,6 +123,8 @@ pub const REFUSED_BY_RELAY: &str = "x-wavry-refused";
 
 /// Its value where the relay has as many sessions as it takes.
 pub const RELAY_LIMIT: &str = "relay_limit";
+/// The value of [`REFUSED_BY_RELAY`] of a relay that has no upstream for the service; it may have others'.
+pub const UNKNOWN_SERVICE: &str = "unknown_service";
 
 /// Codes with which Wavry itself resets or stops a stream, where the upstream is not a
 /// WebTransport server and so has no codes of its own.

@@ -41,7 +41,9 @@ use wavry_proto::{
     control::{Role, Roster},
     id::ServiceName,
     placement::{LOAD, Load},
-    session::{Close, Header, REFUSED_BY_RELAY, RELAY_LIMIT, Response, close_code},
+    session::{
+        Close, Header, REFUSED_BY_RELAY, RELAY_LIMIT, Response, UNKNOWN_SERVICE, close_code,
+    },
 };
 use wavry_transport::{
     mesh,
@@ -298,7 +300,7 @@ impl Exit {
             return refuse(requested, "not_a_gateway", 403).await;
         }
         let Some(upstream) = self.upstreams.get(&requested.open().service) else {
-            return refuse(requested, "unknown_service", 404).await;
+            return refuse(requested, UNKNOWN_SERVICE, 404).await;
         };
         let Ok(_permit) = self.permits.try_acquire() else {
             return refuse(requested, RELAY_LIMIT, 503).await;

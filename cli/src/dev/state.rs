@@ -38,6 +38,8 @@ pub(crate) struct State {
     directory: PathBuf,
     cluster: ClusterName,
     issuer: Issuer,
+    /// Signs what is issued.
+    key: SigningKey,
     authority: DevelopmentAuthority,
     subjects: Vec<String>,
     _lock: File,
@@ -80,7 +82,8 @@ impl State {
         let log = directory.join("log/provision.jsonl");
         let log = audit::file::Log::new(log, provision::LOG, audit_key);
         let state = Self {
-            issuer: Issuer::new(key, cluster.clone(), log, process::user()),
+            issuer: Issuer::new(log, process::user()),
+            key,
             cluster,
             directory,
             authority,
@@ -136,9 +139,10 @@ impl State {
     pub(crate) fn session_token(&self, service: &ServiceName) -> anyhow::Result<String> {
         let nothing = serde_json::Map::new();
         let subject = "developer".to_owned();
-        Ok(self
+        let issue = self
             .issuer
-            .session_token(service, subject, None, nothing, SESSION_TTL)?)
+            .session(service, subject, None, nothing, SESSION_TTL)?;
+        Ok(issue.sign_with(&self.key, &self.cluster))
     }
 
     /// Makes a node's identity unless it has one, and a registration token, which it uses if it has
@@ -154,13 +158,14 @@ impl State {
             source::write_secret(&identity, &Identity::generate().to_pem())?;
         }
         let node: NodeId = name.parse()?;
-        let token = self.issuer.registration_token(
+        let issue = self.issuer.registration(
             node,
             role,
             services,
             Placement::default(),
             REGISTRATION_TTL,
         )?;
+        let token = issue.sign_with(&self.key, &self.cluster);
         source::write_private(
             &self.path(name).join("registration.token"),
             token.as_bytes(),

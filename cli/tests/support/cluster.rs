@@ -14,7 +14,7 @@ use std::{
 use serde_json::Value;
 use wavry_credentials::cert::{self, DevelopmentAuthority};
 
-use super::{DEADLINE, RoleProcess, client::Native, output, stderr, wavry};
+use super::{DEADLINE, RoleProcess, client::Native, https::Https, output, stderr, wavry};
 
 /// A cluster of one gateway and one relay, or more.
 pub(crate) struct Cluster {
@@ -27,12 +27,16 @@ pub(crate) struct Cluster {
     names: Vec<String>,
     /// Table `gateway.acme`, and where the gateway's ops listener is then.
     acme: Option<(String, SocketAddr)>,
+    /// Table `master.signing` and the master's environment, where a vault has the key that signs.
+    vault: Option<(String, Vec<(String, PathBuf)>)>,
     /// Where each role's log goes, at trace level; to standard error if nowhere.
     logs: Option<PathBuf>,
     /// Gateway, relay, master: in the order in which they are dropped, clients' side first.
     processes: Vec<RoleProcess>,
     /// Relays beside the first.
     more: Vec<Further>,
+    /// Gateways beside the first.
+    gateways: Vec<RoleProcess>,
 }
 
 /// A relay beside the first, an exit for one service.
@@ -57,9 +61,11 @@ impl Cluster {
             upstreams: String::new(),
             names: Vec::new(),
             acme: None,
+            vault: None,
             logs: None,
             processes: Vec::new(),
             more: Vec::new(),
+            gateways: Vec::new(),
         };
         let authority = DevelopmentAuthority::open(cluster.directory()).unwrap();
         for name in ["master", "gateway", "service"] {
@@ -154,6 +160,14 @@ impl Cluster {
         self.acme = Some((table.to_owned(), ops));
     }
 
+    /// The master signs with a key in a vault; `table` is its table `master.signing`, and `environment` names what it
+    /// logs in with. From its next start on.
+    pub(crate) fn sign_with_vault(&mut self, table: &str, environment: &[(&str, PathBuf)]) {
+        let environment = environment.iter();
+        let environment = environment.map(|(name, file)| ((*name).to_owned(), file.clone()));
+        self.vault = Some((table.to_owned(), environment.collect()));
+    }
+
     /// Writes everything that each role has to say to `DIRECTORY/ROLE.log`.
     pub(crate) fn log_everything_to(&mut self, directory: &Path) {
         self.logs = Some(directory.to_owned());
@@ -185,10 +199,12 @@ impl Cluster {
     pub(crate) fn start(mut self) -> Self {
         let directory = self.directory().to_owned();
         let at = |name: &str| directory.join(name);
-        let key = at("signing.key");
-        for key in [&key, &at("audit.key")] {
+        // Where a vault has it, there is none here.
+        let key = self.vault.is_none().then(|| at("signing.key"));
+        for key in key.into_iter().chain([at("audit.key")]) {
             run(wavry(&["key", "generate", "--out"]).arg(key));
         }
+        let master = self.launch("master", self.master_command(), &at("master.ready"));
         run(self
             .signing(&["provision", "gateway", "edge", "--out"])
             .arg(at("edge")));
@@ -204,22 +220,6 @@ impl Cluster {
         run(self.signing(&relay).arg(at("exit")));
 
         let ops = OPS;
-        let text = format!(
-            "[master]\nlisten = \"127.0.0.1:0\"\ndatabase = {:?}\ncertificate = {:?}\n{}\n{}\n{}\n{ops}\n",
-            at("master.sqlite"),
-            at("master.crt"),
-            self.settings("master"),
-            self.services,
-            self.sinks
-        );
-        fs::write(at("master.toml"), text).unwrap();
-        let mut master = role("master", &at("master.toml"));
-        master
-            .env("WAVRY_MASTER_KEY_FILE", &key)
-            .env("WAVRY_AUDIT_KEY_FILE", at("audit.key"))
-            .env("WAVRY_TLS_KEY_FILE", at("master.key"));
-        let master = self.launch("master", master, &at("master.ready"));
-
         let node = format!(
             "master = \"https://{}\"\nca_file = {:?}",
             master.address(),
@@ -303,6 +303,39 @@ impl Cluster {
             .expect("it was added")
     }
 
+    /// Starts a gateway beside the first, with the same certificate, which knows as many exits as that one; a client
+    /// of it.
+    pub(crate) fn start_gateway(&mut self, name: &str) -> Native {
+        let directory = self.directory().join(name);
+        run(self
+            .signing(&["provision", "gateway", name, "--out"])
+            .arg(&directory));
+        let text = format!(
+            "[gateway]\nlisten = \"127.0.0.1:0\"\ncertificate = {:?}\nstate_dir = {:?}\n\
+             master = \"https://{}\"\nca_file = {:?}\n{}\n{OPS}\n",
+            self.directory().join("gateway.crt"),
+            directory.join("state"),
+            self.master(),
+            self.directory().join("ca.crt"),
+            self.settings("gateway")
+        );
+        fs::write(at_name(&directory, name), text).unwrap();
+        let mut gateway = role("gateway", &at_name(&directory, name));
+        identity(&mut gateway, &directory);
+        gateway.env("WAVRY_TLS_KEY_FILE", self.directory().join("gateway.key"));
+        let process = RoleProcess::start(gateway, &directory.join("ready"));
+        let native = Native::of(&self.directory().join("ca.crt"), process.address());
+        let ops = process.ready["ops"].as_str().unwrap().to_owned();
+        self.gateways.push(process);
+        let exits = || sum(&super::http_get(&ops).1, "wavry_gateway_exits");
+        let deadline = Instant::now() + DEADLINE;
+        while exits() < 1.0 + self.more.len() as f64 {
+            assert!(Instant::now() < deadline, "{name} misses an exit");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        native
+    }
+
     /// Kills a relay beside the first; where it was.
     pub(crate) fn kill_further(&mut self, name: &str) -> SocketAddr {
         let process = self.further(name).process.take();
@@ -335,6 +368,15 @@ impl Cluster {
         super::http_get(&metrics.replace("/metrics", path))
     }
 
+    /// Where a role's ops listener is.
+    pub(crate) fn ops_address(&self, role: &str) -> SocketAddr {
+        let url = self.process(role).ready["ops"].as_str().unwrap();
+        let place = url
+            .trim_start_matches("http://")
+            .trim_end_matches("/metrics");
+        place.parse().unwrap()
+    }
+
     /// A metric of a role without labels, or the sum of those with some.
     pub(crate) fn metric(&self, role: &str, name: &str) -> f64 {
         sum(&self.metrics(role), name)
@@ -362,6 +404,62 @@ fn sum(metrics: &str, name: &str) -> f64 {
 }
 
 impl Cluster {
+    fn master_command(&self) -> Command {
+        let at = |name: &str| self.directory().join(name);
+        let text = format!(
+            "[master]\nlisten = \"127.0.0.1:0\"\ndatabase = {:?}\ncertificate = {:?}\n{}\n{}\n{}\n{}\n{OPS}\n",
+            at("master.sqlite"),
+            at("master.crt"),
+            self.settings("master"),
+            self.vault.as_ref().map_or("", |(table, _)| table),
+            self.services,
+            self.sinks
+        );
+        fs::write(at("master.toml"), text).unwrap();
+        let mut master = role("master", &at("master.toml"));
+        self.name_keys(&mut master);
+        master.env("WAVRY_TLS_KEY_FILE", at("master.key"));
+        master
+    }
+
+    /// Tells a command where the keys are that sign, and what is signed is put on record with.
+    fn name_keys(&self, command: &mut Command) {
+        let at = |name: &str| self.directory().join(name);
+        command.env("WAVRY_AUDIT_KEY_FILE", at("audit.key"));
+        if at("signing.key").exists() {
+            command.env("WAVRY_MASTER_KEY_FILE", at("signing.key"));
+        }
+        for (name, file) in self.vault.iter().flat_map(|(_, environment)| environment) {
+            command.env(name, file);
+        }
+    }
+
+    /// Kills the master, and starts it again with another table `master.signing`, with which it does not start;
+    /// what it says of that.
+    pub(crate) fn master_that_is_refused(&mut self, table: &str) -> String {
+        self.processes.remove(2);
+        let environment = self.vault.take().map(|(_, environment)| environment);
+        self.vault = Some((table.to_owned(), environment.unwrap_or_default()));
+        let refused = output(self.master_command());
+        assert!(!refused.status.success());
+        stderr(&refused)
+    }
+
+    /// Requests to its master as they are.
+    pub(crate) fn https(&self) -> Https {
+        Https::of(&self.directory().join("ca.crt"), self.master())
+    }
+
+    /// Kills the master, and starts it again where it was, as it is configured now.
+    pub(crate) fn restart_master(&mut self) {
+        let address = self.processes.remove(2).address();
+        let mut command = self.master_command();
+        command.args(["--listen", &address.to_string()]);
+        let ready = self.directory().join("master.again");
+        let master = self.launch("master", command, &ready);
+        self.processes.insert(2, master);
+    }
+
     fn relay_command(&self) -> Command {
         let mut relay = role("relay", &self.directory().join("relay.toml"));
         identity(&mut relay, &self.directory().join("exit"));
@@ -464,14 +562,13 @@ impl Cluster {
         command
     }
 
-    /// A command that signs with the master key.
+    /// A command that signs with the master key, or with the one in the vault.
     pub(crate) fn signing(&self, arguments: &[&str]) -> Command {
         let mut command = wavry(arguments);
-        command.env(
-            "WAVRY_MASTER_KEY_FILE",
-            self.directory().join("signing.key"),
-        );
-        command.env("WAVRY_AUDIT_KEY_FILE", self.directory().join("audit.key"));
+        self.name_keys(&mut command);
+        if self.vault.is_some() {
+            command.env("WAVRY_MASTER_CONFIG", self.directory().join("master.toml"));
+        }
         command
     }
 
@@ -518,10 +615,12 @@ impl Cluster {
         let arguments = ["token", "session", service, "--subject", "tester"];
         let mut making = self.signing(&arguments);
         making.args(["--session", session, "--ttl", ttl]);
-        making.env(
-            "WAVRY_MASTER_DATABASE",
-            self.directory().join("master.sqlite"),
-        );
+        if self.vault.is_none() {
+            making.env(
+                "WAVRY_MASTER_DATABASE",
+                self.directory().join("master.sqlite"),
+            );
+        }
         let made = run(&mut making);
         String::from_utf8(made.stdout).unwrap().trim().to_owned()
     }

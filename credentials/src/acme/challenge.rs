@@ -15,11 +15,15 @@ use std::{
 };
 
 use aws_lc_rs::digest;
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use instant_acme::ChallengeType;
 use metrics::counter;
 use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
+
+pub use tls_alpn01::PROTOCOL as TLS_ALPN_PROTOCOL;
+pub(super) use tls_alpn01::config as tls;
 
 use super::{machine::Reason, metrics as names, work::failure::Trouble};
 
@@ -76,6 +80,16 @@ pub(super) struct Answered {
     pub(super) token: String,
     /// Token and account (RFC 8555, section 8.1).
     pub(super) key_authorization: String,
+}
+
+impl Answered {
+    /// The name under whose `_acme-challenge` it is in the DNS, and the text there (RFC 8555, section 8.4). That of a
+    /// wildcard is beside that of the name itself.
+    pub(super) fn text(&self) -> (String, String) {
+        let name = self.name.strip_prefix("*.").unwrap_or(&self.name);
+        let digest = digest::digest(&digest::SHA256, self.key_authorization.as_bytes());
+        (name.to_owned(), URL_SAFE_NO_PAD.encode(digest))
+    }
 }
 
 /// The answers that are up. Clones share them.

@@ -1,11 +1,12 @@
 //! A gateway alone: what is kept is in a directory, and nobody else is asked.
 
-use std::{future::pending, path::Path, sync::Arc};
+use std::{future::pending, path::Path, sync::Arc, time::Duration};
 
 use instant_acme::AccountCredentials;
 
 use super::{
     challenge::{Answered, Answers},
+    demand::Pace,
     kept::Kept,
     schedule::Record,
     storage::{Pending, Storage, Taken},
@@ -13,25 +14,25 @@ use super::{
 };
 use crate::{
     cert::{
-        Pair,
+        self, Pair,
         pairs::{Issued, Pairs},
     },
+    clock::since_epoch,
     secret::Secret,
 };
 
-/// What is kept of one certificate, and of accounts, which all have.
+/// What is kept of one certificate, and what all have: accounts, and how many orders there were for hosts.
 pub(super) struct Directory {
     name: String,
-    accounts: Kept,
+    accounts: Arc<Kept>,
     kept: Arc<Kept>,
     pairs: Arc<Pairs>,
     answers: Answers,
 }
 
 impl Directory {
-    /// Opens it, and makes it where it is not there. `accounts` is where accounts are, `own` the certificate's.
-    pub(super) fn open(accounts: &Path, own: &Path, answers: Answers) -> std::io::Result<Self> {
-        let accounts = Kept::open(accounts)?;
+    /// Opens it, and makes it where it is not there. `accounts` is what all certificates have, `own` where this one is.
+    pub(super) fn open(accounts: Arc<Kept>, own: &Path, answers: Answers) -> std::io::Result<Self> {
         let kept = Kept::open(own)?;
         let pairs = Pairs::open(own.join("pairs")).map_err(std::io::Error::other)?;
         Ok(Self {
@@ -49,12 +50,25 @@ impl Storage for Directory {
         self.pairs.newest()
     }
 
+    fn find(&self, hash: &[u8; 32]) -> Option<(Pair, Issued)> {
+        self.pairs.find(|pair| cert::hash(pair.leaf()) == *hash)
+    }
+
     fn record(&self) -> Record {
         self.kept.record()
     }
 
     async fn take(&self) -> Result<Taken, Trouble> {
         Ok(Taken::Ours(Box::default()))
+    }
+
+    async fn charge(&self, pace: Pace) -> Result<Option<Duration>, Trouble> {
+        let accounts = self.accounts.clone();
+        let charged = tokio::task::spawn_blocking(move || accounts.charge(pace, since_epoch()));
+        charged
+            .await
+            .map_err(Trouble::storage)?
+            .map_err(Trouble::storage)
     }
 
     async fn keep(&self) {

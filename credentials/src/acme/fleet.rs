@@ -16,7 +16,7 @@ use std::{
 };
 
 use http::Method;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use wavry_proto::{
     control::fleet::{
         ACKNOWLEDGED, Acknowledged, CHANGES, Changed, Changes, ENTRY, EntryName, LEASE, Leased,
@@ -58,6 +58,8 @@ const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(3);
 const MAX_LEASED: usize = 2 * (MAX_SEALED / 3 + 1) * 4 + 4096;
 /// What entries of accounts begin with. No name of a certificate has a stroke.
 const ACCOUNT: &str = "account/";
+/// The entry that counts the first certificates of hosts.
+const ORDERED: &str = "count/hosts";
 
 /// What this gateway shares with the others.
 pub(super) struct Fleet {
@@ -71,6 +73,8 @@ pub(super) struct Fleet {
     told: Lock<HashMap<EntryName, watch::Sender<String>>>,
     /// Accounts by the names of their authorities, sealed.
     accounts: Lock<HashMap<String, String>>,
+    /// Held while this gateway counts what is ordered for hosts.
+    counting: Mutex<()>,
     /// Leases of accounts that are being made.
     account_fences: Lock<HashMap<String, u64>>,
 }
@@ -90,6 +94,7 @@ impl Fleet {
             directory,
             told: Lock::default(),
             accounts: Lock::default(),
+            counting: Mutex::default(),
             account_fences: Lock::default(),
         }
     }

@@ -4,6 +4,7 @@
 use std::{
     future::Future,
     io,
+    net::IpAddr,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
@@ -12,11 +13,15 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::client::conn::http1;
+use hyper::{body::Body, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
 use rustls_pki_types::ServerName;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
 use tokio_rustls::TlsConnector;
 
 use super::machine::Time;
@@ -61,6 +66,8 @@ pub(super) struct Noted {
 #[derive(Clone)]
 pub(super) struct Client {
     tls: TlsConnector,
+    /// Whether `http://` will do on this machine.
+    plain_loopback: bool,
     noted: Arc<Mutex<Noted>>,
 }
 
@@ -70,8 +77,17 @@ impl Client {
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self {
             tls: TlsConnector::from(Arc::new(tls)),
+            plain_loopback: false,
             noted: Arc::default(),
         })
+    }
+
+    /// One that asks `http://` URLs of loopback addresses, too.
+    pub(super) fn with_plain_loopback(self) -> Self {
+        Self {
+            plain_loopback: true,
+            ..self
+        }
     }
 
     /// What the last answer said; nothing more until the next one.
@@ -83,10 +99,17 @@ impl Client {
         self.noted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn ask(
+    /// Sends a request, and gives the whole answer.
+    pub(super) async fn ask<B>(
         self,
-        request: Request<BodyWrapper<Bytes>>,
-    ) -> Result<Response<Full<Bytes>>, Transport> {
+        request: Request<B>,
+    ) -> Result<Response<Full<Bytes>>, Transport>
+    where
+        B: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
+            + Send
+            + Unpin
+            + 'static,
+    {
         let place = request.uri().authority().map(ToString::to_string);
         let place = place.unwrap_or_default();
         let asked = timeout(DEADLINE, self.ask_in_time(request, &place));
@@ -101,19 +124,31 @@ impl Client {
         Ok(response)
     }
 
-    async fn ask_in_time(
+    async fn ask_in_time<B>(
         &self,
-        mut request: Request<BodyWrapper<Bytes>>,
+        mut request: Request<B>,
         place: &str,
-    ) -> Result<Response<Full<Bytes>>, Transport> {
+    ) -> Result<Response<Full<Bytes>>, Transport>
+    where
+        B: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
+            + Send
+            + Unpin
+            + 'static,
+    {
         let uri = request.uri();
         let address = || Transport::Address(uri.to_string());
         let authority = uri.authority().ok_or_else(address)?;
-        if uri.scheme_str() != Some("https") {
-            return Err(address());
-        }
         let host = authority.host().trim_matches(['[', ']']).to_owned();
-        let port = authority.port_u16().unwrap_or(443);
+        let is_here = || {
+            host.parse()
+                .is_ok_and(|address: IpAddr| address.is_loopback())
+        };
+        let (is_tls, port) = match uri.scheme_str() {
+            Some("https") => (true, 443),
+            Some("http") if self.plain_loopback && is_here() => (false, 80),
+            _ => return Err(address()),
+        };
+        let port = authority.port_u16().unwrap_or(port);
         let name = ServerName::try_from(host.clone()).map_err(|_| address())?;
         let header = HeaderValue::from_str(authority.as_str()).map_err(|_| address())?;
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
@@ -124,25 +159,45 @@ impl Client {
         let of = || place.to_owned();
         let stream = TcpStream::connect((host.as_str(), port)).await;
         let stream = stream.map_err(|error| Transport::Unreachable(of(), error))?;
+        if !is_tls {
+            return exchange(stream, request, place).await;
+        }
         let stream = self.tls.connect(name, stream).await;
         let stream = stream.map_err(|error| Transport::Tls(of(), error))?;
-        let broken = |_| Transport::Broken(of());
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(broken)?;
-        let exchange = async {
-            let response = sender.send_request(request).await.map_err(broken)?;
-            let (parts, body) = response.into_parts();
-            let body = Limited::new(body, MAX_ANSWER).collect().await;
-            let body = body.map_err(|_| Transport::TooLong(of()))?;
-            Ok(Response::from_parts(parts, Full::new(body.to_bytes())))
-        };
-        tokio::pin!(exchange, connection);
-        tokio::select! {
-            answer = &mut exchange => answer,
-            // The connection may end with the answer; that is read to its end all the same.
-            _ = &mut connection => exchange.await,
-        }
+        exchange(stream, request, place).await
+    }
+}
+
+/// One request and its answer over `stream`.
+async fn exchange<S, B>(
+    stream: S,
+    request: Request<B>,
+    place: &str,
+) -> Result<Response<Full<Bytes>>, Transport>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    B: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
+        + Send
+        + Unpin
+        + 'static,
+{
+    let of = || place.to_owned();
+    let broken = |_| Transport::Broken(of());
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(broken)?;
+    let exchange = async {
+        let response = sender.send_request(request).await.map_err(broken)?;
+        let (parts, body) = response.into_parts();
+        let body = Limited::new(body, MAX_ANSWER).collect().await;
+        let body = body.map_err(|_| Transport::TooLong(of()))?;
+        Ok(Response::from_parts(parts, Full::new(body.to_bytes())))
+    };
+    tokio::pin!(exchange, connection);
+    tokio::select! {
+        answer = &mut exchange => answer,
+        // The connection may end with the answer; that is read to its end all the same.
+        _ = &mut connection => exchange.await,
     }
 }
 

@@ -4,17 +4,25 @@ use std::{
     fs,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use instant_acme::AccountCredentials;
 
-use super::schedule::Record;
+use super::{demand::Pace, machine::Time, schedule::Record};
 use crate::{key::acme, secret::Secret, source};
 
 const RECORD: &str = "record.json";
 
+const ORDERED: &str = "ordered.json";
+
 /// The directory.
-pub(super) struct Kept(PathBuf);
+pub(super) struct Kept {
+    directory: PathBuf,
+    /// Held while what was ordered for hosts is counted.
+    ordered: Mutex<()>,
+}
 
 impl Kept {
     /// Opens it, and makes it where it is not there.
@@ -23,12 +31,31 @@ impl Kept {
             .recursive(true)
             .mode(0o700)
             .create(directory)?;
-        Ok(Self(directory.to_owned()))
+        Ok(Self {
+            directory: directory.to_owned(),
+            ordered: Mutex::default(),
+        })
+    }
+
+    /// Counts one more host that gets its first certificate; how long to wait where there were too many. A count that
+    /// cannot be read is begun anew.
+    pub(super) fn charge(&self, pace: Pace, now: Time) -> Result<Option<Duration>, source::Error> {
+        let _counting = self.ordered.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = self.directory.join(ORDERED);
+        let text = source::read_public(&file).ok();
+        let ordered = text.and_then(|text| serde_json::from_slice(&text).ok());
+        match pace.charge(ordered.unwrap_or_default(), now) {
+            Ok(ordered) => {
+                let text = serde_json::to_vec(&ordered).expect("plain data with text keys");
+                source::write_public(&file, &text).map(|()| None)
+            }
+            Err(wait) => Ok(Some(wait)),
+        }
     }
 
     /// How authorities have fared. A record that cannot be read is told of and begun anew.
     pub(super) fn record(&self) -> Record {
-        let file = self.0.join(RECORD);
+        let file = self.directory.join(RECORD);
         if !file.exists() {
             return Record::default();
         }
@@ -44,7 +71,7 @@ impl Kept {
 
     pub(super) fn write_record(&self, record: &Record) -> Result<(), source::Error> {
         let text = serde_json::to_vec(record).expect("plain data with text keys");
-        source::write_private(&self.0.join(RECORD), &text)
+        source::write_private(&self.directory.join(RECORD), &text)
     }
 
     /// The account at `directory`, which belongs to authority `name`; `None` if there is none. One that
@@ -85,6 +112,6 @@ impl Kept {
     }
 
     fn account_file(&self, name: &str) -> PathBuf {
-        self.0.join(format!("account-{name}.json"))
+        self.directory.join(format!("account-{name}.json"))
     }
 }

@@ -137,6 +137,8 @@ pub(super) enum Reason {
     Refused,
     /// A name could not be validated.
     Validation,
+    /// The DNS could not be changed, or not be seen to have changed.
+    Dns,
     /// What it issued cannot be used.
     Certificate,
     /// Something cannot be written or read here.
@@ -156,6 +158,7 @@ impl Reason {
             Self::AccountGone => "account",
             Self::Refused => "refused",
             Self::Validation => "validation",
+            Self::Dns => "dns",
             Self::Certificate => "certificate",
             Self::Storage => "storage",
         }
@@ -172,6 +175,8 @@ pub(super) struct Machine {
     /// When the window is asked for next.
     ask_at: Time,
     attempt: Option<Attempt>,
+    /// An operator wants another certificate, due or not.
+    wanted: bool,
 }
 
 /// One attempt with one authority.
@@ -213,6 +218,15 @@ impl Machine {
             window: None,
             ask_at: Duration::ZERO,
             attempt: None,
+            wanted: false,
+        }
+    }
+
+    /// An operator wants a certificate, of authorities that failed as well if `at_once`.
+    pub(super) fn want(&mut self, at_once: bool) {
+        self.wanted = true;
+        if at_once {
+            self.backoffs.iter_mut().for_each(Backoff::forgive);
         }
     }
 
@@ -236,10 +250,10 @@ impl Machine {
         self.window
     }
 
-    /// When a certificate is due: at once where there is none that fits.
+    /// When a certificate is due: at once where there is none that fits, or another one is wanted.
     pub(super) fn due(&self) -> Time {
         match self.certificate {
-            Some(certificate) if certificate.fits => {
+            Some(certificate) if certificate.fits && !self.wanted => {
                 let Certificate {
                     validity, chance, ..
                 } = certificate;
@@ -287,6 +301,7 @@ impl Machine {
     /// A certificate that somebody else obtained is in use.
     pub(super) fn replaced(&mut self, certificate: Certificate, now: Time) {
         self.certificate = Some(certificate);
+        self.wanted = false;
         self.window = None;
         self.ask_at = now;
         self.attempt = None;
@@ -370,6 +385,7 @@ impl Machine {
             (Step::Installing, Event::Installed(certificate)) => {
                 self.backoffs[attempt.authority] = Backoff::default();
                 self.certificate = Some(certificate);
+                self.wanted = false;
                 self.window = None;
                 self.ask_at = now;
                 self.attempt = None;

@@ -172,6 +172,50 @@ fn an_authority_that_fails_is_left_alone_and_the_next_one_is_asked_at_once() {
 }
 
 #[test]
+fn an_authority_that_is_away_for_two_days_is_asked_ever_more_rarely_and_issues_when_it_is_back() {
+    let in_use = certificate(0, 90 * DAY, 0);
+    let mut machine = Machine::new(vec![Backoff::default()], Some(in_use));
+    machine.ask_at = at(90 * DAY);
+    let away = machine.due();
+    let back = away + at(2 * DAY);
+    let (mut now, mut waits) = (away, Vec::new());
+    while now < back {
+        assert_eq!(machine.next(now, u16::MAX), Action::Open { authority: 0 });
+        machine.happened(failed(Reason::Unreachable), now, u16::MAX);
+        let Action::Wait(until) = machine.next(now, u16::MAX) else {
+            panic!("it is not left alone");
+        };
+        waits.push((until - now).as_secs());
+        now = until;
+    }
+    assert_eq!(waits[..3], [MINUTE, 2 * MINUTE, 4 * MINUTE]);
+    assert!(waits.is_sorted() && waits.iter().all(|wait| *wait <= 6 * HOUR));
+    assert!(waits.len() < 20, "asked {} times in two days", waits.len());
+    // What was in use is in use, and another one six hours after the authority is back at the latest.
+    assert_eq!(machine.certificate, Some(in_use));
+    assert!(now < back + at(6 * HOUR));
+    let (done, _) = run(&mut machine, now.as_secs());
+    assert!(done.contains(&Action::Install), "{done:?}");
+}
+
+#[test]
+fn what_an_operator_wants_is_done_before_its_time_and_to_whom_failed_only_at_once() {
+    let in_use = certificate(0, 90 * DAY, 0);
+    let mut machine = Machine::new(vec![Backoff::default()], Some(in_use));
+    machine.ask_at = at(90 * DAY);
+    machine.want(false);
+    assert_eq!(machine.next(at(DAY), 0), Action::Open { authority: 0 });
+    machine.happened(failed(Reason::Dns), at(DAY), 0);
+    machine.want(false);
+    assert_eq!(machine.next(at(DAY), 0), Action::Wait(at(DAY + 30)));
+    machine.want(true);
+    let (done, _) = run(&mut machine, DAY);
+    assert!(done.contains(&Action::Install), "{done:?}");
+    // It was wanted once.
+    assert_eq!(machine.due(), at(61 * DAY));
+}
+
+#[test]
 fn a_limit_is_kept_to_and_one_without_a_time_means_an_hour() {
     let mut machine = fresh(1);
     machine.next(at(0), 0);

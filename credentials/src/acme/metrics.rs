@@ -15,9 +15,38 @@ pub(super) const WINDOW: &str = "wavry_credentials_acme_window_timestamp_seconds
 /// Connections to the listener for challenges that are over. Labels: `type`; `outcome`.
 pub(super) const CHALLENGES: &str = "wavry_credentials_acme_challenge_connections_total";
 
+/// Hosts of services that a certificate is kept for, or would be.
+pub(super) const DEMAND_HOSTS: &str = "wavry_credentials_acme_service_hosts";
+/// Hosts of services beyond the bound.
+pub(super) const DEMAND_LEFT_OUT: &str = "wavry_credentials_acme_service_hosts_left_out";
+/// Hosts of services that a client was the first to ask for.
+pub(super) const DEMAND_ASKED: &str = "wavry_credentials_acme_service_hosts_asked_total";
+/// Times that the first certificate of a host was put off by the rate.
+pub(super) const DEMAND_PUT_OFF: &str = "wavry_credentials_acme_service_hosts_put_off_total";
+
 /// Describes them to the recorder.
 pub(crate) fn describe() {
     super::fleet::describe();
+    describe_gauge!(
+        DEMAND_HOSTS,
+        Unit::Count,
+        "Hosts of services that may have certificates of their own"
+    );
+    describe_gauge!(
+        DEMAND_LEFT_OUT,
+        Unit::Count,
+        "Hosts of services that have none, since there are too many"
+    );
+    describe_counter!(
+        DEMAND_ASKED,
+        Unit::Count,
+        "Hosts of services without a certificate that a client was the first to ask for"
+    );
+    describe_counter!(
+        DEMAND_PUT_OFF,
+        Unit::Count,
+        "Times that the first certificate of a host was put off by their rate"
+    );
     describe_counter!(
         ATTEMPTS,
         Unit::Count,

@@ -31,6 +31,11 @@ impl Backoff {
         self.until() <= now
     }
 
+    /// It may be asked again at once; how often it has failed is not forgotten.
+    pub(super) fn forgive(&mut self) {
+        self.until = 0;
+    }
+
     /// Until when it is left alone.
     pub(super) fn until(&self) -> Time {
         Duration::from_secs(self.until)
@@ -100,15 +105,20 @@ pub(super) struct Validity {
 }
 
 impl Validity {
-    /// When to renew: at a moment of the window that `chance` gives, else in the first quarter of the last
-    /// third of the lifetime. A window that ends before it starts is none. One that comes too late for
-    /// another attempt is brought forward to the last tenth of the lifetime.
+    /// When to renew: at a moment of the window, or of what of it lies in the first nine tenths of the lifetime, that
+    /// `chance` gives; else in the first quarter of the last third. A window that ends before it starts is none. One
+    /// that comes too late for another attempt is brought forward to the last tenth; one that is past is now.
     pub(super) fn renew_at(&self, window: Option<Window>, chance: u16) -> Time {
         let lifetime = self.end.saturating_sub(self.start);
         match window.filter(|window| window.start < window.end) {
             Some(window) => {
                 let latest = self.end.saturating_sub(lifetime / 10);
-                (window.start + portion(window.end - window.start, chance)).min(latest)
+                // The part of it in which there is this certificate, where there is one.
+                let start = match window.end > self.start {
+                    true => window.start.max(self.start).min(latest),
+                    false => window.start,
+                };
+                start + portion(window.end.min(latest).saturating_sub(start), chance)
             }
             None => self.end.saturating_sub(lifetime / 3) + portion(lifetime / 12, chance),
         }
@@ -206,6 +216,19 @@ mod tests {
         assert_eq!(validity.renew_at(window(100, 200), 0), at(100));
         assert_eq!(validity.renew_at(window(100, 200), u16::MAX), at(200));
         assert_eq!(validity.renew_at(window(2000, 3000), 7), at(900));
+        // One that is longer than the lifetime: some moment of the lifetime.
+        let short = Validity {
+            start: at(1000),
+            end: at(1060),
+        };
+        for (chance, then) in [(0, 1000), (u16::MAX / 3, 1018), (u16::MAX, 1054)] {
+            assert_eq!(short.renew_at(window(100, 2000), chance), at(then));
+        }
+        assert_eq!(
+            short.renew_at(window(100, 200), u16::MAX),
+            at(200),
+            "past: at once"
+        );
         assert_eq!(
             validity.renew_at(window(200, 100), 0),
             at(667) - Duration::from_nanos(333_333_333)

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use instant_acme::AccountCredentials;
 
-use super::{challenge::Answered, schedule::Record, work::failure::Trouble};
+use super::{challenge::Answered, demand::Pace, schedule::Record, work::failure::Trouble};
 use crate::{
-    cert::{Pair, pairs::Issued},
+    cert::{self, Pair, pairs::Issued},
     key::acme::CertificateKey,
     secret::Secret,
 };
@@ -20,11 +20,21 @@ pub(super) trait Storage: Send + Sync + 'static {
     /// The newest pair that is kept here, and its origin.
     fn newest(&self) -> Option<(Pair, Issued)>;
 
+    /// The pair whose certificate has this SHA-256, if it is kept here.
+    fn find(&self, hash: &[u8; 32]) -> Option<(Pair, Issued)> {
+        let newest = self.newest();
+        newest.filter(|(pair, _)| cert::hash(pair.leaf()) == *hash)
+    }
+
     /// How authorities have fared, as far as is known before [`take`](Self::take).
     fn record(&self) -> Record;
 
     /// Asks for the right to order this certificate.
     fn take(&self) -> impl Future<Output = Result<Taken, Trouble>> + Send;
+
+    /// Counts the first certificate of a host among those of all hosts; how long to wait where there were too
+    /// many. Who has the right calls it.
+    fn charge(&self, pace: Pace) -> impl Future<Output = Result<Option<Duration>, Trouble>> + Send;
 
     /// Keeps the right for as long as it is polled; returns when it is lost.
     fn keep(&self) -> impl Future<Output = ()> + Send;

@@ -1,6 +1,7 @@
 //! Does what the machine says.
 
 pub(super) mod failure;
+mod operator;
 
 use std::{
     collections::HashSet,
@@ -22,11 +23,14 @@ use tokio::{
 
 use self::failure::Trouble;
 use super::{
-    Authority, Config, Error,
+    Authority, Challenge, Config, Error,
     challenge::Answered,
+    demand::Demand,
+    dns::Publisher,
     http::Client,
     machine::{Action, Certificate, Event, Machine, Reason, Standing, Time},
     metrics as names,
+    request::{Inbox, Ticket},
     schedule::{Backoff, Record, Validity, Window},
     storage::{Left, Pending, Storage, Taken},
     trust,
@@ -60,6 +64,8 @@ pub(super) struct Authorities {
     room: Arc<Semaphore>,
     /// Accounts that are open.
     accounts: Vec<Mutex<Option<Account>>>,
+    /// Where challenges are answered in the DNS.
+    publisher: Option<Publisher>,
 }
 
 impl Authorities {
@@ -86,6 +92,10 @@ impl Authorities {
         Ok(Self {
             room: Arc::new(Semaphore::new(AT_ONCE)),
             accounts: clients.iter().map(|_| Mutex::default()).collect(),
+            publisher: match &config.challenge {
+                Challenge::Dns(dns) => Some(Publisher::open(dns.clone(), &config.directory)),
+                Challenge::Listener { .. } | Challenge::Tls => None,
+            },
             config,
             clients,
             external,
@@ -105,6 +115,8 @@ pub(super) struct Work<S> {
     is_ours: bool,
     /// One of the orders at once.
     place: Option<OwnedSemaphorePermit>,
+    /// Whether it is wanted, where that depends on who asks for it.
+    demand: Option<Demand>,
     /// The certificate in use or kept, for the question when to renew it.
     leaf: Option<CertificateDer<'static>>,
     /// The attempt under way, as far as it has come.
@@ -116,6 +128,13 @@ pub(super) struct Work<S> {
     resumed: Option<String>,
     key: Option<CertificateKey>,
     chain: Option<String>,
+    /// Texts that are in the DNS for it.
+    texts: Vec<String>,
+    inbox: Option<Arc<Inbox>>,
+    /// When something had changed there last.
+    inbox_seen: Option<SystemTime>,
+    /// Operators who wait for a certificate.
+    wishes: Vec<Ticket>,
 }
 
 impl<S: Storage> Work<S> {
@@ -132,6 +151,7 @@ impl<S: Storage> Work<S> {
             storage: Arc::new(storage),
             is_ours: false,
             place: None,
+            demand: None,
             leaf: None,
             account: None,
             order: None,
@@ -139,7 +159,31 @@ impl<S: Storage> Work<S> {
             resumed: None,
             key: None,
             chain: None,
+            texts: Vec::new(),
+            inbox: None,
+            inbox_seen: None,
+            wishes: Vec::new(),
         }
+    }
+
+    /// Does what operators ask for there, too.
+    pub(super) fn attending(mut self, inbox: Inbox) -> Self {
+        self.inbox = Some(Arc::new(inbox));
+        self
+    }
+
+    /// The same for a host that may be asked for.
+    pub(super) fn on(self, demand: Demand) -> Self {
+        Self {
+            demand: Some(demand),
+            ..self
+        }
+    }
+
+    /// Whether the first certificate is wanted, or one that is there is to be renewed.
+    fn is_wanted(&self, machine: &Machine) -> bool {
+        let asked = |demand: &Demand| *demand.wanted.borrow();
+        machine.certificate().is_some() || self.demand.as_ref().is_none_or(asked)
     }
 
     /// Installs what was kept, and keeps a certificate in `store` for as long as it is polled.
@@ -150,6 +194,11 @@ impl<S: Storage> Work<S> {
         let mut written = self.record(&machine);
         loop {
             if !self.is_ours && machine.begins(since_epoch()) {
+                if !self.is_wanted(&machine) {
+                    let pause = LONGEST_SLEEP;
+                    self.wait(pause, &mut machine, &store, &installed).await;
+                    continue;
+                }
                 match self.take(&mut machine, &store, &installed).await {
                     Some(pause) => {
                         self.wait(pause, &mut machine, &store, &installed).await;
@@ -174,7 +223,11 @@ impl<S: Storage> Work<S> {
                 written = record;
             }
             if let Action::Wait(until) = action {
-                let pause = until.saturating_sub(since_epoch());
+                let mut pause = until.saturating_sub(since_epoch());
+                if machine.authority().is_none() {
+                    self.tidy().await;
+                    pause = pause.min(self.attend(&mut machine).await);
+                }
                 self.wait(pause, &mut machine, &store, &installed).await;
                 continue;
             }
@@ -195,17 +248,23 @@ impl<S: Storage> Work<S> {
                 }
                 Err(trouble) => Err(trouble),
             };
+            let said = event.as_ref().err().map(|trouble| trouble.said.clone());
             let event = match event {
                 Ok(event) => event,
                 Err(trouble) => self.failed(action, authority, trouble).await,
             };
-            if let Event::Installed(_) = event {
+            let is_installed = matches!(event, Event::Installed(_));
+            if is_installed {
                 self.succeeded(authority, began);
                 installed.send_replace(true);
             }
             machine.happened(event, since_epoch(), chance());
             if machine.authority().is_none() {
                 self.forget_attempt();
+                // Where another authority is asked at once, it may do better.
+                if is_installed || machine.next_attempt() > since_epoch() {
+                    self.answer_wishes(said.as_deref());
+                }
             }
         }
     }
@@ -258,8 +317,29 @@ impl<S: Storage> Work<S> {
             self.resumed = Some(pending.url);
             self.key = Some(pending.key);
             machine.resume(authority, since_epoch());
+            return None;
         }
-        None
+        self.put_off(machine).await
+    }
+
+    /// How long the first certificate of a host is put off, where many hosts got one of late; the right to order
+    /// is given back then.
+    async fn put_off(&mut self, machine: &Machine) -> Option<Duration> {
+        let demand = self.demand.as_ref()?;
+        if machine.certificate().is_some() || !machine.begins(since_epoch()) {
+            return None;
+        }
+        let wait = match self.storage.charge(demand.pace).await {
+            Ok(wait) => wait?,
+            Err(trouble) => {
+                let error = &trouble.said;
+                tracing::warn!(error, "what is ordered for hosts cannot be counted");
+                LONGEST_SLEEP
+            }
+        };
+        counter!(names::DEMAND_PUT_OFF).increment(1);
+        self.end_attempt(machine).await;
+        Some(wait)
     }
 
     /// Waits, and takes in what others obtain meanwhile.
@@ -271,7 +351,18 @@ impl<S: Storage> Work<S> {
         installed: &watch::Sender<bool>,
     ) {
         let storage = self.storage.clone();
+        let unwanted = self.demand.as_ref().map(|demand| demand.wanted.clone());
+        let asked = async {
+            match unwanted {
+                Some(mut wanted) if !*wanted.borrow() => {
+                    // Where nobody is left to ask, this is about to end.
+                    let _ = wanted.wait_for(|wanted| *wanted).await;
+                }
+                _ => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            () = asked => {}
             () = sleep(pause.min(LONGEST_SLEEP)) => {}
             () = storage.keep(), if self.is_ours => {
                 machine.abandon();
@@ -321,6 +412,7 @@ impl<S: Storage> Work<S> {
                 );
                 self.leaf = Some(leaf);
                 machine.replaced(known, since_epoch());
+                self.answer_wishes(None);
                 installed.send_replace(true);
             }
             Err(error) => tracing::error!(%error, "a certificate of another gateway is not in use"),
@@ -567,7 +659,7 @@ impl<S: Storage> Work<S> {
 
     async fn answer(&mut self, authority: usize) -> Result<Event, Trouble> {
         let client = &self.authorities.clients[authority];
-        let challenge_type = self.authorities.config.challenge;
+        let kind = &self.authorities.config.challenge;
         let order = self.order.as_mut().ok_or_else(Trouble::lost)?;
         let mut answers = Vec::new();
         let mut authorizations = order.authorizations();
@@ -577,9 +669,9 @@ impl<S: Storage> Work<S> {
                 continue;
             }
             let name = authorization.identifier().to_string();
-            let challenge = authorization.challenge(challenge_type.challenge());
+            let challenge = authorization.challenge(kind.of());
             let challenge = challenge.ok_or_else(|| {
-                let said = format!("{name} cannot be validated by {challenge_type} there");
+                let said = format!("{name} cannot be validated by {kind} there");
                 Trouble::new(Reason::Refused, said)
             })?;
             answers.push(Answered {
@@ -588,7 +680,16 @@ impl<S: Storage> Work<S> {
                 key_authorization: challenge.key_authorization().as_str().to_owned(),
             });
         }
-        self.storage.put_up(answers).await?;
+        match &self.authorities.publisher {
+            None => self.storage.put_up(answers).await?,
+            Some(publisher) => {
+                let texts: Vec<_> = answers.iter().map(Answered::text).collect();
+                self.texts
+                    .extend(texts.iter().map(|(_, text)| text.clone()));
+                let published = publisher.publish(&texts).await;
+                published.map_err(|error| Trouble::new(Reason::Dns, error.to_string()))?;
+            }
+        }
         Ok(Event::Answering)
     }
 
@@ -602,7 +703,7 @@ impl<S: Storage> Work<S> {
             if authorization.status != AuthorizationStatus::Pending {
                 continue;
             }
-            let challenge = authorization.challenge(self.authorities.config.challenge.challenge());
+            let challenge = authorization.challenge(self.authorities.config.challenge.of());
             let mut challenge = challenge.ok_or_else(Trouble::lost)?;
             if !self.announced.contains(&challenge.url) {
                 challenge.set_ready().await.map_err(failed)?;
@@ -731,7 +832,18 @@ impl<S: Storage> Work<S> {
         self.forget_attempt();
     }
 
+    /// Removes from the DNS what is of no use any more.
+    async fn tidy(&self) {
+        if let Some(publisher) = &self.authorities.publisher {
+            publisher.tidy(since_epoch()).await;
+        }
+    }
+
     fn forget_attempt(&mut self) {
+        let texts = std::mem::take(&mut self.texts);
+        if let Some(publisher) = &self.authorities.publisher {
+            publisher.leave(&texts);
+        }
         self.announced.clear();
         self.resumed = None;
         (self.account, self.order, self.key, self.chain) = (None, None, None, None);

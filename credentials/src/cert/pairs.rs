@@ -76,6 +76,16 @@ impl Pairs {
         })
     }
 
+    /// The newest pair that is meant.
+    pub(crate) fn find(&self, is_meant: impl Fn(&Pair) -> bool) -> Option<(Pair, Issued)> {
+        let mut kept = self.numbers().into_iter().rev();
+        kept.find_map(|number| {
+            read(&self.of(number))
+                .ok()
+                .filter(|(pair, _)| is_meant(pair))
+        })
+    }
+
     /// Those that can be read, the oldest first. What cannot is told of, and passed over.
     pub(crate) fn kept(&self) -> Vec<Pair> {
         let kept = self.numbers().into_iter().filter_map(|number| {

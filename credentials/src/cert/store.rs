@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -18,7 +18,12 @@ use rustls::{
 use rustls_pki_types::CertificateDer;
 use tokio::task::JoinHandle;
 
-use super::{Error, Pair, hash, names::Names, read_certificates};
+use super::{
+    Error, Pair, hash,
+    look_ups::{LookUps, OUTCOMES, Outcome},
+    names::Names,
+    read_certificates,
+};
 use crate::{
     key::tls_from_pem,
     metrics as names,
@@ -40,10 +45,16 @@ const OWN: &str = "self";
 #[derive(Clone, Default)]
 pub struct Store(Arc<Shared>);
 
+/// What is told of a name.
+type Missed = dyn Fn(&str) + Send + Sync;
+
 #[derive(Default)]
 struct Shared {
     /// What handshakes read. Whoever replaces it holds `loaded`.
     current: ArcSwap<Snapshot>,
+    look_ups: LookUps,
+    /// Told of names that handshakes asked for and that are not there.
+    missed: OnceLock<Box<Missed>>,
     loaded: Mutex<Loaded>,
 }
 
@@ -51,6 +62,12 @@ impl Store {
     /// An empty store: every handshake fails until certificates are loaded.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Has `missed` told of each name that a handshake asks for and that is not there. It reads memory only. The
+    /// first one stays.
+    pub(crate) fn tell_of_missed(&self, missed: impl Fn(&str) + Send + Sync + 'static) {
+        let _ = self.0.missed.set(Box::new(missed));
     }
 
     /// Loads a PEM chain and its PEM key for the names in the certificate; the first chain loaded is
@@ -135,6 +152,13 @@ impl Store {
             .with_cert_resolver(Arc::new(Resolver(self.0.clone()))))
     }
 
+    /// Tells the recorder how often handshakes have found what they asked for.
+    pub fn count_look_ups(&self) {
+        for (total, outcome) in self.0.look_ups.totals().into_iter().zip(OUTCOMES) {
+            counter!(names::LOOK_UPS, "outcome" => outcome).absolute(total);
+        }
+    }
+
     /// The earliest expiry of what is loaded.
     pub fn expiry(&self) -> Option<SystemTime> {
         let loaded = self.0.loaded();
@@ -191,10 +215,17 @@ impl Store {
         let mut changed = HashSet::new();
         for entry in entries {
             let entry = Arc::new(entry);
+            let old = loaded.entry_of(&entry.chain);
             changed.extend(loaded.put(entry.clone()));
-            for name in &entry.names {
-                gauge!(names::CERTIFICATE_EXPIRY, "name" => name.to_string(), "source" => source)
-                    .set(unix_seconds(entry.expires));
+            // An alarm must not tell of what is in use no more.
+            for label in old.iter().flat_map(|old| old.labels()) {
+                if !entry.labels().any(|other| other == label) {
+                    tell(source, label, f64::NAN, f64::NAN);
+                }
+            }
+            for label in entry.labels() {
+                let holds = [entry.holds_from, entry.expires].map(unix_seconds);
+                tell(source, label, holds[0], holds[1]);
             }
         }
         let (mut exact, mut wildcard) = (Vec::new(), Vec::new());
@@ -255,6 +286,10 @@ struct Entry {
     /// Of its files; `None` if one was away for a moment, or there are none.
     version: Option<Version>,
     names: Vec<Arc<str>>,
+    /// Of no use to look-ups: who dials an address asks for no name.
+    addresses: Vec<Arc<str>>,
+    issuer: String,
+    holds_from: SystemTime,
     expires: SystemTime,
     may_be_pinned: bool,
     key: Arc<CertifiedKey>,
@@ -277,9 +312,22 @@ impl Entry {
             version,
             may_be_pinned: facts.may_be_pinned(),
             names: facts.dns_names.into_iter().map(Arc::from).collect(),
+            addresses: facts
+                .addresses
+                .iter()
+                .map(|address| address.to_string().into())
+                .collect(),
+            issuer: facts.issuer,
+            holds_from: facts.not_before,
             expires: facts.not_after,
             key: Arc::new(certified),
         })
+    }
+
+    /// What metrics tell it by: a name or an address, and its issuer.
+    fn labels(&self) -> impl Iterator<Item = (&Arc<str>, &str)> {
+        let names = self.names.iter().chain(&self.addresses);
+        names.map(|name| (name, self.issuer.as_str()))
     }
 }
 
@@ -350,9 +398,13 @@ impl Loaded {
         Some(&self.entries[*place].key)
     }
 
-    fn version_of(&self, chain: &Path) -> Option<Version> {
+    fn entry_of(&self, chain: &Path) -> Option<Arc<Entry>> {
         let place = self.places.get(chain)?;
-        self.entries[*place].version.clone()
+        Some(self.entries[*place].clone())
+    }
+
+    fn version_of(&self, chain: &Path) -> Option<Version> {
+        self.entry_of(chain)?.version.clone()
     }
 }
 
@@ -367,14 +419,26 @@ struct Snapshot {
 
 impl Snapshot {
     /// The certificate for a lower-case name: its own, its wildcard's, the default.
-    fn find(&self, name: Option<&str>) -> Option<&Arc<CertifiedKey>> {
-        let named = name.and_then(|name| {
-            self.exact.get(name).or_else(|| {
-                let (_, parent) = name.split_once('.')?;
-                self.wildcard.get(parent)
-            })
-        });
-        named.or(self.default.as_ref())
+    /// `missed` is told of a name that is not there.
+    fn find(
+        &self,
+        name: Option<&str>,
+        missed: impl FnOnce(&str),
+    ) -> (Outcome, Option<&Arc<CertifiedKey>>) {
+        if let Some(name) = name {
+            if let Some(key) = self.exact.get(name) {
+                return (Outcome::Hit, Some(key));
+            }
+            let parent = name.split_once('.').map(|(_, parent)| parent);
+            if let Some(key) = parent.and_then(|parent| self.wildcard.get(parent)) {
+                return (Outcome::Wildcard, Some(key));
+            }
+            missed(name);
+        }
+        match &self.default {
+            Some(key) => (Outcome::Default, Some(key)),
+            None => (Outcome::Miss, None),
+        }
     }
 }
 
@@ -383,7 +447,15 @@ struct Resolver(Arc<Shared>);
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         // rustls hands the name on in lower case.
-        self.0.current.load().find(hello.server_name()).cloned()
+        let missed = |name: &str| {
+            if let Some(missed) = self.0.missed.get() {
+                missed(name);
+            }
+        };
+        let current = self.0.current.load();
+        let (outcome, key) = current.find(hello.server_name(), missed);
+        self.0.look_ups.count(outcome);
+        key.cloned()
     }
 }
 
@@ -433,6 +505,20 @@ fn version_of_pair(chain: &Path, key: &Path) -> Option<Version> {
 
 fn count(source: &'static str, outcome: &'static str) {
     counter!(names::CERTIFICATE_LOADS, "source" => source, "outcome" => outcome).increment(1);
+}
+
+fn tell(source: &'static str, (name, issuer): (&Arc<str>, &str), from: f64, until: f64) {
+    for (metric, value) in [
+        (names::CERTIFICATE_NOT_BEFORE, from),
+        (names::CERTIFICATE_EXPIRY, until),
+    ] {
+        let labels = [
+            ("name", name.to_string()),
+            ("source", source.to_owned()),
+            ("issuer", issuer.to_owned()),
+        ];
+        gauge!(metric, &labels).set(value);
+    }
 }
 
 fn unix_seconds(time: SystemTime) -> f64 {

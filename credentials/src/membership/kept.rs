@@ -9,7 +9,7 @@ use std::{
 
 use wavry_proto::{control::Roster, id::Epoch, token::MAX_ROSTER_LEN};
 
-use super::roster::Pinned;
+use super::{metrics as names, roster::Pinned};
 use crate::source;
 
 /// Where the newest roster is kept.
@@ -45,15 +45,20 @@ impl Kept {
         }
     }
 
-    /// Keeps a roster. Where that fails, a node that starts waits for a master, as it did before it
-    /// kept any.
+    /// Keeps a roster. A node acts on it all the same where that fails, and says so: what was revoked must end here,
+    /// and a disk that is full must not keep it alive. Such a node starts from an older one if no master
+    /// answers then, or waits for a master where it has kept none.
     pub(super) async fn write(&self, token: Vec<u8>) {
         let file = self.file.clone();
         let written =
             tokio::task::spawn_blocking(move || source::write_public(&file, &token)).await;
+        metrics::gauge!(names::ROSTER_KEPT).set(f64::from(u8::from(matches!(written, Ok(Ok(()))))));
         if let Ok(Err(error)) = written {
             let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, "the roster is not kept");
+            tracing::error!(
+                error,
+                "the roster is acted on, and is not kept: after a restart without a master it is not known here"
+            );
         }
     }
 }
@@ -105,5 +110,17 @@ mod tests {
         fs::remove_file(&file).unwrap();
         fs::create_dir(&file).unwrap();
         assert_eq!(kept.read(&pinned(&key), 0), None);
+
+        // What cannot be kept is told.
+        let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+        let told = recorder.handle();
+        let _guard = metrics::set_default_local_recorder(&recorder);
+        fs::write(file.join("full"), b"").unwrap();
+        kept.write(token.clone()).await;
+        let line = |kept: u8| format!("wavry_node_roster_kept {kept}");
+        assert!(told.render().contains(&line(0)), "{}", told.render());
+        fs::remove_dir_all(&file).unwrap();
+        kept.write(token).await;
+        assert!(told.render().contains(&line(1)), "{}", told.render());
     }
 }

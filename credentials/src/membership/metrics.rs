@@ -5,6 +5,7 @@ use metrics::{Unit, describe_counter, describe_gauge};
 pub(super) const ROSTER_EPOCH: &str = "wavry_node_roster_epoch";
 pub(super) const ROSTER_ISSUED: &str = "wavry_node_roster_issued_timestamp_seconds";
 pub(super) const ROSTER_AGE: &str = "wavry_node_roster_age_seconds";
+pub(super) const ROSTER_KEPT: &str = "wavry_node_roster_kept";
 pub(super) const ROSTER_STALE: &str = "wavry_node_roster_stale";
 pub(super) const IDENTITY_SINCE: &str = "wavry_node_identity_since_timestamp_seconds";
 pub(super) const IDENTITY_EXPIRY: &str = "wavry_node_identity_expiry_timestamp_seconds";
@@ -32,6 +33,11 @@ pub(crate) fn describe() {
         ROSTER_AGE,
         Unit::Seconds,
         "How long ago the newest roster was signed"
+    );
+    describe_gauge!(
+        ROSTER_KEPT,
+        Unit::Count,
+        "1 when the roster that the node acts on is in its state directory, 0 when it could not be written"
     );
     describe_gauge!(
         ROSTER_STALE,

@@ -6,36 +6,19 @@
 //! This process logs in there by AppRole, with the secrets `keyvault_role_id` and `keyvault_secret_id`, which
 //! are read from files, and renews its token until the token's last time has come; then it logs in anew.
 
-use std::{
-    ffi::OsString,
-    fmt, io,
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+mod client;
+
+use std::{ffi::OsString, fmt, io, path::PathBuf};
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use rustls_pki_types::ServerName;
+use http::{Method, StatusCode};
 use serde::Deserialize;
-use tokio::{net::TcpStream, sync::Mutex, time::timeout};
-use tokio_rustls::TlsConnector;
 
-use super::{Error, Found, Source, Version, read_as};
-use crate::{
-    bearer::{self, Token},
-    cert::{self, Trust},
-    key::format,
-    secret::Secret,
-};
+use super::{Error, Found, Source, Version};
+use crate::{cert, key::format};
 
-/// From the first packet to the end of the answer.
-const DEADLINE: Duration = Duration::from_secs(10);
-/// Longest answer, in bytes: the longest body that a KeyVault takes.
-const MAX_ANSWER: usize = 1024 * 1024;
+pub(crate) use client::Client;
+
 /// Field of a secret unless told otherwise.
 const DEFAULT_FIELD: &str = "value";
 
@@ -150,48 +133,27 @@ impl Source for KeyVault {
     }
 
     async fn read(&self, known: Option<&Version>) -> Result<Option<Found>, Error> {
-        let found = self.client.read(&self.request, &self.field, known);
-        found.await.map_err(|failure| Error::KeyVault {
-            place: self.place.clone(),
-            failure: Box::new(failure),
-        })
+        self.read_now(known)
+            .await
+            .map_err(|failure| Error::KeyVault {
+                place: self.place.clone(),
+                failure: Box::new(failure),
+            })
     }
 }
 
-impl fmt::Debug for KeyVault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("KeyVault").field(&self.place).finish()
+impl KeyVault {
+    async fn read_now(&self, known: Option<&Version>) -> Result<Option<Found>, Failure> {
+        let answer = self.client.ask(Method::GET, &self.request, Bytes::new());
+        let answer = answer.await?;
+        let read: Read = format::beside(&answer)?;
+        let version = Version(read.data.metadata.version.to_string());
+        if known == Some(&version) {
+            return Ok(None);
+        }
+        let text = format::field(&answer, &["data", "data", &self.field])?;
+        Ok(Some(Found { version, text }))
     }
-}
-
-/// A unit of a KeyVault.
-struct Client {
-    config: Config,
-    host: String,
-    port: u16,
-    authority: String,
-    name: ServerName<'static>,
-    /// The token it has, and until when. Held while a new one is fetched: nobody needs two.
-    session: Mutex<Option<Session>>,
-}
-
-struct Session {
-    token: Token,
-    /// When it is to be renewed, or replaced.
-    renew_at: Instant,
-    is_renewable: bool,
-}
-
-#[derive(Deserialize)]
-struct Login {
-    auth: Lease,
-}
-
-#[derive(Deserialize)]
-struct Lease {
-    lease_duration: u64,
-    #[serde(default)]
-    renewable: bool,
 }
 
 #[derive(Deserialize)]
@@ -209,155 +171,10 @@ struct Metadata {
     version: u64,
 }
 
-impl Client {
-    fn new(config: Config) -> Result<Self, Failure> {
-        let uri: Uri = config.url.parse().map_err(|_| Failure::Address)?;
-        let authority = uri.authority().ok_or(Failure::Address)?.clone();
-        let has_more = uri.path() != "/" || uri.query().is_some();
-        if uri.scheme_str() != Some("https") || has_more || authority.as_str().contains('@') {
-            return Err(Failure::Address);
-        }
-        let host = authority.host().trim_matches(['[', ']']).to_owned();
-        Ok(Self {
-            name: ServerName::try_from(host.clone()).map_err(|_| Failure::Address)?,
-            port: authority.port_u16().unwrap_or(443),
-            authority: authority.as_str().to_owned(),
-            session: Mutex::default(),
-            config,
-            host,
-        })
+impl fmt::Debug for KeyVault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("KeyVault").field(&self.place).finish()
     }
-
-    async fn read(
-        &self,
-        path: &str,
-        field: &str,
-        known: Option<&Version>,
-    ) -> Result<Option<Found>, Failure> {
-        let mut session = self.session.lock().await;
-        let mut is_new = self.make_current(&mut session).await?;
-        loop {
-            let token = session.as_ref().map(|session| &session.token);
-            match self.ask(Method::GET, path, token, Bytes::new()).await {
-                // The token was revoked, or the KeyVault is another one: a new login tells.
-                Err(Failure::Refused(StatusCode::FORBIDDEN)) if !is_new => {
-                    *session = Some(self.log_in().await?);
-                    is_new = true;
-                }
-                Err(failure) => return Err(failure),
-                Ok(answer) => {
-                    let read: Read = format::beside(&answer)?;
-                    let version = Version(read.data.metadata.version.to_string());
-                    if known == Some(&version) {
-                        return Ok(None);
-                    }
-                    let text = format::field(&answer, &["data", "data", field])?;
-                    return Ok(Some(Found { version, text }));
-                }
-            }
-        }
-    }
-
-    /// Sees to it that there is a token with time left. Gives whether it is new.
-    async fn make_current(&self, session: &mut Option<Session>) -> Result<bool, Failure> {
-        if let Some(held) = session {
-            if Instant::now() < held.renew_at {
-                return Ok(false);
-            }
-            if held.is_renewable {
-                let path = "/v1/auth/token/renew-self";
-                let renewed = self.ask(Method::POST, path, Some(&held.token), "{}".into());
-                // What could not be renewed is replaced.
-                if let Ok(answer) = renewed.await
-                    && let Ok(Login { auth }) = format::beside(&answer)
-                    && auth.lease_duration > 1
-                {
-                    held.renew_at = half(auth.lease_duration);
-                    return Ok(false);
-                }
-            }
-        }
-        *session = Some(self.log_in().await?);
-        Ok(true)
-    }
-
-    async fn log_in(&self) -> Result<Session, Failure> {
-        let secret = |name, file: &Option<PathBuf>| {
-            let read = read_as(name, file.as_deref(), format::password);
-            read.map_err(|error| Failure::Login(Box::new(error)))
-        };
-        let role_id = secret("keyvault_role_id", &self.config.role_id)?;
-        let secret_id = secret("keyvault_secret_id", &self.config.secret_id)?;
-        let body = bearer::approle_login(&role_id, &secret_id).map_err(|_| Failure::Ids)?;
-        let answer = self
-            .ask(Method::POST, "/v1/auth/approle/login", None, body)
-            .await?;
-        let Login { auth } = format::beside(&answer)?;
-        let token = format::field(&answer, &["auth", "client_token"])?;
-        Ok(Session {
-            token: Token::read(&token).map_err(|_| Failure::Token)?,
-            renew_at: half(auth.lease_duration),
-            is_renewable: auth.renewable,
-        })
-    }
-
-    /// Sends a request over a connection of its own: there is one each few minutes at most.
-    async fn ask(
-        &self,
-        method: Method,
-        path: &str,
-        token: Option<&Token>,
-        body: Bytes,
-    ) -> Result<Secret<Vec<u8>>, Failure> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, &self.authority)
-            .header(header::CONTENT_TYPE, "application/json");
-        if let Some(token) = token {
-            let token = token.vault_header().map_err(|_| Failure::Token)?;
-            request = request.header("x-vault-token", token);
-        }
-        let request = request.body(Full::new(body)).map_err(|_| Failure::Path)?;
-        let answer = timeout(DEADLINE, self.answer(request));
-        answer.await.map_err(|_| Failure::TooSlow)?
-    }
-
-    async fn answer(&self, request: Request<Full<Bytes>>) -> Result<Secret<Vec<u8>>, Failure> {
-        let trust = match &self.config.ca_file {
-            Some(file) => Trust::Authorities(file.clone()),
-            None => Trust::System,
-        };
-        let mut tls = cert::client_config(&trust)?;
-        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
-        let tls = TlsConnector::from(Arc::new(tls));
-        let stream = tls.connect(self.name.clone(), stream).await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|_| Failure::Broken)?;
-        let exchange = async {
-            let response = sender.send_request(request).await;
-            let (parts, body) = response.map_err(|_| Failure::Broken)?.into_parts();
-            if !parts.status.is_success() {
-                return Err(Failure::Refused(parts.status));
-            }
-            let body = Limited::new(body, MAX_ANSWER).collect().await;
-            let body = body.map_err(|_| Failure::Broken)?.to_bytes();
-            Ok(Secret::new(body.to_vec()))
-        };
-        tokio::select! {
-            answer = exchange => answer,
-            // It ends before the answer only when it broke.
-            _ = connection => Err(Failure::Broken),
-        }
-    }
-}
-
-/// When half of a lease will be over.
-fn half(seconds: u64) -> Instant {
-    // A lease of weeks is looked after as often as one of days.
-    Instant::now() + Duration::from_secs(seconds.min(7 * 24 * 60 * 60)) / 2
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! `k4.pid` (github.com/paseto-standard/test-vectors), against the code that signs and verifies.
 
 use super::*;
+use crate::signer;
 
 const SEED: &str = "b4cbfb43df4ce210727d953e4a713307fa19bb7d9f85041438d9e11b942a3774";
 const PUBLIC: &str = "1eb9dbbbbc047c03fd70604e0071f0987e16b28b757225c11f00415d0e20b1a2";
@@ -116,13 +117,17 @@ fn public(text: &str) -> AsymmetricPublicKey<V4> {
     AsymmetricPublicKey::from(&bytes(text)).unwrap()
 }
 
-#[test]
-fn the_tokens_of_the_vectors_are_signed_byte_for_byte_and_verify() {
+#[tokio::test]
+async fn the_tokens_of_the_vectors_are_signed_byte_for_byte_and_verify() {
     let key = Ed25519::from_seed(Secret::new(bytes(SEED)));
+    let signing = SigningKey::of(Arc::new(Ed25519::from_seed(Secret::new(bytes(SEED)))));
     assert_eq!(key.public(), bytes(PUBLIC));
     for (name, footer, assertion, token) in SIGNED {
         let signed = key.paseto(PAYLOAD.as_bytes(), footer.as_bytes(), assertion.as_bytes());
         assert_eq!(signed, token, "{name}");
+        let (payload, assertion_bytes) = (PAYLOAD.as_bytes().to_vec(), assertion.as_bytes());
+        let by_signer = signer::signed(&signing, payload, footer.as_bytes(), assertion_bytes).await;
+        assert_eq!(by_signer.unwrap(), token, "{name}");
         let payload = signed_payload(&public(PUBLIC), token, assertion.as_bytes());
         assert_eq!(payload.as_deref(), Ok(PAYLOAD), "{name}");
         let other = signed_payload(&public(PUBLIC), token, b"another assertion");

@@ -45,7 +45,7 @@ pub(crate) struct Pebble {
     _processes: [Process; 2],
 }
 
-struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -57,6 +57,21 @@ impl Drop for Process {
 impl Pebble {
     /// Starts it on free ports. Every name is at 127.0.0.1 for it.
     pub(crate) fn start(setup: &Setup<'_>) -> Self {
+        Self::with(setup, None, months())
+    }
+
+    /// The same, but it asks the DNS server at that address for names.
+    pub(crate) fn asking(setup: &Setup<'_>, server: SocketAddr) -> Self {
+        Self::with(setup, Some(server), months())
+    }
+
+    /// The same, but what it issues holds for a minute.
+    pub(crate) fn of_a_minute(setup: &Setup<'_>) -> Self {
+        let minute = json!({ "minute": { "description": "a minute", "validityPeriod": 60 } });
+        Self::with(setup, None, minute)
+    }
+
+    fn with(setup: &Setup<'_>, server: Option<SocketAddr>, profiles: serde_json::Value) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let authority = DevelopmentAuthority::open(directory.path()).unwrap();
@@ -74,10 +89,7 @@ impl Pebble {
             "externalAccountBindingRequired": setup.external,
             "externalAccountMACKeys": { (EXTERNAL.0): EXTERNAL.1 },
             "keyAlgorithm": "ecdsa",
-            "profiles": {
-                "default": { "description": "three months", "validityPeriod": 7_776_000 },
-                "shortlived": { "description": "six days", "validityPeriod": 518_400 },
-            },
+            "profiles": profiles,
         }});
         fs::write(at("config.json"), config.to_string()).unwrap();
         let mut names = program("pebble-challtestsrv");
@@ -86,7 +98,8 @@ impl Pebble {
         names.arg(dns.to_string());
         let mut pebble = program("pebble");
         pebble.arg("-config").arg(at("config.json"));
-        pebble.arg("-dnsserver").arg(dns.to_string());
+        pebble.arg("-dnsserver");
+        pebble.arg(server.unwrap_or(dns).to_string());
         pebble.env("PEBBLE_VA_NOSLEEP", "1");
         pebble.envs(setup.variables.iter().copied());
         let log = fs::File::create(at("pebble.log")).unwrap();
@@ -144,6 +157,19 @@ impl Pebble {
         self.manage(&arguments, "set-renewal-info/");
     }
 
+    /// What it says of the certificate in a PEM file: `Status`, and `Reason` of one that was revoked.
+    pub(crate) fn status(&self, chain: &Path) -> serde_json::Value {
+        let serial = Command::new("openssl")
+            .args(["x509", "-noout", "-serial", "-in"])
+            .arg(chain)
+            .output()
+            .expect("openssl, which scripts/test.sh installs");
+        let serial = String::from_utf8(serial.stdout).unwrap();
+        let serial = serial.trim().strip_prefix("serial=").unwrap();
+        let said = self.manage(&["--fail"], &format!("cert-status-by-serial/{serial}"));
+        serde_json::from_slice(&said).unwrap()
+    }
+
     fn manage(&self, arguments: &[&str], path: &str) -> Vec<u8> {
         let asked = Command::new("curl")
             .args(["--silent", "--show-error", "--cacert"])
@@ -166,6 +192,19 @@ fn program(name: &str) -> Command {
     let peers =
         peers.expect("WAVRY_PEERS is not set: run ./scripts/test.sh, which installs Pebble");
     Command::new(Path::new(&peers).join("pebble/usr/bin").join(name))
+}
+
+/// Where none is asked for, Pebble takes any.
+fn months() -> serde_json::Value {
+    json!({
+        "default": { "description": "three months", "validityPeriod": 7_776_000 },
+        "shortlived": { "description": "six days", "validityPeriod": 518_400 },
+    })
+}
+
+/// Starts a program that has nothing to say.
+pub(crate) fn quiet(command: &mut Command) -> Process {
+    start(command, Stdio::null())
 }
 
 fn start(command: &mut Command, log: Stdio) -> Process {

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use wavry_credentials::{acme, source};
 use wavry_proto::config::Invalid;
 
+use super::RawDns;
+
 /// Most authorities that are tried one after the other.
 const MAX_AUTHORITIES: usize = 8;
 
@@ -20,18 +22,39 @@ pub struct RawAcme {
     pub names: Vec<String>,
     /// Whether each name has a certificate of its own.
     pub separate: bool,
+    /// Which hosts of services have a certificate of their own, too.
+    pub service_hosts: acme::When,
+    /// How many of those may get their first certificate in an hour.
+    pub new_hosts_per_hour: u32,
     /// Whether gateways of the cluster share certificates: one orders, all use them.
     pub fleet: bool,
     /// Whether the operator agrees to the authorities' terms of service.
     pub terms_of_service_agreed: bool,
     /// How an authority is convinced that the names are ours.
-    pub challenge: acme::Kind,
+    pub challenge: RawChallenge,
     /// TCP address of the listener for that; port 80 or 443 of every address unless set.
     pub listen: Option<SocketAddr>,
+    /// How the DNS is changed, for `dns-01`.
+    pub dns: Option<RawDns>,
     /// `mailto:` URLs that an authority may write to.
     pub contacts: Vec<String>,
     /// Whom to ask, in this order; Let's Encrypt unless set.
     pub authorities: Vec<RawAuthority>,
+}
+
+/// How an authority is convinced that names are ours.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RawChallenge {
+    /// By a request to TCP port 80 of the name.
+    #[default]
+    #[serde(rename = "http-01")]
+    Http01,
+    /// By a TLS handshake with TCP port 443 of the name.
+    #[serde(rename = "tls-alpn-01")]
+    TlsAlpn01,
+    /// By a text in the DNS.
+    #[serde(rename = "dns-01")]
+    Dns01,
 }
 
 /// Table `gateway.self_signed`, as it is written.
@@ -72,10 +95,13 @@ impl Default for RawAcme {
         Self {
             names: Vec::new(),
             separate: false,
+            service_hosts: acme::When::Never,
+            new_hosts_per_hour: 20,
             fleet: false,
             terms_of_service_agreed: false,
-            challenge: acme::Kind::Http01,
+            challenge: RawChallenge::default(),
             listen: None,
+            dns: None,
             contacts: Vec::new(),
             authorities: Vec::new(),
         }
@@ -88,7 +114,7 @@ pub enum Certificate {
     /// A PEM file with the chain; the key is secret `tls_key`.
     File(PathBuf),
     /// A public authority.
-    Acme(Wanted),
+    Acme(Box<Wanted>),
     /// The gateway itself.
     SelfSigned {
         /// Where they are kept.
@@ -98,10 +124,31 @@ pub enum Certificate {
     },
 }
 
+impl Certificate {
+    /// With challenges of TLS answered by the listener for HTTPS, where there is one: both want port 443.
+    pub(super) fn beside_https(mut self, has_https: bool) -> Result<Self, Invalid> {
+        if let (Self::Acme(wanted), true) = (&mut self, has_https)
+            && let acme::Challenge::Listener {
+                kind: acme::Kind::TlsAlpn01,
+                ..
+            } = wanted.config.challenge
+        {
+            if wanted.has_listen {
+                let problem = "must be left out: https_listen answers the authority as well";
+                return Err(Invalid::new("acme.listen", problem));
+            }
+            wanted.config.challenge = acme::Challenge::Tls;
+        }
+        Ok(self)
+    }
+}
+
 /// What is wanted of public authorities, but for the secrets that it takes.
 #[derive(Debug, Clone)]
 pub struct Wanted {
     config: acme::Config,
+    /// Whether the address of a listener was given.
+    has_listen: bool,
     /// Whether gateways share it.
     is_shared: bool,
     /// For each authority, the id of the key of an external account.
@@ -121,7 +168,19 @@ impl Wanted {
                 });
             }
         }
+        // It is read each time that it is used, and missed at the start.
+        if let Some(secret) = self.dns().and_then(acme::dns::Provider::secret) {
+            source::find(secret, None)?;
+        }
         Ok(config)
+    }
+
+    /// Who changes the DNS.
+    pub(crate) fn dns(&self) -> Option<&acme::dns::Provider> {
+        match &self.config.challenge {
+            acme::Challenge::Dns(dns) => Some(&dns.provider),
+            acme::Challenge::Listener { .. } | acme::Challenge::Tls => None,
+        }
     }
 
     /// Whether gateways share it.
@@ -150,7 +209,7 @@ pub(super) fn choose(
 ) -> Result<Certificate, Invalid> {
     match (file, acme, self_signed) {
         (Some(file), None, None) => Ok(Certificate::File(file)),
-        (None, Some(raw), None) => Ok(Certificate::Acme(raw.check(state_dir)?)),
+        (None, Some(raw), None) => Ok(Certificate::Acme(Box::new(raw.check(state_dir)?))),
         (None, None, Some(raw)) => Ok(Certificate::SelfSigned {
             directory: state_dir.join("self-signed"),
             names: check_names("self_signed", raw.names, acme::MAX_NAMES, check_own_name)?,
@@ -198,11 +257,21 @@ fn check_own_name(name: &str) -> Result<(), &'static str> {
 
 impl RawAcme {
     fn check(self, state_dir: &Path) -> Result<Wanted, Invalid> {
+        let check = match self.challenge {
+            RawChallenge::Dns01 => acme::check_dns_name,
+            _ => acme::check_name,
+        };
+        if self.new_hosts_per_hour == 0 {
+            return Err(Invalid::new(
+                "acme.new_hosts_per_hour",
+                "must be 1 at least",
+            ));
+        }
         let most = match self.separate {
             true => acme::MAX_CERTIFICATES,
             false => acme::MAX_NAMES,
         };
-        let names = check_names("acme", self.names, most, acme::check_name)?;
+        let names = check_names("acme", self.names, most, check)?;
         if !self.terms_of_service_agreed {
             return Err(Invalid::new(
                 "acme.terms_of_service_agreed",
@@ -241,12 +310,29 @@ impl RawAcme {
                 return invalid("directory", "must be https://HOST[:PORT]/PATH");
             }
         }
-        let port = match self.challenge {
-            acme::Kind::Http01 => 80,
-            acme::Kind::TlsAlpn01 => 443,
+        let listener = |kind, port| acme::Challenge::Listener {
+            kind,
+            listen: self.listen.unwrap_or(([0, 0, 0, 0], port).into()),
         };
-        let everywhere = SocketAddr::from(([0, 0, 0, 0], port));
+        let challenge = match (self.challenge, self.dns) {
+            (RawChallenge::Http01, None) => listener(acme::Kind::Http01, 80),
+            (RawChallenge::TlsAlpn01, None) => listener(acme::Kind::TlsAlpn01, 443),
+            (RawChallenge::Dns01, Some(_)) if self.listen.is_some() => {
+                let problem = "is for http-01 and tls-alpn-01: nobody comes for dns-01";
+                return Err(Invalid::new("acme.listen", problem));
+            }
+            (RawChallenge::Dns01, Some(dns)) => acme::Challenge::Dns(dns.check()?),
+            (RawChallenge::Dns01, None) => {
+                let problem = "is needed: it says how the DNS is changed";
+                return Err(Invalid::new("acme.dns", problem));
+            }
+            (_, Some(_)) => {
+                let problem = "must be dns-01 where table acme.dns is given";
+                return Err(Invalid::new("acme.challenge", problem));
+            }
+        };
         Ok(Wanted {
+            has_listen: self.listen.is_some(),
             is_shared: self.fleet,
             external_key_ids: authorities
                 .iter()
@@ -256,10 +342,11 @@ impl RawAcme {
                 directory: state_dir.join("acme"),
                 names,
                 separate: self.separate,
+                service_hosts: self.service_hosts,
+                new_hosts_per_hour: self.new_hosts_per_hour,
                 authorities: authorities.into_iter().map(Into::into).collect(),
                 contacts: self.contacts,
-                challenge: self.challenge,
-                listen: self.listen.unwrap_or(everywhere),
+                challenge,
             },
         })
     }
@@ -315,11 +402,63 @@ mod tests {
         let wanted = complete().check("state".as_ref()).unwrap().config;
         assert_eq!(wanted.directory, Path::new("state/acme"));
         assert_eq!(wanted.authorities[0].directory, acme::LETS_ENCRYPT);
-        assert_eq!(wanted.listen, ([0, 0, 0, 0], 80).into());
+        let listens_at = |raw: RawAcme| match raw.check("state".as_ref()).unwrap().config.challenge
+        {
+            acme::Challenge::Listener { listen, .. } => listen,
+            acme::Challenge::Dns(_) | acme::Challenge::Tls => panic!("nobody comes"),
+        };
+        assert_eq!(listens_at(complete()), ([0, 0, 0, 0], 80).into());
         let mut raw = complete();
-        raw.challenge = acme::Kind::TlsAlpn01;
-        let wanted = raw.check("state".as_ref()).unwrap().config;
-        assert_eq!(wanted.listen.port(), 443);
+        raw.challenge = RawChallenge::TlsAlpn01;
+        assert_eq!(listens_at(raw).port(), 443);
+    }
+
+    #[test]
+    fn the_listener_for_https_answers_an_authority_as_well() {
+        let mut raw = complete();
+        raw.challenge = RawChallenge::TlsAlpn01;
+        let choose = |raw: RawAcme| choose(None, Some(raw), None, "s".as_ref()).unwrap();
+        let challenge = |certificate| match certificate {
+            Certificate::Acme(wanted) => wanted.config.challenge,
+            _ => panic!("it is obtained"),
+        };
+        let beside = choose(raw.clone()).beside_https(true).unwrap();
+        assert!(matches!(challenge(beside), acme::Challenge::Tls));
+        let alone = choose(raw.clone()).beside_https(false).unwrap();
+        assert!(matches!(challenge(alone), acme::Challenge::Listener { .. }));
+        let http = choose(complete()).beside_https(true).unwrap();
+        assert!(matches!(challenge(http), acme::Challenge::Listener { .. }));
+        raw.listen = Some(([0, 0, 0, 0], 443).into());
+        let twice = choose(raw).beside_https(true).unwrap_err();
+        assert_eq!(twice.key, "acme.listen");
+    }
+
+    #[test]
+    fn wildcards_are_validated_in_the_dns_and_addresses_are_not() {
+        let in_dns = || RawAcme {
+            names: vec!["gateway.example".to_owned(), "*.gateway.example".to_owned()],
+            challenge: RawChallenge::Dns01,
+            dns: Some(RawDns {
+                hook: Some(vec!["/bin/hook".to_owned()]),
+                ..RawDns::default()
+            }),
+            ..complete()
+        };
+        let wanted = in_dns().check("state".as_ref()).unwrap();
+        assert!(wanted.dns().is_some());
+        let mut raw = in_dns();
+        raw.names.push("192.0.2.1".to_owned());
+        assert_eq!(refused_key(raw), "acme.names[2]");
+        let mut raw = in_dns();
+        raw.dns = None;
+        assert_eq!(refused_key(raw), "acme.dns");
+        let mut raw = in_dns();
+        raw.listen = Some(([127, 0, 0, 1], 80).into());
+        assert_eq!(refused_key(raw), "acme.listen");
+        let mut raw = in_dns();
+        raw.names.truncate(1);
+        raw.challenge = RawChallenge::Http01;
+        assert_eq!(refused_key(raw), "acme.challenge");
     }
 
     #[test]

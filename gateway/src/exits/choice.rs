@@ -49,7 +49,18 @@ struct Known {
     /// Ejections since it was well for [`SLOW_START`].
     ejections: u32,
     load: Option<(Load, Instant)>,
+    /// Services that it said it does not know. Bounded by those that the roster says it is an exit for.
+    without: HashMap<ServiceName, Without>,
     round_trip: Option<Duration>,
+}
+
+/// A service that an exit does not know, whatever the roster says.
+#[derive(Debug, Clone, Copy)]
+struct Without {
+    /// For so long, others are asked first.
+    until: Instant,
+    /// Times in turn that it said so.
+    times: u32,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -106,6 +117,10 @@ impl Choice {
                     State::Full => 2,
                     State::Ejected => 3,
                 };
+                let rank = match known.is_without(service, now) {
+                    true => 3,
+                    false => rank,
+                };
                 let drawn = draw(key, &exit.id) / known.weight(exit, now);
                 (rank, drawn, &exit.id)
             })
@@ -123,13 +138,31 @@ impl Choice {
             // Of sessions that were tried there at the same time, or because there is no other.
             return false;
         }
-        let factor = 1 << known.ejections.min(8);
-        known.ejections += 1;
         known.health = Health::Ejected {
-            until: now + EJECTION.saturating_mul(factor).min(LONGEST_EJECTION),
+            until: now + ejection(known.ejections),
             is_looked_at: false,
         };
+        known.ejections += 1;
         known.load = None;
+        true
+    }
+
+    /// `exit` said that it does not know `service`: for that one it is left out as long as one that failed, and for
+    /// no other. Whether that is new. Nobody looks whether it knows it now; a session does, when that time is over.
+    pub(super) fn without(&mut self, exit: &NodeId, service: &ServiceName, now: Instant) -> bool {
+        let known = self.known.entry(exit.clone()).or_default();
+        if known.is_without(service, now) {
+            return false;
+        }
+        let times = known
+            .without
+            .get(service)
+            .map_or(0, |without| without.times);
+        let without = Without {
+            until: now + ejection(times),
+            times: times + 1,
+        };
+        known.without.insert(service.clone(), without);
         true
     }
 
@@ -150,9 +183,11 @@ impl Choice {
         self.known.entry(exit.clone()).or_default().load = Some((load, now));
     }
 
-    /// A session was opened at `exit`.
-    pub(super) fn took(&mut self, exit: &NodeId) {
-        self.known.entry(exit.clone()).or_default().sessions += 1;
+    /// A session with `service` was opened at `exit`.
+    pub(super) fn took(&mut self, exit: &NodeId, service: &ServiceName) {
+        let known = self.known.entry(exit.clone()).or_default();
+        known.sessions += 1;
+        known.without.remove(service);
     }
 
     /// A session at `exit` is over.
@@ -177,6 +212,9 @@ impl Choice {
         for exit in roster.nodes.iter().filter(|node| is_exit(node)) {
             let known = self.known.entry(exit.id.clone()).or_default();
             known.round_trip = round_trip(&exit.id).or(known.round_trip);
+            known
+                .without
+                .retain(|service, _| exit.services.contains(service));
             match &mut known.health {
                 Health::Returning { since } if now >= *since + SLOW_START => {
                     known.health = Health::Well;
@@ -215,6 +253,11 @@ impl Known {
         }
     }
 
+    fn is_without(&self, service: &ServiceName, now: Instant) -> bool {
+        let without = self.without.get(service);
+        without.is_some_and(|without| now < without.until)
+    }
+
     /// From 0 to 1; 0 while nothing is known of it.
     fn load(&self, now: Instant) -> f64 {
         let fresh = self.load.filter(|(_, at)| now < *at + LOAD_MEMORY);
@@ -238,6 +281,13 @@ impl Known {
         };
         given * free * near * back
     }
+}
+
+/// For how long an exit is left out that was so many times before.
+fn ejection(times: u32) -> Duration {
+    EJECTION
+        .saturating_mul(1 << times.min(8))
+        .min(LONGEST_EJECTION)
 }
 
 fn is_exit(node: &Node) -> bool {

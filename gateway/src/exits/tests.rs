@@ -120,7 +120,7 @@ proptest! {
                     looked_at.retain(|at| *at != id(exit(n)));
                     failed[exit(n)] = false;
                 }
-                Event::Took(n) => choice.took(&id(exit(n))),
+                Event::Took(n) => choice.took(&id(exit(n)), &service()),
                 Event::Left(n) => choice.left(&id(exit(n))),
                 Event::Told(n, load) => {
                     let load: Load = load.to_string().parse().unwrap();
@@ -286,11 +286,58 @@ fn an_exit_that_failed_is_looked_at_later_each_time_and_comes_back_slowly() {
 fn what_is_not_in_the_roster_any_more_is_forgotten_with_its_last_session() {
     let (mut choice, now) = (Choice::default(), Instant::now());
     let empty = of_weights(&[]);
-    choice.took(&id(0));
+    choice.took(&id(0), &service());
     choice.failed(&id(1), now);
     choice.turn(&empty, |_| None, now);
     assert!(choice.is_known(&id(0)) && !choice.is_known(&id(1)));
     choice.left(&id(0));
     choice.turn(&empty, |_| None, now);
     assert!(!choice.is_known(&id(0)));
+}
+
+#[test]
+fn an_exit_that_does_not_know_a_service_is_left_out_for_that_one_and_serves_the_others() {
+    let mut roster = of_weights(&[100, 100]);
+    let other: ServiceName = "other".parse().unwrap();
+    for node in &mut roster.nodes {
+        node.services.push(other.clone());
+    }
+    let (mut choice, mut now) = (Choice::default(), Instant::now());
+    let of_other = |choice: &Choice, now| {
+        let firsts = (0..200).filter(|key| {
+            let order = choice.order(&roster, &other, None, *key, now);
+            *order[0] == id(0)
+        });
+        firsts.count()
+    };
+    let before = of_other(&choice, now);
+    for pause in [5, 10, 20, 40, 60, 60] {
+        assert!(choice.without(&id(0), &service(), now));
+        assert!(
+            !choice.without(&id(0), &service(), now),
+            "another session saw the same"
+        );
+        assert_eq!(shares(&choice, &roster, now)[0], 0.0);
+        assert_eq!(
+            order(&choice, &roster, 1, now).len(),
+            2,
+            "it is the last, and not left out"
+        );
+        // It is as well as before, and nobody looks at it.
+        assert_eq!(choice.states(&roster, now).next(), Some(State::Well));
+        assert_eq!(of_other(&choice, now), before);
+        now += Duration::from_secs(pause);
+        assert!(choice.turn(&roster, |_| None, now).is_empty());
+        assert!(shares(&choice, &roster, now)[0] > 0.4);
+    }
+    // Once it knows it, what was is forgotten; and so it is when it is an exit for the service no more.
+    choice.took(&id(0), &service());
+    assert!(choice.without(&id(0), &service(), now));
+    now += Duration::from_secs(5);
+    assert!(shares(&choice, &roster, now)[0] > 0.4);
+    assert!(choice.without(&id(0), &service(), now));
+    let mut without = roster.clone();
+    without.nodes[0].services.retain(|name| *name == other);
+    choice.turn(&without, |_| None, now);
+    assert!(shares(&choice, &roster, now)[0] > 0.4);
 }

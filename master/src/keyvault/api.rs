@@ -18,6 +18,7 @@ use axum::{
 };
 use serde_json::json;
 use wavry_credentials::bearer::Document;
+use wavry_proto::token::MAX_ROSTER_LEN;
 
 use super::{
     KeyVault,
@@ -28,8 +29,14 @@ use crate::{channel::Channel, metrics as names};
 
 pub use openapi::document as openapi;
 
-/// Longest body, in bytes.
+/// Longest body, in bytes, but for messages that are to be signed.
 pub const MAX_BODY: usize = 1024 * 1024;
+/// Longest body of a request for a signature, by who has a token that is good: the longest roster of a cluster in
+/// base64, and what is around it.
+pub const MAX_MESSAGE_BODY: usize = MAX_ROSTER_LEN + 4096;
+/// Bodies longer than [`MAX_BODY`] that are read at once; more wait within [`BODY_TIMEOUT`]. Each is there four times
+/// while its signature is made: as it came, as a secret, as text and decoded. That is 128 MiB.
+pub(super) const LONG_BODIES: usize = 4;
 /// Longest target of a request, in bytes: the longest path with each byte percent-encoded, and a
 /// query.
 const MAX_TARGET: usize = 4 * 1024;
@@ -78,7 +85,8 @@ async fn try_answer(
     request: Request,
     id: &str,
 ) -> Result<Response, Refusal> {
-    let call = request::read(request, channel, id).await?;
+    // The permit is held until there is an answer.
+    let (call, _permit) = request::read(vault, request, channel, id).await?;
     let is_sys = call.path.as_str().starts_with("sys/");
     let answer = vault.handle(call).await?;
     Ok(match answer {

@@ -204,8 +204,8 @@ pub enum Refusal {
     /// The path does not take the operation.
     #[error("unsupported operation")]
     Unsupported,
-    /// The body is longer than [`super::api::MAX_BODY`].
-    #[error("the body is longer than 1 MiB")]
+    /// The body is longer than [`super::api::MAX_BODY`], or than [`super::api::MAX_MESSAGE_BODY`].
+    #[error("the body is longer than it may be here")]
     TooLarge,
     /// The request did not arrive in time.
     #[error("the request took too long")]

@@ -285,8 +285,10 @@ async fn issued(
     }
     let order = asking.order(operator, Action::Issue, path, subject.to_owned())?;
     let issue = api.registry.issue(issue, order).await?;
+    let ring = api.registry.ring();
+    let token = issue.sign(&*ring.signing, api.registry.cluster()).await;
     let issued = IssuedToken {
-        token: issue.sign(&api.registry.ring().signing, api.registry.cluster()),
+        token: token.map_err(Refusal::NotSigned)?,
         id: issue.id().to_owned(),
         expires_at: issue.validity().exp,
     };

@@ -105,7 +105,7 @@ impl Shared {
     /// Serves what the database holds, keys and all.
     pub(super) async fn reload(&self) -> Result<(), store::Error> {
         let (snapshot, keys) = self.store.state().await?;
-        let ring = Ring::of(keys, &self.master_key)?;
+        let ring = Ring::of(keys, &self.custody)?;
         self.serve(Published::new(snapshot, ring.into(), &self.cluster));
         Ok(())
     }

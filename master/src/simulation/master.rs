@@ -1,14 +1,19 @@
-//! The master: its store in a file, and what a process of it knows.
+//! The masters: the store that they share, and what each process knows. Who was heard they know together: what they
+//! tell each other of that goes through a server, whose clock is not simulated.
 
 use std::{
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use wavry_credentials::{
     audit::{self, Action, Event},
     clock::Clock,
+    signer::{Signer, sign},
     token::{Scope, SigningKey, digest},
 };
 use wavry_proto::{
@@ -16,13 +21,14 @@ use wavry_proto::{
     id::{ClusterName, NodeId, PublicKey},
 };
 
-use super::Sabotage;
+use super::{Sabotage, chance::Chance};
 use crate::{
     database::Location,
     identity::{self, Lives},
-    keys::{self, due},
+    keys::{self, Due, due},
     presence::{Presence, Report},
     ring::Ring,
+    signing::Custody,
     store::{Admission, Announcement, RegisterError, Snapshot, Store, keys::Rotation},
 };
 
@@ -38,19 +44,26 @@ const KEY_OVERLAP: u64 = 700;
 pub(super) struct Master {
     file: PathBuf,
     audit_key: Arc<audit::Key>,
-    key: SigningKey,
+    custody: Custody,
     pub(super) cluster: ClusterName,
     /// What the wall clock shows is so much more than the time that it is.
     pub(super) skew: i64,
     sabotage: Option<Sabotage>,
+    /// The process that is asked next.
     pub(super) running: Option<Running>,
+    /// Others, on the same database.
+    others: Vec<Running>,
+    presence: Presence,
+    /// A moment, for what measures time by the clock of the process.
+    base: (u64, Instant),
+    /// What the masters' wall clocks show.
+    shown: Arc<AtomicU64>,
 }
 
 pub(super) struct Running {
     store: Store,
-    started: (u64, Instant),
+    started: u64,
     clock: Clock,
-    presence: Presence,
     ring: Ring,
     identities: Vec<Lives>,
     pub(super) roster: Roster,
@@ -65,41 +78,102 @@ impl Master {
         Self {
             file,
             audit_key: Arc::new(audit::Key::from_paserk(&audit_key, cluster.clone()).unwrap()),
-            key: SigningKey::generate(),
+            custody: SigningKey::generate().into(),
             cluster,
             skew: 0,
             sabotage,
             running: None,
+            others: Vec::new(),
+            presence: Presence::default(),
+            base: (0, Instant::now()),
+            shown: Arc::default(),
         }
     }
 
     pub(super) async fn start(&mut self, now: u64) {
         let location: Location = self.file.clone().into();
-        let store = Store::open(&location, self.audit_key.clone())
-            .await
-            .unwrap();
+        let opened = Store::open(&location, self.audit_key.clone());
+        let store = opened.await.unwrap();
+        let (nodes, base) = (store.state().await.unwrap().0.nodes, Instant::now());
+        self.presence = Presence::new(nodes.into_iter().map(|node| node.id), base);
+        self.base = (now, base);
+        self.running = Some(self.process(store.clone(), now).await);
+        let other = self.process(store, now).await;
+        self.others = vec![other];
+    }
+
+    /// A process that begins to work on the database.
+    async fn process(&self, store: Store, now: u64) -> Running {
+        let time = self.shown.clone();
+        time.store(wall(now, self.skew).as_secs(), Ordering::Relaxed);
+        let store = store.another(move || time.load(Ordering::Relaxed));
         let clock = Clock::default();
         let shown = clock.read(wall(now, self.skew), Duration::ZERO).as_secs();
-        store.adopt(&self.key, shown).await.unwrap();
+        store.adopt(&self.custody, shown).await.unwrap();
         let (snapshot, keys) = store.state().await.unwrap();
-        let started = Instant::now();
-        let nodes = snapshot.nodes.iter().map(|node| node.id.clone());
         let mut running = Running {
-            presence: Presence::new(nodes, started),
-            started: (now, started),
+            started: now,
             clock,
-            ring: Ring::of(keys, &self.key).unwrap(),
+            ring: Ring::of(keys, &self.custody).unwrap(),
             identities: Vec::new(),
             roster: Roster::empty(self.cluster.clone()),
             token: String::new(),
             store,
         };
-        running.serve(snapshot, &self.cluster, shown);
-        self.running = Some(running);
+        running.serve(snapshot, &self.cluster, shown).await;
+        running
+    }
+
+    /// One of several processes dies.
+    pub(super) fn crash_one(&mut self) {
+        if let Some(other) = self.others.pop() {
+            self.running = Some(other);
+        }
+    }
+
+    /// Another process begins, beside one that there is.
+    pub(super) async fn start_another(&mut self, now: u64) {
+        if let Some(running) = self.running.as_ref().filter(|_| self.others.is_empty()) {
+            let store = running.store.clone();
+            let other = self.process(store, now).await;
+            self.others.push(other);
+        }
+    }
+
+    /// Who asks next asks whichever process, and is shown nothing older than what any of them answered.
+    pub(super) async fn turn(&mut self, chance: &mut Chance, now: u64) {
+        if chance.below(2) == 0 {
+            self.ask_another(now).await;
+        }
+    }
+
+    async fn ask_another(&mut self, now: u64) {
+        if let (Some(running), Some(other)) = (&mut self.running, self.others.first_mut()) {
+            std::mem::swap(running, other);
+            self.look(now).await;
+        }
+    }
+
+    /// Serves what the database holds, if that is newer.
+    async fn look(&mut self, now: u64) {
+        let (custody, cluster) = (&self.custody, self.cluster.clone());
+        let (skew, sabotage) = (self.skew, self.sabotage);
+        let Some(running) = self.running.as_mut() else {
+            return;
+        };
+        let is_newer = running.store.versions().await.unwrap().0 > running.roster.epoch;
+        if is_newer && sabotage != Some(Sabotage::DoesNotLook) {
+            let (snapshot, keys) = running.store.state().await.unwrap();
+            running.ring = Ring::of(keys, custody).unwrap();
+            let elapsed = Duration::from_secs(now - running.started);
+            let shown = running.clock.read(wall(now, skew), elapsed).as_secs();
+            running.serve(snapshot, &cluster, shown).await;
+        }
     }
 
     /// What it has in its file is all that is left.
     pub(super) async fn crash(&mut self) {
+        self.others.clear();
         if let Some(running) = self.running.take() {
             running.store.close().await;
         }
@@ -107,10 +181,12 @@ impl Master {
 
     fn at_work(&mut self, now: u64) -> Option<(&mut Running, u64, Instant)> {
         let skew = self.skew;
+        let at = self.base.1 + Duration::from_secs(now - self.base.0);
         let running = self.running.as_mut()?;
-        let elapsed = Duration::from_secs(now - running.started.0);
-        let shown = running.clock.read(wall(now, skew), elapsed).as_secs();
-        let at = running.started.1 + elapsed;
+        let elapsed = Duration::from_secs(now - running.started);
+        let wall = wall(now, skew);
+        self.shown.store(wall.as_secs(), Ordering::Relaxed);
+        let shown = running.clock.read(wall, elapsed).as_secs();
         Some((running, shown, at))
     }
 
@@ -121,14 +197,14 @@ impl Master {
 
     async fn publish(&mut self, changed: Option<Snapshot>, now: u64) {
         let Some(snapshot) = changed else { return };
-        let (key, cluster) = (&self.key, self.cluster.clone());
+        let (custody, cluster) = (&self.custody, self.cluster.clone());
         let skew = self.skew;
         let running = self.running.as_mut().unwrap();
-        let elapsed = Duration::from_secs(now - running.started.0);
+        let elapsed = Duration::from_secs(now - running.started);
         let shown = running.clock.read(wall(now, skew), elapsed).as_secs();
         let (_, keys) = running.store.state().await.unwrap();
-        running.ring = Ring::of(keys, key).unwrap();
-        running.serve(snapshot, &cluster, shown);
+        running.ring = Ring::of(keys, custody).unwrap();
+        running.serve(snapshot, &cluster, shown).await;
     }
 
     pub(super) async fn register(
@@ -143,7 +219,7 @@ impl Master {
         }
         let written = running.store.register(&admission, shown).await?;
         let (node, said) = (admission.node.clone(), admission.announcement.clone());
-        running.presence.wrote(&node, said, written.revision, at);
+        self.presence.wrote(&node, said, written.revision, at);
         self.publish(written.changed, now).await;
         Ok(())
     }
@@ -161,10 +237,11 @@ impl Master {
         if !running.roster.node(node)?.keys.contains(&key) {
             return None;
         }
-        running.presence.told(node, report);
-        if !running.presence.is_old_news(node, &said, at) {
+        self.presence.told(node, report);
+        if !self.presence.is_old_news(node, &said, at) {
+            let (running, ..) = self.at_work(now)?;
             let written = running.store.heartbeat(node, &said).await.ok()?;
-            running.presence.wrote(node, said, written.revision, at);
+            self.presence.wrote(node, said, written.revision, at);
             self.publish(written.changed, now).await;
         }
         let (running, ..) = self.at_work(now)?;
@@ -181,7 +258,7 @@ impl Master {
             self.publish(changed, now).await;
             return Some(None);
         }
-        let acts_on = running.presence.others_act_on(node);
+        let acts_on = self.presence.others_act_on(node);
         Some(lives.task(acts_on, &PACE, shown))
     }
 
@@ -208,28 +285,46 @@ impl Master {
         }
     }
 
-    /// What is due as time passes.
+    /// What is due as time passes, by each process.
     pub(super) async fn keep(&mut self, now: u64) {
+        for _ in 0..=self.others.len() {
+            self.keep_one(now).await;
+            self.ask_another(now).await;
+        }
+    }
+
+    async fn keep_one(&mut self, now: u64) {
         let (cluster, sabotage) = (self.cluster.clone(), self.sabotage);
-        let Some((running, shown, at)) = self.at_work(now) else {
+        let Some((_, shown, at)) = self.at_work(now) else {
             return;
         };
         let silent = match sabotage {
             Some(Sabotage::SilentStays) => Vec::new(),
             _ => {
                 let suspect_after = Duration::from_secs(SUSPECT_AFTER);
-                running.presence.take_silent(suspect_after, at)
+                self.presence.take_silent(suspect_after, at)
             }
         };
         if !silent.is_empty() {
+            let running = self.running.as_mut().unwrap();
             let changed = running.store.silence(&silent).await.unwrap();
             self.publish(changed, now).await;
         }
-        let key = &self.key;
+        let custody = &self.custody;
         let running = self.running.as_mut().unwrap();
         let pace = pace(sabotage);
-        if !due(&running.ring.lives, &pace, shown).is_empty() {
-            let turned = running.store.turn_keys(key, &cluster, pace, shown);
+        let due = due(&running.ring.lives(), &pace, shown);
+        if !due.is_empty() {
+            let successor = match due.contains(&Due::Rotate) {
+                true => Some(
+                    custody
+                        .successor(&running.ring, &cluster, false)
+                        .await
+                        .unwrap(),
+                ),
+                false => None,
+            };
+            let turned = running.store.turn_keys(successor.as_ref(), pace, shown);
             let (_, changed) = turned.await.unwrap();
             self.publish(changed, now).await;
         }
@@ -252,17 +347,19 @@ impl Master {
     }
 
     pub(super) async fn rotate_key(&mut self, is_compromised: bool, now: u64) {
-        let (cluster, sabotage, key) = (self.cluster.clone(), self.sabotage, &self.key);
+        let (cluster, sabotage, custody) = (self.cluster.clone(), self.sabotage, &self.custody);
         let (skew, running) = (self.skew, self.running.as_mut());
         let Some(running) = running else { return };
-        let elapsed = Duration::from_secs(now - running.started.0);
+        let elapsed = Duration::from_secs(now - running.started);
         let shown = running.clock.read(wall(now, skew), elapsed).as_secs();
         let rotation = match is_compromised {
             true => Rotation::AtOnce,
             false => Rotation::InTurn(pace(sabotage)),
         };
         let order = event("").into();
-        let rotated = running.store.rotate(key, &cluster, rotation, shown, &order);
+        let successor = custody.successor(&running.ring, &cluster, is_compromised);
+        let successor = successor.await.unwrap();
+        let rotated = running.store.rotate(&successor, rotation, shown, &order);
         if let Ok(done) = rotated.await {
             self.publish(done.changed, now).await;
         }
@@ -292,7 +389,7 @@ impl Master {
             .revoke_node(node, shown, &event("").into())
             .await;
         let Ok(done) = revoked else { return false };
-        running.presence.forget(node);
+        self.presence.forget(node);
         self.publish(done.changed, now).await;
         true
     }
@@ -319,11 +416,11 @@ impl Master {
 
 impl Running {
     /// The key that signs now.
-    pub(super) fn signing(&self) -> &SigningKey {
-        &self.ring.signing
+    pub(super) fn signing(&self) -> &dyn Signer {
+        &*self.ring.signing
     }
 
-    fn serve(&mut self, snapshot: Snapshot, cluster: &ClusterName, shown: u64) {
+    async fn serve(&mut self, snapshot: Snapshot, cluster: &ClusterName, shown: u64) {
         self.identities.clone_from(&snapshot.identities);
         self.roster = snapshot.into_roster(cluster.clone(), shown);
         let scope = Scope {
@@ -331,7 +428,7 @@ impl Running {
             audience: "nodes",
             binding: &[],
         };
-        self.token = self.ring.signing.sign(&self.roster, scope);
+        self.token = sign(self.signing(), &self.roster, scope).await.unwrap();
     }
 }
 

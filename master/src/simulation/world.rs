@@ -6,7 +6,10 @@ use std::{
 };
 
 use tempfile::TempDir;
-use wavry_credentials::token::{Grounds, Scope, digest};
+use wavry_credentials::{
+    signer::sign,
+    token::{Grounds, Scope, digest},
+};
 use wavry_proto::{
     control::{Role, Roster, Vouched},
     id::{Epoch, NodeId, PublicKey, ServiceName},
@@ -39,6 +42,10 @@ pub(super) enum Event {
     MasterSkew(i64),
     MasterAway,
     MasterBack,
+    /// One of two processes dies.
+    MasterDies,
+    /// Another begins.
+    MasterJoins,
     RotateKey,
     Compromise,
     OrderRotation(usize),
@@ -67,8 +74,10 @@ impl Event {
             29..=36 => Self::Mend(node),
             37..=39 => Self::Skew(node, i64::try_from(chance.below(600)).unwrap() - 300),
             40 => Self::MasterSkew(i64::try_from(chance.below(40)).unwrap() - 20),
-            41..=42 => Self::MasterAway,
-            43..=50 => Self::MasterBack,
+            41 => Self::MasterAway,
+            42 => Self::MasterDies,
+            43..=47 => Self::MasterBack,
+            48..=50 => Self::MasterJoins,
             51..=52 => Self::RotateKey,
             53 => Self::Compromise,
             54..=57 => Self::OrderRotation(node),
@@ -151,6 +160,8 @@ pub(super) struct World {
     /// When another key than this one spoke for its node.
     left: HashMap<PublicKey, u64>,
     contents: HashMap<Epoch, Roster>,
+    /// The newest roster that any master showed.
+    shown: Epoch,
     /// Signed rosters, oldest first.
     history: Vec<String>,
 }
@@ -181,6 +192,7 @@ impl World {
             listed: HashSet::new(),
             left: HashMap::new(),
             contents: HashMap::new(),
+            shown: Epoch(0),
             history: Vec::new(),
         }
     }
@@ -192,6 +204,7 @@ impl World {
 
     pub(super) async fn step(&mut self, event: Event, chance: &mut Chance) {
         let mut passes = 1;
+        self.master.turn(chance, self.now).await;
         match event {
             Event::Provision(node) => {
                 self.registration_tokens += 1;
@@ -219,6 +232,8 @@ impl World {
                 self.master_since = self.now;
             }
             Event::MasterBack => {}
+            Event::MasterDies => self.master.crash_one(),
+            Event::MasterJoins => self.master.start_another(self.now).await,
             Event::RotateKey => self.master.rotate_key(false, self.now).await,
             Event::Compromise => self.compromise().await,
             Event::OrderRotation(node) => {
@@ -238,7 +253,7 @@ impl World {
                     }
                 }
             }
-            Event::Issue(ttl) => self.issue(ttl),
+            Event::Issue(ttl) => self.issue(ttl).await,
             Event::Open(gateway) => {
                 self.open(gateway);
             }
@@ -284,7 +299,7 @@ impl World {
         roster.node(id).map(|node| node.registration)
     }
 
-    fn issue(&mut self, ttl: u64) {
+    async fn issue(&mut self, ttl: u64) {
         let Some(iat) = self.master.time(self.now) else {
             return;
         };
@@ -310,7 +325,7 @@ impl World {
                 .iter()
                 .any(|r| r.subject == digest(name) && iat <= r.through);
             self.tokens.push(Issued {
-                token: running.signing().sign(&claims, scope),
+                token: sign(running.signing(), &claims, scope).await.unwrap(),
                 subject,
                 iat,
                 exp,
@@ -418,6 +433,8 @@ impl World {
 
     async fn tick(&mut self, length: u64, chance: &mut Chance) {
         for node in 0..NODES {
+            self.master.turn(chance, self.now).await;
+            self.look_at_what_is_shown();
             let before = self.registration(&self.nodes[node].id);
             let (now, master) = (self.now, &mut self.master);
             let contact = self.nodes[node].contact(master, now, chance).await;
@@ -431,6 +448,8 @@ impl World {
         self.master.keep(self.now).await;
         // What the master did hears who waits for it.
         for node in 0..NODES {
+            self.master.turn(chance, self.now).await;
+            self.look_at_what_is_shown();
             let (now, master) = (self.now, &mut self.master);
             self.nodes[node].contact(master, now, chance).await;
         }
@@ -552,6 +571,21 @@ impl World {
             && node.running.is_some()
             && !node.is_cut
             && node.heard == self.now
+    }
+
+    /// What a master shows to who asks it: nothing older than what any has shown.
+    fn look_at_what_is_shown(&mut self) {
+        let Some(running) = &self.master.running else {
+            return;
+        };
+        let (epoch, shown) = (running.roster.epoch, self.shown);
+        if epoch < shown {
+            self.breaks(
+                "a master shows what is old",
+                format!("{epoch} after {shown}"),
+            );
+        }
+        self.shown = shown.max(epoch);
     }
 
     /// What the master publishes.

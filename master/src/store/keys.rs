@@ -1,11 +1,7 @@
-//! Keys that sign tokens and rosters, sealed under the secret `master_key`.
+//! Keys that sign tokens and rosters: sealed under the secret `master_key`, or a vault's.
 
 use serde::{Deserialize, Serialize};
-use wavry_credentials::{
-    audit::{Action, Event, Key},
-    token::{Scope, SigningKey},
-};
-use wavry_proto::{id::ClusterName, token::Succession};
+use wavry_credentials::audit::{Action, Event, Key};
 
 use super::{
     Error, Part, Snapshot, Store, audit,
@@ -14,6 +10,7 @@ use super::{
 use crate::{
     database::sql::{Row, Source, Transaction, query},
     keys::{Due, Life, Pace, State, due},
+    signing::{self, Custody, NewKey, Successor},
 };
 
 /// A key as it is kept.
@@ -21,8 +18,19 @@ pub(crate) struct Kept {
     pub(crate) life: Life,
     /// PASERK `k4.public`.
     pub(crate) paserk: String,
-    /// The secret half, sealed; `None` for a key that signs no more.
+    /// The secret half, sealed; `None` for a key that signs no more, and for one that a vault has.
     pub(crate) sealed: Option<Vec<u8>>,
+    /// Where a vault has it.
+    pub(crate) vault: Option<VaultKey>,
+}
+
+/// A version of a key in a vault.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct VaultKey {
+    /// MOUNT/KEY there.
+    pub(crate) place: String,
+    /// From 1.
+    pub(crate) version: u32,
 }
 
 /// How a new key takes the place of the one that signs.
@@ -40,6 +48,9 @@ pub(crate) enum RotateError {
     /// One is published already and is yet to sign.
     #[error("a key is published already, and signs in its turn")]
     UnderWay,
+    /// Another key began to sign meanwhile, or the new one is on record already.
+    #[error("another rotation was faster")]
+    Overtaken,
     /// The registry failed.
     #[error(transparent)]
     Store(#[from] Error),
@@ -62,40 +73,42 @@ impl From<sqlx::Error> for RotateError {
 }
 
 impl Store {
-    /// Sees to it that there is a key that signs and that `master`, which comes from the secret
-    /// `master_key`, opens it. The first is `master` itself. Where the secret was replaced by another,
-    /// that is the key that signs from now on, and nothing that others signed holds any more: they
-    /// cannot be opened.
-    pub(crate) async fn adopt(&self, master: &SigningKey, now: u64) -> Result<(), Error> {
-        let mut change = self.change().await?;
-        let transaction = &mut change.transaction;
-        let keys = read(&mut *transaction).await?;
-        let signing = keys.iter().find(|key| key.life.state == State::Signing);
-        if signing.is_some_and(|key| open(master, key).is_ok()) {
+    /// Sees to it that there is a key that signs and that `custody` has it. Where what is kept cannot be opened,
+    /// as the secret `master_key` was replaced by another, a new one signs from now on, and nothing that
+    /// others signed holds any more.
+    pub(crate) async fn adopt(&self, custody: &Custody, now: u64) -> Result<(), signing::Error> {
+        let keys = read(&self.pool).await?;
+        if is_in(custody, &keys)? {
             return Ok(());
         }
-        let kid = master.key_id().to_string();
+        let first = custody.first(&keys).await?;
+        let mut change = self.change().await?;
+        let transaction = &mut change.transaction;
+        // Another master may have been faster.
+        let keys = read(&mut *transaction).await?;
+        if is_in(custody, &keys)? {
+            return Ok(());
+        }
+        let kid = first.kid();
         let known = keys.iter().find(|key| key.life.kid == kid);
         if known.is_some_and(|key| key.life.state == State::Revoked) {
-            return Err(Error::RevokedKey);
+            return Err(Error::RevokedKey.into());
         }
-        if signing.is_some() {
-            let mut event = Event::now(Action::Rotate, master.public_paserk(), "master_key");
+        if signing_of(&keys).is_some() {
+            let mut event = Event::now(Action::Rotate, first.paserk(), "master_key");
             event.actor = "master".to_owned();
             audit::append(transaction, &self.audit, &event).await?;
         }
         revoke_all(transaction, now).await?;
-        insert(transaction, master, master, (State::Signing, now, None), 0).await?;
+        insert(transaction, &first, (State::Signing, now, None), 0).await?;
         change.commit(&[Part::Keys]).await?;
         Ok(())
     }
 
-    /// Makes a key that is to take the place of the one that signs, which signs of that. Gives its
-    /// PASERK id.
+    /// Has a key take the place of the one that signs. Gives its PASERK id.
     pub(crate) async fn rotate(
         &self,
-        master: &SigningKey,
-        cluster: &ClusterName,
+        successor: &Successor,
         rotation: Rotation,
         now: u64,
         order: &Order,
@@ -105,18 +118,17 @@ impl Store {
             Begun::Before(done) => return Ok(done),
         };
         let transaction = &mut change.transaction;
-        let kid = follow(transaction, master, cluster, rotation, now).await?;
+        let kid = follow(transaction, successor, rotation, now).await?;
         Ok(change
             .conclude(&self.audit, order, Kid(kid), &[Part::Keys])
             .await?)
     }
 
     /// Does what is due of the keys' lives, and gives what that was. It is decided by the keys as they are
-    /// in the database: another master may have done it.
+    /// in the database: another master may have done it. A rotation that is due waits for a successor.
     pub(crate) async fn turn_keys(
         &self,
-        master: &SigningKey,
-        cluster: &ClusterName,
+        successor: Option<&Successor>,
         pace: Pace,
         now: u64,
     ) -> Result<(Vec<Due>, Option<Snapshot>), RotateError> {
@@ -124,9 +136,9 @@ impl Store {
         let transaction = &mut change.transaction;
         let keys = read(&mut *transaction).await?;
         let lives: Vec<_> = keys.into_iter().map(|key| key.life).collect();
-        let due = due(&lives, &pace, now);
-        for due in &due {
-            let (kid, path) = match due {
+        let mut done = Vec::new();
+        for due in due(&lives, &pace, now) {
+            let (kid, path) = match &due {
                 Due::Sign { kid, overlap } => {
                     sign(transaction, kid, *overlap, now).await?;
                     (kid.clone(), "key signs")
@@ -136,16 +148,18 @@ impl Store {
                     (kid.clone(), "key retired")
                 }
                 Due::Rotate => {
+                    let Some(successor) = successor else { continue };
                     let rotation = Rotation::InTurn(pace);
-                    let kid = follow(transaction, master, cluster, rotation, now).await?;
+                    let kid = follow(transaction, successor, rotation, now).await?;
                     (kid, "schedule")
                 }
             };
             let mut event = Event::now(Action::Rotate, kid, path);
             event.actor = "master".to_owned();
             audit::append(transaction, &self.audit, &event).await?;
+            done.push(due);
         }
-        Ok((due, change.commit(&[Part::Keys]).await?))
+        Ok((done, change.commit(&[Part::Keys]).await?))
     }
 
     /// What keys signed of those that follow them, oldest first.
@@ -155,27 +169,31 @@ impl Store {
     }
 }
 
-/// Opens a key that signs or is to sign.
-pub(crate) fn open(master: &SigningKey, key: &Kept) -> Result<SigningKey, Error> {
-    let sealed = key.sealed.as_deref().ok_or(Error::Row("signing_key"))?;
-    master
-        .open(sealed, &key.paserk)
-        .map_err(|_| Error::Row("signing_key"))
+/// Whether the key that signs, and the one that is to, are such that `custody` has.
+fn is_in(custody: &Custody, keys: &[Kept]) -> Result<bool, Error> {
+    let Some(signing) = signing_of(keys) else {
+        return Ok(false);
+    };
+    let next = keys.iter().find(|key| key.life.state == State::Published);
+    for key in [Some(signing), next].into_iter().flatten() {
+        match custody.signer(key) {
+            Ok(_) => {}
+            Err(Error::Row(_)) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
 }
 
-/// The key that signs now, from a database that a master may be using.
-pub(crate) async fn signing(
-    database: impl Into<Source<'_>>,
-    master: &SigningKey,
-) -> Result<SigningKey, Error> {
-    let keys = read(database).await?;
-    let signing = keys.iter().find(|key| key.life.state == State::Signing);
-    open(master, signing.ok_or(Error::Row("signing_key"))?)
+/// The key that signs.
+pub(crate) fn signing_of(keys: &[Kept]) -> Option<&Kept> {
+    keys.iter().find(|key| key.life.state == State::Signing)
 }
 
-pub(super) async fn read(database: impl Into<Source<'_>>) -> Result<Vec<Kept>, Error> {
+pub(crate) async fn read(database: impl Into<Source<'_>>) -> Result<Vec<Kept>, Error> {
     let rows = query(
-        "SELECT kid, paserk, sealed, state, since, until, overlap FROM signing_key ORDER BY number",
+        "SELECT kid, paserk, sealed, state, since, until, overlap, vault_key, vault_version
+         FROM signing_key ORDER BY number",
     )
     .all(database)
     .await?;
@@ -186,7 +204,16 @@ fn kept(row: &Row) -> Result<Kept, Error> {
     let state: String = row.get(3)?;
     let state = State::ALL.into_iter().find(|known| known.as_str() == state);
     let until: Option<i64> = row.get(5)?;
+    let place: String = row.get(7)?;
+    let vault = match place.is_empty() {
+        true => None,
+        false => Some(VaultKey {
+            place,
+            version: u32::try_from(row.number(8)?).map_err(|_| Error::Row("signing_key"))?,
+        }),
+    };
     Ok(Kept {
+        vault,
         life: Life {
             kid: row.get(0)?,
             state: state.ok_or(Error::Row("signing_key"))?,
@@ -201,41 +228,44 @@ fn kept(row: &Row) -> Result<Kept, Error> {
 
 async fn insert(
     transaction: &mut Transaction,
-    master: &SigningKey,
-    key: &SigningKey,
+    key: &NewKey,
     (state, since, until): (State, u64, Option<u64>),
     overlap: u64,
 ) -> Result<(), Error> {
+    let vault = key.vault.as_ref();
     query(
-        "INSERT INTO signing_key (number, kid, paserk, sealed, state, since, until, overlap)
-         VALUES ((SELECT coalesce(max(number), 0) + 1 FROM signing_key), $1, $2, $3, $4, $5, $6, $7)
+        "INSERT INTO signing_key (number, kid, paserk, sealed, state, since, until, overlap, vault_key,
+             vault_version)
+         VALUES ((SELECT coalesce(max(number), 0) + 1 FROM signing_key), $1, $2, $3, $4, $5, $6, $7, $8, $9)
          ON CONFLICT (kid) DO UPDATE SET sealed = excluded.sealed, state = excluded.state,
-             since = excluded.since, until = excluded.until, overlap = excluded.overlap",
+             since = excluded.since, until = excluded.until, overlap = excluded.overlap,
+             vault_key = excluded.vault_key, vault_version = excluded.vault_version",
     )
-    .bind(key.key_id().to_string())
-    .bind(key.public_paserk())
-    .bind(Some(master.seal(key)))
+    .bind(key.kid())
+    .bind(key.paserk())
+    .bind(key.sealed.clone())
     .bind(state.as_str())
     .bind(since)
     .bind(until)
     .bind(overlap)
+    .bind(vault.map_or("", |key| &key.place))
+    .bind(vault.map(|key| u64::from(key.version)))
     .execute(&mut *transaction)
     .await?;
     Ok(())
 }
 
-/// Makes the key that follows the one that signs, which signs of that. Gives its PASERK id.
+/// Puts the key that follows the one that signs on record. Gives its PASERK id.
 async fn follow(
     transaction: &mut Transaction,
-    master: &SigningKey,
-    cluster: &ClusterName,
+    successor: &Successor,
     rotation: Rotation,
     now: u64,
 ) -> Result<String, RotateError> {
     let keys = read(&mut *transaction).await?;
-    let signing = keys.iter().find(|key| key.life.state == State::Signing);
-    let signing = open(master, signing.ok_or(Error::Row("signing_key"))?)?;
-    let next = SigningKey::generate();
+    let signing = signing_of(&keys).ok_or(Error::Row("signing_key"))?;
+    let key = &successor.key;
+    let kid = key.kid();
     let (life, overlap) = match rotation {
         Rotation::InTurn(pace) => {
             if keys.iter().any(|key| key.life.state == State::Published) {
@@ -244,28 +274,24 @@ async fn follow(
             let until = now.saturating_add(pace.wait.as_secs());
             ((State::Published, now, Some(until)), pace.overlap.as_secs())
         }
-        Rotation::AtOnce => {
-            revoke_all(transaction, now).await?;
-            ((State::Signing, now, None), 0)
-        }
+        Rotation::AtOnce => ((State::Signing, now, None), 0),
     };
-    insert(transaction, master, &next, life, overlap).await?;
-    let statement = Succession {
-        next: next.public_paserk(),
-    };
-    let scope = Scope {
-        cluster,
-        audience: "nodes",
-        binding: &[],
-    };
+    let is_known = keys.iter().any(|key| key.life.kid == kid);
+    if signing.life.kid != successor.predecessor || is_known {
+        return Err(RotateError::Overtaken);
+    }
+    if matches!(rotation, Rotation::AtOnce) {
+        revoke_all(transaction, now).await?;
+    }
+    insert(transaction, key, life, overlap).await?;
     query(
         "INSERT INTO succession (number, statement)
          VALUES ((SELECT coalesce(max(number), 0) + 1 FROM succession), $1)",
     )
-    .bind(signing.sign(&statement, scope))
+    .bind(successor.statement.clone())
     .execute(&mut *transaction)
     .await?;
-    Ok(next.key_id().to_string())
+    Ok(kid)
 }
 
 /// Has a published key sign, and the one that did be accepted.

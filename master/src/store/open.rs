@@ -12,7 +12,7 @@ use sqlx::{
     postgres::PgPoolOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
-use wavry_credentials::audit::Key;
+use wavry_credentials::{audit::Key, clock::unix_time};
 
 use super::{Error, Store};
 use crate::database::{
@@ -58,7 +58,18 @@ impl Store {
             audit,
             lock: Arc::new(Mutex::new(lock)),
             newest: Arc::default(),
+            time: Arc::new(unix_time),
         })
+    }
+
+    /// What another master has of the same database, whose clock is `time`.
+    #[cfg(test)]
+    pub(crate) fn another(&self, time: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        Self {
+            newest: Arc::default(),
+            time: Arc::new(time),
+            ..self.clone()
+        }
     }
 
     /// Opens a database that is there, beside masters that use it, and leaves its schema as it is.
@@ -80,6 +91,7 @@ impl Store {
             audit,
             lock: Arc::default(),
             newest: Arc::default(),
+            time: Arc::new(unix_time),
         })
     }
 

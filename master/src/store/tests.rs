@@ -9,7 +9,9 @@ use wavry_credentials::{
 };
 
 use super::*;
-use crate::{audit_sink::Log as _, keys::Pace, postgres_server::Server};
+use crate::{
+    audit_sink::Log as _, keys::Pace, postgres_server::Server, ring::Ring, signing::Custody,
+};
 
 /// Longer than anything here takes.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -17,7 +19,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 struct Cluster {
     location: crate::database::Location,
     audit: Arc<Key>,
-    master: SigningKey,
+    custody: Custody,
 }
 
 impl Cluster {
@@ -27,14 +29,14 @@ impl Cluster {
         Self {
             location: server.database(database).await.parse().unwrap(),
             audit: Arc::new(key),
-            master: SigningKey::generate(),
+            custody: SigningKey::generate().into(),
         }
     }
 
     async fn store(&self) -> Store {
         let opened = Store::open(&self.location, self.audit.clone()).await;
         let store = opened.unwrap();
-        store.adopt(&self.master, 1_000).await.unwrap();
+        store.adopt(&self.custody, 1_000).await.unwrap();
         store
     }
 }
@@ -94,9 +96,12 @@ async fn of_masters_that_find_the_same_due_one_does_it() {
     let name = "test".parse().unwrap();
     // A new key is published; it signs, and the one before it is accepted; that is retired.
     for (now, keys) in [(1_100, 2), (1_110, 2), (1_130, 2)] {
-        let turned = stores
-            .each_ref()
-            .map(|store| store.turn_keys(&cluster.master, &name, pace, now));
+        let ring = Ring::of(stores[0].state().await.unwrap().1, &cluster.custody).unwrap();
+        // Each has made a key, and one of those is taken.
+        let turned = stores.each_ref().map(async |store| {
+            let successor = cluster.custody.successor(&ring, &name, false).await;
+            store.turn_keys(Some(&successor.unwrap()), pace, now).await
+        });
         let turned = futures_util::future::join_all(turned).await;
         let did = |one: &Result<(Vec<_>, Option<Snapshot>), _>| one.as_ref().unwrap().1.is_some();
         assert_eq!(turned.iter().filter(|one| did(one)).count(), 1, "at {now}");
@@ -104,7 +109,8 @@ async fn of_masters_that_find_the_same_due_one_does_it() {
         assert_eq!(kept.len(), keys);
         let signing = |key: &&Kept| key.life.state == crate::keys::State::Signing;
         let signing = kept.iter().find(signing).unwrap();
-        keys::open(&cluster.master, signing).expect("the key that signs can be opened");
+        let signer = cluster.custody.signer(signing);
+        assert!(signer.is_ok(), "the key that signs can be opened");
     }
     let (lines, seal) = stores[1].page(0).await.unwrap();
     let paths: Vec<_> = lines

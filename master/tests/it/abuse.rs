@@ -1,5 +1,7 @@
 //! What a master is sent by who means it ill, or has a clock that is wrong.
 
+use std::time::Duration;
+
 use hyper::Method;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, split},
@@ -69,7 +71,9 @@ async fn a_body_of_a_gibibyte_is_refused_long_before_its_end() {
 #[tokio::test]
 async fn a_flood_of_forged_registrations_keeps_no_node_out() {
     let world = World::new();
-    let master = world.start().await;
+    let mut config = world.config();
+    config.limits.registration_rate = wavry_master::config::Limits::default().registration_rate;
+    let master = world.start_with(config).await;
     let mut flood = JoinSet::new();
     for _ in 0..16 {
         let mut wire = Wire::open(&world, master.address).await;
@@ -83,7 +87,8 @@ async fn a_flood_of_forged_registrations_keeps_no_node_out() {
             let identity = Identity::generate();
             for _ in 0..50 {
                 let refused = wire.register(&identity, &forged, "1").await;
-                assert_eq!(refused, (401, "token-unknown-key".to_owned()));
+                let words = [(401, "token-unknown-key"), (429, "too-many-registrations")];
+                assert!(words.contains(&(refused.0, &*refused.1)), "{refused:?}");
             }
         });
     }
@@ -93,6 +98,38 @@ async fn a_flood_of_forged_registrations_keeps_no_node_out() {
     while let Some(done) = flood.join_next().await {
         done.unwrap();
     }
+}
+
+#[tokio::test]
+async fn who_registers_too_often_is_told_when_to_come_back_and_registers_then() {
+    let world = World::new();
+    let mut config = world.config();
+    // One a second of an address, and ten at once.
+    config.limits.registration_rate = 5;
+    let master = world.start_with(config).await;
+    let mut wire = Wire::open(&world, master.address).await;
+    let identity = Identity::generate();
+    let token = sign(&world, &claims("1"));
+    let mut refused = 0;
+    for _ in 0..30 {
+        let (status, word) = wire.register(&identity, "nonsense", "1").await;
+        match status {
+            429 => {
+                assert_eq!(word, "too-many-registrations");
+                refused += 1;
+            }
+            _ => assert_eq!((status, &*word), (401, "token-malformed")),
+        }
+    }
+    assert!(refused >= 10, "{refused}");
+    let began = std::time::Instant::now();
+    while wire.register(&identity, &token, "1").await.0 == 429 {
+        assert!(began.elapsed() < DEADLINE);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let viewer = operator(&world, OperatorRole::Viewer);
+    let node = get(&mut wire, "/v1/nodes/exit", &viewer).await;
+    assert_eq!(node["id"], "exit");
 }
 
 #[tokio::test]

@@ -293,3 +293,17 @@ async fn a_node_that_kept_a_roster_takes_no_older_one() {
     let gateway = join(config).await;
     assert_eq!(gateway.roster().borrow().epoch, newer.epoch);
 }
+
+#[tokio::test]
+async fn a_node_that_cannot_keep_rosters_acts_on_them_all_the_same() {
+    let world = World::new();
+    let master = world.start().await;
+    let config = world.node(&master, "gw", Role::Gateway, &[]);
+    // Nothing can take the place of a directory that is not empty.
+    fs::create_dir_all(config.state_dir.join("roster/full")).unwrap();
+    let gateway = join(config).await;
+    let mut rosters = gateway.roster();
+    let relay = join(world.node(&master, "exit", Role::Relay, &["echo"])).await;
+    relay.announce(vec!["127.0.0.1:4444".parse().unwrap()]);
+    roster_where(&mut rosters, |r| exits(r, "echo") == 1).await;
+}

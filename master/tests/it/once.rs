@@ -60,12 +60,13 @@ async fn whatever_changes_something_does_so_once_for_a_key_and_answers_the_same_
     );
     let admin = operator(&world, OperatorRole::Admin);
     // Without a key, each of them is refused the second time or says something else.
-    let asks: [Ask<'_>; 6] = [
+    let asks: [Ask<'_>; 7] = [
         (Method::PUT, "/v1/services/made", r#"{"access":"public"}"#),
         (Method::DELETE, "/v1/services/made", ""),
         (Method::POST, "/v1/revocations", r#"{"subject":"ann"}"#),
         ROTATE,
         (Method::POST, "/v1/nodes/exit/rotate", ""),
+        (Method::PATCH, "/v1/nodes/exit", r#"{"weight":50}"#),
         (Method::POST, "/v1/nodes/exit/revoke", ""),
     ];
     for (n, request) in asks.into_iter().enumerate() {
@@ -96,7 +97,7 @@ async fn whatever_changes_something_does_so_once_for_a_key_and_answers_the_same_
     for (action, count) in [
         (Action::Revoke, 2),
         (Action::Rotate, 2),
-        (Action::Configure, 2),
+        (Action::Configure, 3),
     ] {
         assert_eq!(outcomes(action, "done"), count, "{action:?}");
         assert_eq!(outcomes(action, "repeated"), count, "{action:?}");

@@ -64,9 +64,15 @@ pub(crate) async fn get(wire: &mut Wire, path: &str, bearer: &str) -> Value {
 
 /// A request for each route that the document describes, right in every way but for who asks: the route's
 /// path, where that goes in a test, and the body.
-const REQUESTS: [(&str, &str, &str, &str); 15] = [
+const REQUESTS: [(&str, &str, &str, &str); 16] = [
     ("GET", "/v1/nodes", "/v1/nodes", ""),
     ("GET", "/v1/nodes/{node}", "/v1/nodes/exit", ""),
+    (
+        "PATCH",
+        "/v1/nodes/{node}",
+        "/v1/nodes/exit",
+        r#"{"weight":50}"#,
+    ),
     ("GET", "/v1/revocations", "/v1/revocations", ""),
     ("GET", "/v1/services", "/v1/services", ""),
     ("GET", "/v1/services/{service}", "/v1/services/echo", ""),
@@ -175,7 +181,7 @@ async fn each_route_of_the_document_serves_the_roles_that_reach_so_far_and_nobod
     let identity = Identity::generate();
     let token = sign(&world, &claims("1"));
     assert_eq!(wire.register(&identity, &token, "1").await, said(201, ""));
-    let session = world.issuer().session_token(
+    let session = world.issuer().session(
         &service("echo"),
         "ann".into(),
         None,
@@ -185,7 +191,7 @@ async fn each_route_of_the_document_serves_the_roles_that_reach_so_far_and_nobod
     let strangers = [
         (None, "token-missing"),
         (Some("nonsense".to_owned()), "token-malformed"),
-        (Some(session.unwrap()), "token-not-verified"),
+        (Some(world.signed(&session.unwrap())), "token-not-verified"),
         (Some(sign(&world, &claims("2"))), "token-not-verified"),
         (
             Some(wire.bearer(&world, &identity, &node_id("exit"))),
@@ -623,6 +629,71 @@ async fn a_revocation_that_cannot_be_put_on_record_is_not_done() {
         get(&mut wire, "/v1/nodes/exit", &bearer).await["id"],
         "exit"
     );
+}
+
+#[tokio::test]
+async fn a_node_is_given_another_region_and_weight_and_nodes_are_told_at_once() {
+    let world = World::new();
+    let master = world.start().await;
+    let gateway = join(world.node(&master, "gw", Role::Gateway, &[])).await;
+    let relay = join(world.node(&master, "exit", Role::Relay, &["echo"])).await;
+    relay.announce(vec![SocketAddr::from(([127, 0, 0, 1], 4444))]);
+    let mut rosters = gateway.roster();
+    let mut wire = Wire::open(&world, master.address).await;
+    let bearer = operator(&world, OperatorRole::Operator);
+    let path = "/v1/nodes/exit";
+    for (body, region, weight) in [
+        (
+            json!({"region": "eu-west", "weight": 50}),
+            Some("eu-west"),
+            50,
+        ),
+        // What is left out stays.
+        (json!({"weight": 1000}), Some("eu-west"), 1000),
+        (json!({"region": null}), None, 1000),
+    ] {
+        let asked = std::time::Instant::now();
+        let sent = wire.send(Method::PATCH, path, Some(&bearer), body.to_string());
+        let (status, _, answer) = sent.await;
+        assert_eq!(status, 200);
+        let node = wire::json(&answer);
+        assert_eq!(
+            (node["region"].as_str(), node["weight"].as_u64()),
+            (region, Some(weight))
+        );
+        roster_where(&mut rosters, |r| {
+            let placement = &r.node(&node_id("exit")).unwrap().placement;
+            let named = placement.region.as_ref().map(|region| region.as_str());
+            named == region && u64::from(placement.weight.get()) == weight
+        })
+        .await;
+        assert!(asked.elapsed() < Duration::from_secs(5));
+    }
+    for body in [
+        json!({}),
+        json!({"weight": 0}),
+        json!({"weight": 1001}),
+        json!({"weight": null}),
+        json!({"region": "Not A Region"}),
+        json!({"region": ""}),
+        json!({"services": ["echo"]}),
+    ] {
+        let outcome = wire
+            .problem(Method::PATCH, path, Some(&bearer), body.to_string())
+            .await;
+        assert_eq!(outcome, said(400, "malformed-request"), "{body}");
+    }
+    let nobody = "/v1/nodes/nobody";
+    let outcome = wire.problem(Method::PATCH, nobody, Some(&bearer), r#"{"weight":5}"#);
+    assert_eq!(outcome.await, said(404, "no-such-node"));
+    let changed = on_record(&world).await.into_iter();
+    let changed = changed.filter(|e| e.action == Action::Configure && e.outcome == "done");
+    assert!(
+        changed
+            .clone()
+            .all(|e| e.subject == "exit" && e.actor == "alice")
+    );
+    assert_eq!(changed.count(), 3);
 }
 
 #[tokio::test]

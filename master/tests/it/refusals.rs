@@ -118,14 +118,14 @@ async fn a_registration_token_that_does_not_hold_is_refused_by_its_reason() {
         )
     };
     let now = unix_time();
-    let session = world.issuer().session_token(
+    let session = world.issuer().session(
         &service("echo"),
         "somebody".into(),
         None,
         serde_json::Map::new(),
         Duration::from_secs(60),
     );
-    let session = session.unwrap();
+    let session = world.signed(&session.unwrap());
     let mut flipped = good.clone().into_bytes();
     let middle = flipped.len() / 2;
     flipped[middle] = if flipped[middle] == b'A' { b'B' } else { b'A' };

@@ -1,6 +1,6 @@
 //! Keys that sign take each other's place, and nodes find their way from one to the next.
 
-use std::{fs, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 
 use hyper::Method;
 use serde_json::json;
@@ -8,10 +8,11 @@ use tokio::time::{sleep, timeout};
 use wavry_credentials::{
     audit::Action,
     identity::Identity,
+    signer::{self, Signer},
     source,
-    token::{Scope, SigningKey},
+    token::{Scope, SigningKey, id_of, paserk_of},
 };
-use wavry_master::{StartError, audit_reader::Reader};
+use wavry_master::{StartError, signing};
 use wavry_proto::{control::Role, token::OperatorRole};
 
 use crate::{
@@ -37,9 +38,14 @@ async fn rotate(world: &World, master: &Running, request: serde_json::Value) -> 
 }
 
 /// The key that the master signs with now, as one who has its database and its secret reads it.
-async fn signing_key(world: &World) -> SigningKey {
-    let reader = Reader::open(&world.database()).await.unwrap();
-    reader.signing_key(&world.key).await.unwrap()
+async fn signing_key(world: &World) -> Arc<dyn Signer> {
+    let (database, master_key) = (world.database(), world.path("master_key"));
+    let signer = signing::signer(&database, Some(&master_key), None);
+    signer.await.unwrap()
+}
+
+async fn signing_paserk(world: &World) -> String {
+    paserk_of(&signing_key(world).await.public())
 }
 
 async fn states(world: &World, master: &Running, bearer: &str) -> Vec<String> {
@@ -51,13 +57,13 @@ async fn states(world: &World, master: &Running, bearer: &str) -> Vec<String> {
         .collect()
 }
 
-fn by(world: &World, key: &SigningKey, jti: &str) -> String {
+async fn by(world: &World, key: &dyn Signer, jti: &str) -> String {
     let scope = Scope {
         cluster: &world.cluster,
         audience: "master",
         binding: &[],
     };
-    key.sign(&claims(jti), scope)
+    signer::sign(key, &claims(jti), scope).await.unwrap()
 }
 
 #[tokio::test]
@@ -75,7 +81,7 @@ async fn a_new_key_is_published_then_signs_and_the_old_one_is_accepted_and_then_
     let published = roster_where(&mut rosters, |r| r.token_keys.len() == 2).await;
     assert_eq!(published.roster_keys.len(), 2);
     assert!(published.roster_keys.contains(&old));
-    assert_eq!(signing_key(&world).await.public_paserk(), old);
+    assert_eq!(signing_paserk(&world).await, old);
     // One at a time.
     let mut wire = Wire::open(&world, master.address).await;
     let bearer = operator(&world, OperatorRole::Admin);
@@ -89,8 +95,11 @@ async fn a_new_key_is_published_then_signs_and_the_old_one_is_accepted_and_then_
 
     let signs = roster_where(&mut rosters, |r| r.roster_keys.len() == 1).await;
     let new = signing_key(&world).await;
-    assert_eq!(signs.roster_keys, [new.public_paserk()]);
-    assert_eq!(new.key_id().to_string(), made["kid"].as_str().unwrap());
+    assert_eq!(signs.roster_keys, [paserk_of(&new.public())]);
+    assert_eq!(
+        id_of(&new.public()).to_string(),
+        made["kid"].as_str().unwrap()
+    );
     assert_eq!(signs.token_keys.len(), 2);
     assert_eq!(
         states(&world, &master, &bearer).await,
@@ -101,16 +110,20 @@ async fn a_new_key_is_published_then_signs_and_the_old_one_is_accepted_and_then_
         .register(&identity, &sign(&world, &claims("1")), "1")
         .await;
     assert_eq!(outcome.0, 201, "the old key is accepted");
-    let outcome = wire.register(&identity, &by(&world, &new, "2"), "2").await;
+    let outcome = wire
+        .register(&identity, &by(&world, &*new, "2").await, "2")
+        .await;
     assert_eq!(outcome.0, 201, "and so is the new one");
 
     let retired = roster_where(&mut rosters, |r| r.token_keys.len() == 1).await;
-    assert_eq!(retired.token_keys, [new.public_paserk()]);
+    assert_eq!(retired.token_keys, [paserk_of(&new.public())]);
     let outcome = wire
         .register(&identity, &sign(&world, &claims("3")), "3")
         .await;
     assert_eq!(outcome, (401, "token-unknown-key".to_owned()));
-    let outcome = wire.register(&identity, &by(&world, &new, "4"), "4").await;
+    let outcome = wire
+        .register(&identity, &by(&world, &*new, "4").await, "4")
+        .await;
     assert_eq!(outcome.0, 201);
 
     let lines = on_record(&world).await;
@@ -130,7 +143,7 @@ async fn a_new_key_is_published_then_signs_and_the_old_one_is_accepted_and_then_
     drop(node);
     let kept = fs::read_to_string(config.state_dir.join("membership.json")).unwrap();
     assert!(
-        kept.contains(&new.public_paserk()) && !kept.contains(&old),
+        kept.contains(&paserk_of(&new.public())) && !kept.contains(&old),
         "{kept}"
     );
     join(config).await;
@@ -148,7 +161,7 @@ async fn a_key_that_somebody_else_may_hold_is_cut_at_once_and_live_nodes_go_on()
     let made = rotate(&world, &master, json!({"reason": "compromise"})).await;
     assert_eq!(made["state"], "signing");
     let new = signing_key(&world).await;
-    let paserk = new.public_paserk();
+    let paserk = paserk_of(&new.public());
     let roster = roster_where(&mut rosters, |r| r.token_keys == [paserk.clone()]).await;
     assert_eq!(roster.roster_keys, [paserk]);
     let mut wire = Wire::open(&world, master.address).await;
@@ -163,7 +176,7 @@ async fn a_key_that_somebody_else_may_hold_is_cut_at_once_and_live_nodes_go_on()
         "an operator's token by that key is cut too"
     );
     assert_eq!(
-        wire.register(&identity, &by(&world, &new, "2"), "2")
+        wire.register(&identity, &by(&world, &*new, "2").await, "2")
             .await
             .0,
         201
@@ -175,7 +188,10 @@ async fn a_key_that_somebody_else_may_hold_is_cut_at_once_and_live_nodes_go_on()
     drop(wire);
     master.stop().await;
     let master = world.start().await;
-    assert_eq!(signing_key(&world).await.key_id(), new.key_id());
+    assert_eq!(
+        id_of(&signing_key(&world).await.public()),
+        id_of(&new.public())
+    );
     master.stop().await;
 }
 
@@ -192,7 +208,7 @@ async fn a_node_that_was_away_finds_its_way_over_several_keys() {
     );
     let kid = first.await["kid"].as_str().unwrap().to_owned();
     let signs = async {
-        while signing_key(&world).await.key_id().to_string() != kid {
+        while id_of(&signing_key(&world).await.public()).to_string() != kid {
             sleep(Duration::from_millis(20)).await;
         }
     };
@@ -200,7 +216,7 @@ async fn a_node_that_was_away_finds_its_way_over_several_keys() {
     rotate(&world, &master, json!({"reason": "compromise"})).await;
 
     let node = join(config.clone()).await;
-    let newest = signing_key(&world).await.public_paserk();
+    let newest = signing_paserk(&world).await;
     assert_eq!(node.roster().borrow().roster_keys, [newest]);
     drop(node);
 
@@ -236,7 +252,7 @@ async fn a_key_is_rotated_when_it_has_served_for_its_lifetime_also_over_a_restar
     sleep_until_old().await;
     let master = world.start_with(config()).await;
     let signs = async {
-        while signing_key(&world).await.key_id() == first {
+        while id_of(&signing_key(&world).await.public()) == first {
             sleep(Duration::from_millis(20)).await;
         }
     };

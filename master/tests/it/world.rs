@@ -80,6 +80,8 @@ impl World {
         config.master_key = Some(self.path("master_key"));
         config.audit_key = Some(self.path("audit_key"));
         config.tls_key = Some(self.path("master.key"));
+        // Tests ask again at once.
+        config.limits.registration_rate = 100_000;
         config
     }
 
@@ -105,24 +107,28 @@ impl World {
     pub(crate) fn token(&self, node: &str, role: Role, services: &[&str]) -> String {
         let services = services.iter().map(|s| s.parse().unwrap()).collect();
         let ttl = Duration::from_secs(60);
-        self.issuer()
-            .registration_token(
-                node.parse().unwrap(),
-                role,
-                services,
-                Placement::default(),
-                ttl,
-            )
-            .unwrap()
+        let issue = self.issuer().registration(
+            node.parse().unwrap(),
+            role,
+            services,
+            Placement::default(),
+            ttl,
+        );
+        self.signed(&issue.unwrap())
     }
 
-    /// Who has the keys, and puts tokens on record in `provision.jsonl`.
-    pub(crate) fn issuer(&self) -> provision::Issuer {
+    /// Signed with the master key that is there now.
+    pub(crate) fn signed(&self, issue: &provision::Issue) -> String {
         let key = source::read_file(&self.path("master_key")).unwrap();
         let key = SigningKey::from_paserk(&key).unwrap();
+        issue.sign_with(&key, &self.cluster)
+    }
+
+    /// Who puts tokens on record in `provision.jsonl`.
+    pub(crate) fn issuer(&self) -> provision::Issuer {
         let file = self.path("provision.jsonl");
         let log = audit::file::Log::new(file, provision::LOG, self.audit_key());
-        provision::Issuer::new(key, self.cluster.clone(), log, "tester".to_owned())
+        provision::Issuer::new(log, "tester".to_owned())
     }
 
     pub(crate) fn audit_key(&self) -> audit::Key {

@@ -16,7 +16,8 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{Answer, Answers};
 
-const PROTOCOL: &[u8] = b"acme-tls/1";
+/// What an authority offers that validates a name in a TLS handshake (RFC 8737, section 6.2).
+pub const PROTOCOL: &[u8] = b"acme-tls/1";
 
 /// The certificate that answers a challenge for `name`. Its key is made for it and forgotten with it.
 pub(super) fn certificate(
@@ -52,7 +53,7 @@ pub(super) fn server_name(name: &str) -> String {
 }
 
 /// TLS that speaks the one protocol only.
-pub(super) fn config(answers: Answers) -> Arc<ServerConfig> {
+pub(in crate::acme) fn config(answers: Answers) -> Arc<ServerConfig> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

@@ -15,10 +15,11 @@ use tokio::{
 };
 use wavry_proto::control::fleet::{EntryName, Leased, WriteEntry};
 
-use super::{ACCOUNT, AWAY, Fleet, metrics, trouble};
+use super::{ACCOUNT, AWAY, Fleet, ORDERED, metrics, trouble};
 use crate::{
     acme::{
         challenge::Answered,
+        demand::{Ordered, Pace},
         directory::on_disk,
         machine::Reason,
         schedule::Record,
@@ -272,6 +273,43 @@ impl Storage for Share {
                 Err(trouble)
             }
         }
+    }
+
+    async fn charge(&self, pace: Pace) -> Result<Option<Duration>, Trouble> {
+        let _counting = self.fleet.counting.lock().await;
+        let entry: EntryName = ORDERED.parse().map_err(Trouble::storage)?;
+        let (fence, draft) = match self.fleet.lease(&entry, None).await {
+            Ok(Leased::Granted { fence, draft, .. }) => (fence, draft),
+            // For as long as the other one takes to write.
+            Ok(Leased::Held { .. }) => return Ok(Some(super::PAUSE)),
+            Err(failure) => return Err(trouble(&failure)),
+        };
+        let ordered: Ordered = match draft {
+            Some(sealed) => {
+                let text = self.fleet.open(&entry, "draft", &sealed)?;
+                record::read(&text).map_err(Trouble::storage)?
+            }
+            None => Ordered::default(),
+        };
+        let charged = pace.charge(ordered, since_epoch());
+        let draft = match &charged {
+            Ok(ordered) => {
+                let text = record::write(ordered).map_err(Trouble::storage)?;
+                Some(self.fleet.seal(&entry, "draft", &text))
+            }
+            Err(_) => None,
+        };
+        let write = WriteEntry {
+            entry,
+            fence,
+            draft,
+            answers: None,
+            product: None,
+            release: true,
+        };
+        let written = self.fleet.write(&write).await;
+        written.map_err(|failure| trouble(&failure))?;
+        Ok(charged.err())
     }
 
     async fn keep(&self) {

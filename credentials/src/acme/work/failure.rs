@@ -33,7 +33,7 @@ impl Trouble {
     }
 
     /// What an earlier step should have left is not there: the authority led us astray.
-    pub(super) fn lost() -> Self {
+    pub(in crate::acme) fn lost() -> Self {
         Self::new(Reason::Malformed, "an order out of order")
     }
 
@@ -84,6 +84,17 @@ fn by_status(status: u16, otherwise: Reason) -> Reason {
         429 => Reason::RateLimited,
         500.. => Reason::Server,
         _ => otherwise,
+    }
+}
+
+/// Whether a certificate was revoked before (RFC 8555, section 7.6).
+pub(super) fn is_about_revoked(error: &Error) -> bool {
+    match error {
+        Error::Api(problem) => {
+            let kind = problem.r#type.as_deref().unwrap_or_default();
+            kind.strip_prefix(PROBLEM) == Some("alreadyRevoked")
+        }
+        _ => false,
     }
 }
 

@@ -53,7 +53,7 @@ async fn look(files: &mut Follower<Files>, store: &Store) {
 }
 
 fn found(store: &Store, name: Option<&str>) -> [u8; 32] {
-    hash_of(store.0.current.load().find(name).unwrap())
+    hash_of(store.0.current.load().find(name, |_| {}).1.unwrap())
 }
 
 #[test]
@@ -93,15 +93,25 @@ async fn a_handshake_gets_the_certificate_for_its_name_in_any_case() {
     let (second, second_key) = world.issue("second", &["b.test"]);
     store.load(&first, &first_key).unwrap();
     store.load(&second, &second_key).unwrap();
+    let (third, third_key) = world.issue("third", &["*.c.test"]);
+    store.load(&third, &third_key).unwrap();
     for (name, chain) in [
         ("a.test", &first),
         ("B.TEST", &second),
+        ("any.c.test", &third),
         ("127.0.0.1", &first),
     ] {
         let seen = shake_hands(store.server_config(), client(), name).await;
         let hash = hash(&seen.unwrap());
         assert_eq!(hash, file_hash(chain).unwrap(), "{name}");
     }
+    // By itself twice, by a wildcard, without a name, and while there was nothing.
+    assert_eq!(store.0.look_ups.totals(), [2, 1, 1, 1]);
+    let recorder = PrometheusBuilder::new().build_recorder();
+    metrics::with_local_recorder(&recorder, || store.count_look_ups());
+    let text = recorder.handle().render();
+    let line = r#"wavry_gateway_certificate_look_ups_total{outcome="hit"} 2"#;
+    assert!(text.contains(line), "{text}");
 }
 
 #[test]
@@ -156,14 +166,16 @@ fn what_may_be_trusted_by_its_hash_is_told_and_a_long_lived_certificate_is_not()
 }
 
 #[test]
-fn expiry_is_the_earliest_and_shows_in_the_metrics() {
+fn expiry_is_the_earliest_and_shows_in_the_metrics_until_it_is_of_no_account() {
     let recorder = PrometheusBuilder::new().build_recorder();
     let text = metrics::with_local_recorder(&recorder, || {
         names::describe();
         let world = World::new();
         let store = Store::new();
         assert_eq!(store.expiry(), None);
-        let (chain, key) = world.issue("gateway", &["a.test", "b.test"]);
+        let (chain, key) = world.issue("gateway", &["b.test", "c.test"]);
+        store.load(&chain, &key).unwrap();
+        let (chain, key) = world.issue("gateway", &["a.test", "b.test", "192.0.2.1"]);
         let before = SystemTime::now();
         store.load(&chain, &key).unwrap();
         let left = store.expiry().unwrap().duration_since(before).unwrap();
@@ -173,9 +185,12 @@ fn expiry_is_the_earliest_and_shows_in_the_metrics() {
         recorder.handle().render()
     });
     for line in [
-        r#"wavry_gateway_certificate_expiry_timestamp_seconds{name="a.test",source="file"}"#,
-        r#"wavry_gateway_certificate_expiry_timestamp_seconds{name="b.test",source="file"}"#,
-        r#"wavry_credentials_certificate_loads_total{source="file",outcome="loaded"} 1"#,
+        r#"certificate_expiry_timestamp_seconds{name="a.test",source="file",issuer="Wavry development CA"} 1"#,
+        r#"certificate_expiry_timestamp_seconds{name="b.test",source="file",issuer="Wavry development CA"} 1"#,
+        r#"certificate_expiry_timestamp_seconds{name="c.test",source="file",issuer="Wavry development CA"} NaN"#,
+        r#"certificate_expiry_timestamp_seconds{name="192.0.2.1",source="file",issuer="Wavry development CA"} 1"#,
+        r#"certificate_not_before_timestamp_seconds{name="a.test",source="file",issuer="Wavry development CA"} 1"#,
+        r#"wavry_credentials_certificate_loads_total{source="file",outcome="loaded"} 2"#,
         r#"wavry_credentials_certificate_loads_total{source="file",outcome="failed"} 1"#,
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
@@ -283,7 +298,13 @@ async fn a_mounted_pair_whose_link_is_changed_is_loaded_in_one_step() {
         // Nothing leads there yet.
         look(&mut files, &store).await;
         assert_ne!(
-            store.0.current.load().find(None).map(|key| hash_of(key)),
+            store
+                .0
+                .current
+                .load()
+                .find(None, |_| {})
+                .1
+                .map(|key| hash_of(key)),
             Some(hash)
         );
         symlink(version, at("..data_tmp")).unwrap();

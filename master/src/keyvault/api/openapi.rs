@@ -10,7 +10,7 @@ use utoipa::openapi::{
     security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityRequirement, SecurityScheme},
 };
 
-use super::MAX_BODY;
+use super::{MAX_BODY, MAX_MESSAGE_BODY};
 use crate::keyvault::policy::DEFAULT_TEXT;
 
 /// Who may send a request.
@@ -490,7 +490,8 @@ pub fn document() -> OpenApi {
         .version(env!("CARGO_PKG_VERSION"))
         .description(Some(format!(
             "Two dialects over one core: HashiCorp Vault's HTTP API, and two endpoints for units that \
-             only fetch secrets. Bodies are JSON of {MAX_BODY} bytes at most. Names, paths and durations \
+             only fetch secrets. Bodies are JSON of {MAX_BODY} bytes at most, {MAX_MESSAGE_BODY} where a message is \
+             to be signed. Names, paths and durations \
              have further forms, as Vault has them."
         )))
         .build();

@@ -8,15 +8,17 @@ use axum::{
     http::{HeaderMap, Method, header},
 };
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use tokio::sync::OwnedSemaphorePermit;
 use wavry_credentials::{
     bearer::{Json, Token},
     secret::Secret,
 };
 
-use super::{BODY_TIMEOUT, MAX_BODY, MAX_TARGET, rest};
+use super::{BODY_TIMEOUT, MAX_BODY, MAX_MESSAGE_BODY, MAX_TARGET, rest};
 use crate::{
     channel::Channel,
     keyvault::{
+        KeyVault,
         call::{Call, Operation, Refusal},
         namespace,
         path::Canonical,
@@ -27,8 +29,13 @@ use crate::{
 /// Members of a query that are looked at; more are refused.
 const MAX_QUERY: usize = 16;
 
-/// Reads a request.
-pub(super) async fn read(request: Request, channel: &Channel, id: &str) -> Result<Call, Refusal> {
+/// Reads a request. The permit is there while the body is a long one.
+pub(super) async fn read(
+    vault: &KeyVault,
+    request: Request,
+    channel: &Channel,
+    id: &str,
+) -> Result<(Call, Option<OwnedSemaphorePermit>), Refusal> {
     let (head, body) = request.into_parts();
     let target = head
         .uri
@@ -62,8 +69,19 @@ pub(super) async fn read(request: Request, channel: &Channel, id: &str) -> Resul
         None => None,
     };
     let token = token(&head.headers)?;
-    let body = self::body(&head.method, body).await?;
-    rest::translated(Call {
+    let length = text(&head.headers, header::CONTENT_LENGTH.as_str())?;
+    let is_long = length.is_some_and(|length| length.parse().is_ok_and(|length| MAX_BODY < length));
+    let read = async {
+        let permit = match is_long && may_be_long(vault, &path, token.as_ref()).await? {
+            true => vault.long_bodies.clone().acquire_owned().await.ok(),
+            false => None,
+        };
+        let body = self::body(&head.method, body, permit.is_some()).await?;
+        Ok::<_, Refusal>((body, permit))
+    };
+    let read = tokio::time::timeout(BODY_TIMEOUT, read).await;
+    let (body, permit) = read.unwrap_or(Err(Refusal::TooSlow))?;
+    let call = rest::translated(Call {
         operation,
         path,
         query,
@@ -73,7 +91,22 @@ pub(super) async fn read(request: Request, channel: &Channel, id: &str) -> Resul
         peer_certificates: channel.peer_certificates.clone(),
         wrap_ttl,
         request: id.to_owned(),
-    })
+    })?;
+    Ok((call, permit))
+}
+
+/// Whether the body may be longer than most: somebody who is known here wants a message signed. Whether they may,
+/// their policies say when it is read.
+async fn may_be_long(
+    vault: &KeyVault,
+    path: &Canonical,
+    token: Option<&Token>,
+) -> Result<bool, Refusal> {
+    let mut segments = path.as_str().rsplit('/').skip(1).take(2);
+    let Some(token) = token.filter(|_| segments.any(|segment| segment == "sign")) else {
+        return Ok(false);
+    };
+    Ok(vault.authorizer.tokens().find(token).await?.is_some())
 }
 
 /// Whether a text is true in the forms that Go takes, and Vault's clients send.
@@ -108,16 +141,18 @@ fn text<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h str>, Refus
     }
 }
 
-async fn body(method: &Method, body: Body) -> Result<Option<Json>, Refusal> {
+async fn body(method: &Method, body: Body, may_be_long: bool) -> Result<Option<Json>, Refusal> {
     if matches!(method.as_str(), "GET" | "HEAD" | "LIST") {
         return Ok(None);
     }
-    let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect());
-    let bytes = match collected.await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(Refusal::TooLarge),
-        Ok(Err(_)) => return Err(Refusal::invalid("the body ended early")),
-        Err(_) => return Err(Refusal::TooSlow),
+    let limit = match may_be_long {
+        true => MAX_MESSAGE_BODY,
+        false => MAX_BODY,
+    };
+    let bytes = match Limited::new(body, limit).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) if error.is::<LengthLimitError>() => return Err(Refusal::TooLarge),
+        Err(_) => return Err(Refusal::invalid("the body ended early")),
     };
     if bytes.trim_ascii().is_empty() {
         return Ok(None);

@@ -27,6 +27,10 @@ async fn ask(world: &World, method: &str, path: &str, token: Option<&Token>, bod
     if let Some(token) = token {
         request = request.header(header::AUTHORIZATION, token.authorization());
     }
+    // As the server has it from whoever says so.
+    if let Some(length) = axum::body::HttpBody::size_hint(&body).exact() {
+        request = request.header(header::CONTENT_LENGTH, length);
+    }
     let router = router(world.vault.clone());
     let response = router.oneshot(request.body(body).unwrap()).await.unwrap();
     let (head, body) = response.into_parts();
@@ -137,4 +141,55 @@ async fn a_body_is_taken_up_to_its_limit_and_not_beyond() {
         .await;
         assert_eq!(asked.status, status, "{length}: {}", asked.body);
     }
+}
+
+#[tokio::test]
+async fn a_message_as_long_as_the_longest_roster_is_signed_and_only_who_is_known_may_send_it() {
+    let world = World::new().await;
+    let root = world.root();
+    root.post("sys/mounts/transit", json!({"type": "transit"}))
+        .await
+        .unwrap();
+    root.post("transit/keys/k", json!({"type": "ed25519"}))
+        .await
+        .unwrap();
+    let with = |length: usize| {
+        let rest = json!({"input": ""}).to_string().len();
+        json!({"input": "A".repeat((length - rest) / 4 * 4)}).to_string()
+    };
+    let stranger = Token::new("hvs.nobody".to_owned());
+    let (longest, too_long) = (with(MAX_MESSAGE_BODY), with(MAX_MESSAGE_BODY + 8));
+    let sign = "/v1/transit/sign/k";
+    for (path, token, body, status) in [
+        (sign, Some(&world.root), &longest, StatusCode::OK),
+        (
+            sign,
+            Some(&world.root),
+            &too_long,
+            StatusCode::PAYLOAD_TOO_LARGE,
+        ),
+        (
+            sign,
+            Some(&stranger),
+            &longest,
+            StatusCode::PAYLOAD_TOO_LARGE,
+        ),
+        (sign, None, &longest, StatusCode::PAYLOAD_TOO_LARGE),
+        (
+            "/v1/transit/verify/k",
+            Some(&world.root),
+            &longest,
+            StatusCode::PAYLOAD_TOO_LARGE,
+        ),
+        (
+            "/v1/secret/data/sign",
+            Some(&world.root),
+            &longest,
+            StatusCode::PAYLOAD_TOO_LARGE,
+        ),
+    ] {
+        let asked = ask(&world, "POST", path, token, body.clone().into()).await;
+        assert_eq!(asked.status, status, "{path} {}", asked.body);
+    }
+    assert_eq!(world.vault.long_bodies.available_permits(), LONG_BODIES);
 }
