@@ -19,6 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use pebble::{Pebble, Setup, free_address};
 use support::{DEADLINE, RoleProcess, http_get, output, signal, stderr, wavry};
 use wavry_credentials::cert::{self, DevelopmentAuthority};
@@ -293,8 +294,33 @@ fn three_gateways_order_fifty_names_fifty_times_and_whichever_is_asked_answers()
             assert!(!database.contains(line), "a key is in the database");
         }
     }
+    let (values, told) = encoded(&database);
+    assert!(values > 100, "{values} values");
+    assert!(!told, "what gateways share is in the database as it is");
     assert!(fleet.audited("issue", "/v1/fleet/entry") >= 51);
     assert!(fleet.audited("read", "/v1/fleet/changes") >= 3 * 50);
+}
+
+/// How many values there are in base64, and whether any of them tells of a certificate or a key. A value may be in
+/// pieces, which begin anywhere.
+fn encoded(database: &str) -> (usize, bool) {
+    let is_one = |c: char| c.is_ascii_alphanumeric() || "+/".contains(c);
+    let pieces = database
+        .split(|c| !is_one(c))
+        .filter(|piece| piece.len() >= 256);
+    let (mut values, mut told) = (0, false);
+    for piece in pieces {
+        values += 1;
+        for start in 0..4 {
+            let whole = (piece.len() - start) / 4 * 4;
+            let bytes = STANDARD.decode(&piece[start..start + whole]);
+            let text = String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned();
+            told |= ["CERTIFICATE", "PRIVATE KEY", "authority"]
+                .iter()
+                .any(|word| text.contains(word));
+        }
+    }
+    (values, told)
 }
 
 fn newest_key(pairs: &Path) -> String {
