@@ -11,12 +11,12 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use super::{plain::ask, *};
 use crate::https::{Https, Serving};
 
-/// How long a head, a handshake or content may take here.
+/// How long a head, a handshake or content may take where it is waited for.
 const HEADER_TIMEOUT: Duration = Duration::from_millis(400);
 
-fn limits() -> webtransport::Limits {
+fn limits(header_timeout: Duration) -> webtransport::Limits {
     webtransport::Limits {
-        header_timeout: HEADER_TIMEOUT,
+        header_timeout,
         connections_per_ip: 4,
         max_content: 1024,
         ..webtransport::Limits::default()
@@ -24,8 +24,9 @@ fn limits() -> webtransport::Limits {
 }
 
 /// A listener that answers for `world`, and where it is.
-async fn serve(world: &World) -> (Serving, SocketAddr) {
-    let https = Https::bind(loopback(), &world.core.certificates, None, limits());
+async fn serve(world: &World, header_timeout: Duration) -> (Serving, SocketAddr) {
+    let limits = limits(header_timeout);
+    let https = Https::bind(loopback(), &world.core.certificates, None, limits);
     let https = https.await.unwrap();
     let address = https.local_addr().unwrap();
     let serving = https.start();
@@ -64,7 +65,7 @@ async fn get(world: &World, to: SocketAddr, head: &str) -> String {
 #[tokio::test]
 async fn it_is_answered_as_over_http_3_and_told_where_that_is() {
     let world = World::new();
-    let (_serving, address) = serve(&world).await;
+    let (_serving, address) = serve(&world, HANG * 3).await;
     for (method, path) in [
         ("GET", "/healthz"),
         ("GET", "/.well-known/wavry/certificate-hashes"),
@@ -91,7 +92,7 @@ async fn it_is_answered_as_over_http_3_and_told_where_that_is() {
 #[tokio::test]
 async fn before_the_gateway_serves_it_says_that_it_does_not() {
     let world = World::new();
-    let https = Https::bind(loopback(), &world.core.certificates, None, limits());
+    let https = Https::bind(loopback(), &world.core.certificates, None, limits(HANG * 3));
     let https = https.await.unwrap();
     let address = https.local_addr().unwrap();
     let _serving = https.start();
@@ -102,7 +103,7 @@ async fn before_the_gateway_serves_it_says_that_it_does_not() {
 #[tokio::test]
 async fn who_dawdles_is_cut_off_in_handshake_head_and_content() {
     let world = World::new();
-    let (_serving, address) = serve(&world).await;
+    let (_serving, address) = serve(&world, HEADER_TIMEOUT).await;
     let began = Instant::now();
     let mut silent = TcpStream::connect(address).await.unwrap();
     let mut byte = [0];
@@ -136,7 +137,7 @@ async fn who_dawdles_is_cut_off_in_handshake_head_and_content() {
 #[tokio::test]
 async fn what_is_too_long_is_refused() {
     let world = World::new();
-    let (_serving, address) = serve(&world).await;
+    let (_serving, address) = serve(&world, HANG * 3).await;
     let long = "x".repeat(64 * 1024);
     let answer = get(
         &world,
@@ -167,7 +168,7 @@ async fn what_is_too_long_is_refused() {
 #[tokio::test]
 async fn a_flood_from_one_address_keeps_nobody_else_out() {
     let world = World::new();
-    let (_serving, address) = serve(&world).await;
+    let (_serving, address) = serve(&world, HANG * 3).await;
     let mut held = Vec::new();
     for _ in 0..4 {
         held.push(connect(&world, address, [127, 0, 0, 1]).await.unwrap());
@@ -196,16 +197,15 @@ async fn a_flood_from_one_address_keeps_nobody_else_out() {
 #[tokio::test]
 async fn told_to_close_it_answers_what_it_read_and_takes_nobody_more() {
     let world = World::new();
-    let (serving, address) = serve(&world).await;
+    let (serving, address) = serve(&world, HANG * 3).await;
     let mut idle = connect(&world, address, [127, 0, 0, 1]).await.unwrap();
     let request = "GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n";
     idle.write_all(request.as_bytes()).await.unwrap();
     let mut start = [0; 12];
     soon(idle.read_exact(&mut start)).await.unwrap();
     assert_eq!(&start, b"HTTP/1.1 200");
-    let began = Instant::now();
+    // It would be waited for much longer than this takes.
     soon(serving.close()).await;
-    assert!(began.elapsed() < HEADER_TIMEOUT, "it waited for the client");
     let mut rest = Vec::new();
     let _ = soon(idle.read_to_end(&mut rest)).await;
     assert!(TcpStream::connect(address).await.is_err());
