@@ -257,7 +257,7 @@ fn a_flows_id_is_whose_it_was_first() {
         claim("t1", &["t1", "t2"]),
     ];
     for other in others {
-        assert_eq!(relay.claim(&other, at("g", MESH)), in_use);
+        assert_eq!(relay.claim(&other, at("g", 9)), in_use);
     }
     assert_eq!(relay.forward(at("b", MESH)), Ok(at("a", MESH)));
 }
