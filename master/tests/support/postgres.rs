@@ -76,12 +76,14 @@ impl Server {
         self.wait_until_ready();
     }
 
-    /// Has what serves its clients stand still, or go on (`-STOP`, `-CONT`).
+    /// Has what serves its clients stand still, or go on (`-STOP`, `-CONT`); new ones are not served, either.
     #[allow(
         dead_code,
         reason = "not every test that has a server has it stand still"
     )]
     pub(crate) fn signal_backends(&self, signal: &str) {
+        // First what starts them: it would start another one meanwhile.
+        assert!(self.signal(signal));
         let pid = self.process.id();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
         let sent = Command::new("kill")
@@ -144,6 +146,13 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // A test that failed may have left all of it standing still.
+        let pid = self.process.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let _ = Command::new("kill")
+            .args(["-CONT", &pid.to_string()])
+            .args(children.unwrap_or_default().split_whitespace())
+            .status();
         // It ends its own processes when it is asked to.
         if !self.signal("-INT") {
             let _ = self.process.kill();

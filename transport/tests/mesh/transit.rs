@@ -287,13 +287,6 @@ async fn nodes_that_cannot_reach_each_other_do_so_through_a_transit_relay() {
     question_and_answer(&here, &there).await;
     question_and_answer(&there, &here).await;
     assert_eq!(via(ends.active().unwrap().route), relay.address);
-    assert!(
-        ends.wires[1]
-            .cut
-            .lock()
-            .unwrap()
-            .contains(&ends.a.local_addr())
-    );
 }
 
 #[tokio::test]
@@ -401,7 +394,7 @@ async fn a_relay_that_leaves_is_left_before_it_goes() {
 }
 
 #[tokio::test]
-async fn a_direct_path_is_taken_again_once_it_has_worked_for_a_while() {
+async fn a_direct_path_that_comes_back_is_proved_beside_the_relay_and_the_session_stays() {
     let ends = Ends::new();
     let _relay = Relay::start(&ends.cluster, "t1", Limits::default());
     ends.cut();

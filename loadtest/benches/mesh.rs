@@ -1,0 +1,719 @@
+//! What a hop costs: a session between two nodes, directly, through transit relays that cannot read it, through
+//! forwarders that do nothing but the same system calls, and through relays that end QUIC and begin it anew.
+//!
+//! ```sh
+//! cargo bench -p wavry-loadtest --bench mesh -- --seconds 3 --rounds 3 --json mesh.json
+//! ```
+//!
+//! Each node has one thread; those between the two ends are measured by the processor time of theirs, which
+//! `/proc` has to the nanosecond. All variants take turns in each round, so that whatever else the machine
+//! does hits all of them; figures are medians over rounds.
+//!
+//! * `bulk`: one stream for so many seconds.
+//! * `datagrams`: payloads of 1,100 and of 100 bytes, as many as come through.
+//! * `round trip`: one datagram of 32 bytes at a time, there and back.
+
+#![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what a command prints is its result"
+)]
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    env, fs,
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+    thread,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use quinn::{
+    AsyncUdpSocket, UdpPoller,
+    udp::{BATCH_SIZE, RecvMeta, Transmit},
+};
+use serde_json::json;
+use tokio::{runtime::Handle, sync::watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use wavry_credentials::{cert, identity::Identity};
+use wavry_proto::{
+    control::{Node, Role, Roster},
+    id::NodeId,
+    mesh::Open,
+    overlay::transit::Limits,
+    session::{Close, Request, Response},
+};
+use wavry_transport::{
+    mesh::{self, Endpoint},
+    mirror::{self, Traffic},
+    session::{RecvStream as _, SendStream as _, Session as _},
+    transit::{self, Transit},
+};
+
+const CHUNK: usize = 64 * 1024;
+
+/// Datagrams that are on their way at once: fewer than any queue holds, so that what is measured is what comes
+/// through, and not how fast packets can be thrown away.
+const IN_FLIGHT: u64 = 256;
+
+/// What is between the two ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Hop {
+    /// Nothing.
+    Direct,
+    /// A transit relay.
+    Blind,
+    /// The same system calls, and no look at the packet.
+    Dumb,
+    /// QUIC ends and begins anew.
+    Ending,
+}
+
+impl Hop {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Blind => "blind",
+            Self::Dumb => "dumb",
+            Self::Ending => "ending",
+        }
+    }
+}
+
+fn main() {
+    let arguments: Vec<_> = env::args().skip(1).filter(|a| a != "--bench").collect();
+    let of = |flag: &str| {
+        let at = arguments.iter().position(|argument| argument == flag)?;
+        arguments.get(at + 1).cloned()
+    };
+    let seconds = of("--seconds").map_or(3.0, |text| text.parse::<f64>().unwrap());
+    let rounds = of("--rounds").map_or(3, |text| text.parse::<usize>().unwrap());
+    let time = Duration::from_secs_f64(seconds);
+    cert::install_crypto_provider();
+
+    let variants = [
+        (Hop::Direct, 0),
+        (Hop::Dumb, 1),
+        (Hop::Blind, 1),
+        (Hop::Ending, 1),
+        (Hop::Dumb, 2),
+        (Hop::Blind, 2),
+        (Hop::Ending, 2),
+    ];
+    let mut figures: BTreeMap<(usize, &'static str, &'static str), Vec<f64>> = BTreeMap::new();
+    for round in 1..=rounds {
+        for (hop, hops) in variants {
+            eprintln!("round {round} of {rounds}: {} {hops}", hop.name());
+            let way = Way::new(hop, hops);
+            for (name, value) in way.measure(time) {
+                figures
+                    .entry((hops, hop.name(), name))
+                    .or_default()
+                    .push(value);
+            }
+        }
+    }
+    let medians: BTreeMap<_, _> = figures
+        .into_iter()
+        .map(|(key, mut values)| {
+            values.sort_by(f64::total_cmp);
+            (key, values[values.len() / 2])
+        })
+        .collect();
+    print(&medians);
+    if let Some(file) = of("--json") {
+        let rows: Vec<_> = medians
+            .iter()
+            .map(|((hops, hop, name), value)| {
+                json!({ "hops": hops, "hop": hop, "name": name, "value": value })
+            })
+            .collect();
+        let report =
+            json!({ "scenario": "mesh", "rounds": rounds, "seconds": seconds, "results": rows });
+        fs::write(file, serde_json::to_vec_pretty(&report).unwrap()).unwrap();
+    }
+}
+
+/// The figures of a way, in the order in which they are printed.
+const FIGURES: [&str; 8] = [
+    "bulk Gbit/s",
+    "bulk relay CPU-s/Gbit",
+    "1100 B datagrams k/s",
+    "1100 B relay CPU-s/Gbit",
+    "100 B datagrams k/s",
+    "100 B relay CPU-µs each",
+    "round trip p50 µs",
+    "round trip p99 µs",
+];
+
+fn print(medians: &BTreeMap<(usize, &str, &str), f64>) {
+    println!(
+        "{:<5} {:<7} {}",
+        "hops",
+        "between",
+        FIGURES.map(|name| format!("{name:>24}")).concat()
+    );
+    for (hops, hop) in [
+        (0, "direct"),
+        (1, "dumb"),
+        (1, "blind"),
+        (1, "ending"),
+        (2, "dumb"),
+        (2, "blind"),
+        (2, "ending"),
+    ] {
+        let values = FIGURES.map(|name| {
+            let value = medians.get(&(hops, hop, name));
+            value.map_or(format!("{:>24}", "–"), |value| format!("{value:>24.3}"))
+        });
+        println!("{hops:<5} {hop:<7} {}", values.concat());
+    }
+    println!();
+    println!(
+        "blind against dumb (1: the same; more is better), and relay CPU of ending against blind:"
+    );
+    for hops in [1, 2] {
+        let of = |hop, name| medians[&(hops, hop, name)];
+        let more = |name| of("blind", name) / of("dumb", name);
+        let less = |name| of("dumb", name) / of("blind", name);
+        let added = |hop| (of(hop, FIGURES[6]) - medians[&(0, "direct", FIGURES[6])]) / hops as f64;
+        println!(
+            "{hops} hops: bulk {:.2}, CPU {:.2}; 1100 B {:.2}, CPU {:.2}; 100 B {:.2}, CPU {:.2}; added round trip per hop {:.2}; CPU bulk {:.1}, 1100 B {:.1}, 100 B {:.1}",
+            more(FIGURES[0]),
+            less(FIGURES[1]),
+            more(FIGURES[2]),
+            less(FIGURES[3]),
+            more(FIGURES[4]),
+            less(FIGURES[5]),
+            added("blind") / added("dumb"),
+            of("ending", FIGURES[1]) / of("blind", FIGURES[1]),
+            of("ending", FIGURES[3]) / of("blind", FIGURES[3]),
+            of("ending", FIGURES[5]) / of("blind", FIGURES[5]),
+        );
+    }
+}
+
+/// A thread with a runtime of its own, until it is dropped.
+struct Lane {
+    runtime: Handle,
+    thread: String,
+    _stop: DropGuard,
+}
+
+impl Lane {
+    fn start() -> Self {
+        let stopped = CancellationToken::new();
+        let (tell, told) = std::sync::mpsc::channel();
+        let until = stopped.clone();
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            let thread = fs::read_link("/proc/thread-self").unwrap();
+            tell.send((runtime.handle().clone(), thread)).unwrap();
+            runtime.block_on(until.cancelled());
+            runtime.shutdown_background();
+        });
+        let (runtime, thread) = told.recv().unwrap();
+        Self {
+            runtime,
+            thread: format!("/proc/{}", thread.display()),
+            _stop: stopped.drop_guard(),
+        }
+    }
+
+    fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+        let (tell, told) = std::sync::mpsc::channel();
+        self.runtime.spawn(async move {
+            let _ = tell.send(work.await);
+        });
+        told.recv().unwrap()
+    }
+
+    /// Processor time of its thread so far.
+    fn used(&self) -> Duration {
+        let text = fs::read_to_string(format!("{}/schedstat", self.thread)).unwrap();
+        Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
+    }
+}
+
+/// A session between two ends, and what is between them.
+struct Way {
+    a: Lane,
+    b: Lane,
+    hops: Vec<Lane>,
+    here: Arc<mesh::Session>,
+    there: Arc<mesh::Session>,
+    _keep: Vec<Box<dyn std::any::Any>>,
+}
+
+/// A socket from which nothing goes to some addresses.
+#[derive(Debug)]
+struct Wire {
+    inner: Arc<dyn AsyncUdpSocket>,
+    cut: Mutex<HashSet<SocketAddr>>,
+}
+
+impl Wire {
+    fn bind() -> Arc<Self> {
+        Arc::new(Self {
+            inner: mesh::bind(loopback()).unwrap(),
+            cut: Mutex::default(),
+        })
+    }
+
+    fn cut(&self, to: SocketAddr) {
+        self.cut.lock().unwrap().insert(to);
+    }
+}
+
+impl AsyncUdpSocket for Wire {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        self.inner.clone().create_io_poller()
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        if self.cut.lock().unwrap().contains(&transmit.destination) {
+            return Ok(());
+        }
+        self.inner.try_send(transmit)
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [io::IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        self.inner.poll_recv(cx, bufs, meta)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.inner.max_transmit_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.inner.max_receive_segments()
+    }
+}
+
+fn loopback() -> SocketAddr {
+    ([127, 0, 0, 1], 0).into()
+}
+
+fn id(name: &str) -> NodeId {
+    name.parse().unwrap()
+}
+
+/// A roster under construction, and the identities in it.
+struct Cluster {
+    roster: watch::Sender<Arc<Roster>>,
+}
+
+impl Cluster {
+    fn new() -> Self {
+        let roster = Roster::empty("bench".parse().unwrap());
+        Self {
+            roster: watch::Sender::new(Arc::new(roster)),
+        }
+    }
+
+    fn list(
+        &self,
+        name: &str,
+        identity: &Identity,
+        addresses: &[SocketAddr],
+        transit: &[SocketAddr],
+    ) {
+        self.roster.send_modify(|roster| {
+            let mut next = (**roster).clone();
+            next.epoch.0 += 1;
+            next.nodes.push(Node {
+                id: id(name),
+                role: Role::Relay,
+                keys: vec![identity.public_key()],
+                addresses: addresses.to_vec(),
+                transit: transit.to_vec(),
+                services: Vec::new(),
+                registration: 1,
+                placement: Default::default(),
+            });
+            *roster = Arc::new(next);
+        });
+    }
+
+    /// A node on `lane`; it is listed at `at`, or where it is.
+    fn node(&self, lane: &Lane, name: &str, wire: &Arc<Wire>, at: Option<SocketAddr>) -> Endpoint {
+        let identity = Identity::generate();
+        let tls = identity.mesh_tls(self.roster.subscribe()).unwrap();
+        let config = mesh::Config {
+            node: id(name),
+            server_tls: tls.server,
+            client_tls: tls.client,
+            key: tls.key,
+            authenticator: tls.authenticator,
+            roster: self.roster.subscribe(),
+            limits: mesh::Limits {
+                shards: 1,
+                ..mesh::Limits::default()
+            },
+        };
+        let socket = wire.clone();
+        let endpoint = lane.run(async move { Endpoint::new(socket, config).unwrap() });
+        self.list(name, &identity, &[at.unwrap_or(endpoint.local_addr())], &[]);
+        endpoint
+    }
+
+    fn transit(&self, lane: &Lane, name: &str) -> (Arc<Wire>, SocketAddr, DropGuard) {
+        let identity = Identity::generate();
+        let tls = identity.mesh_tls(self.roster.subscribe()).unwrap();
+        let config = transit::Config {
+            node: id(name),
+            roster: self.roster.subscribe(),
+            authenticator: tls.authenticator,
+            limits: Limits {
+                bytes_per_second: u64::from(u32::MAX),
+                packets_per_second: u64::from(u32::MAX),
+                ..Limits::default()
+            },
+        };
+        let stopped = CancellationToken::new();
+        let until = stopped.clone();
+        let (wire, address) = lane.run(async move {
+            let wire = Wire::bind();
+            let transit = Transit::new(wire.clone(), config).unwrap();
+            let address = transit.local_addr();
+            tokio::spawn(transit.run(CancellationToken::new(), until));
+            (wire, address)
+        });
+        // It is no exit: nothing answers there.
+        self.list(name, &identity, &[([127, 0, 0, 1], 9).into()], &[address]);
+        (wire, address, stopped.drop_guard())
+    }
+}
+
+fn open() -> Open {
+    Open {
+        service: "bench".parse().unwrap(),
+        request: Request {
+            authority: "example.test".to_owned(),
+            path: "/".to_owned(),
+            origin: None,
+            headers: Vec::new(),
+            subprotocols: Vec::new(),
+        },
+        client: ([192, 0, 2, 1], 1).into(),
+        subject: None,
+        claims: None,
+    }
+}
+
+impl Way {
+    fn new(hop: Hop, count: usize) -> Self {
+        let (a, b) = (Lane::start(), Lane::start());
+        let hops: Vec<_> = (0..count).map(|_| Lane::start()).collect();
+        let cluster = Cluster::new();
+        let at_a = a.run(async { Wire::bind() });
+        let at_b = b.run(async { Wire::bind() });
+        let (to_a, to_b) = (at_a.local_addr().unwrap(), at_b.local_addr().unwrap());
+        let mut keep: Vec<Box<dyn std::any::Any>> = Vec::new();
+        let (near, far) = match hop {
+            Hop::Direct => {
+                let near = cluster.node(&a, "a", &at_a, None);
+                (near, cluster.node(&b, "b", &at_b, None))
+            }
+            Hop::Dumb => {
+                // A chain: what comes from the side of b goes towards a, anything else towards b.
+                let sockets: Vec<_> = hops
+                    .iter()
+                    .map(|lane| lane.run(async { mesh::bind(loopback()).unwrap() }))
+                    .collect();
+                let at: Vec<_> = sockets.iter().map(|s| s.local_addr().unwrap()).collect();
+                for (index, (lane, socket)) in hops.iter().zip(sockets).enumerate() {
+                    let before = index.checked_sub(1).map_or(to_a, |before| at[before]);
+                    let after = at.get(index + 1).copied().unwrap_or(to_b);
+                    lane.runtime.spawn(forward(socket, before, after));
+                }
+                let near = cluster.node(&a, "a", &at_a, at.last().copied());
+                (near, cluster.node(&b, "b", &at_b, at.first().copied()))
+            }
+            Hop::Blind => {
+                let near = cluster.node(&a, "a", &at_a, None);
+                let far = cluster.node(&b, "b", &at_b, None);
+                at_a.cut(to_b);
+                at_b.cut(to_a);
+                let relays: Vec<_> = hops
+                    .iter()
+                    .zip(["t1", "t2"])
+                    .map(|(lane, name)| cluster.transit(lane, name))
+                    .collect();
+                if let [one, other] = &relays[..] {
+                    // Both are needed: the first does not reach b, the other is not reached by a.
+                    let ways = wavry_proto::overlay::passage::ways(
+                        &cluster.roster.borrow(),
+                        &id("a"),
+                        &id("b"),
+                    );
+                    let (first, second) = match ways[2][0].address == one.1 {
+                        true => (one, other),
+                        false => (other, one),
+                    };
+                    first.0.cut(to_b);
+                    at_a.cut(second.1);
+                }
+                keep.extend(relays.into_iter().map(|relay| Box::new(relay) as Box<_>));
+                (near, far)
+            }
+            Hop::Ending => {
+                let near = cluster.node(&a, "a", &at_a, None);
+                let far = cluster.node(&b, "b", &at_b, None);
+                let mut next = "b";
+                for (lane, name) in hops.iter().zip(["t1", "t2"]).rev() {
+                    let wire = lane.run(async { Wire::bind() });
+                    let node = cluster.node(lane, name, &wire, None);
+                    lane.runtime.spawn(end_and_begin(node, id(next)));
+                    next = name;
+                }
+                (near, far)
+            }
+        };
+        let first = match hop {
+            Hop::Ending => id("t1"),
+            _ => id("b"),
+        };
+        let opener = near.clone();
+        let opened = {
+            let (tell, told) = std::sync::mpsc::channel();
+            a.runtime.spawn(async move {
+                let _ = tell.send(opener.open(&first, open()).await.unwrap().0);
+            });
+            told
+        };
+        let accepter = far.clone();
+        let there = b.run(async move {
+            let requested = accepter.accept().await.unwrap();
+            requested.accept(Response::ok()).await.unwrap()
+        });
+        let here = opened.recv().unwrap();
+        keep.push(Box::new((near, far, cluster)));
+        Self {
+            a,
+            b,
+            hops,
+            here: Arc::new(here),
+            there: Arc::new(there),
+            _keep: keep,
+        }
+    }
+
+    /// Processor time of what is between the ends.
+    fn used(&self) -> Duration {
+        self.hops.iter().map(Lane::used).sum()
+    }
+
+    fn measure(&self, time: Duration) -> Vec<(&'static str, f64)> {
+        self.round_trips(100);
+        let mut figures = Vec::new();
+        let before = self.used();
+        let (bytes, took) = self.bulk(time);
+        let gigabits = bytes as f64 * 8.0 / 1e9;
+        figures.push((FIGURES[0], gigabits / took.as_secs_f64()));
+        figures.push((FIGURES[1], (self.used() - before).as_secs_f64() / gigabits));
+        for (size, at) in [(1100, 2), (100, 4)] {
+            let before = self.used();
+            let (count, took) = self.datagrams(size, time);
+            let used = (self.used() - before).as_secs_f64();
+            figures.push((FIGURES[at], count as f64 / took.as_secs_f64() / 1e3));
+            figures.push((
+                FIGURES[at + 1],
+                match at {
+                    2 => used / (count as f64 * size as f64 * 8.0 / 1e9),
+                    _ => used * 1e6 / count as f64,
+                },
+            ));
+        }
+        let mut trips = self.round_trips((time.as_secs_f64() * 1000.0) as usize);
+        trips.sort();
+        for (part, at) in [(0.5, 6), (0.99, 7)] {
+            let trip = trips[(trips.len() as f64 * part) as usize];
+            figures.push((FIGURES[at], trip.as_secs_f64() * 1e6));
+        }
+        if self.hops.is_empty() {
+            // Nobody is there to be measured.
+            figures.retain(|(name, _)| !name.contains("CPU"));
+        }
+        figures
+    }
+
+    fn bulk(&self, time: Duration) -> (u64, Duration) {
+        let here = self.here.clone();
+        self.a.runtime.spawn(async move {
+            let mut send = here.open_uni().await.unwrap();
+            let chunk = Bytes::from(vec![7; CHUNK]);
+            let start = Instant::now();
+            while start.elapsed() < time {
+                send.write(chunk.clone()).await.unwrap();
+            }
+            send.finish().unwrap();
+        });
+        let there = self.there.clone();
+        self.b.run(async move {
+            let mut recv = there.accept_uni().await.unwrap();
+            let (start, mut bytes) = (Instant::now(), 0);
+            while let Some(chunk) = recv.read().await.unwrap() {
+                bytes += chunk.len() as u64;
+            }
+            (bytes, start.elapsed())
+        })
+    }
+
+    /// Sends datagrams, with a word back for each half of [`IN_FLIGHT`]; what came, and in which time.
+    fn datagrams(&self, size: usize, time: Duration) -> (u64, Duration) {
+        let (here, stop) = (self.here.clone(), CancellationToken::new());
+        let stopped = stop.clone();
+        self.a.runtime.spawn(async move {
+            let payload = Bytes::from(vec![7; size]);
+            let (mut sent, mut known) = (0u64, 0u64);
+            let start = Instant::now();
+            while start.elapsed() < time {
+                while sent < known + IN_FLIGHT {
+                    let _ = here.send_datagram(payload.clone());
+                    sent += 1;
+                }
+                let word = tokio::time::timeout(Duration::from_millis(50), here.recv_datagram());
+                match word.await {
+                    Ok(Ok(word)) => {
+                        let count = u64::from_be_bytes(word[..8].try_into().unwrap());
+                        known = known.max(count);
+                    }
+                    // The word, or what it was for, was lost.
+                    _ => known = sent,
+                }
+            }
+            stopped.cancel();
+        });
+        let there = self.there.clone();
+        self.b.run(async move {
+            let (start, mut count) = (Instant::now(), 0u64);
+            loop {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => break,
+                    datagram = there.recv_datagram() => {
+                        datagram.unwrap();
+                        count += 1;
+                        if count % (IN_FLIGHT / 2) == 0 {
+                            let _ = there.send_datagram(Bytes::copy_from_slice(&count.to_be_bytes()));
+                        }
+                    }
+                }
+            }
+            let took = start.elapsed();
+            // What is still on its way is nobody's.
+            while let Ok(Ok(_)) =
+                tokio::time::timeout(Duration::from_millis(100), there.recv_datagram()).await
+            {}
+            (count, took)
+        })
+    }
+
+    fn round_trips(&self, count: usize) -> Vec<Duration> {
+        let (there, stop) = (self.there.clone(), CancellationToken::new());
+        let stopped = stop.clone();
+        self.b.runtime.spawn(async move {
+            loop {
+                tokio::select! {
+                    () = stopped.cancelled() => break,
+                    datagram = there.recv_datagram() => {
+                        let _ = there.send_datagram(datagram.unwrap());
+                    }
+                }
+            }
+        });
+        let here = self.here.clone();
+        let trips = self.a.run(async move {
+            let mut trips = Vec::with_capacity(count);
+            let mut number = 0u64;
+            while trips.len() < count {
+                number += 1;
+                let payload = [number.to_be_bytes(); 4].concat();
+                let start = Instant::now();
+                let _ = here.send_datagram(Bytes::from(payload.clone()));
+                let back = async {
+                    // Words of what was measured before may come, too.
+                    while here.recv_datagram().await.unwrap() != payload {}
+                };
+                if tokio::time::timeout(Duration::from_millis(200), back)
+                    .await
+                    .is_ok()
+                {
+                    trips.push(start.elapsed());
+                }
+            }
+            trips
+        });
+        stop.cancel();
+        trips
+    }
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        self.here.close(Close::new(0, ""));
+    }
+}
+
+/// Sends on what comes, in the batches in which it comes.
+async fn forward(socket: Arc<dyn AsyncUdpSocket>, before: SocketAddr, after: SocketAddr) {
+    let each = socket.max_receive_segments().max(1) * 1500;
+    let mut memory = vec![0; each * BATCH_SIZE];
+    loop {
+        let mut meta = [RecvMeta::default(); BATCH_SIZE];
+        let count = poll_fn(|cx| {
+            let mut parts = memory.chunks_mut(each);
+            let mut bufs: [io::IoSliceMut<'_>; BATCH_SIZE] =
+                std::array::from_fn(|_| io::IoSliceMut::new(parts.next().unwrap_or_default()));
+            socket.poll_recv(cx, &mut bufs, &mut meta)
+        });
+        let Ok(count) = count.await else { continue };
+        for (part, meta) in memory.chunks(each).zip(&meta).take(count) {
+            let most = meta.stride.max(1) * socket.max_transmit_segments().max(1);
+            for batch in part[..meta.len].chunks(most) {
+                let _ = socket.try_send(&Transmit {
+                    destination: if meta.addr == after { before } else { after },
+                    ecn: meta.ecn,
+                    contents: batch,
+                    segment_size: (batch.len() > meta.stride).then_some(meta.stride),
+                    src_ip: None,
+                });
+            }
+        }
+    }
+}
+
+/// A relay that ends a session's QUIC and begins it anew to the next node.
+async fn end_and_begin(node: Endpoint, next: NodeId) {
+    while let Some(requested) = node.accept().await {
+        let (onward, response) = node.open(&next, requested.open().clone()).await.unwrap();
+        let session = requested.accept(response).await.unwrap();
+        tokio::spawn(async move {
+            let options = mirror::Options {
+                idle_timeout: Duration::from_secs(60),
+                b_lost: Close::new(0, ""),
+                a_lost: Close::new(0, ""),
+            };
+            mirror::mirror(&session, &onward, &options, &Traffic::default()).await;
+        });
+    }
+}
