@@ -157,6 +157,13 @@ install_peers() {
       echo "pywebtransport is left out: it wants Python 3.12"
     fi
   fi
+  if ! cmp -s scripts/peers/moto.txt "$peers/moto.txt"; then
+    echo "installing moto"
+    rm -rf "$peers/moto"
+    python3 -m venv "$peers/moto"
+    quietly "$peers/moto/bin/pip" install --quiet --disable-pip-version-check -r scripts/peers/moto.txt
+    cp scripts/peers/moto.txt "$peers/"
+  fi
   install_pebble
   install_prometheus
   export WAVRY_PEERS="$peers"
@@ -206,7 +213,7 @@ install_packages
 heading "tools"
 install_tools
 if [ -z "$fast" ]; then
-  heading "peers: puppeteer, Deno, aioquic, pywebtransport, Pebble"
+  heading "peers: puppeteer, Deno, aioquic, pywebtransport, moto, Pebble"
   install_peers
 fi
 
@@ -245,7 +252,7 @@ heading "tests"
 if ! cargo nextest --version >/dev/null 2>&1; then
   run_tests_with_cargo
 elif [ -n "$fast" ]; then
-  cargo nextest run --workspace --locked -E 'not (binary(acme) | binary(acme_dns) | binary(alerts) | binary(renewal) | binary(browser) | binary(peers) | binary(interop))'
+  cargo nextest run --workspace --locked -E 'not (binary(acme) | binary(acme_dns) | binary(alerts) | binary(renewal) | binary(browser) | binary(kms) | binary(peers) | binary(interop))'
 else
   cargo nextest run --workspace --locked
 fi

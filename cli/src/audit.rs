@@ -159,7 +159,9 @@ async fn verify(args: &Verify) -> anyhow::Result<ExitCode> {
         Some(text) => Verifier::from_paserk(text, args.cluster.clone()).context("--public-key")?,
         None => {
             let cluster = args.cluster.clone();
-            source::read_as("audit_key", None, |text| Key::read(text, cluster))?.verifier()
+            source::load("audit_key", None, |text| Key::read(text, cluster))
+                .await?
+                .verifier()
         }
     };
     let shown = args.log.shown();

@@ -34,9 +34,9 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    fn audit_key(&self) -> anyhow::Result<Arc<Key>> {
+    async fn audit_key(&self) -> anyhow::Result<Arc<Key>> {
         let cluster = self.cluster.clone();
-        let key = source::read_as("audit_key", None, |text| Key::read(text, cluster))?;
+        let key = source::load("audit_key", None, |text| Key::read(text, cluster)).await?;
         Ok(Arc::new(key))
     }
 
@@ -51,14 +51,14 @@ impl Args {
 
 /// Writes a backup.
 pub(crate) async fn backup(args: &Args) -> anyhow::Result<()> {
-    let (key, actor) = (args.audit_key()?, process::user());
+    let (key, actor) = (args.audit_key().await?, process::user());
     let written = backup::backup(&args.database, key, &actor, &args.file).await;
     args.say(&written.with_context(|| format!("no backup of {}", args.database))?)
 }
 
 /// Makes a database from one.
 pub(crate) async fn restore(args: &Args) -> anyhow::Result<()> {
-    let (key, actor) = (args.audit_key()?, process::user());
+    let (key, actor) = (args.audit_key().await?, process::user());
     let restored = backup::restore(&args.database, key, &actor, &args.file).await;
     args.say(&restored.with_context(|| format!("{} was not restored", args.database))?)
 }

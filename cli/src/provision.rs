@@ -279,9 +279,10 @@ impl Record {
                 (Arc::new(key), file)
             }
         };
-        let audit_key = source::read_as("audit_key", None, |text| {
+        let audit_key = source::load("audit_key", None, |text| {
             audit::Key::read(text, cluster.clone())
-        })?;
+        })
+        .await?;
         let file = match &self.audit_log {
             Some(file) => file.clone(),
             None => beside.with_file_name(DEFAULT_LOG),

@@ -11,6 +11,7 @@
 //! * [`record`]: records of our own as secret text.
 //! * [`shamir`]: a key in shares.
 //! * [`tsig`]: keys that sign changes of the DNS.
+//! * `sigv4`: keys that sign requests to AWS.
 //! * [`transit`]: keys that the KeyVault uses for others.
 //! * [`mod@format`]: the forms in which people keep secrets.
 
@@ -20,6 +21,7 @@ pub mod format;
 pub mod record;
 pub mod ring;
 pub mod shamir;
+pub(crate) mod sigv4;
 pub mod transit;
 pub mod tsig;
 

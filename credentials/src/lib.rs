@@ -23,6 +23,7 @@ pub mod audit;
 pub mod bearer;
 pub mod cert;
 pub mod clock;
+mod exchange;
 pub mod identity;
 pub mod key;
 pub mod master;

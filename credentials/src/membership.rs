@@ -147,9 +147,9 @@ enum Standing {
 impl Candidate {
     /// Reads the identity (secret `identity_key`, or the one that followed it) and, unless this identity registered before, the
     /// registration token (secret `registration_token`).
-    pub fn new(config: Config) -> Result<Self, Error> {
+    pub async fn new(config: Config) -> Result<Self, Error> {
         let file = config.identity_key.as_deref();
-        let provisioned = source::read_as("identity_key", file, Identity::read)?;
+        let provisioned = source::load("identity_key", file, Identity::read).await?;
         fs::create_dir_all(&config.state_dir).map_err(|error| {
             Error::Invalid(format!(
                 "state directory {}: {error}",
@@ -253,7 +253,7 @@ impl Candidate {
 impl Membership {
     /// Joins at once: [`Candidate::new`] and [`Candidate::join`].
     pub async fn join(config: Config) -> Result<Self, Error> {
-        Candidate::new(config)?.join().await
+        Candidate::new(config).await?.join().await
     }
 
     /// The node's id.

@@ -4,12 +4,14 @@
 //! `/run/secrets/wavry_master_key`. It is the same in development, CI and production. A file may hold several
 //! secrets as a JSON object: `WAVRY_MASTER_KEY_FIELD` says which of its fields is this one.
 //!
-//! [`load`] reads from a KeyVault as well: `WAVRY_MASTER_KEY_KEYVAULT` is a path there ([`keyvault`]).
+//! [`load`] reads from a KeyVault as well: `WAVRY_MASTER_KEY_KEYVAULT` is a path there ([`keyvault`]); and what AWS
+//! KMS encrypted: `WAVRY_MASTER_KEY_KMS_FILE` names a file that holds the ciphertext ([`kms`]).
 //! [`watch()`] follows a secret as it changes.
 
 mod check;
 mod file;
 pub mod keyvault;
+pub mod kms;
 pub(crate) mod watch;
 
 use std::{
@@ -28,6 +30,7 @@ pub use check::{Finding, check, check_file};
 pub(crate) use file::version_of;
 pub use file::{File, MAX_LEN, read_file, read_public, write_private, write_public, write_secret};
 pub use keyvault::KeyVault;
+pub use kms::Kms;
 pub use watch::watch;
 
 const DEFAULT_DIRECTORY: &str = "/run/secrets";
@@ -69,6 +72,8 @@ pub enum Place {
     File(File),
     /// In a KeyVault.
     KeyVault(Box<KeyVault>),
+    /// In a file, encrypted by AWS KMS.
+    Kms(Box<Kms>),
 }
 
 impl Source for Place {
@@ -76,6 +81,7 @@ impl Source for Place {
         match self {
             Self::File(file) => file.place(),
             Self::KeyVault(keyvault) => keyvault.place(),
+            Self::Kms(kms) => kms.place(),
         }
     }
 
@@ -83,6 +89,7 @@ impl Source for Place {
         match self {
             Self::File(file) => file.read(known).await,
             Self::KeyVault(keyvault) => keyvault.read(known).await,
+            Self::Kms(kms) => kms.read(known).await,
         }
     }
 }
@@ -119,12 +126,12 @@ pub enum Error {
         fault: Fault,
     },
     /// Two variables say where a secret is.
-    #[error("{file} and {keyvault} are both set: a secret is in one place")]
+    #[error("{one} and {other} are both set: a secret is in one place")]
     TwoPlaces {
-        /// The variable that names a file.
-        file: String,
-        /// The variable that names a path in a KeyVault.
-        keyvault: String,
+        /// A variable that is set.
+        one: String,
+        /// Another one.
+        other: String,
     },
     /// The KeyVault did not give it.
     #[error("{place}: {failure}")]
@@ -133,6 +140,14 @@ pub enum Error {
         place: String,
         /// What went wrong.
         failure: Box<keyvault::Failure>,
+    },
+    /// AWS KMS did not decrypt it.
+    #[error("{place}: {failure}")]
+    Kms {
+        /// Where its ciphertext is.
+        place: String,
+        /// What went wrong.
+        failure: Box<kms::Failure>,
     },
 }
 
@@ -232,19 +247,30 @@ fn find_among(
         return Ok(Place::File(File::new(file, field)));
     }
     let upper = name.to_ascii_uppercase();
-    let (file, keyvault) = (
-        format!("WAVRY_{upper}_FILE"),
-        format!("WAVRY_{upper}_KEYVAULT"),
-    );
     let is_set = |variable: &str| variable_of(variable).filter(|value| !value.is_empty());
-    match (is_set(&file), is_set(&keyvault)) {
-        (Some(_), Some(_)) => Err(Error::TwoPlaces { file, keyvault }),
-        (None, Some(path)) => {
+    let set = |end| {
+        let variable = format!("WAVRY_{upper}_{end}");
+        is_set(&variable).map(|value| (variable, value))
+    };
+    let mut places = ["FILE", "KEYVAULT", "KMS_FILE"].into_iter().filter_map(set);
+    let (place, another) = (places.next(), places.next());
+    match (place, another) {
+        (Some((one, _)), Some((other, _))) => Err(Error::TwoPlaces { one, other }),
+        (Some((variable, path)), None) if variable.ends_with("_KEYVAULT") => {
             let path = path.to_string_lossy();
             let config = keyvault::Config::from_variables(&is_set)?;
             Ok(Place::KeyVault(Box::new(KeyVault::new(
                 config, &path, field,
             )?)))
+        }
+        (Some((variable, path)), None) if variable.ends_with("_KMS_FILE") => {
+            let config = kms::Config::from_variables(&is_set);
+            let kms = config.and_then(|config| Kms::new(config, name, path.into(), field));
+            let kms = kms.map_err(|failure| Error::Kms {
+                place: variable,
+                failure: Box::new(failure),
+            })?;
+            Ok(Place::Kms(Box::new(kms)))
         }
         _ => {
             let path = locate_among(name, variable_of, directory)?;
@@ -346,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_in_a_file_or_in_a_keyvault_and_not_in_both() {
+    fn a_secret_is_in_one_place() {
         let directory = tempfile::tempdir().unwrap();
         let path = file(directory.path(), "key", 0o600);
         let with = |variables: &'static [(&str, &str)]| {
@@ -367,6 +393,27 @@ mod tests {
             ("WAVRY_MASTER_KEY_KEYVAULT", "secret/wavry/master"),
         ]);
         assert!(matches!(both, Err(Error::TwoPlaces { .. })));
+        let others = with(&[
+            ("WAVRY_MASTER_KEY_KMS_FILE", "/key.kms"),
+            ("WAVRY_MASTER_KEY_KEYVAULT", "secret/wavry/master"),
+        ]);
+        let text = others.err().unwrap().to_string();
+        assert!(
+            text.contains("WAVRY_MASTER_KEY_KEYVAULT and WAVRY_MASTER_KEY_KMS_FILE"),
+            "{text}"
+        );
+        let without_region = with(&[("WAVRY_MASTER_KEY_KMS_FILE", "/key.kms")]);
+        let text = without_region.err().unwrap().to_string();
+        assert_eq!(
+            text,
+            "WAVRY_MASTER_KEY_KMS_FILE: WAVRY_AWS_REGION is not set"
+        );
+        let encrypted = with(&[
+            ("WAVRY_MASTER_KEY_KMS_FILE", "/key.kms"),
+            ("WAVRY_AWS_REGION", "eu-central-1"),
+            ("WAVRY_AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
+        ]);
+        assert!(matches!(encrypted, Ok(Place::Kms(_))));
         let without_address = with(&[("WAVRY_MASTER_KEY_KEYVAULT", "secret/wavry/master")]);
         let text = without_address.err().unwrap().to_string();
         assert!(text.contains("WAVRY_KEYVAULT_URL"), "{text}");

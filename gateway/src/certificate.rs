@@ -52,7 +52,7 @@ pub(crate) async fn prepare(
         }
         Certificate::Acme(config) => {
             let keys = match config.is_shared() {
-                true => Some(source::read_as(FLEET_KEY, None, Ring::read)?),
+                true => Some(source::load(FLEET_KEY, None, Ring::read).await?),
                 false => None,
             };
             let acme = Box::new(Acme::bind(config.with_secrets()?).await?);
@@ -81,7 +81,7 @@ pub(crate) async fn check(certificate: &Certificate) -> Vec<Finding> {
                 findings.extend(dns.check().await);
             }
             if wanted.is_shared() {
-                findings.push(source::check_file(FLEET_KEY, None, Ring::read));
+                findings.push(source::check(FLEET_KEY, None, Ring::read).await);
             }
             findings
         }

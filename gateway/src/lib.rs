@@ -79,7 +79,7 @@ struct Front {
 /// Looks at all that a gateway needs, without starting it.
 pub async fn check(config: &Config) -> Vec<source::Finding> {
     let mut findings = certificate::check(&config.certificate).await;
-    findings.extend(membership::check(&membership_of(config)));
+    findings.extend(membership::check(&membership_of(config)).await);
     findings
 }
 
@@ -102,7 +102,7 @@ impl Gateway {
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let certificates = cert::Store::new();
         let prepared = certificate::prepare(&config.certificate, &certificates).await?;
-        let candidate = Candidate::new(membership_of(&config))?;
+        let candidate = Candidate::new(membership_of(&config)).await?;
         let in_listen = StartError::bind("listen", config.listen);
         let sockets = socket::bind_shards(config.listen, config.shards).map_err(&in_listen)?;
 

@@ -62,9 +62,10 @@ async fn keys(config: &Config) -> Vec<Finding> {
 /// Looks at all that a KeyVault needs which runs alone, without starting it or opening its store.
 pub async fn check_keyvault(config: &keyvault::config::Standalone) -> Vec<Finding> {
     let mut findings = vec![
-        source::check_file("audit_key", None, |text| {
+        source::check("audit_key", None, |text| {
             audit::Key::read(text, config.cluster.clone())
-        }),
+        })
+        .await,
         cert::check(&config.certificate, None),
     ];
     if let Some(clients) = &config.clients {
@@ -77,7 +78,7 @@ pub async fn check_keyvault(config: &keyvault::config::Standalone) -> Vec<Findin
 async fn entries(vault: &Vault) -> Vec<Finding> {
     let mut findings = Vec::new();
     if vault.seal == Seal::Key {
-        findings.push(source::check_file("keyvault_key", None, aead::Key::read));
+        findings.push(source::check("keyvault_key", None, aead::Key::read).await);
     }
     findings.extend(password(&vault.store).await);
     findings.extend(sinks(&vault.audit_sinks));

@@ -95,7 +95,7 @@ struct Exit {
 
 /// Looks at all that a relay needs, without starting it.
 pub async fn check(config: &Config) -> Vec<source::Finding> {
-    membership::check(&membership_of(config))
+    membership::check(&membership_of(config)).await
 }
 
 fn membership_of(config: &Config) -> membership::Config {
@@ -127,7 +127,7 @@ impl Relay {
                 Ok((service.clone(), dialable))
             })
             .collect::<Result<BTreeMap<_, _>, StartError>>()?;
-        let candidate = Candidate::new(membership_of(&config))?;
+        let candidate = Candidate::new(membership_of(&config)).await?;
         let socket = mesh::bind(config.mesh_listen).map_err(bind)?;
 
         let membership = candidate.join().await?;

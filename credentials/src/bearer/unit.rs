@@ -15,6 +15,11 @@ impl Token {
         value.set_sensitive(true);
         Ok(value)
     }
+
+    /// The value of an `x-amz-security-token` header that carries it (AWS's temporary credentials).
+    pub(crate) fn aws_header(&self) -> Result<HeaderValue, Malformed> {
+        self.vault_header()
+    }
 }
 
 /// The body of a login by AppRole.

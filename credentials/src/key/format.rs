@@ -107,6 +107,16 @@ pub fn field(text: &Secret<Vec<u8>>, path: &[&str]) -> Result<Secret<Vec<u8>>, F
     found.ok_or_else(|| fault(bytes, 0, "an object with that field"))
 }
 
+/// The bytes that base64 stands for.
+#[expect(clippy::disallowed_methods, reason = "a secret is read here")]
+pub(crate) fn base64(text: &Secret<Vec<u8>>) -> Result<Secret<Vec<u8>>, Fault> {
+    let bytes = text.expose();
+    Secret::filled(base64::decoded_len_estimate(bytes.len()), |room| {
+        let decoded = STANDARD.decode_slice(bytes, room);
+        decoded.map_err(|_| fault(bytes, 0, "base64"))
+    })
+}
+
 /// Reads what is no secret out of a JSON object that holds secrets as well.
 #[expect(
     clippy::disallowed_methods,

@@ -10,12 +10,13 @@ use crate::{
 
 /// Looks at the node's identity, at its registration token if it has not registered yet, and at the
 /// authorities that vouch for the master.
-pub fn check(config: &Config) -> Vec<Finding> {
+pub async fn check(config: &Config) -> Vec<Finding> {
     let mut key = None;
     let file = config.identity_key.as_deref();
-    let provisioned = source::check_file("identity_key", file, |text| {
+    let provisioned = source::check("identity_key", file, |text| {
         Identity::read(text).map(|identity| key = Some(identity.public_key()))
-    });
+    })
+    .await;
     let mut findings = vec![provisioned];
     if let Some(key) = key {
         match identities::file_in_use(&config.state_dir, key) {

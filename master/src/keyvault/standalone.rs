@@ -35,9 +35,6 @@ pub enum StartError {
     /// A secret is missing or must not be used; the error names variable and path.
     #[error(transparent)]
     Secret(#[from] source::Error),
-    /// The secret `audit_key` is not a key.
-    #[error("secret audit_key is not a PASERK k4.secret key")]
-    AuditKey,
     /// The secret `keyvault_key` is not a key.
     #[error("secret keyvault_key")]
     MasterKey(#[source] wavry_credentials::key::aead::MalformedKey),
@@ -72,9 +69,10 @@ impl Standalone {
     /// Reads secrets and certificate, opens the store, and binds. Clients that connect from now on
     /// are served as soon as [`Standalone::run`] is.
     pub async fn start(config: config::Standalone) -> Result<Self, StartError> {
-        let audit_key = source::read("audit_key")?;
-        let audit_key = audit::Key::from_paserk(&audit_key, config.cluster)
-            .map_err(|_| StartError::AuditKey)?;
+        let audit_key = source::load("audit_key", None, |text| {
+            audit::Key::read(text, config.cluster)
+        })
+        .await?;
         let tls_key = source::locate("tls_key")?;
         let certificates = cert::Store::new();
         certificates.load(&config.certificate, &tls_key)?;
@@ -160,10 +158,9 @@ impl KeyVault {
     pub async fn start(config: &Vault, audit: Arc<audit::Key>) -> Result<Self, StartError> {
         let vault = Self::open(config, audit).await?;
         if config.seal == Seal::Key {
-            let key = source::read("keyvault_key")?;
-            let key =
-                wavry_credentials::key::aead::Key::read(&key).map_err(StartError::MasterKey)?;
-            vault.use_key(key).await?;
+            let read = |text: &_| Ok(wavry_credentials::key::aead::Key::read(text));
+            let key = source::load("keyvault_key", None, read).await?;
+            vault.use_key(key.map_err(StartError::MasterKey)?).await?;
         }
         Ok(vault)
     }
