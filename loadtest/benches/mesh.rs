@@ -584,7 +584,7 @@ impl Way {
         let stopped = stop.clone();
         self.a.runtime.spawn(async move {
             let payload = Bytes::from(vec![7; size]);
-            let (mut sent, mut known) = (0u64, 0u64);
+            let (mut sent, mut known, mut counted) = (0u64, 0u64, 0u64);
             let start = Instant::now();
             while start.elapsed() < time {
                 while sent < known + IN_FLIGHT {
@@ -595,7 +595,9 @@ impl Way {
                 match word.await {
                     Ok(Ok(word)) => {
                         let count = u64::from_be_bytes(word[..8].try_into().unwrap());
-                        known = known.max(count);
+                        // What was lost is never counted: what came since makes room for as many.
+                        known = (known + count.saturating_sub(counted)).min(sent);
+                        counted = count.max(counted);
                     }
                     // The word, or what it was for, was lost.
                     _ => known = sent,
