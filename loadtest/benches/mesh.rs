@@ -209,7 +209,7 @@ struct Lane {
 impl Lane {
     fn start() -> Self {
         let stopped = CancellationToken::new();
-        let (tell, told) = std::sync::mpsc::channel();
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
         let until = stopped.clone();
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -230,7 +230,7 @@ impl Lane {
     }
 
     fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
-        let (tell, told) = std::sync::mpsc::channel();
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
         self.runtime.spawn(async move {
             let _ = tell.send(work.await);
         });
@@ -494,7 +494,7 @@ impl Way {
         };
         let opener = near.clone();
         let opened = {
-            let (tell, told) = std::sync::mpsc::channel();
+            let (tell, told) = std::sync::mpsc::sync_channel(1);
             a.runtime.spawn(async move {
                 let _ = tell.send(opener.open(&first, open()).await.unwrap().0);
             });
