@@ -287,7 +287,8 @@ async fn authorities_that_fail_in_every_way_are_passed_over_for_one_that_does_no
     for failed in &gateway.authorities[..6] {
         let fared = &gateway.record()["authorities"][&failed.name];
         assert_eq!(fared["failures"], 1, "{}", failed.name);
-        let wait = fared["until"].as_u64().unwrap() - now;
+        // Those that failed first may be asked again by now.
+        let wait = fared["until"].as_u64().unwrap().saturating_sub(now);
         match failed.name.as_str() {
             "limiting" => assert!((7100..7205).contains(&wait), "{wait}"),
             name => assert!(wait <= 60, "{name}: {wait}"),
