@@ -606,7 +606,7 @@ impl Way {
             stopped.cancel();
         });
         let there = self.there.clone();
-        self.b.run(async move {
+        let came = self.b.run(async move {
             let (start, mut count) = (Instant::now(), 0u64);
             loop {
                 tokio::select! {
@@ -627,7 +627,16 @@ impl Way {
                 tokio::time::timeout(Duration::from_millis(100), there.recv_datagram()).await
             {}
             (count, took)
-        })
+        });
+        // Words that are left would count for what is measured next.
+        let here = self.here.clone();
+        self.a.run(async move {
+            while let Ok(Ok(_)) =
+                tokio::time::timeout(Duration::from_millis(100), here.recv_datagram()).await
+            {
+            }
+        });
+        came
     }
 
     fn round_trips(&self, count: usize) -> Vec<Duration> {
