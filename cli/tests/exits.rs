@@ -13,6 +13,7 @@ use support::{
     DEADLINE,
     client::{Ask, Native, echo, within},
     cluster::Cluster,
+    wait_for,
 };
 use wavry_proto::session::close_code;
 use wavry_transport::{
@@ -48,14 +49,6 @@ fn in_state(cluster: &Cluster, state: &str) -> f64 {
     let name = format!("wavry_gateway_exits{{state=\"{state}\"}} ");
     let line = metrics.lines().find_map(|line| line.strip_prefix(&name));
     line.map_or(0.0, |value| value.parse().unwrap())
-}
-
-fn wait_for(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "never: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

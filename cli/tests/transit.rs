@@ -11,7 +11,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::{DEADLINE, client::echo, cluster::Cluster, stderr};
+use support::{client::echo, cluster::Cluster, stderr, wait_for};
 
 const RELAYS: [&str; 2] = ["transit-a", "transit-b"];
 
@@ -20,14 +20,6 @@ const EMPTY_WITHIN: Duration = Duration::from_secs(10);
 
 fn flows(cluster: &Cluster, relay: &str) -> f64 {
     cluster.metric_of(relay, "wavry_transport_transit_flows")
-}
-
-fn wait_for(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "never: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

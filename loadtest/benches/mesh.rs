@@ -464,6 +464,7 @@ impl Way {
                         &cluster.roster.borrow(),
                         &id("a"),
                         &id("b"),
+                        |_| true,
                     );
                     let (first, second) = match ways[2][0].address == one.1 {
                         true => (one, other),

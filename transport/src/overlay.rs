@@ -179,9 +179,9 @@ impl AsyncUdpSocket for Overlay {
         };
         let segment = transmit.segment_size.unwrap_or(transmit.contents.len());
         let count = transmit.contents.len().div_ceil(segment.max(1)) as u64;
-        peer.sent.fetch_add(count, Ordering::Relaxed);
         let (over, also) = hops;
         self.shared.send(over, transmit, segment)?;
+        peer.sent.fetch_add(count, Ordering::Relaxed);
         if let Some(also) = also {
             // If this one has no room, the other has it.
             let _ = self.shared.send(also, transmit, segment);
@@ -274,14 +274,20 @@ impl Shared {
     /// The paths that the roster tells of; `None` when it does not list the peer, or this is it.
     fn listed(&self, roster: &Roster, id: &NodeId) -> Option<Vec<Route>> {
         let node = roster.node(id).filter(|node| node.id != self.config.node)?;
-        // A socket for IPv4 reaches nothing else.
-        let usable = |address: &&SocketAddr| self.address.is_ipv6() || address.is_ipv4();
-        let routes = node.addresses.iter().filter(usable);
+        let routes = node
+            .addresses
+            .iter()
+            .filter(|address| self.reaches(address));
         Some(
             routes
                 .map(|address| Route::Direct(canonical(*address)))
                 .collect(),
         )
+    }
+
+    /// A socket for IPv4 reaches nothing else.
+    fn reaches(&self, address: &SocketAddr) -> bool {
+        self.address.is_ipv6() || address.is_ipv4()
     }
 
     /// The roster changed: whether it still lists the peer, whose paths follow it.
@@ -304,10 +310,13 @@ impl Shared {
             .node(&peer.id)
             .and_then(|node| node.addresses.first());
         let ways = match address {
-            Some(address) => passage::ways(roster, &self.config.node, &peer.id)
-                .into_iter()
-                .map(|hops| (hops, *address))
-                .collect(),
+            Some(address) => {
+                let reaches = |at: &SocketAddr| self.reaches(at);
+                passage::ways(roster, &self.config.node, &peer.id, reaches)
+                    .into_iter()
+                    .map(|hops| (hops, *address))
+                    .collect()
+            }
             // Nobody knows where it is.
             None => Vec::new(),
         };

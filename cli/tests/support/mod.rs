@@ -326,6 +326,15 @@ pub(crate) fn wait_until_gone(pids: &[u32]) {
     }
 }
 
+/// Waits until something holds.
+pub(crate) fn wait_for(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Whether a process ended by itself and without failure.
 pub(crate) fn ended_well(status: ExitStatus) -> bool {
     status.success() && status.signal().is_none()

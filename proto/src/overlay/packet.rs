@@ -30,17 +30,13 @@ use std::{
 };
 
 use crate::{
-    id::{MAX_NAME_LEN, NodeId},
+    id::NodeId,
     overlay::{MAX_TAGS, TAG_LEN, Tag},
 };
 
 /// Bytes of a [`Header`].
 pub const HEADER_LEN: usize = 8;
 
-/// Longest probe without zeros, in bytes.
-pub const MAX_PROBE_LEN: usize = PROBE_FIXED + 2 * (1 + MAX_NAME_LEN) + 1 + MAX_TAGS * TAG_LEN;
-
-const PROBE_FIXED: usize = HEADER_LEN + 8 + 6;
 const VERSION: u8 = 1 << 4;
 
 /// A number of 48 bits that its giver drew at random: a peer's label, or the id of a flow.
@@ -689,7 +685,8 @@ mod tests {
                 covered = message.to_vec();
                 tags.extend(with.iter().map(|byte| [*byte; TAG_LEN]));
             });
-            prop_assert!(packet.len() >= len && packet.len() <= len.max(MAX_PROBE_LEN));
+            let own = HEADER_LEN + 8 + 6 + 2 + from.len() + to.len() + 1 + MAX_TAGS * TAG_LEN;
+            prop_assert_eq!(packet.len(), len.max(own));
             let read = Probe::read(&packet).unwrap();
             prop_assert_eq!(&read.said, &probe);
             prop_assert_eq!(&read.covered, &covered);

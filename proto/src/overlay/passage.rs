@@ -81,11 +81,6 @@ impl Passage {
         self.flow
     }
 
-    /// The relays on the way.
-    pub fn hops(&self) -> &[Hop] {
-        &self.hops
-    }
-
     /// Whether it leads through these relays to that address.
     pub fn leads(&self, hops: &[Hop], to: SocketAddr) -> bool {
         self.hops == hops && self.peer_address == to
@@ -189,7 +184,13 @@ impl Passage {
 /// The ways from `from` to `peer` that are kept ready, best first: through each of two relays, and through
 /// both. Relays in the region of either end come before others; among equals each pair of nodes has its own
 /// order, so that load is spread and a relay that comes or goes changes the ways of few.
-pub fn ways(roster: &Roster, from: &NodeId, peer: &NodeId) -> Vec<Vec<Hop>> {
+/// `from` sends only to addresses that it `reaches`: a socket for IPv4 reaches no other.
+pub fn ways(
+    roster: &Roster,
+    from: &NodeId,
+    peer: &NodeId,
+    reaches: impl Fn(&SocketAddr) -> bool,
+) -> Vec<Vec<Hop>> {
     let region = |id: &NodeId| {
         roster
             .node(id)
@@ -200,7 +201,7 @@ pub fn ways(roster: &Roster, from: &NodeId, peer: &NodeId) -> Vec<Vec<Hop>> {
         .nodes
         .iter()
         .filter(|node| node.role == Role::Relay && node.id != *from && node.id != *peer)
-        .filter_map(|node| Some((node, *node.transit.first()?)))
+        .filter_map(|node| Some((node, *node.transit.iter().find(|at| reaches(at))?)))
         .collect();
     let rank = |node: &Node| {
         let is_near = node.placement.region.is_some() && near.contains(&node.placement.region);

@@ -55,6 +55,10 @@ const COOKIES: usize = 4_096;
 /// A flow may send what it may in this time at once: how unevenly a sender's batches come.
 const BURST: Duration = Duration::from_millis(50);
 
+/// And at least one batch of the largest that the kernel puts together: a batch goes on whole or not at all, so
+/// that a slow flow would never send one.
+const BATCH: (u64, u64) = (64 * 1_500, 64);
+
 /// Why a packet was not forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NotForwarded {
@@ -108,10 +112,11 @@ struct Cookie {
     given: Instant,
 }
 
-/// So much in a second, and what that is in [`BURST`] at once.
+/// So much in a second, and what that is in [`BURST`] at once, or a [`BATCH`].
 #[derive(Debug)]
 struct Bucket {
     per_second: u64,
+    batch: u64,
     /// In billionths.
     left: u128,
     at: Instant,
@@ -170,11 +175,6 @@ impl Flows {
         flow.bytes.take(bytes);
         flow.packets.take(packets);
         Ok(to)
-    }
-
-    /// Whether a claim for another relay may go on its way: over a flow that is there.
-    pub fn carries(&self, id: Label) -> bool {
-        self.flows.contains_key(&id)
     }
 
     /// Rules on a claim that came from `source`, and whose tags were checked. `draw` gives random numbers.
@@ -315,8 +315,8 @@ impl Flows {
                 hops: claim.hops.clone(),
                 sides: [source, claim.next],
                 ends,
-                bytes: Bucket::new(limits.bytes_per_second, now),
-                packets: Bucket::new(limits.packets_per_second, now),
+                bytes: Bucket::new(limits.bytes_per_second, BATCH.0, now),
+                packets: Bucket::new(limits.packets_per_second, BATCH.1, now),
             }
         });
         flow.sides = [source, claim.next];
@@ -334,9 +334,10 @@ impl Flow {
 }
 
 impl Bucket {
-    fn new(per_second: u64, now: Instant) -> Self {
+    fn new(per_second: u64, batch: u64, now: Instant) -> Self {
         let mut bucket = Self {
             per_second,
+            batch,
             left: 0,
             at: now,
         };
@@ -346,7 +347,8 @@ impl Bucket {
 
     /// What it holds at most, in billionths.
     fn most(&self) -> u128 {
-        u128::from(self.per_second) * BURST.as_nanos()
+        let burst = u128::from(self.per_second) * BURST.as_nanos();
+        burst.max(u128::from(self.batch) * 1_000_000_000)
     }
 
     fn has(&mut self, count: usize, now: Instant) -> bool {

@@ -18,7 +18,8 @@ use quinn::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 use wavry_proto::overlay::{
-    packet::{Header, Kind, Label},
+    TAG_LEN,
+    packet::{Claim, Header, Kind, Label, Probe},
     paths::{Route, Standing, View},
     transit::Limits,
 };
@@ -296,7 +297,8 @@ async fn two_transit_relays_one_behind_the_other_carry_a_session() {
     let two = Relay::start(&ends.cluster, "t2", Limits::default());
     ends.cut();
     // Neither is enough: the one does not reach b, the other is not reached by a.
-    let ways = wavry_proto::overlay::passage::ways(&ends.cluster.roster(), &id("a"), &id("b"));
+    let ways =
+        wavry_proto::overlay::passage::ways(&ends.cluster.roster(), &id("a"), &id("b"), |_| true);
     let (first, second) = match ways[2][0].address == one.address {
         true => (&one, &two),
         false => (&two, &one),
@@ -468,6 +470,48 @@ async fn a_relay_forwards_nothing_for_strangers_and_to_nobody_else() {
         stranger.recv(&mut [0; 2000]).unwrap_err().kind(),
         io::ErrorKind::WouldBlock
     );
+}
+
+#[tokio::test]
+async fn whoever_claims_or_probes_as_a_member_without_its_key_is_not_answered() {
+    let ends = Ends::new();
+    let relay = Relay::start(&ends.cluster, "t1", Limits::default());
+    let (here, there) = ends.session().await;
+    let forger = UdpSocket::bind("127.0.0.1:0").unwrap();
+    forger.set_nonblocking(true).unwrap();
+    let claim = Claim {
+        flow: Label::from_random(7),
+        nonce: 7,
+        cookie: 0,
+        from: id("a"),
+        to: id("t1"),
+        peer: id("b"),
+        hops: vec![id("t1")],
+        next: ends.b.local_addr(),
+    };
+    let probe = Probe {
+        kind: Kind::Ping,
+        flow: Label::NONE,
+        nonce: 7,
+        label: Label::from_random(7),
+        from: id("a"),
+        to: id("b"),
+    };
+    let mut packet = Vec::new();
+    for forged in [&[][..], &[[0; TAG_LEN]], &[[7; TAG_LEN]; 2]] {
+        claim.write(&mut packet, |_, tags| tags.extend(forged));
+        forger.send_to(&packet, relay.address).unwrap();
+        probe.write(&mut packet, 1288, |_, tags| tags.extend(forged));
+        forger.send_to(&packet, ends.b.local_addr()).unwrap();
+    }
+    // What came before these came through, so they were looked at.
+    question_and_answer(&here, &there).await;
+    ends.until("the relay answers who claims as itself", |views| {
+        proved_flows(views) >= 1
+    })
+    .await;
+    let answer = forger.recv(&mut [0; 2000]).unwrap_err().kind();
+    assert_eq!(answer, io::ErrorKind::WouldBlock);
 }
 
 #[tokio::test]

@@ -110,7 +110,7 @@ impl World {
                 let Some(relay) = self.relays.get_mut(&at) else {
                     break None;
                 };
-                let hops = self.passage.hops();
+                let hops = &self.passage.hops;
                 if hops
                     .iter()
                     .any(|hop| hop.node == claim.to && hop.address == at)
@@ -137,7 +137,7 @@ impl World {
 
     /// Whether a packet comes through, both ways.
     fn carries(&mut self) -> bool {
-        let hops: Vec<_> = self.passage.hops().iter().map(|hop| hop.address).collect();
+        let hops: Vec<_> = self.passage.hops.iter().map(|hop| hop.address).collect();
         let ends = [&[address(200)], &hops[..], &[address(151)]].concat();
         let mut through = |way: &[SocketAddr]| {
             way.windows(3).all(|at| {
@@ -237,7 +237,7 @@ fn what_was_not_asked_changes_nothing() {
 #[test]
 fn ways_go_through_two_relays_each_and_through_both() {
     let through = |roster: &Roster, from: &str, to: &str| -> Vec<Vec<String>> {
-        let ways = ways(roster, &id(from), &id(to));
+        let ways = ways(roster, &id(from), &id(to), |_| true);
         let names = |way: &Vec<Hop>| way.iter().map(|hop| hop.node.to_string()).collect();
         ways.iter().map(names).collect()
     };
@@ -252,6 +252,14 @@ fn ways_go_through_two_relays_each_and_through_both() {
     // Neither end is its own relay.
     assert!(!ways.iter().flatten().any(|hop| hop == "b"));
 
+    // A relay is asked where it is reached.
+    let mut other = roster(1);
+    other.nodes[2].transit = vec!["[2001:db8::1]:1".parse().unwrap(), address(9)];
+    let reached = super::ways(&other, &id("a"), &id("b"), SocketAddr::is_ipv4);
+    assert_eq!(reached[0][0].address, address(9));
+    other.nodes[2].transit.pop();
+    assert!(super::ways(&other, &id("a"), &id("b"), SocketAddr::is_ipv4).is_empty());
+
     let mut near = roster(20);
     near.nodes[0].placement.region = Some("here".parse().unwrap());
     near.nodes.push(node("t88", Role::Relay, 88, Some("here")));
@@ -264,7 +272,7 @@ fn relays_are_spread_over_pairs_of_nodes() {
     let mut counts = BTreeMap::<NodeId, u32>::new();
     for gateway in 0..500 {
         let from = id(&format!("g{gateway}"));
-        for way in ways(&roster, &from, &id("b")).into_iter().take(2) {
+        for way in ways(&roster, &from, &id("b"), |_| true).into_iter().take(2) {
             *counts.entry(way[0].node.clone()).or_default() += 1;
         }
     }

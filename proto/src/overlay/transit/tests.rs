@@ -359,8 +359,24 @@ fn a_flow_sends_what_it_may_and_others_what_they_may() {
         }
     }
     // A second's worth, and what may come at once.
-    assert!((1000..=1051).contains(&sent[1]), "{}", sent[1]);
+    assert!((1000..=1097).contains(&sent[1]), "{}", sent[1]);
     assert!((2000..=2101).contains(&small), "{small}");
+}
+
+#[test]
+fn the_slowest_flow_sends_the_largest_batch_in_its_time() {
+    let limits = Limits {
+        bytes_per_second: 10_000,
+        packets_per_second: 1,
+        ..Limits::default()
+    };
+    let mut relay = Relay::with("t1", limits);
+    assert_eq!(relay.prove(&claim("t1", &["t1"]), at("a", MESH)), GRANTED);
+    let (id, source) = (Label::from_random(1), at("a", MESH));
+    let mut batch = |now| relay.flows.forward(id, source, 64, 64 * 1_288, now);
+    let start = beginning();
+    assert!(batch(start).is_ok());
+    assert_eq!(batch(start), Err(NotForwarded::Rate));
 }
 
 #[test]
