@@ -71,7 +71,7 @@ pub const SESSIONS_UNREAD: &str = "wavry_transport_sessions_unread_total";
 
 /// Values of the label `reason` of [`OVERLAY_DROPPED`].
 pub mod overlay_drop {
-    /// A batch of packets to a peer to which no path was proved.
+    /// A batch of packets to a peer to which no path was proved, when as many as may waited for one.
     pub const NO_PATH: &str = "no_path";
     /// Not the overlay's, or cut off.
     pub const MALFORMED: &str = "malformed";

@@ -168,13 +168,12 @@ impl AsyncUdpSocket for Overlay {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let peer = table::read(&self.shared.table).at(transmit.destination);
-        let Some((peer, hops)) = peer.and_then(|peer| {
-            let hops = *table::read(&peer.hops);
-            Some((peer, (hops.over?, hops.also)))
-        }) else {
+        let Some(peer) = table::read(&self.shared.table).at(transmit.destination) else {
             // QUIC sends again what it does not hear of.
             dropped(metrics::overlay_drop::NO_PATH);
+            return Ok(());
+        };
+        let Some(hops) = peer.hops_or_hold(transmit) else {
             return Ok(());
         };
         let segment = transmit.segment_size.unwrap_or(transmit.contents.len());
@@ -441,6 +440,13 @@ impl Shared {
             also: sending.also.and_then(hop),
         };
         *table::write(&peer.hops) = hops;
+        if let Some(over) = hops.over {
+            for held in peer.release() {
+                // If there is no room for it, it is lost, as anything may be.
+                let segment = held.segment_size.unwrap_or(held.contents.len());
+                let _ = self.send(over, &held.transmit(), segment);
+            }
+        }
         let reached = paths.is_reached() && hops.over.is_some();
         peer.reached
             .send_if_modified(|was| std::mem::replace(was, reached) != reached);

@@ -9,6 +9,7 @@ use std::{
     },
 };
 
+use quinn::udp::{EcnCodepoint, Transmit};
 use tokio::sync::{Notify, watch};
 use wavry_proto::{
     id::NodeId,
@@ -18,6 +19,9 @@ use wavry_proto::{
         paths::{MAX_PATHS, Paths, Route},
     },
 };
+
+use super::dropped;
+use crate::metrics::overlay_drop;
 
 /// A unique local address (RFC 4193): the first 64 bits of the addresses that QUIC knows peers by.
 const PREFIX: [u16; 4] = [0xfd57, 0x6176, 0x7279, 0];
@@ -35,6 +39,7 @@ pub(super) struct Peer {
     /// Paths through transit relays, where this node is who wants to reach the peer.
     pub(super) passages: Mutex<Vec<Passage>>,
     pub(super) hops: RwLock<Hops>,
+    held: Mutex<Vec<Held>>,
     /// Whether there is a path that carries something.
     pub(super) reached: watch::Sender<bool>,
     /// There is something to do for whoever looks after it.
@@ -44,6 +49,31 @@ pub(super) struct Peer {
     wanted: AtomicU64,
     /// Flows that it was heard over, oldest first; at most [`MAX_PATHS`].
     flows: Mutex<VecDeque<Label>>,
+}
+
+/// Batches to a peer that wait for its first path. Whoever dials has proved a path and sends over it a moment
+/// before its peer has: without the peer's answer, QUIC would wait for a second. An answer to a handshake is
+/// one or two batches, and that of several connections at once is not more than this.
+const HELD: usize = 16;
+
+/// A batch that waits.
+pub(super) struct Held {
+    pub(super) contents: Vec<u8>,
+    pub(super) segment_size: Option<usize>,
+    ecn: Option<EcnCodepoint>,
+}
+
+impl Held {
+    /// To be sent, to where it is to go now.
+    pub(super) fn transmit(&self) -> Transmit<'_> {
+        Transmit {
+            destination: address(0),
+            ecn: self.ecn,
+            contents: &self.contents,
+            segment_size: self.segment_size,
+            src_ip: None,
+        }
+    }
 }
 
 /// Where what is sent to a peer goes.
@@ -66,6 +96,38 @@ impl Peer {
         self.wanted.fetch_add(1, Ordering::Relaxed);
         lock(&self.paths).wake(std::time::Instant::now());
         self.changed.notify_one();
+    }
+
+    /// Where a batch goes, and where it goes as well; while there is no path it is held, or dropped if too much
+    /// is.
+    pub(super) fn hops_or_hold(&self, transmit: &Transmit<'_>) -> Option<(Hop, Option<Hop>)> {
+        let present = || {
+            let hops = *read(&self.hops);
+            Some((hops.over?, hops.also))
+        };
+        present().or_else(|| {
+            let mut held = lock(&self.held);
+            // A path may have come meanwhile, and what was held be gone.
+            let late = present();
+            if late.is_some() {
+                return late;
+            }
+            if held.len() < HELD {
+                held.push(Held {
+                    contents: transmit.contents.to_vec(),
+                    segment_size: transmit.segment_size,
+                    ecn: transmit.ecn,
+                });
+            } else {
+                dropped(overlay_drop::NO_PATH);
+            }
+            None
+        })
+    }
+
+    /// What was held; there is a path.
+    pub(super) fn release(&self) -> Vec<Held> {
+        std::mem::take(&mut *lock(&self.held))
     }
 
     /// Whether somebody here ever wanted to reach it.
@@ -124,6 +186,7 @@ impl Table {
             listed: Mutex::default(),
             passages: Mutex::default(),
             hops: RwLock::default(),
+            held: Mutex::default(),
             reached: watch::Sender::new(false),
             changed: Notify::new(),
             sent: AtomicU64::new(0),

@@ -17,11 +17,14 @@ use quinn::{
     udp::{RecvMeta, Transmit},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
-use wavry_proto::overlay::{
-    TAG_LEN,
-    packet::{Claim, Header, Kind, Label, Probe},
-    paths::{Route, Standing, View},
-    transit::Limits,
+use wavry_proto::{
+    overlay::{
+        TAG_LEN,
+        packet::{Claim, Header, Kind, Label, Probe},
+        paths::{Route, Standing, View},
+        transit::Limits,
+    },
+    session::Response,
 };
 use wavry_transport::{
     mesh::{self, Endpoint, Session},
@@ -42,6 +45,8 @@ const DEADLINE: Duration = Duration::from_secs(20);
 struct Wire {
     inner: Arc<dyn AsyncUdpSocket>,
     cut: Mutex<HashSet<SocketAddr>>,
+    /// The next packet of this kind is lost.
+    loses: Mutex<Option<Kind>>,
     seen: Option<Mutex<Vec<u8>>>,
 }
 
@@ -50,6 +55,7 @@ impl Wire {
         Arc::new(Self {
             inner: mesh::bind("127.0.0.1:0".parse().unwrap()).unwrap(),
             cut: Mutex::default(),
+            loses: Mutex::default(),
             seen: captures.then(Mutex::default),
         })
     }
@@ -72,6 +78,13 @@ impl AsyncUdpSocket for Wire {
         if self.cut.lock().unwrap().contains(&transmit.destination) {
             return Ok(());
         }
+        let kind = Header::read(transmit.contents).map(|(header, _)| header.kind);
+        let mut loses = self.loses.lock().unwrap();
+        if loses.is_some() && *loses == kind {
+            *loses = None;
+            return Ok(());
+        }
+        drop(loses);
         if let Some(seen) = &self.seen {
             seen.lock().unwrap().extend_from_slice(transmit.contents);
         }
@@ -288,6 +301,24 @@ async fn nodes_that_cannot_reach_each_other_do_so_through_a_transit_relay() {
     question_and_answer(&here, &there).await;
     question_and_answer(&there, &here).await;
     assert_eq!(via(ends.active().unwrap().route), relay.address);
+}
+
+#[tokio::test]
+async fn who_is_dialled_answers_although_its_own_path_is_proved_later() {
+    let ends = Ends::new();
+    // The answer to the first probe of b, which has to ask again: the handshake of a comes before that.
+    *ends.wires[0].loses.lock().unwrap() = Some(Kind::Pong);
+    // What b says meanwhile is not lost: then QUIC would ask again after a second.
+    let soon = Duration::from_millis(700);
+    let answering = async {
+        let asked = tokio::time::timeout(DEADLINE, ends.b.accept()).await;
+        let requested = asked.unwrap().unwrap();
+        requested.accept(Response::ok()).await.unwrap()
+    };
+    let to = id("b");
+    let (opened, _there) = tokio::join!(ends.a.open_soon(&to, request("/"), soon), answering);
+    assert!(opened.is_ok(), "{:?}", opened.err());
+    assert!(ends.wires[0].loses.lock().unwrap().is_none());
 }
 
 #[tokio::test]
