@@ -209,6 +209,7 @@ const LOADTEST_HELP: &str = "\
   wavry loadtest transfer --streams 200          # 1 GiB, every byte checked
   wavry loadtest datagrams --rate 20000 --json   # every loss accounted for
   wavry loadtest idle --sessions 5000            # memory of each node for one session
+  wavry loadtest mesh --only kill --only drain   # sessions whose paths die, on a shaped network
   wavry loadtest servers                         # the session layer alone, beside bare QUIC
 
 Without --url, a scenario starts a cluster of its own (`wavry dev`) on free ports and stops it when

@@ -8,10 +8,12 @@
 //!   QUIC.
 //! * [`measure`]: what is measured, on either side by the same code.
 //! * [`servers`]: session layers under test, and one client for all.
+//! * [`mesh`]: gateways, exits and transit relays on a shaped network.
 //! * [`ops`]: counters read from the nodes, for scenarios that account for every loss.
 //! * [`shaper`]: a network between real sockets, for what is tested on worse ones than loopback.
 
 mod measure;
+mod mesh;
 mod ops;
 mod pattern;
 mod raw;
@@ -83,6 +85,9 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+    /// The mesh under test does not do what it is to do.
+    #[error("the mesh: {0}")]
+    Mesh(String),
     /// The baseline could not be set up.
     #[error("the baseline could not be set up: {0}")]
     Baseline(String),

@@ -74,6 +74,17 @@ impl Datagrams {
     }
 }
 
+/// A counter's samples on a page of metrics, by their reason.
+pub(crate) fn by_reason(page: &str, name: &str) -> BTreeMap<String, i64> {
+    let mut counts = BTreeMap::new();
+    for sample in page.lines().filter_map(Sample::parse) {
+        if let Some(reason) = sample.labels.get("reason").filter(|_| sample.name == name) {
+            *counts.entry((*reason).to_owned()).or_default() += sample.value;
+        }
+    }
+    counts
+}
+
 /// One line of the text format.
 struct Sample<'a> {
     name: &'a str,
@@ -170,6 +181,14 @@ process_start_time_seconds 1.5
         assert_eq!(mesh.dropped["send_buffer_full"], 2);
         assert_eq!(datagrams.link("webtransport").dropped["too_large"], 1);
         assert_eq!(datagrams.link("tin cans"), Link::default());
+    }
+
+    #[test]
+    fn a_counter_is_read_by_its_reasons() {
+        let dropped = by_reason(PAGE, "wavry_transport_datagrams_dropped_total");
+        let expected = [("send_buffer_full", 2), ("too_large", 1)];
+        let expected = expected.map(|(reason, count)| (reason.to_owned(), count));
+        assert_eq!(dropped, BTreeMap::from(expected));
     }
 
     #[test]

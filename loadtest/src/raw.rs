@@ -11,7 +11,10 @@ use wavry_transport::session::{
     WriteError,
 };
 
-use crate::{Error, progress};
+use crate::{
+    Error, progress,
+    shaper::{Host, Shaper},
+};
 
 const ALPN: &[u8] = b"wavry-baseline";
 
@@ -27,48 +30,21 @@ pub(crate) struct Baseline {
 impl Baseline {
     /// Starts it on a port of the system's choosing, with a certificate of the kind Wavry uses.
     pub(crate) fn start() -> Result<Self, Error> {
-        let failed = |error: &dyn std::fmt::Display| Error::Baseline(error.to_string());
-        let certificates = tempfile::tempdir().map_err(|e| failed(&e))?;
-        let directory = certificates.path();
-        let authority = DevelopmentAuthority::open(directory).map_err(|e| failed(&e))?;
-        authority
-            .issue("baseline", &["localhost", "127.0.0.1"])
-            .map_err(|e| failed(&e))?;
-        let store = Store::new();
-        store
-            .load(
-                &directory.join("baseline.crt"),
-                &directory.join("baseline.key"),
-            )
-            .map_err(|e| failed(&e))?;
-
-        let mut server_tls = store.server_config();
-        server_tls.alpn_protocols = vec![ALPN.to_vec()];
-        let server_tls = QuicServerConfig::try_from(server_tls).map_err(|e| failed(&e))?;
-        let trust = Trust::Authorities(directory.join("ca.crt"));
-        let mut client_tls = cert::client_config(&trust).map_err(|e| failed(&e))?;
-        client_tls.alpn_protocols = vec![ALPN.to_vec()];
-        let client_tls = QuicClientConfig::try_from(client_tls).map_err(|e| failed(&e))?;
-
-        let mut server_config = quinn::ServerConfig::with_crypto(Arc::new(server_tls));
-        server_config.transport = transport();
-        let mut client_config = quinn::ClientConfig::new(Arc::new(client_tls));
-        client_config.transport_config(transport());
-
+        let (server_config, client_config, certificates) = configs(transport())?;
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
         let server = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
-            .map_err(|e| failed(&e))?;
+            .map_err(failed)?;
         let endpoint = {
             let _server = server.enter();
-            quinn::Endpoint::server(server_config, loopback).map_err(|e| failed(&e))?
+            quinn::Endpoint::server(server_config, loopback).map_err(failed)?
         };
-        let address = endpoint.local_addr().map_err(|e| failed(&e))?;
+        let address = endpoint.local_addr().map_err(failed)?;
         server.spawn(serve(endpoint));
         Ok(Self {
             address,
-            client: quinn::Endpoint::client(loopback).map_err(|e| failed(&e))?,
+            client: quinn::Endpoint::client(loopback).map_err(failed)?,
             client_config,
             server: Some(server),
             _certificates: certificates,
@@ -94,6 +70,94 @@ impl Drop for Baseline {
             server.shutdown_background();
         }
     }
+}
+
+/// Two ends of one bare connection on a shaped network.
+pub(crate) struct Pair {
+    /// Client and server.
+    pub(crate) ends: [Arc<Session>; 2],
+    /// Theirs.
+    pub(crate) hosts: [Host; 2],
+    _endpoints: [quinn::Endpoint; 2],
+    _certificates: tempfile::TempDir,
+}
+
+impl Pair {
+    /// Connects them as two nodes would be: packets of one size that is never searched for, the same windows,
+    /// the same congestion control.
+    pub(crate) async fn connect(network: &Shaper) -> Result<Self, Error> {
+        let mut transport = quinn::TransportConfig::default();
+        transport
+            .initial_mtu(1_280)
+            .min_mtu(1_280)
+            .mtu_discovery_config(None)
+            .stream_receive_window(quinn::VarInt::from_u32(1024 * 1024))
+            .receive_window(quinn::VarInt::MAX)
+            .send_window(16 * 1024 * 1024);
+        let (server_config, client_config, certificates) = configs(Arc::new(transport))?;
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        let server = quinn::Endpoint::server(server_config, loopback).map_err(failed)?;
+        let client = quinn::Endpoint::client(loopback).map_err(failed)?;
+        let hosts = [
+            network.host().map_err(failed)?,
+            network.host().map_err(failed)?,
+        ];
+        for (host, endpoint) in hosts.iter().zip([&client, &server]) {
+            network.attach(*host, endpoint.local_addr().map_err(failed)?);
+        }
+        let connecting = client
+            .connect_with(client_config, hosts[1].address(), "localhost")
+            .map_err(failed)?;
+        let accepting = async {
+            let incoming = server.accept().await;
+            let incoming = incoming.ok_or_else(|| failed("the endpoint is closed"))?;
+            incoming.await.map_err(failed)
+        };
+        let (near, far) = tokio::join!(connecting, accepting);
+        Ok(Self {
+            ends: [Session(near.map_err(failed)?), Session(far?)].map(Arc::new),
+            hosts,
+            _endpoints: [client, server],
+            _certificates: certificates,
+        })
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> Error {
+    Error::Baseline(error.to_string())
+}
+
+/// For both sides, with a certificate of the kind Wavry uses, whose file lives as long as its directory.
+fn configs(
+    transport: Arc<quinn::TransportConfig>,
+) -> Result<(quinn::ServerConfig, quinn::ClientConfig, tempfile::TempDir), Error> {
+    let certificates = tempfile::tempdir().map_err(failed)?;
+    let directory = certificates.path();
+    let authority = DevelopmentAuthority::open(directory).map_err(failed)?;
+    authority
+        .issue("baseline", &["localhost", "127.0.0.1"])
+        .map_err(failed)?;
+    let store = Store::new();
+    store
+        .load(
+            &directory.join("baseline.crt"),
+            &directory.join("baseline.key"),
+        )
+        .map_err(failed)?;
+
+    let mut server_tls = store.server_config();
+    server_tls.alpn_protocols = vec![ALPN.to_vec()];
+    let server_tls = QuicServerConfig::try_from(server_tls).map_err(failed)?;
+    let trust = Trust::Authorities(directory.join("ca.crt"));
+    let mut client_tls = cert::client_config(&trust).map_err(failed)?;
+    client_tls.alpn_protocols = vec![ALPN.to_vec()];
+    let client_tls = QuicClientConfig::try_from(client_tls).map_err(failed)?;
+
+    let mut server_config = quinn::ServerConfig::with_crypto(Arc::new(server_tls));
+    server_config.transport = transport.clone();
+    let mut client_config = quinn::ClientConfig::new(Arc::new(client_tls));
+    client_config.transport_config(transport);
+    Ok((server_config, client_config, certificates))
 }
 
 /// As Wavry's own connections: the windows that quinn's figures are best with, nothing else.

@@ -34,6 +34,9 @@ pub struct Row {
     pub ratio: Option<f64>,
     /// The ratio aimed at.
     pub goal: Option<f64>,
+    /// What `wavry` is to keep to, where that is no ratio; left out where there is nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Limit>,
     /// Measured on others in the same run. Empty, and then left out, when there are none.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub others: BTreeMap<&'static str, f64>,
@@ -48,6 +51,17 @@ pub enum Better {
     More,
 }
 
+/// What a figure is to keep to.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub enum Limit {
+    /// It is no more than this.
+    #[serde(rename = "most")]
+    Most(f64),
+    /// It is no less.
+    #[serde(rename = "least")]
+    Least(f64),
+}
+
 impl Row {
     /// A figure that stands alone.
     pub fn plain(name: impl Into<String>, unit: &'static str, value: f64) -> Self {
@@ -58,8 +72,44 @@ impl Row {
             baseline: None,
             ratio: None,
             goal: None,
+            limit: None,
             others: BTreeMap::new(),
         }
+    }
+
+    /// A figure that is to be no more than `limit`, or no less, whichever way is better.
+    pub fn bounded(
+        name: impl Into<String>,
+        unit: &'static str,
+        better: Better,
+        value: f64,
+        limit: f64,
+    ) -> Self {
+        let limit = match better {
+            Better::Less => Limit::Most(limit),
+            Better::More => Limit::Least(limit),
+        };
+        Self {
+            limit: Some(limit),
+            ..Self::plain(name, unit, value)
+        }
+    }
+
+    /// What is to be said if the figure does not keep to its limit, or its ratio to its goal. One that is no
+    /// number keeps to nothing.
+    pub fn missed(&self) -> Option<String> {
+        let (name, value, unit) = (&self.name, figure(self.wavry), self.unit);
+        if let (Some(_), Some(goal)) = (self.baseline, self.goal)
+            && self.ratio.is_none_or(|ratio| ratio < goal)
+        {
+            let ratio = self.ratio.unwrap_or(f64::NAN);
+            return Some(format!("{name}: {ratio:.2} of the baseline, not {goal:.2}"));
+        }
+        let (kept, said) = match self.limit? {
+            Limit::Most(most) => (self.wavry <= most, format!("over {}", figure(most))),
+            Limit::Least(least) => (self.wavry >= least, format!("under {}", figure(least))),
+        };
+        (!kept).then(|| format!("{name}: {value} {unit}, {said}"))
     }
 
     /// A figure beside its baseline.
@@ -82,6 +132,7 @@ impl Row {
             baseline: Some(baseline),
             ratio: ratio.is_finite().then_some(ratio),
             goal: Some(goal),
+            limit: None,
             others: BTreeMap::new(),
         }
     }
@@ -96,7 +147,7 @@ impl Report {
     /// As a table for people.
     pub fn to_table(&self) -> String {
         let others: BTreeSet<_> = self.results.iter().flat_map(|r| r.others.keys()).collect();
-        let mut heads = ["", "unit", "wavry", "baseline", "ratio", "goal"].to_vec();
+        let mut heads = ["", "unit", "wavry", "baseline", "ratio", "goal", "limit"].to_vec();
         heads.extend(others.iter().copied());
         let mut lines = vec![heads.into_iter().map(String::from).collect::<Vec<_>>()];
         for row in &self.results {
@@ -109,6 +160,11 @@ impl Report {
                 figure(row.baseline),
                 ratio(row.ratio),
                 ratio(row.goal),
+                match row.limit {
+                    None => String::new(),
+                    Some(Limit::Most(most)) => format!("≤ {}", self::figure(most)),
+                    Some(Limit::Least(least)) => format!("≥ {}", self::figure(least)),
+                },
             ];
             line.extend(others.iter().map(|o| figure(row.others.get(*o).copied())));
             lines.push(line);
@@ -117,7 +173,8 @@ impl Report {
         let shown: Vec<usize> = (0..lines[0].len())
             .filter(|&column| lines[1..].iter().any(|line| !line[column].is_empty()))
             .collect();
-        let width = |column: usize| lines.iter().map(|l| l[column].len()).max().unwrap_or(0);
+        let length = |line: &[String], column: usize| line[column].chars().count();
+        let width = |column: usize| lines.iter().map(|l| length(l, column)).max().unwrap_or(0);
         let mut table = format!("scenario {}\n", self.scenario);
         for line in &lines {
             let mut text = String::new();
@@ -139,6 +196,9 @@ impl Report {
 
 /// Four digits that say something; whole numbers are not rounded.
 fn figure(value: f64) -> String {
+    if !value.is_finite() {
+        return "–".to_owned();
+    }
     if value.fract() == 0.0 && value.abs() < 1e15 {
         return format!("{value:.0}");
     }
@@ -190,6 +250,34 @@ mod tests {
         assert_eq!(
             report.to_table(),
             "scenario datagrams\n      unit        wavry\nsent  datagrams  100000\nrate  1/s         19877\nrtt   ms         0.1235"
+        );
+    }
+
+    #[test]
+    fn a_figure_that_misses_its_limit_says_so_and_one_that_is_no_number_keeps_to_nothing() {
+        let stall = |value| Row::bounded("stall", "ms", Better::Less, value, 400.0);
+        assert_eq!(stall(400.0).missed(), None);
+        let missed = stall(401.5).missed();
+        assert_eq!(missed.as_deref(), Some("stall: 401.5 ms, over 400"));
+        assert!(stall(f64::NAN).missed().is_some());
+        let rate = Row::bounded("rate", "1/s", Better::More, 8.0, 10.0);
+        assert_eq!(rate.missed().as_deref(), Some("rate: 8 1/s, under 10"));
+        let ratio = |value| Row::compared("kept", "1/s", Better::More, value, 10.0, 0.9);
+        assert_eq!(ratio(9.0).missed(), None);
+        let missed = ratio(5.0).missed();
+        assert_eq!(
+            missed.as_deref(),
+            Some("kept: 0.50 of the baseline, not 0.90")
+        );
+        assert_eq!(Row::plain("lost", "%", 50.0).missed(), None);
+        let table = Report {
+            scenario: "mesh",
+            results: vec![stall(10.0), rate],
+            failures: Vec::new(),
+        };
+        assert_eq!(
+            table.to_table(),
+            "scenario mesh\n       unit  wavry  limit\nstall  ms       10  ≤ 400\nrate   1/s       8   ≥ 10"
         );
     }
 

@@ -4,6 +4,7 @@ mod datagrams;
 mod echo;
 mod idle;
 mod keyvault;
+mod mesh;
 pub(crate) mod servers;
 mod stall;
 mod transfer;
@@ -25,6 +26,11 @@ pub enum Scenario {
     Idle(idle::Args),
     /// A herd of units at a KeyVault, and audited reads without pause
     Keyvault(keyvault::Args),
+    /// Sessions of a mesh whose paths die, change and lose, on a shaped network
+    Mesh(mesh::Args),
+    /// One of the relays of `mesh`
+    #[command(hide = true)]
+    TransitRelay(crate::mesh::RelayArgs),
     /// The session layer beside bare quinn and other libraries, as servers
     Servers(servers::Args),
     /// One of the servers that `servers` compares
@@ -51,8 +57,9 @@ impl Scenario {
             Self::Datagrams(args) => args.common.json,
             Self::Idle(args) => args.common.json,
             Self::Keyvault(args) => args.json,
+            Self::Mesh(args) => args.json,
             Self::Servers(args) => args.json,
-            Self::Server(_) => false,
+            Self::Server(_) | Self::TransitRelay(_) => false,
         }
     }
 
@@ -65,6 +72,8 @@ impl Scenario {
             Self::Datagrams(args) => datagrams::run(args).await,
             Self::Idle(args) => idle::run(args).await,
             Self::Keyvault(args) => keyvault::run(args).await,
+            Self::Mesh(args) => mesh::run(args).await,
+            Self::TransitRelay(args) => return crate::mesh::serve(args).await.map(|()| None),
             Self::Servers(args) => servers::run(args).await,
             Self::Server(args) => return servers::serve(args).await.map(|()| None),
         };

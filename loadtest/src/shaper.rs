@@ -1,5 +1,5 @@
-//! A network between real UDP sockets, in one thread: links that delay, lose, reorder and slow down what is
-//! sent over them, routers that translate addresses, and hosts that nothing reaches any more.
+//! A network between real UDP sockets, in one thread: links that delay, lose, reorder, slow down, change and
+//! repeat what is sent over them, routers that translate addresses, and hosts that nothing reaches any more.
 //!
 //! A [`Shaper`] gives each host an address of its own, under which the others find it. What a host sends there
 //! comes to the shaper, which knows the sender by its real address, treats the packet as the [`Link`] between
@@ -179,6 +179,11 @@ impl Shaper {
     /// How late packets came out.
     pub fn lateness(&self) -> Lateness {
         self.ask(Ask::Lateness)
+    }
+
+    /// Processor time that it has used. `None` where the kernel does not say.
+    pub fn processor_time(&self) -> Option<Duration> {
+        self.ask(Ask::ProcessorTime)
     }
 
     fn add(&self, addresses: usize, nat: Option<Nat>) -> io::Result<Host> {

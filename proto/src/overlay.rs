@@ -15,6 +15,8 @@
 pub mod packet;
 pub mod passage;
 pub mod paths;
+#[cfg(test)]
+mod simulation;
 pub mod transit;
 
 use crate::id::NodeId;

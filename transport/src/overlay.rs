@@ -322,10 +322,11 @@ impl Shared {
         let now = Instant::now();
         let mut passages = table::lock(&peer.passages);
         let mut table = table::write(&self.table);
-        passages.retain(|passage| {
+        passages.retain_mut(|passage| {
             let kept = ways.iter().any(|(hops, to)| passage.leads(hops, *to));
-            if !kept {
-                table.forget_flow(passage.flow());
+            match kept {
+                true => passage.roster_changed(now),
+                false => table.forget_flow(passage.flow()),
             }
             kept
         });

@@ -53,6 +53,7 @@ pub(super) enum Ask {
     Tally((Number, Number), mpsc::SyncSender<Tally>),
     Strangers(mpsc::SyncSender<Tally>),
     Lateness(mpsc::SyncSender<Lateness>),
+    ProcessorTime(mpsc::SyncSender<Option<Duration>>),
     Stop,
 }
 
@@ -80,6 +81,13 @@ impl Lateness {
         let at = micros.next_power_of_two().trailing_zeros() as usize;
         self.counts[at.min(self.counts.len() - 1)] += 1;
     }
+}
+
+/// What this thread has used, as the scheduler counts it. `None` where the kernel does not say.
+fn processor_time() -> Option<Duration> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    let nanoseconds = text.split(' ').next()?.parse().ok()?;
+    Some(Duration::from_nanos(nanoseconds))
 }
 
 /// A packet that waits to come out; the earliest first, and among equals the one that entered first.
@@ -214,6 +222,9 @@ impl Driver {
             Ask::Lateness(told) => {
                 let _ = told.send(self.lateness.clone());
             }
+            Ask::ProcessorTime(told) => {
+                let _ = told.send(processor_time());
+            }
             Ask::Stop => {}
         }
     }
@@ -322,6 +333,15 @@ impl Driver {
         let Some(packet) = self.network.enter(from, to, payload.len(), now) else {
             return;
         };
+        if let Some(out) = packet.again {
+            let mut again = packet;
+            again.out = out;
+            self.wait(again, payload, ecn);
+        }
+        self.wait(packet, payload, ecn);
+    }
+
+    fn wait(&mut self, packet: OnItsWay, payload: &[u8], ecn: Option<EcnCodepoint>) {
         if self.waiting_bytes + payload.len() > MOST_BYTES {
             self.network.lose(&packet, Dropped::Full);
             return;
@@ -330,6 +350,10 @@ impl Driver {
         let mut copy = self.spare.pop().unwrap_or_default();
         copy.clear();
         copy.extend_from_slice(payload);
+        if let Some(bit) = packet.flip.filter(|_| !copy.is_empty()) {
+            let at = (bit / 8) as usize % copy.len();
+            copy[at] ^= 1 << (bit % 8);
+        }
         self.number += 1;
         self.waiting.push(Reverse(Waiting {
             packet,

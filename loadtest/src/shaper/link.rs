@@ -18,6 +18,10 @@ pub struct Link {
     pub reorder: f64,
     /// Which packets are lost on their way.
     pub loss: Loss,
+    /// The part of packets of which one bit is another one when they come out.
+    pub flip: f64,
+    /// The part of packets that come out twice, the second time after as long again.
+    pub repeat: f64,
     /// Bits of UDP payload in a second; `None` is as fast as the host.
     pub rate: Option<u64>,
     /// For how long a packet waits for its turn at most, where there is a rate: the queue before it.
@@ -67,6 +71,8 @@ impl Default for Link {
             jitter: Duration::ZERO,
             reorder: 0.0,
             loss: Loss::Single(0.0),
+            flip: 0.0,
+            repeat: 0.0,
             rate: None,
             queue: Duration::from_millis(50),
             mtu: None,
@@ -144,6 +150,18 @@ impl Direction {
         let out = self.last_out.map_or(out, |last| out.max(last));
         self.last_out = Some(out);
         Ok(out)
+    }
+
+    /// Which bit of the packet that just entered is flipped, as a number that may be larger than it has.
+    pub(super) fn flips(&mut self) -> Option<u64> {
+        let flip = self.link.flip;
+        (flip > 0.0 && self.random.fraction() < flip).then(|| self.random.next())
+    }
+
+    /// Whether the packet that just entered comes out twice.
+    pub(super) fn repeats(&mut self) -> bool {
+        let repeat = self.link.repeat;
+        repeat > 0.0 && self.random.fraction() < repeat
     }
 
     fn is_lost(&mut self) -> bool {
@@ -287,6 +305,8 @@ mod tests {
                     jitter,
                     reorder,
                     loss,
+                    flip: 0.0,
+                    repeat: 0.0,
                     rate,
                     queue,
                     mtu,

@@ -47,6 +47,10 @@ pub(super) struct OnItsWay {
     pub(super) from: SocketAddr,
     /// Where it was sent.
     pub(super) to: SocketAddr,
+    /// When it comes out once more.
+    pub(super) again: Option<Instant>,
+    /// Which bit of it is flipped.
+    pub(super) flip: Option<u64>,
     hosts: (Number, Number),
 }
 
@@ -160,6 +164,8 @@ impl Network {
                 out,
                 from,
                 to,
+                flip: way.direction.flips(),
+                again: way.direction.repeats().then(|| out + (out - now)),
                 hosts,
             }),
             Err(reason) => {

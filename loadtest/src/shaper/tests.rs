@@ -130,6 +130,25 @@ fn what_is_scheduled_happens_in_its_turn_and_not_before() {
 }
 
 #[test]
+fn packets_come_twice_and_with_one_bit_flipped_where_they_are_to() {
+    let network = Shaper::start(1).unwrap();
+    let [(here, at), (there, to)] = two(&network);
+    let link = Link {
+        flip: 1.0,
+        repeat: 1.0,
+        ..Link::delayed(Duration::from_millis(1))
+    };
+    network.link(at, to, link);
+    for _ in 0..20 {
+        here.send_to(&[0; 100], to.address()).unwrap();
+        let came = [receive(&there).0, receive(&there).0];
+        assert_eq!(came[0], came[1]);
+        let flipped: u32 = came[0].iter().map(|byte| byte.count_ones()).sum();
+        assert_eq!(flipped, 1);
+    }
+}
+
+#[test]
 fn batches_come_whole_and_in_order() {
     let network = Shaper::start(1).unwrap();
     let [(here, at), (there, to)] = two(&network);

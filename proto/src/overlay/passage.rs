@@ -19,8 +19,10 @@ use crate::{
 const AGAIN: Duration = Duration::from_millis(250);
 /// Where it stops doubling.
 const AGAIN_MOST: Duration = Duration::from_secs(10);
-/// After a refusal, which the roster or other claimants have to change.
-const AFTER_REFUSAL: Duration = Duration::from_secs(5);
+/// After a refusal, which the roster that the relay has or other claimants have to change; doubled each time.
+const AFTER_REFUSAL: Duration = Duration::from_millis(500);
+/// Where it stops doubling.
+const AFTER_REFUSAL_MOST: Duration = Duration::from_secs(5);
 
 /// A relay, and where it takes what is to be forwarded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +46,8 @@ pub struct Passage {
     asked: Option<u64>,
     cookie: u64,
     tries: u32,
+    /// Refusals in a row.
+    refusals: u32,
     claim_at: Instant,
     /// Whether all relays have granted it, and until when the first of them does.
     open: bool,
@@ -70,6 +74,7 @@ impl Passage {
             asked: None,
             cookie: 0,
             tries: 0,
+            refusals: 0,
             claim_at: now,
             open: false,
             ends: None,
@@ -146,13 +151,16 @@ impl Passage {
                 self.claim_at = now;
                 if self.step == self.hops.len() {
                     self.open = true;
+                    self.refusals = 0;
                     self.step = 0;
                     self.claim_at = now + lasts / 2;
                 }
                 None
             }
             Ruling::Refused(refusal) => {
-                self.again(now + AFTER_REFUSAL);
+                let doubled = AFTER_REFUSAL * (1 << self.refusals.min(8));
+                self.refusals = self.refusals.saturating_add(1);
+                self.again(now + doubled.min(AFTER_REFUSAL_MOST));
                 Some(refusal)
             }
         }
@@ -161,6 +169,15 @@ impl Passage {
     /// Nothing comes through: the first relay may have been started anew, and know nothing of it.
     pub fn fell_silent(&mut self, now: Instant) {
         if self.open {
+            self.again(now);
+        }
+    }
+
+    /// The roster changed: what a relay refused or did not understand, it may grant now. One that is being asked
+    /// has time to answer.
+    pub fn roster_changed(&mut self, now: Instant) {
+        if !self.open && self.claim_at > now + AGAIN {
+            self.refusals = 0;
             self.again(now);
         }
     }

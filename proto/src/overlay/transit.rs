@@ -253,7 +253,15 @@ impl Flows {
         if relays.iter().any(|relay| relay.role != Role::Relay) || !next.contains(&claim.next) {
             return Err(Refusal::NotListed);
         }
-        if at > 0 && !relays[at - 1].transit.contains(&source) || source == claim.next {
+        // The first relay hears the claimant itself: were that another relay, a flow might go round.
+        let from_before = match at.checked_sub(1) {
+            Some(before) => relays[before].transit.contains(&source),
+            None => !roster
+                .nodes
+                .iter()
+                .any(|node| node.transit.contains(&source)),
+        };
+        if !from_before || source == claim.next {
             return Err(Refusal::NotOnTheWay);
         }
         if self.draining {

@@ -212,7 +212,24 @@ fn a_refusal_is_taken_for_what_it_is_and_asked_again_later() {
     world.relays.get_mut(&address(1)).unwrap().drain();
     world.run(6_000, |_| false);
     assert_eq!(world.passage.route(world.now), None);
-    assert!((10..=13).contains(&world.claims), "{}", world.claims);
+    // After half a second, one, two, four, and then each five.
+    assert!((14..=16).contains(&world.claims), "{}", world.claims);
+}
+
+#[test]
+fn what_was_refused_is_asked_again_at_once_when_the_roster_changed_and_then_less_often() {
+    let mut world = World::new(1);
+    world.relays.get_mut(&address(1)).unwrap().drain();
+    world.run(1_000, |_| false);
+    let asked = world.claims;
+    world.passage.roster_changed(world.now);
+    world.run(1, |_| false);
+    assert_eq!(world.claims, asked + 1);
+    // One that is being asked is left alone, however often it changes.
+    let mut asking = World::new(1);
+    assert!(asking.passage.poll(asking.now, || 9).is_some());
+    asking.passage.roster_changed(asking.now);
+    assert_eq!(asking.passage.poll(asking.now, || 10), None);
 }
 
 #[test]

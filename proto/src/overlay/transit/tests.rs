@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -130,6 +132,57 @@ fn a_flow_carries_packets_both_ways_between_its_two_sides_and_for_nobody_else() 
     let other = Label::from_random(2);
     let unknown = relay.flows.forward(other, elsewhere(), 1, 1, relay.now);
     assert_eq!(unknown, Err(NotForwarded::UnknownFlow));
+}
+
+/// Takes a claim from relay to relay, from where it enters to the one that rules on it; what that says.
+fn pass_on(
+    relays: &mut BTreeMap<&'static str, Relay>,
+    mut source: SocketAddr,
+    mut to: SocketAddr,
+    claim: &Claim,
+) -> Option<Ruling> {
+    // As often as it takes to go round twice.
+    for _ in 0..8 {
+        let (name, relay) = relays
+            .iter_mut()
+            .find(|(name, _)| at(name, TRANSIT) == to)?;
+        if claim.to == id(name) {
+            return Some(relay.claim(claim, source));
+        }
+        let next = relay.forward(source).ok()?;
+        (source, to) = (to, next);
+    }
+    panic!("it goes round");
+}
+
+#[test]
+fn a_member_that_forges_addresses_cannot_lead_its_own_flow_round_in_a_ring() {
+    const RING: [&str; 4] = ["t1", "t2", "t3", "t4"];
+    let mut relays: BTreeMap<_, _> = RING
+        .into_iter()
+        .map(|name| {
+            let mut relay = Relay::new(name);
+            relay.roster = roster(&["a"], &["b", "t1", "t2", "t3", "t4"]);
+            (name, relay)
+        })
+        .collect();
+    let first = claim("t4", &["t4", "t1", "t2"]);
+    let granted = relays.get_mut("t4").unwrap().prove(&first, elsewhere());
+    assert_eq!(granted, GRANTED);
+    // Each of them hears of the relays before and after it, and of no others.
+    let enter = at("t4", TRANSIT);
+    for (relay, hops) in [
+        ("t1", ["t4", "t1", "t2"]),
+        ("t2", ["t1", "t2", "t3"]),
+        ("t3", ["t2", "t3", "t4"]),
+    ] {
+        let ruling = pass_on(&mut relays, elsewhere(), enter, &claim(relay, &hops));
+        assert_eq!(ruling, Some(GRANTED), "{relay}");
+    }
+    // With a forged source the first one is asked by way of all others whether its claimant has moved there.
+    let forged = at("t4", TRANSIT);
+    let ruling = pass_on(&mut relays, forged, at("t1", TRANSIT), &first);
+    assert_eq!(ruling, Some(Ruling::Refused(Refusal::NotOnTheWay)));
 }
 
 #[test]
