@@ -25,7 +25,7 @@ use tokio_util::{
     task::TaskTracker,
 };
 use wavry_proto::{
-    control::{Roster, Vouched},
+    control::{Node, Roster, Vouched},
     id::{NodeId, PublicKey},
     mesh::{Open, header::Side},
     overlay::{Authenticator, paths::View},
