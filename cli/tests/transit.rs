@@ -47,10 +47,8 @@ async fn an_exit_behind_nat_is_found_through_the_relays_that_it_is_attached_to()
         shown()["addresses"].as_array().unwrap().len() == 1
     });
     for relay in RELAYS {
-        assert_eq!(
-            cluster.metric_of(relay, "wavry_transport_transit_attached"),
-            1.0
-        );
+        let attached = || cluster.metric_of(relay, "wavry_transport_transit_attached");
+        wait_for("the relay tells of it", || attached() == 1.0);
     }
     let session = cluster.native().open("/open").await;
     echo(&session, b"to nobody knows where").await.unwrap();
