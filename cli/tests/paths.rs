@@ -65,9 +65,11 @@ fn a_relay_that_leaves_under_traffic_closes_no_session_and_ends_by_itself() {
 }
 
 #[test]
-fn a_gateway_whose_router_gives_it_other_addresses_keeps_its_sessions() {
+fn nodes_whose_routers_give_them_other_addresses_keep_their_sessions() {
     let report = run("rebind", &FEW);
-    all_live(&report, "rebind", 10.0);
+    for side in ["rebind_gateway", "rebind_exit"] {
+        all_live(&report, side, 10.0);
+    }
 }
 
 #[test]

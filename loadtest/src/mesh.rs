@@ -22,9 +22,9 @@ use wavry_proto::{
     id::{NodeId, PublicKey},
     mesh::Open,
     overlay::{
-        passage,
         paths::{Route, Standing, View},
         transit::Limits,
+        ways,
     },
     session::{Request, Response},
 };
@@ -36,7 +36,7 @@ pub(crate) use self::{
 };
 use crate::{
     Error,
-    shaper::{Host, Shaper},
+    shaper::{Host, Nat, Shaper},
 };
 
 /// Longer than any path takes to be found: claims and probes are repeated after 10 s at most, and a better path
@@ -99,6 +99,42 @@ impl Bed {
         })
     }
 
+    /// A node behind a translator of its own: it attaches itself to relays, and the roster says where.
+    pub(crate) fn node_behind(&self, name: &str, nat: Nat) -> Result<Node, Error> {
+        let host = self.network.host_behind(nat).map_err(failed)?;
+        let node = self.node_at(name, host)?;
+        self.change(&node.id, |listed| listed.addresses.clear());
+        let (roster, id) = (self.roster.clone(), node.id.clone());
+        let mut attached = node.endpoint.attach();
+        tokio::spawn(async move {
+            while attached.changed().await.is_ok() {
+                let now = attached.borrow_and_update().clone();
+                publish(&roster, |roster| {
+                    let mut nodes = roster.nodes.iter_mut();
+                    if let Some(listed) = nodes.find(|listed| listed.id == id) {
+                        listed.attached = now.relays;
+                        listed.addresses = now.seen.into_iter().collect();
+                    }
+                });
+            }
+        });
+        Ok(node)
+    }
+
+    /// Waits until the roster has relays that the node is attached to.
+    pub(crate) async fn until_attached(&self, node: &Node, relays: usize) -> Result<(), Error> {
+        let mut roster = self.roster.subscribe();
+        let is_attached = |roster: &Arc<Roster>| {
+            let listed = roster.node(&node.id);
+            listed.is_some_and(|listed| listed.attached.len() >= relays)
+        };
+        let waiting = roster.wait_for(is_attached);
+        in_time("a node is attached to relays", waiting)
+            .await?
+            .map_err(failed)?;
+        Ok(())
+    }
+
     /// A transit relay in a process of its own, that the roster lists.
     pub(crate) async fn relay(&self, name: &str, limits: Limits) -> Result<Relay, Error> {
         let host = self.network.host().map_err(failed)?;
@@ -137,6 +173,7 @@ impl Bed {
                 keys: vec![key],
                 addresses,
                 transit,
+                attached: Vec::new(),
                 services: Vec::new(),
                 registration: 1,
                 placement: Default::default(),
@@ -145,19 +182,14 @@ impl Bed {
     }
 
     fn publish(&self, change: impl FnOnce(&mut Roster)) {
-        self.roster.send_modify(|roster| {
-            let mut next = (**roster).clone();
-            next.epoch.0 += 1;
-            change(&mut next);
-            *roster = Arc::new(next);
-        });
+        publish(&self.roster, change);
     }
 
     /// The relays, in the order in which a way from one node to the other through both of them has them.
     pub(crate) fn in_order(&self, from: &Node, to: &Node, relays: [Relay; 2]) -> [Relay; 2] {
-        let ways = passage::ways(&self.roster(), &from.id, &to.id, |_| true);
+        let ways = ways::ways(&self.roster(), &from.id, &to.id, |_| true);
         let [one, other] = relays;
-        match ways.first().is_some_and(|way| way[0].node == one.id) {
+        match ways.first().is_some_and(|way| way.hops[0].node == one.id) {
             true => [one, other],
             false => [other, one],
         }
@@ -278,6 +310,16 @@ impl Changes {
         let times = list.iter().map(|(at, _)| *at);
         times.filter(|at| *at >= since).collect()
     }
+}
+
+/// Changes the roster, as the master does.
+fn publish(roster: &watch::Sender<Arc<Roster>>, change: impl FnOnce(&mut Roster)) {
+    roster.send_modify(|roster| {
+        let mut next = (**roster).clone();
+        next.epoch.0 += 1;
+        change(&mut next);
+        *roster = Arc::new(next);
+    });
 }
 
 /// Where packets on this route go first.

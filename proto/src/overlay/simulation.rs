@@ -11,9 +11,10 @@ use std::{
 use super::{
     beginning,
     packet::{Claim, Label, MAX_HOPS, Verdict},
-    passage::{self, Passage},
+    passage::Passage,
     paths::{Paths, Route, Standing, View},
     transit::{Flows, Limits},
+    ways,
 };
 use crate::{
     control::{Node, Role, Roster},
@@ -132,6 +133,7 @@ impl World {
                 true => Vec::new(),
                 false => vec![at(number, TRANSIT)],
             },
+            attached: Vec::new(),
             services: Vec::new(),
             registration: 1,
             placement: Default::default(),
@@ -163,32 +165,20 @@ impl World {
     fn lay(&mut self, side: &mut Side) {
         let roster = &self.rosters[side.node];
         let (from, to) = (id(side.node), id(side.peer));
-        let address = at(side.peer, MESH);
-        let ways = passage::ways(roster, &from, &to, |_| true);
-        side.passages
-            .retain(|passage| ways.iter().any(|hops| passage.leads(hops, address)));
+        let ways = ways::ways(roster, &from, &to, |_| true);
+        side.passages.retain(|passage| ways.contains(passage.way()));
         for passage in &mut side.passages {
             passage.roster_changed(self.now);
         }
-        for hops in ways {
-            if side
-                .passages
-                .iter()
-                .any(|passage| passage.leads(&hops, address))
-            {
+        for way in ways {
+            if side.passages.iter().any(|passage| *passage.way() == way) {
                 continue;
             }
             let flow = Label::from_random(draw(&mut self.random));
-            let numbers = hops.iter().map(|hop| owner(hop.address)).collect();
-            self.ways.insert(flow, numbers);
-            side.passages.push(Passage::new(
-                from.clone(),
-                hops,
-                to.clone(),
-                address,
-                flow,
-                self.now,
-            ));
+            let relays = way.hops.iter().map(|hop| owner(hop.address)).collect();
+            self.ways.insert(flow, relays);
+            let passage = Passage::new(from.clone(), way, to.clone(), flow, self.now);
+            side.passages.push(passage);
         }
         side.next = self.now;
     }

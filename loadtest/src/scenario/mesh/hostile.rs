@@ -11,7 +11,7 @@ use quinn::udp::Transmit;
 use tokio_util::sync::CancellationToken;
 use wavry_proto::overlay::{
     TAG_LEN,
-    packet::{Claim, Header, Kind, Label},
+    packet::{Claim, Header, Kind, Label, Next},
     paths::Route,
     transit::Limits,
 };
@@ -197,7 +197,7 @@ fn strangers_flood(
         to: relay.id.clone(),
         peer: exit.id.clone(),
         hops: vec![relay.id.clone()],
-        next: exit.host.address(),
+        next: Next::At(exit.host.address()),
     };
     let mut claims = Vec::new();
     claim.write(&mut claims, |_, tags| tags.extend([[7; TAG_LEN]; 2]));

@@ -363,38 +363,56 @@ pub(super) async fn mtu(args: &Args) -> Result<Vec<Row>, Error> {
     ])
 }
 
-/// A gateway's router is started anew, three times.
+/// The router of a gateway, and then that of an exit, is started anew, three times.
 pub(super) async fn rebind(args: &Args) -> Result<Vec<Row>, Error> {
-    let bed = Bed::new(args.seed)?;
-    let host = bed
-        .network
-        .host_behind(Nat::usual())
-        .map_err(crate::mesh::failed)?;
-    let (gateway, exit) = (bed.node_at("gateway", host)?, bed.node("exit")?);
-    let relay = bed.relay("transit", Limits::default()).await?;
-    for (one, other) in [
-        (host, exit.host),
-        (host, relay.host),
-        (relay.host, exit.host),
-    ] {
-        bed.network.both(one, other, Link::delayed(ms(10)));
+    let mut rows = Vec::new();
+    for side in [Side::Gateway, Side::Exit] {
+        rows.extend(rebind_of(side, args).await?);
     }
+    Ok(rows)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Gateway,
+    Exit,
+}
+
+async fn rebind_of(side: Side, args: &Args) -> Result<Vec<Row>, Error> {
+    let bed = Bed::new(args.seed)?;
+    let node = |name, own| match side == own {
+        true => bed.node_behind(name, Nat::usual()),
+        false => bed.node(name),
+    };
+    let (gateway, exit) = (node("gateway", Side::Gateway)?, node("exit", Side::Exit)?);
+    let relays = [
+        bed.relay("transit-1", Limits::default()).await?,
+        bed.relay("transit-2", Limits::default()).await?,
+    ];
+    let hosts = [gateway.host, exit.host, relays[0].host, relays[1].host];
+    for (at, one) in hosts.iter().enumerate() {
+        for other in &hosts[at + 1..] {
+            bed.network.both(*one, *other, Link::delayed(ms(10)));
+        }
+    }
+    let (name, behind) = match side {
+        Side::Gateway => ("rebind_gateway", &gateway),
+        Side::Exit => ("rebind_exit", &exit),
+    };
+    bed.until_attached(behind, 2).await?;
     let sessions = bed.sessions(&gateway, &exit, args.sessions).await?;
-    gateway
-        .until_sent_to(&exit, exit.host.address(), ms(1_000), 1)
-        .await?;
     let numbered = Numbered::start(&sessions, PACE);
     tokio::time::sleep(QUIET).await;
     let happened = Instant::now();
     for _ in 0..3 {
-        bed.network.change(Change::Rebind(host));
+        bed.network.change(Change::Rebind(behind.host));
         tokio::time::sleep(AFTER).await;
     }
     let over = Instant::now();
     let outcomes = numbered.stop().await?;
-    let mut rows = survival("rebind", &outcomes);
+    let mut rows = survival(name, &outcomes);
     let stalls = stalls(&outcomes, PACE, happened, over);
-    rows.extend(stall_rows("rebind", stalls, 1_000.0, 1_000.0));
+    rows.extend(stall_rows(name, stalls, 1_000.0, 1_000.0));
     Ok(rows)
 }
 
