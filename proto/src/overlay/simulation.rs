@@ -350,6 +350,7 @@ impl World {
                 flow: claim.flow,
                 nonce: claim.nonce,
                 ruling,
+                seen: None,
                 from: id(relay),
                 to: claim.from.clone(),
             };
