@@ -14,6 +14,7 @@ pub(crate) mod keyvault;
 pub(crate) mod lossy;
 pub(crate) mod peer;
 pub(crate) mod plain;
+pub(crate) mod witness;
 
 use std::{
     io::{BufRead as _, BufReader, Read, Write as _},

@@ -1,0 +1,294 @@
+//! A gateway whose certificate and key are kept in a KeyVault: it follows new versions, and does without a KeyVault.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "it is test code, outside of test functions"
+)]
+
+mod support;
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+};
+
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use serde_json::json;
+use support::{
+    cluster::Cluster,
+    http_get,
+    keyvault::KeyVault,
+    output, stderr, wait_for, wavry,
+    witness::{Witness, client, open},
+};
+use wavry_credentials::{cert::DevelopmentAuthority, source};
+
+const LOADS: &str = "wavry_credentials_certificate_loads_total{source=\"keyvault\",outcome=";
+const HEARD: &str = "wavry_credentials_keyvault_heard_timestamp_seconds";
+
+/// Pairs of one authority, and a KeyVault that one of them at a time is put into.
+struct World {
+    directory: PathBuf,
+    vault: KeyVault,
+}
+
+impl World {
+    /// `directory` is a cluster's.
+    fn new(directory: &Path) -> Self {
+        let authority = DevelopmentAuthority::open(directory).unwrap();
+        for name in ["one", "two", "three"] {
+            authority.issue(name, &["localhost", "127.0.0.1"]).unwrap();
+        }
+        let command = KeyVault::command(directory, &directory.join("keyvault.sqlite"));
+        let vault = KeyVault::start(directory, command);
+        let (role_id, secret_id) = vault.unit("gateway");
+        for (file, text) in [("role_id", role_id), ("secret_id", secret_id)] {
+            source::write_private(&directory.join(file), text.as_bytes()).unwrap();
+        }
+        Self {
+            directory: directory.to_owned(),
+            vault,
+        }
+    }
+
+    /// A new version of the secret.
+    fn keep(&self, chain: &str, key: &str) {
+        let read = |file: String| fs::read_to_string(self.directory.join(file)).unwrap();
+        let data = json!({
+            "certificate": read(format!("{chain}.crt")),
+            "private_key": read(format!("{key}.key")),
+        });
+        let path = "/v1/secret/data/wavry/gateway";
+        self.vault.does("POST", path, &json!({ "data": data }));
+    }
+
+    fn leaf(&self, name: &str) -> CertificateDer<'static> {
+        CertificateDer::from_pem_file(self.directory.join(format!("{name}.crt"))).unwrap()
+    }
+
+    fn start_again(&mut self) {
+        let database = self.directory.join("keyvault.sqlite");
+        let command = KeyVault::command(&self.directory, &database);
+        self.vault.start_again(command, &self.directory);
+    }
+
+    /// The gateway's configuration and environment.
+    fn tell(&self, cluster: &mut Cluster, ops: SocketAddr) {
+        let table = "[gateway.keyvault]\ncertificates = [\"secret/wavry/gateway\"]\npoll_interval = \"1s\"\n";
+        cluster.obtain_certificate(table, ops);
+        for (variable, value) in self.environment() {
+            cluster.tell_gateway(variable, value);
+        }
+    }
+
+    fn environment(&self) -> [(&'static str, String); 4] {
+        let at = |name: &str| self.directory.join(name).display().to_string();
+        let url = format!("https://{}", self.vault.process.address());
+        [
+            ("WAVRY_KEYVAULT_URL", url),
+            ("WAVRY_KEYVAULT_CA", at("ca.crt")),
+            ("WAVRY_KEYVAULT_ROLE_ID_FILE", at("role_id")),
+            ("WAVRY_KEYVAULT_SECRET_ID_FILE", at("secret_id")),
+        ]
+    }
+}
+
+/// Clients that come one after the other, each with a full handshake.
+struct Storm {
+    witness: Arc<Witness>,
+    handshakes: Arc<AtomicU64>,
+    is_over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Storm {
+    fn start(root: &Path, gateway: SocketAddr) -> Self {
+        let witness = Arc::new(Witness::new(root));
+        let (handshakes, is_over) = (
+            Arc::new(AtomicU64::new(0)),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let (root, seeing, made, over) = (
+            root.to_owned(),
+            witness.clone(),
+            handshakes.clone(),
+            is_over.clone(),
+        );
+        let thread = thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            runtime.block_on(async {
+                let client = client(&root, &seeing);
+                while !over.load(Ordering::Relaxed) {
+                    drop(open(&client, gateway).await);
+                    made.fetch_add(1, Ordering::Relaxed);
+                }
+                client.close().await;
+            });
+        });
+        Self {
+            witness,
+            handshakes,
+            is_over,
+            thread: Some(thread),
+        }
+    }
+
+    /// Waits until a client was shown the certificate.
+    fn sees(&self, leaf: CertificateDer<'_>) {
+        wait_for("a client sees the certificate", || {
+            self.goes_on();
+            self.witness.last() == Some(leaf.clone())
+        });
+    }
+
+    /// Waits until some more clients have come.
+    fn more(&self) {
+        let before = self.handshakes.load(Ordering::Relaxed);
+        wait_for("more clients come", || {
+            self.goes_on();
+            self.handshakes.load(Ordering::Relaxed) >= before + 20
+        });
+    }
+
+    fn goes_on(&self) {
+        let is_finished = self.thread.as_ref().is_none_or(JoinHandle::is_finished);
+        assert!(!is_finished, "a handshake failed");
+    }
+
+    /// How many there were, none of which failed.
+    fn end(mut self) -> u64 {
+        self.is_over.store(true, Ordering::Relaxed);
+        let thread = self.thread.take().unwrap();
+        thread.join().expect("a handshake failed");
+        self.handshakes.load(Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn a_certificate_is_rotated_in_a_keyvault_while_clients_come_and_none_of_them_fails() {
+    let mut cluster = Cluster::new();
+    cluster.add("echo", "echo:", false);
+    cluster.set("gateway", "sessions_per_ip = 5000");
+    cluster.set("gateway", "webtransport.connections_per_ip = 5000");
+    cluster.set("gateway", "webtransport.handshake_rate_per_ip = 5000");
+    let directory = cluster.directory().to_owned();
+    let mut world = World::new(&directory);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let ops = listener.local_addr().unwrap();
+    drop(listener);
+    world.tell(&mut cluster, ops);
+
+    // Two that do not belong together, and then no KeyVault at all: there is nobody to serve with.
+    world.keep("one", "two");
+    let cluster = thread::scope(|scope| {
+        let starting = scope.spawn(|| cluster.start());
+        let metric = |begins: &str| match TcpStream::connect(ops) {
+            Ok(_) => value(&http_get(&format!("http://{ops}/metrics")).1, begins),
+            Err(_) => 0.0,
+        };
+        wait_for("the pair is refused", || {
+            metric(&format!("{LOADS}\"failed\"")) == 1.0
+        });
+        let ready = || http_get(&format!("http://{ops}/readyz")).0;
+        assert_eq!(ready(), 503);
+        world.vault.kill();
+        wait_for("it is missed", || {
+            metric(&format!("{LOADS}\"failed\"")) == 2.0
+        });
+        assert_eq!(ready(), 503);
+        world.start_again();
+        world.keep("one", "one");
+        let cluster = starting.join().unwrap();
+        assert_eq!(ready(), 200);
+        cluster
+    });
+
+    let storm = Storm::start(&directory.join("ca.crt"), cluster.gateway());
+    storm.sees(world.leaf("one"));
+    world.keep("two", "two");
+    storm.sees(world.leaf("two"));
+    let loaded = format!("{LOADS}\"loaded\"}}");
+    assert_eq!(cluster.metric("gateway", &loaded), 2.0);
+
+    // One that cannot be used changes nothing, and is told of once.
+    let failed = format!("{LOADS}\"failed\"}}");
+    let before = cluster.metric("gateway", &failed);
+    world.keep("three", "two");
+    wait_for("the pair is refused", || {
+        cluster.metric("gateway", &failed) == before + 1.0
+    });
+    storm.more();
+    assert_eq!(storm.witness.last(), Some(world.leaf("two")));
+
+    // Without a KeyVault they go on, and take up what is there when it is back.
+    let heard = cluster.metric("gateway", HEARD);
+    assert!(heard > 0.0);
+    world.vault.kill();
+    wait_for("the KeyVault is missed", || {
+        cluster.metric("gateway", &failed) == before + 2.0
+    });
+    storm.more();
+    assert_eq!(storm.witness.last(), Some(world.leaf("two")));
+    world.start_again();
+    world.keep("three", "three");
+    storm.sees(world.leaf("three"));
+    assert!(cluster.metric("gateway", HEARD) > heard);
+    let (certificates, came_back) = storm.witness.seen();
+    assert_eq!((certificates, came_back), (3, false));
+    let handshakes = storm.end();
+    assert!(handshakes > 50, "{handshakes}");
+    let expiry =
+        "wavry_gateway_certificate_expiry_timestamp_seconds{name=\"localhost\",source=\"keyvault\"";
+    assert!(cluster.metrics("gateway").contains(expiry));
+}
+
+/// The sum of the values whose lines begin so.
+fn value(metrics: &str, begins: &str) -> f64 {
+    let lines = metrics.lines().filter(|line| line.starts_with(begins));
+    let values = lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap());
+    values.sum()
+}
+
+#[test]
+fn a_gateway_is_checked_with_what_its_keyvault_has_for_it() {
+    let cluster = Cluster::new();
+    let directory = cluster.directory();
+    let world = World::new(directory);
+    let config = directory.join("check.toml");
+    let text = format!(
+        "[gateway]\nmaster = \"https://127.0.0.1:1\"\nca_file = {:?}\nstate_dir = {:?}\n\
+         [gateway.keyvault]\ncertificates = [\"secret/wavry/gateway\"]\n",
+        directory.join("ca.crt"),
+        directory.join("state"),
+    );
+    fs::write(&config, text).unwrap();
+    let check = || {
+        let mut check = wavry(&["gateway", "--check", "--config"]);
+        check.arg(&config).envs(world.environment());
+        let checked = output(check);
+        String::from_utf8_lossy(&checked.stdout).into_owned() + &stderr(&checked)
+    };
+    let place = "KeyVault path secret/wavry/gateway";
+    for (chain, key, said) in [
+        ("", "", "404"),
+        ("one", "two", "does not belong to the key"),
+        ("one", "one", place),
+    ] {
+        if !chain.is_empty() {
+            world.keep(chain, key);
+        }
+        let told = check();
+        let mut lines = told.lines().filter(|line| line.contains(place));
+        let line = lines
+            .next()
+            .unwrap_or_else(|| panic!("nothing of it in {told}"));
+        assert!(line.contains(said), "{told}");
+        assert!(!told.contains("PRIVATE KEY"), "{told}");
+    }
+}
