@@ -106,6 +106,14 @@ fn a_gateway_alone_obtains_its_certificate_and_is_ready_once_it_has_it() {
         "--previous",
     ]);
     assert!(revoked.status.success(), "{}", stderr(&revoked));
+    let next = "wavry_credentials_acme_next_attempt_timestamp_seconds";
+    wait_for("an operator is told of the next attempt", || {
+        let listed = ask(&["list", "--json"]);
+        let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+        assert!(listed[0]["next_attempt"].is_null(), "{listed}");
+        let told = cluster.metric("gateway", next);
+        listed[1]["next_attempt"].as_f64() == Some(told.floor())
+    });
     let newest = chains(&state_dir);
     assert_eq!(pebble.status(&newest[0])["Status"], "Revoked");
     assert_eq!(pebble.status(&newest[1])["Status"], "Valid");

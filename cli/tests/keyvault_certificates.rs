@@ -5,11 +5,13 @@
     reason = "it is test code, outside of test functions"
 )]
 
+#[path = "../../credentials/tests/pebble/mod.rs"]
+mod pebble;
 mod support;
 
 use std::{
     fs,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -18,10 +20,12 @@ use std::{
     thread::{self, JoinHandle},
 };
 
+use pebble::{Pebble, Setup, free_address};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::json;
 use support::{
     cluster::Cluster,
+    front::Front,
     http_get,
     keyvault::KeyVault,
     output, stderr, wait_for, wavry,
@@ -179,9 +183,7 @@ fn a_certificate_is_rotated_in_a_keyvault_while_clients_come_and_none_of_them_fa
     cluster.set("gateway", "webtransport.handshake_rate_per_ip = 5000");
     let directory = cluster.directory().to_owned();
     let mut world = World::new(&directory);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let ops = listener.local_addr().unwrap();
-    drop(listener);
+    let ops = free_address();
     world.tell(&mut cluster, ops);
 
     // Two that do not belong together, and then no KeyVault at all: there is nobody to serve with.
@@ -291,4 +293,151 @@ fn a_gateway_is_checked_with_what_its_keyvault_has_for_it() {
         assert!(line.contains(said), "{told}");
         assert!(!told.contains("PRIVATE KEY"), "{told}");
     }
+}
+
+/// What a gateway may do that keeps what it obtains there.
+const MAY_WRITE: &str = include_str!("../../deploy/keyvault/certificates.hcl");
+
+#[test]
+fn what_a_gateway_obtains_is_kept_in_a_keyvault_and_on_no_disk_and_its_orders_are_gone_on_with() {
+    let mut cluster = Cluster::new();
+    cluster.add("echo", "echo:", false);
+    let directory = cluster.directory().to_owned();
+    let mut world = World::new(&directory);
+    let front = Front::start();
+    let pebble = Pebble::start(&Setup {
+        validates_at: front.address.port(),
+        external: false,
+        variables: &[("PEBBLE_AUTHZREUSE", "0")],
+    });
+    let [ops, listen] = [(); 2].map(|()| free_address());
+    let table = format!(
+        "[gateway.acme]\nnames = [\"gateway.example\", \"127.0.0.1\"]\nterms_of_service_agreed = true\n\
+         keyvault = \"secret/wavry/acme\"\nlisten = \"{listen}\"\n\
+         [[gateway.acme.authorities]]\nname = \"pebble\"\ndirectory = \"{}\"\nca_file = {:?}\n",
+        pebble.url(),
+        pebble.ca_file(),
+    );
+    cluster.obtain_certificate(&table, ops);
+    for (variable, value) in world.environment() {
+        cluster.tell_gateway(variable, value);
+    }
+    let orders = || pebble.log_has("Added order ");
+    let ready = || http_get(&format!("http://{ops}/readyz")).0;
+    let state = directory.join("edge/state");
+
+    // It may read there and not write: an order is not gone on with, let alone validated.
+    let cluster = thread::scope(|scope| {
+        let starting = scope.spawn(|| cluster.start());
+        let failed =
+            "wavry_credentials_acme_attempts_total{authority=\"pebble\",outcome=\"storage\"}";
+        wait_for("it cannot be kept", || {
+            TcpStream::connect(ops).is_ok()
+                && value(&http_get(&format!("http://{ops}/metrics")).1, failed) >= 1.0
+        });
+        assert_eq!((orders(), ready()), (0, 503), "the account comes first");
+        let may = json!({"policy": format!("path \"secret/data/*\" {{ capabilities = [\"read\"] }}\n{MAY_WRITE}")});
+        world.vault.does("PUT", "/v1/sys/policies/acl/reader", &may);
+        // It would be tried again after a minute by itself.
+        let mut renew = wavry(&["cert", "renew", "gateway.example", "--now", "--state-dir"]);
+        renew.arg(&state);
+        let asked = scope.spawn(move || output(renew));
+        front
+            .comes
+            .recv_timeout(support::DEADLINE)
+            .expect("the authority comes");
+        front.to.lock().unwrap().push(listen);
+        let asked = asked.join().unwrap();
+        assert!(asked.status.success(), "{}", stderr(&asked));
+        starting.join().unwrap()
+    });
+    assert_eq!((orders(), ready()), (1, 200));
+
+    let first = kept(&world);
+    assert!(
+        !holds(&state.join("acme"), "PRIVATE KEY"),
+        "a key is on disk"
+    );
+    assert!(
+        !holds(&state.join("acme"), "key_pkcs8"),
+        "an account is on disk"
+    );
+    let storm = Storm::start(&pebble.root(), cluster.gateway());
+    storm.sees(first.clone());
+    storm.end();
+
+    // Killed while the authority validates, it goes on with the order once it is there again.
+    front.to.lock().unwrap().clear();
+    while front.comes.try_recv().is_ok() {}
+    let renew = |wait| {
+        let mut renew = wavry(&["cert", "renew", "gateway.example", "--wait", wait]);
+        renew.arg("--state-dir").arg(&state);
+        output(renew)
+    };
+    assert!(!renew("1s").status.success(), "nobody validates");
+    front
+        .comes
+        .recv_timeout(support::DEADLINE)
+        .expect("the authority comes");
+    let mut cluster = cluster;
+    cluster.restart_gateway();
+    front.to.lock().unwrap().push(listen);
+    wait_for("the order is gone on with", || kept(&world) != first);
+    assert_eq!(orders(), 2);
+    assert_eq!(pebble.log_has("Issued certificate serial "), 2);
+    let second = kept(&world);
+
+    // Without a KeyVault nothing is ordered, and what is in use stays; a gateway that starts waits for it.
+    world.vault.kill();
+    assert!(!renew("1s").status.success());
+    assert_eq!(ready(), 200);
+    thread::scope(|scope| {
+        let restarting = scope.spawn(|| cluster.restart_gateway());
+        wait_for("it is killed, and starts", || {
+            TcpStream::connect(ops).is_err()
+        });
+        wait_for("it starts", || TcpStream::connect(ops).is_ok());
+        assert_eq!(ready(), 503);
+        world.start_again();
+        restarting.join().unwrap();
+    });
+    let storm = Storm::start(&pebble.root(), cluster.gateway());
+    storm.more();
+    assert!(storm.witness.seen().0 >= 1);
+    storm.end();
+    // What the operator asked for meanwhile is done now.
+    wait_for("it is renewed", || kept(&world) != second);
+    assert_eq!(orders(), 3);
+}
+
+/// The certificate that the gateway keeps in the KeyVault.
+fn kept(world: &World) -> CertificateDer<'static> {
+    let nothing = serde_json::Value::Null;
+    let all = world.vault.does(
+        "LIST",
+        "/v1/secret/metadata/wavry/acme/certificates",
+        &nothing,
+    );
+    let names: Vec<_> = all["keys"].as_array().unwrap().iter().collect();
+    assert_eq!(names.len(), 1, "{all}");
+    let path = format!(
+        "/v1/secret/data/wavry/acme/certificates/{}",
+        names[0].as_str().unwrap()
+    );
+    let secret = world.vault.does("GET", &path, &nothing);
+    let field = |name: &str| secret["data"][name].as_str().unwrap().to_owned();
+    assert!(field("private_key").contains("PRIVATE KEY"));
+    assert_eq!(field("authority"), "pebble");
+    CertificateDer::from_pem_slice(field("certificate").as_bytes()).unwrap()
+}
+
+/// Whether any file below a directory has a text in it.
+fn holds(directory: &Path, text: &str) -> bool {
+    fs::read_dir(directory).unwrap().any(|entry| {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => holds(&path, text),
+            false => String::from_utf8_lossy(&fs::read(&path).unwrap()).contains(text),
+        }
+    })
 }

@@ -28,7 +28,8 @@ pub(crate) enum Prepared {
     },
     /// Looked at so often.
     KeyVault(InKeyVault, Duration),
-    Acme(Box<Acme>),
+    /// With a place in a KeyVault for what is obtained.
+    Acme(Box<Acme>, Option<acme::InKeyVault>),
     /// With the keys that gateways share.
     Fleet(Box<Acme>, Ring),
     SelfSigned(SelfSigned),
@@ -63,10 +64,7 @@ pub(crate) async fn prepare(
             Ok(Prepared::Files { chain, key })
         }
         Certificate::KeyVault(kept) => {
-            // They are read at each login, and missed at the start.
-            for secret in ["keyvault_role_id", "keyvault_secret_id"] {
-                source::locate(secret)?;
-            }
+            locate_login()?;
             Ok(Prepared::KeyVault(in_keyvault(kept)?, kept.poll_interval))
         }
         Certificate::Acme(config) => {
@@ -74,10 +72,18 @@ pub(crate) async fn prepare(
                 true => Some(source::load(FLEET_KEY, None, Ring::read).await?),
                 false => None,
             };
+            let vault = match config.keyvault() {
+                Some(path) => {
+                    locate_login()?;
+                    let keyvault = keyvault::Config::from_environment()?;
+                    Some(acme::InKeyVault::new(keyvault, path)?)
+                }
+                None => None,
+            };
             let acme = Box::new(Acme::bind(config.with_secrets()?).await?);
             Ok(match keys {
                 Some(keys) => Prepared::Fleet(acme, keys),
-                None => Prepared::Acme(acme),
+                None => Prepared::Acme(acme, vault),
             })
         }
         Certificate::SelfSigned { directory, names } => {
@@ -85,6 +91,14 @@ pub(crate) async fn prepare(
             Ok(Prepared::SelfSigned(opened))
         }
     }
+}
+
+/// What a KeyVault is opened with is read at each login, and missed at the start.
+fn locate_login() -> Result<(), source::Error> {
+    for secret in ["keyvault_role_id", "keyvault_secret_id"] {
+        source::locate(secret)?;
+    }
+    Ok(())
 }
 
 fn in_keyvault(kept: &RawKeyVault) -> Result<InKeyVault, source::Error> {
@@ -126,7 +140,7 @@ impl Prepared {
     /// TLS that answers an authority, where somebody else's listener is to.
     pub(crate) fn challenges(&self) -> Option<Arc<rustls::ServerConfig>> {
         match self {
-            Self::Acme(acme) | Self::Fleet(acme, _) => acme.challenge_tls(),
+            Self::Acme(acme, _) | Self::Fleet(acme, _) => acme.challenge_tls(),
             Self::Files { .. } | Self::KeyVault(..) | Self::SelfSigned(_) => None,
         }
     }
@@ -137,7 +151,10 @@ impl Prepared {
             Self::KeyVault(kept, interval) => {
                 Care::Watched(kept.watch(store.clone(), interval), store.clone())
             }
-            Self::Acme(acme) => Care::Acme(acme.start(store.clone())?),
+            Self::Acme(acme, None) => Care::Acme(acme.start(store.clone())?),
+            Self::Acme(acme, Some(vault)) => {
+                Care::Acme(acme.start_in_keyvault(store.clone(), vault)?)
+            }
             Self::Fleet(acme, keys) => Care::Fleet(Some((acme, keys))),
             Self::SelfSigned(own) => Care::SelfSigned(own.start()),
         })

@@ -67,6 +67,7 @@ impl InKeyVault {
     /// loaded once, it looks more often. The first one loaded is the default.
     pub fn watch(self, store: Store, interval: Duration) -> JoinHandle<()> {
         tokio::spawn(async move {
+            gauge!(names::KEYVAULT_HEARD).set(0.0);
             let mut missing = self.0.len();
             let mut followers: Vec<_> = self.0.into_iter().map(Follower::new).collect();
             let mut loaded = vec![false; followers.len()];

@@ -32,7 +32,7 @@ impl Pair {
     }
 
     /// The same with a chain that is kept like a secret.
-    pub(super) fn from_secrets(
+    pub(crate) fn from_secrets(
         origin: &Path,
         chain: &Secret<Vec<u8>>,
         key: &Secret<Vec<u8>>,

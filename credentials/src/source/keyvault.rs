@@ -15,7 +15,7 @@ use http::{Method, StatusCode};
 use serde::Deserialize;
 
 use super::{Error, Found, Source, Version};
-use crate::{cert, key::format, secret::Secret};
+use crate::{bearer::Document, cert, key::format, secret::Secret};
 
 pub(crate) use client::Client;
 
@@ -180,6 +180,31 @@ impl SecretPath {
         // A secret that was made anew counts from 1 again.
         let version = Version(format!("{version} {created_time}"));
         Ok((known != Some(&version)).then_some((version, answer)))
+    }
+
+    /// The whole answer; `None` if there is no such secret.
+    pub(crate) async fn find(&self) -> Result<Option<Secret<Vec<u8>>>, Error> {
+        match self
+            .client
+            .ask(Method::GET, &self.request, Bytes::new())
+            .await
+        {
+            Ok(answer) => Ok(Some(answer)),
+            Err(Failure::Refused(StatusCode::NOT_FOUND)) => Ok(None),
+            Err(failure) => Err(Error::at(&self.path, failure)),
+        }
+    }
+
+    /// Writes a new version with these fields.
+    pub(crate) async fn write<'a>(
+        &self,
+        fields: impl IntoIterator<Item = (&'a str, Document)>,
+    ) -> Result<(), Error> {
+        let body = Document::object([("data", Document::object(fields))]).into_body();
+        let written = self.client.ask(Method::POST, &self.request, body).await;
+        written
+            .map(drop)
+            .map_err(|failure| Error::at(&self.path, failure))
     }
 
     /// What a field of the secret holds.

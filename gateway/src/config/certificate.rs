@@ -32,6 +32,9 @@ pub struct RawAcme {
     pub new_hosts_per_hour: u32,
     /// Whether gateways of the cluster share certificates: one orders, all use them.
     pub fleet: bool,
+    /// Where accounts, certificates and keys are in a KeyVault: mount and path of a KV engine of version 2; on disk unless
+    /// set.
+    pub keyvault: Option<String>,
     /// Whether the operator agrees to the authorities' terms of service.
     pub terms_of_service_agreed: bool,
     /// How an authority is convinced that the names are ours.
@@ -128,6 +131,7 @@ impl Default for RawAcme {
             service_hosts: acme::When::Never,
             new_hosts_per_hour: 20,
             fleet: false,
+            keyvault: None,
             terms_of_service_agreed: false,
             challenge: RawChallenge::default(),
             listen: None,
@@ -183,6 +187,8 @@ pub struct Wanted {
     has_listen: bool,
     /// Whether gateways share it.
     is_shared: bool,
+    /// Where it is kept in a KeyVault.
+    keyvault: Option<String>,
     /// For each authority, the id of the key of an external account.
     external_key_ids: Vec<Option<String>>,
 }
@@ -218,6 +224,11 @@ impl Wanted {
     /// Whether gateways share it.
     pub(crate) fn is_shared(&self) -> bool {
         self.is_shared
+    }
+
+    /// Where it is kept in a KeyVault, if it is.
+    pub(crate) fn keyvault(&self) -> Option<&str> {
+        self.keyvault.as_deref()
     }
 
     /// Which secrets are read.
@@ -346,6 +357,10 @@ impl RawAcme {
                 "must be true: authorities issue to nobody who does not agree to their terms",
             ));
         }
+        if self.fleet && self.keyvault.is_some() {
+            let problem = "and fleet are two places: gateways that share certificates keep them at the master";
+            return Err(Invalid::new("acme.keyvault", problem));
+        }
         for (index, contact) in self.contacts.iter().enumerate() {
             if !contact.starts_with("mailto:") {
                 let key = format!("acme.contacts[{index}]");
@@ -402,6 +417,7 @@ impl RawAcme {
         Ok(Wanted {
             has_listen: self.listen.is_some(),
             is_shared: self.fleet,
+            keyvault: self.keyvault,
             external_key_ids: authorities
                 .iter()
                 .map(|authority| authority.external_key_id.clone())
@@ -660,6 +676,11 @@ mod tests {
         let mut raw = complete();
         raw.contacts = vec!["operator@example".to_owned()];
         assert_eq!(refused_key(raw), "acme.contacts[0]");
+        let mut raw = complete();
+        raw.keyvault = Some("secret/acme".to_owned());
+        assert!(raw.clone().check("state".as_ref()).is_ok());
+        raw.fleet = true;
+        assert_eq!(refused_key(raw), "acme.keyvault");
     }
 
     #[test]
