@@ -66,9 +66,11 @@ fn a_gateway_alone_obtains_its_certificate_and_is_ready_once_it_has_it() {
         }
         let (status, _) = http_get(&format!("http://{ops}/readyz"));
         assert_eq!(status, 503, "ready without a certificate");
-        let (_, metrics) = http_get(&format!("http://{ops}/metrics"));
         let refused = "certificate_loads_total{source=\"acme\",outcome=\"failed\"} 1";
-        assert!(metrics.contains(refused), "{metrics}");
+        wait_for("what was kept is refused", || {
+            let (_, metrics) = http_get(&format!("http://{ops}/metrics"));
+            metrics.contains(refused)
+        });
         let (status, _) = http_get(&format!("http://{listen}/.well-known/acme-challenge/x"));
         assert_eq!(status, 404);
         drop(silent);

@@ -299,7 +299,8 @@ fn a_gateway_is_checked_with_what_its_keyvault_has_for_it() {
 const MAY_WRITE: &str = include_str!("../../deploy/keyvault/certificates.hcl");
 
 #[test]
-fn what_a_gateway_obtains_is_kept_in_a_keyvault_and_on_no_disk_and_its_orders_are_gone_on_with() {
+fn what_a_gateway_obtains_is_kept_in_a_keyvault_and_on_no_disk_and_fetched_later_where_that_was_away()
+ {
     let mut cluster = Cluster::new();
     cluster.add("echo", "echo:", false);
     let directory = cluster.directory().to_owned();
@@ -366,38 +367,46 @@ fn what_a_gateway_obtains_is_kept_in_a_keyvault_and_on_no_disk_and_its_orders_ar
     storm.sees(first.clone());
     storm.end();
 
-    // Killed while the authority validates, it goes on with the order once it is there again.
+    // The KeyVault is killed while the authority validates: what is issued cannot be written, and is fetched later.
     front.to.lock().unwrap().clear();
     while front.comes.try_recv().is_ok() {}
-    let renew = |wait| {
-        let mut renew = wavry(&["cert", "renew", "gateway.example", "--wait", wait]);
-        renew.arg("--state-dir").arg(&state);
+    let renew = |more: &[&str]| {
+        let mut renew = wavry(&["cert", "renew", "gateway.example", "--state-dir"]);
+        renew.arg(&state).args(more);
         output(renew)
     };
-    assert!(!renew("1s").status.success(), "nobody validates");
-    front
-        .comes
-        .recv_timeout(support::DEADLINE)
-        .expect("the authority comes");
-    let mut cluster = cluster;
-    cluster.restart_gateway();
-    front.to.lock().unwrap().push(listen);
-    wait_for("the order is gone on with", || kept(&world) != first);
+    let failed = "wavry_credentials_acme_attempts_total{authority=\"pebble\",outcome=\"storage\"}";
+    let before = cluster.metric("gateway", failed);
+    thread::scope(|scope| {
+        let asked = scope.spawn(|| renew(&[]));
+        let came = front.comes.recv_timeout(support::DEADLINE);
+        came.expect("the authority comes");
+        world.vault.kill();
+        front.to.lock().unwrap().push(listen);
+        let asked = asked.join().unwrap();
+        assert!(!asked.status.success());
+        assert!(stderr(&asked).contains("KeyVault"), "{}", stderr(&asked));
+    });
+    assert_eq!(cluster.metric("gateway", failed), before + 1.0);
+    world.start_again();
+    assert_eq!(kept(&world), first);
+    let asked = renew(&["--now"]);
+    assert!(asked.status.success(), "{}", stderr(&asked));
+    assert_ne!(kept(&world), first);
     assert_eq!(orders(), 2);
     assert_eq!(pebble.log_has("Issued certificate serial "), 2);
+    let mut cluster = cluster;
     let second = kept(&world);
 
     // Without a KeyVault nothing is ordered, and what is in use stays; a gateway that starts waits for it.
     world.vault.kill();
-    assert!(!renew("1s").status.success());
+    assert!(!renew(&["--wait", "1s"]).status.success());
     assert_eq!(ready(), 200);
     thread::scope(|scope| {
         let restarting = scope.spawn(|| cluster.restart_gateway());
-        wait_for("it is killed, and starts", || {
-            TcpStream::connect(ops).is_err()
+        wait_for("it waits for the KeyVault", || {
+            TcpStream::connect(ops).is_ok() && ready() == 503
         });
-        wait_for("it starts", || TcpStream::connect(ops).is_ok());
-        assert_eq!(ready(), 503);
         world.start_again();
         restarting.join().unwrap();
     });

@@ -127,7 +127,7 @@ impl Watched for Kept {
             let chain = self.secret.field(&answer, &self.chain_field)?;
             let key = self.secret.field(&answer, &self.key_field)?;
             let pair = Pair::from_secrets(&origin, &chain, &key)?;
-            Entry::new(&origin, Some(version.clone()), pair)
+            Entry::holding(&origin, Some(version.clone()), pair)
         })();
         Ok(Some(Seen { version, meaning }))
     }

@@ -313,19 +313,27 @@ impl Entry {
     fn read(chain: &Path, key: &Path) -> Result<Self, Error> {
         // Before the content, so that a change in between is seen as one.
         let version = version_of_pair(chain, key);
-        Self::new(chain, version, Pair::read(chain, key)?)
+        Self::holding(chain, version, Pair::read(chain, key)?)
     }
 
-    pub(super) fn new(chain: &Path, version: Option<Version>, pair: Pair) -> Result<Self, Error> {
-        let Pair { certified, facts } = pair;
-        let now = SystemTime::now();
-        if facts.not_after <= now {
-            let file = chain.display().to_string();
-            return Err(Error::Expired { file });
-        }
-        if facts.not_before > now + SKEW {
+    /// Of a pair that somebody else made, which must hold by now.
+    pub(super) fn holding(
+        chain: &Path,
+        version: Option<Version>,
+        pair: Pair,
+    ) -> Result<Self, Error> {
+        if pair.not_before() > SystemTime::now() + SKEW {
             let file = chain.display().to_string();
             return Err(Error::NotYet { file });
+        }
+        Self::new(chain, version, pair)
+    }
+
+    fn new(chain: &Path, version: Option<Version>, pair: Pair) -> Result<Self, Error> {
+        let Pair { certified, facts } = pair;
+        if facts.not_after <= SystemTime::now() {
+            let file = chain.display().to_string();
+            return Err(Error::Expired { file });
         }
         Ok(Self {
             chain: chain.to_owned(),
