@@ -81,7 +81,7 @@ impl Fleet {
             "[master]\nlisten = \"127.0.0.1:0\"\ndatabase = {:?}\ncertificate = {:?}\n\
              heartbeat_interval = \"500ms\"\nsuspect_after = \"2s\"\n{}\n{OPS}\n",
             plan.database
-                .map_or_else(|| at("master.sqlite").into(), PathBuf::from),
+                .map_or_else(|| at("master.sqlite"), PathBuf::from),
             at("master.crt"),
             plan.master,
         );
