@@ -195,6 +195,7 @@ pub(crate) async fn serve(args: &RelayArgs) -> Result<(), Error> {
             packets_per_second: args.packets_per_second,
             ..Limits::default()
         },
+        link: None,
     };
     let socket = mesh::bind(([127, 0, 0, 1], 0).into()).map_err(failed)?;
     let transit = Transit::new(socket, config).map_err(failed)?;
