@@ -94,7 +94,8 @@ impl Role for Master {
     }
 
     async fn start(config: Self::Config) -> anyhow::Result<Self::Running> {
-        Ok(wavry_master::Master::start(config).await?)
+        // Large, and there for a moment.
+        Ok(Box::pin(wavry_master::Master::start(config)).await?)
     }
 
     fn address(running: &Self::Running) -> SocketAddr {
@@ -216,6 +217,9 @@ pub(crate) enum MasterCommand {
     /// The key that signs tokens and rosters, as `wavry key` has it
     #[command(subcommand)]
     Key(MasterKey),
+    /// Who signs the certificates of masters and nodes
+    #[command(subcommand)]
+    Authority(operate::AuthorityCommand),
     /// Write all that a master remembers to a new file; masters may be at work
     #[command(after_long_help = backup::HELP)]
     Backup(backup::Args),
