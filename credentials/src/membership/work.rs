@@ -19,7 +19,7 @@ use wavry_proto::{
         self, Challenge, Heard, Heartbeat, IdentityTask, Register, Registered, Roster,
         possession_message,
     },
-    id::{Epoch, PublicKey, ServiceName},
+    id::{Epoch, NodeId, PublicKey, ServiceName},
     token::{MAX_ROSTER_LEN, NodeRequest, Validity},
 };
 
@@ -91,6 +91,7 @@ impl ShownCertificate {
 pub(super) struct Said {
     pub(super) addresses: Vec<SocketAddr>,
     pub(super) transit: Vec<SocketAddr>,
+    pub(super) attached: Vec<NodeId>,
     pub(super) draining: bool,
 }
 
@@ -239,6 +240,7 @@ impl Link {
         let heartbeat = Heartbeat {
             addresses: said.addresses.clone(),
             transit: said.transit.clone(),
+            attached: said.attached.clone(),
             services: self.services.clone(),
             sessions: self.sessions.load(Ordering::Relaxed),
             epoch,
