@@ -94,8 +94,7 @@ impl Role for Master {
     }
 
     async fn start(config: Self::Config) -> anyhow::Result<Self::Running> {
-        // Large, and there for a moment.
-        Ok(Box::pin(wavry_master::Master::start(config)).await?)
+        Ok(wavry_master::Master::start(config).await?)
     }
 
     fn address(running: &Self::Running) -> SocketAddr {
