@@ -388,6 +388,7 @@ impl Cluster {
                 packets_per_second: u64::from(u32::MAX),
                 ..Limits::default()
             },
+            link: None,
         };
         let stopped = CancellationToken::new();
         let until = stopped.clone();

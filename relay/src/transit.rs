@@ -44,6 +44,7 @@ impl Forwarding {
             roster,
             authenticator,
             limits: config.limits,
+            link: config.link,
         };
         thread::Builder::new()
             .name("transit".to_owned())
