@@ -2,6 +2,7 @@
 //! [`roster`] decides.
 
 mod age;
+mod certificate;
 mod check;
 mod identities;
 mod kept;
@@ -39,6 +40,7 @@ use crate::{
 pub use check::check;
 pub use requests::Requests;
 
+use certificate::{Certificates, Renewal};
 use identities::Identities;
 use kept::Kept;
 pub(crate) use metrics::describe as describe_metrics;
@@ -130,6 +132,7 @@ pub struct Candidate {
     max_roster_age: Duration,
     pace: Pace,
     kept: Kept,
+    certificates: Certificates,
     standing: Standing,
 }
 
@@ -178,6 +181,7 @@ impl Candidate {
                 lifetime: config.identity_lifetime,
             },
             kept: Kept::in_directory(&config.state_dir),
+            certificates: Certificates::in_directory(&config.state_dir),
             standing,
         })
     }
@@ -197,6 +201,7 @@ impl Candidate {
             max_roster_age,
             pace,
             kept,
+            mut certificates,
             standing,
         } = self;
         let (record, file) = match standing {
@@ -217,7 +222,8 @@ impl Candidate {
         let shown = Shown::new(identity)?;
         let link = Arc::new(Link::new(client, shown, record, trust, services, kept));
 
-        let (first, connection) = work::first_roster(&link, max_roster_age).await?;
+        let first = work::first_roster(&link, max_roster_age, &mut certificates);
+        let (first, connection) = first.await?;
         let first = Arc::new(first);
         let (newest_sender, newest) = watch::channel(first.clone());
         let (roster_sender, roster) = watch::channel(first);
@@ -241,6 +247,12 @@ impl Candidate {
             foreign: Vec::new(),
         };
         work.spawn(rotation.run());
+        let renewal = Renewal {
+            link: link.clone(),
+            certificates,
+            roster: roster.clone(),
+        };
+        work.spawn(renewal.run());
         Ok(Membership {
             link,
             roster,
