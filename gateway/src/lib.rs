@@ -142,7 +142,11 @@ impl Gateway {
                         key: shown,
                         authenticator,
                         roster: roster.clone(),
-                        limits: mesh::Limits {
+                        leases: mesh::Leases {
+                    changed: membership.leases().changed(),
+                    source: Arc::new(membership.leases()),
+                },
+                limits: mesh::Limits {
                             open_timeout: config.open_timeout,
                             ..mesh::Limits::default()
                         },

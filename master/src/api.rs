@@ -1,6 +1,7 @@
 //! The routes: what each takes, checks and answers.
 
 mod fleet;
+mod lease;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -41,7 +42,7 @@ use wavry_proto::{
 use crate::{
     audited::{Asked, Strangers, Word, is_denial},
     channel::Channel,
-    config::Limits,
+    config::{Leases, Limits},
     metrics as names,
     once::UnderWay,
     operate,
@@ -74,18 +75,20 @@ pub(crate) struct Api {
     pub(crate) audit_key: Arc<audit::Key>,
     pub(crate) strangers: Strangers,
     pub(crate) rates: Rates,
+    pub(crate) leases: Leases,
     pub(crate) heartbeat_interval: Duration,
     pub(crate) request_timeout: Duration,
     pub(crate) poll_timeout: Duration,
     pub(crate) leaving: CancellationToken,
 }
 
-/// How often operators may ask, of whom several may have one address, and nodes register.
+/// How often operators may ask, of whom several may have one address, nodes register, and ask for leases.
 pub(crate) struct Rates {
     operators: Rate<String>,
     addresses: Rate<IpAddr>,
     registrations: Rate<()>,
     registrations_at_address: Rate<IpAddr>,
+    leases: Rate<NodeId>,
 }
 
 /// Operators that one address has at least.
@@ -101,6 +104,7 @@ impl Rates {
             addresses: Rate::new(operators.saturating_mul(OPERATORS_AT_ADDRESS)),
             registrations: Rate::new(registrations),
             registrations_at_address: Rate::new(registrations / REGISTRATIONS_AT_ADDRESS),
+            leases: Rate::new(limits.lease_rate),
         }
     }
 
@@ -123,6 +127,12 @@ impl Rates {
         admitted.map_err(Refusal::TooManyRegistrations)
     }
 
+    /// Counts a request of a node for leases.
+    fn of_leases(&self, node: &NodeId, now: Instant) -> Result<(), Refusal> {
+        let admitted = self.leases.admit(node.clone(), now);
+        admitted.map_err(Refusal::TooManyRequests)
+    }
+
     /// Counts a request of an operator.
     pub(crate) fn of_operator(&self, subject: &str) -> Result<(), Refusal> {
         let admitted = self.operators.admit(subject.to_owned(), Instant::now());
@@ -141,6 +151,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route(KEYS, get(keys))
         .route(SUCCESSION, get(succession))
         .merge(fleet::router())
+        .merge(lease::router())
         .merge(operate::router())
         .fallback(async || Refusal::NotFound)
         .method_not_allowed_fallback(async || Refusal::MethodNotAllowed)
@@ -327,6 +338,7 @@ async fn heartbeat(
     Ok(Json(Heard {
         interval_ms: u64::try_from(api.heartbeat_interval.as_millis()).unwrap_or(u64::MAX),
         identity: api.registry.identity_task(&node, key).await?,
+        signs: api.registry.signs(),
     }))
 }
 

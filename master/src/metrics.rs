@@ -19,6 +19,7 @@ pub(crate) const KEYS: &str = "wavry_master_signing_keys";
 pub(crate) const KEY_SIGNS_SINCE: &str = "wavry_master_signing_key_since_timestamp_seconds";
 pub(crate) const KEY_ROTATIONS: &str = "wavry_master_key_rotations_total";
 pub(crate) const IDENTITY_ROTATIONS: &str = "wavry_master_identity_rotations_total";
+pub(crate) const LEASES: &str = "wavry_master_leases_total";
 pub(crate) const REVOCATIONS: &str = "wavry_master_revocations_total";
 
 pub(crate) const AUDIT_LINES: &str = "wavry_master_audit_lines_total";
@@ -97,7 +98,12 @@ pub fn describe() {
     describe_counter!(
         REVOCATIONS,
         Unit::Count,
-        "What operators revoked, by kind: node, subject"
+        "What operators revoked, by kind: node, subject, leases"
+    );
+    describe_counter!(
+        LEASES,
+        Unit::Count,
+        "Leases of flows that nodes asked for, by outcome: signed, not_listed, not_a_way"
     );
     describe_counter!(
         AUDIT_LINES,

@@ -5,6 +5,7 @@
 //! authenticated between the two ends of a path ([`Authenticator`]), so that neither a stranger nor a
 //! relay on the way can make a node believe in a path.
 //!
+//! * [`lease`]: who may have a flow carried.
 //! * [`packet`]: what the packets look like.
 //! * [`paths`]: which paths to a peer there are, how they do, and which one is taken.
 //! * [`passage`]: a path through transit relays, as the node at its end makes it.
@@ -12,6 +13,7 @@
 //!
 //! `docs/MESH.md` has the formats, the rules and their reasons.
 
+pub mod lease;
 pub mod packet;
 pub mod passage;
 pub mod paths;

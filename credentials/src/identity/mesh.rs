@@ -270,6 +270,7 @@ mod tests {
                 transit: Vec::new(),
                 services: Vec::new(),
                 registration: 1,
+                leases: Default::default(),
                 placement: Default::default(),
             })
             .collect();

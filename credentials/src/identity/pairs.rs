@@ -130,6 +130,7 @@ mod tests {
                     transit: Vec::new(),
                     services: Vec::new(),
                     registration: 1,
+                    leases: Default::default(),
                     placement: Default::default(),
                 });
                 *roster = Arc::new(next);

@@ -7,9 +7,10 @@ use std::{
 };
 
 use crate::{
-    control::{Node, Role, Roster},
+    control::{Node, Role, Roster, lease::Way},
     id::NodeId,
     overlay::{
+        lease::Offer,
         packet::{Claim, Label, MAX_HOPS, Refusal, Ruling, Verdict},
         paths::Route,
     },
@@ -21,6 +22,11 @@ const AGAIN: Duration = Duration::from_millis(250);
 const AGAIN_MOST: Duration = Duration::from_secs(10);
 /// After a refusal, which the roster or other claimants have to change.
 const AFTER_REFUSAL: Duration = Duration::from_secs(5);
+
+/// When to look for a lease again that is not there, unless its coming is told.
+const NO_LEASE_YET: Duration = Duration::from_secs(5);
+/// From a claim that was granted to the next one at the least, however soon the flow ends.
+const APART: Duration = Duration::from_secs(1);
 
 /// A relay, and where it takes what is to be forwarded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +45,12 @@ pub struct Passage {
     peer_address: SocketAddr,
     hops: Vec<Hop>,
     flow: Label,
+    /// The lease that the last claim carried.
+    lease: Vec<u8>,
+    /// It waits for one.
+    waits: bool,
+    /// Claims that were made.
+    count: u32,
     /// The relay that is asked, or is to be.
     step: usize,
     asked: Option<u64>,
@@ -66,6 +78,9 @@ impl Passage {
             peer_address,
             hops,
             flow,
+            lease: Vec::new(),
+            waits: false,
+            count: 0,
             step: 0,
             asked: None,
             cookie: 0,
@@ -79,6 +94,15 @@ impl Passage {
     /// The flow.
     pub fn flow(&self) -> Label {
         self.flow
+    }
+
+    /// What it is to have a lease for.
+    pub fn way(&self) -> Way {
+        Way {
+            flow: self.flow,
+            peer: self.peer.clone(),
+            hops: self.hops.iter().map(|hop| hop.node.clone()).collect(),
+        }
     }
 
     /// Whether it leads through these relays to that address.
@@ -95,16 +119,28 @@ impl Passage {
         })
     }
 
-    /// The claim that is due, and where it is to be sent. `draw` gives random numbers.
+    /// The claim that is due, and where it is to be sent. It carries what is offered. `draw` gives random numbers.
     pub fn poll(
         &mut self,
         now: Instant,
+        offer: impl FnOnce() -> Offer,
         draw: impl FnOnce() -> u64,
     ) -> Option<(Claim, SocketAddr)> {
         if self.claim_at > now {
             return None;
         }
-        let nonce = draw();
+        let offer = offer();
+        self.waits = offer == Offer::Wait;
+        self.lease = match offer {
+            Offer::Lease(lease) => lease.to_vec(),
+            Offer::Nothing => Vec::new(),
+            Offer::Wait => {
+                self.claim_at = now + NO_LEASE_YET;
+                return None;
+            }
+        };
+        self.count += 1;
+        let nonce = u64::from(self.count) << 32 | draw() & 0xffff_ffff;
         self.asked = Some(nonce);
         self.claim_at = now + (AGAIN * (1 << self.tries.min(8))).min(AGAIN_MOST);
         self.tries = self.tries.saturating_add(1);
@@ -118,8 +154,21 @@ impl Passage {
             peer: self.peer.clone(),
             hops: self.hops.iter().map(|hop| hop.node.clone()).collect(),
             next: next.map_or(self.peer_address, |next| next.address),
+            lease: self.lease.clone(),
         };
         Some((claim, self.hops[0].address))
+    }
+
+    /// What is offered has changed: it is claimed at once if it waits for that, or has another lease.
+    pub fn offered(&mut self, offer: &Offer, now: Instant) {
+        let is_news = match offer {
+            Offer::Lease(lease) => self.waits || (self.open && self.lease != **lease),
+            Offer::Nothing => self.waits,
+            Offer::Wait => false,
+        };
+        if is_news {
+            self.claim_at = now;
+        }
     }
 
     /// A relay's answer, whose tags were checked: a refusal, if it was one to what was asked.
@@ -147,7 +196,7 @@ impl Passage {
                 if self.step == self.hops.len() {
                     self.open = true;
                     self.step = 0;
-                    self.claim_at = now + lasts / 2;
+                    self.claim_at = now + (lasts / 2).max(APART);
                 }
                 None
             }
