@@ -236,7 +236,9 @@ pub(crate) async fn node(command: &NodeCommand) -> anyhow::Result<()> {
             operator.tell(Ask::post(&path, Vec::new())).await?;
             match master.json {
                 true => say_json(&serde_json::json!({ "leases_revoked": name })),
-                false => say(&format!("no lease of {name} holds that was signed until now")),
+                false => say(&format!(
+                    "no lease of {name} holds that was signed until now"
+                )),
             }
         }
         NodeCommand::Revoke(NodeArgs { name, master }) => {

@@ -242,7 +242,11 @@ impl Candidate {
         let leases = Leases::new();
         let verifier = Verifier::new(link.record.cluster.clone(), roster.clone());
         let (node, requests) = (link.record.node_id.clone(), Requests::new(link.clone()));
-        work.spawn(leases.clone().keep(node, requests, roster.clone(), verifier));
+        work.spawn(
+            leases
+                .clone()
+                .keep(node, requests, roster.clone(), verifier),
+        );
         let rotation = Rotation {
             link: link.clone(),
             identities,

@@ -143,10 +143,10 @@ impl Gateway {
                         authenticator,
                         roster: roster.clone(),
                         leases: mesh::Leases {
-                    changed: membership.leases().changed(),
-                    source: Arc::new(membership.leases()),
-                },
-                limits: mesh::Limits {
+                            changed: membership.leases().changed(),
+                            source: Arc::new(membership.leases()),
+                        },
+                        limits: mesh::Limits {
                             open_timeout: config.open_timeout,
                             ..mesh::Limits::default()
                         },

@@ -384,7 +384,10 @@ impl Cluster {
             node: id(name),
             roster: self.roster.subscribe(),
             authenticator: tls.authenticator,
-            verifier: Arc::new(Verifier::new("bench".parse().unwrap(), self.roster.subscribe())),
+            verifier: Arc::new(Verifier::new(
+                "bench".parse().unwrap(),
+                self.roster.subscribe(),
+            )),
             // There is none: the roster permits all.
             master: watch::channel(false).1,
             limits: Limits {

@@ -245,8 +245,8 @@ impl Default for Leases {
 pub const MIN_FLOW_BITS: u64 = 1_000_000;
 /// Most bits or packets in a second of a flow: more than any link has.
 pub const MAX_FLOW_RATE: u64 = 1 << 50;
-/// Below this, leases would be asked for more often than flows are claimed.
-const MIN_LEASE_LIFETIME: Duration = Duration::from_secs(10);
+/// With less, a lease would be over at a relay whose clock is ahead before the next one is asked for.
+const MIN_LEASE_LIFETIME: Duration = Duration::from_secs(60);
 
 impl Default for Limits {
     fn default() -> Self {
@@ -305,7 +305,7 @@ impl TryFrom<Raw> for Config {
         at_least_one("lease_rate", raw.lease_rate.into())?;
         let lifetimes = MIN_LEASE_LIFETIME..=Duration::from_secs(MAX_LEASE_LIFETIME);
         if !lifetimes.contains(&raw.lease_lifetime) {
-            return Err(Invalid::new("lease_lifetime", "must be from 10s to 1h"));
+            return Err(Invalid::new("lease_lifetime", "must be from 1m to 1h"));
         }
         if !(MIN_FLOW_BITS..=MAX_FLOW_RATE).contains(&raw.flow_bits_per_second) {
             let problem = "must be from 1000000 to 2^50";

@@ -28,12 +28,12 @@ use wavry_proto::{
 };
 
 use self::book::{Book, Said};
-use super::{metrics as names, requests::Requests, retry::{Attempts, fraction}};
-use crate::{
-    clock::since_epoch,
-    master::Failure,
-    token::lease::Verifier,
+use super::{
+    metrics as names,
+    requests::Requests,
+    retry::{Attempts, fraction},
 };
+use crate::{clock::since_epoch, master::Failure, token::lease::Verifier};
 
 /// How far away the next look is where no lease is wanted.
 const NOTHING_WANTED: Duration = Duration::from_secs(3600);
@@ -104,13 +104,18 @@ impl Leases {
             match asked {
                 Ok(answers) => {
                     attempts.succeeded();
-                    let said = answers.leases.into_iter().map(|answer| read(&verifier, answer));
+                    let said = answers
+                        .leases
+                        .into_iter()
+                        .map(|answer| read(&verifier, answer));
                     let said: Vec<_> = ways.into_iter().zip(said).collect();
                     self.shared.book().answered(said, now, fraction);
                 }
                 Err(failure) => {
                     let pause = attempts.failed(&failure);
-                    self.shared.book().failed(is_unanswered(&failure), now, pause);
+                    self.shared
+                        .book()
+                        .failed(is_unanswered(&failure), now, pause);
                 }
             }
             self.shared.changed.send_replace(());

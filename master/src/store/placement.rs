@@ -93,11 +93,7 @@ impl Store {
     }
 
     /// Has no lease of a node's flows hold that was signed until now.
-    pub async fn revoke_leases(
-        &self,
-        node: &NodeId,
-        order: &Order,
-    ) -> Result<Done<()>, MoveError> {
+    pub async fn revoke_leases(&self, node: &NodeId, order: &Order) -> Result<Done<()>, MoveError> {
         let mut change = match self.begin(order).await? {
             Begun::New(change) => change,
             Begun::Before(done) => return Ok(done),

@@ -121,7 +121,9 @@ async fn a_node_is_given_leases_for_ways_of_its_own_and_reasons_for_the_others()
         (None, "token-missing"),
         (Some(&*admin), "token-unknown-key"),
     ] {
-        let refused = wire.problem(Method::POST, LEASES, bearer, &body).await;
+        let refused = wire
+            .problem(Method::POST, LEASES, bearer, body.clone())
+            .await;
         assert_eq!(refused, (401, problem.to_owned()));
     }
     master.stop().await;
@@ -249,11 +251,13 @@ async fn a_master_that_signs_no_more_for_a_node_is_any_master_that_shares_its_da
     assert_eq!(status, 204);
     let answers = ask(&edge.requests(), vec![way(1, "exit", &["t1"])]).await;
     let after = verified(&relay, &answers.unwrap()[0]).unwrap();
-    let roster = roster_where(&mut exit.roster(), |roster| {
+    let mut rosters = exit.roster();
+    let roster = roster_where(&mut rosters, |roster| {
         let node = roster.node(&node_id("edge"));
         node.is_some_and(|node| node.leases.since > 0)
     });
-    let since = roster.await.node(&node_id("edge")).unwrap().leases_since();
+    let roster = roster.await;
+    let since = roster.node(&node_id("edge")).unwrap().leases_since();
     assert!(before.epoch < since && after.epoch >= since);
 
     let path = "/v1/nodes/edge/revoke";

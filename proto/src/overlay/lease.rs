@@ -235,9 +235,8 @@ impl Leases {
             }
             kept
         });
-        let is_in_use = |budget: &Budget| {
-            now.saturating_duration_since(budget.since) < Duration::from_secs(1)
-        };
+        let is_in_use =
+            |budget: &Budget| now.saturating_duration_since(budget.since) < Duration::from_secs(1);
         self.each.retain(|_, budget| is_in_use(budget));
     }
 
@@ -251,25 +250,14 @@ impl Leases {
 ///
 /// That begins when none has answered for [`BEGINS`](Self::BEGINS): one that is restarted is no silence. It ends
 /// [`ENDS`](Self::ENDS) after one has answered again, so that claimants, who hear it at the same time, have leases
-/// by then. A node that has heard of no master since it was started, because there was none then, is in silence
-/// until it hears of one.
+/// by then. A node is in silence from its start on until it hears of a master: it was started with a roster that it
+/// has kept.
 #[derive(Debug, Clone, Copy)]
 pub struct Silence {
-    heard: Heard,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Heard {
-    /// None since the start.
-    Never,
-    /// A master answers, since a silence that ends then.
-    Again { until: Instant },
-    /// A master answers.
-    Now,
-    /// None answers since then.
-    Not { since: Instant },
-    /// None answers since before a silence that was ending.
-    StillNot,
+    /// Since when none answers, and whether that is silence at once.
+    unanswered: Option<(Instant, bool)>,
+    /// One that was lasts until then.
+    until: Option<Instant>,
 }
 
 impl Silence {
@@ -279,45 +267,30 @@ impl Silence {
     pub const ENDS: Duration = Duration::from_secs(60);
 
     /// Of a node that starts.
-    pub fn new() -> Self {
+    pub fn new(now: Instant) -> Self {
         Self {
-            heard: Heard::Never,
+            unanswered: Some((now, true)),
+            until: None,
         }
     }
 
     /// A master answers, or none does.
     pub fn hears(&mut self, answers: bool, now: Instant) {
-        let is_silent = self.is_at(now);
-        self.heard = match (self.heard, answers) {
-            // What a node is started with is the master's roster, or there is none.
-            (Heard::Never, true) => Heard::Now,
-            (Heard::Never, false) => Heard::Never,
-            (Heard::Again { until }, true) if until > now => Heard::Again { until },
-            (Heard::Not { .. } | Heard::StillNot, true) if is_silent => Heard::Again {
-                until: now + Self::ENDS,
-            },
-            (_, true) => Heard::Now,
-            (Heard::Not { since }, false) => Heard::Not { since },
-            (Heard::Again { until }, false) if until > now => Heard::StillNot,
-            (Heard::StillNot, false) => Heard::StillNot,
-            (_, false) => Heard::Not { since: now },
-        };
+        if !answers {
+            self.unanswered.get_or_insert((now, false));
+        } else if let Some((since, _)) = self.unanswered.take()
+            && now.saturating_duration_since(since) >= Self::BEGINS
+        {
+            self.until = Some(now + Self::ENDS);
+        }
     }
 
     /// Whether there is silence.
     pub fn is_at(&self, now: Instant) -> bool {
-        match self.heard {
-            Heard::Never | Heard::StillNot => true,
-            Heard::Again { until } => until > now,
-            Heard::Now => false,
-            Heard::Not { since } => now.saturating_duration_since(since) >= Self::BEGINS,
-        }
-    }
-}
-
-impl Default for Silence {
-    fn default() -> Self {
-        Self::new()
+        let begun = self.unanswered.is_some_and(|(since, at_once)| {
+            at_once || now.saturating_duration_since(since) >= Self::BEGINS
+        });
+        begun || self.until.is_some_and(|until| until > now)
     }
 }
 

@@ -725,7 +725,14 @@ mod tests {
     fn a_label_is_twelve_digits() {
         let label = Label::from_random(0xa1a2_0304_05f6);
         assert_eq!("a1a2030405f6".parse(), Ok(label));
-        for text in ["", "a1a2030405", "a1a2030405f", "a1a2030405f6a7", "A1A2030405F6", "g1a2030405f6"] {
+        for text in [
+            "",
+            "a1a2030405",
+            "a1a2030405f",
+            "a1a2030405f6a7",
+            "A1A2030405F6",
+            "g1a2030405f6",
+        ] {
             assert_eq!(text.parse::<Label>(), Err(Malformed("label")), "{text}");
         }
     }

@@ -20,6 +20,9 @@ use crate::{
 const AGAIN: Duration = Duration::from_millis(250);
 /// Where it stops doubling.
 const AGAIN_MOST: Duration = Duration::from_secs(10);
+/// Claims to a later relay that came to nothing, until the first one is asked again: it may have been started anew,
+/// and forward none of them.
+const FROM_THE_FIRST: u32 = 4;
 /// After a refusal, which the roster or other claimants have to change.
 const AFTER_REFUSAL: Duration = Duration::from_secs(5);
 
@@ -139,6 +142,10 @@ impl Passage {
                 return None;
             }
         };
+        let is_over = self.ends.is_none_or(|ends| ends <= now);
+        if self.step > 0 && (is_over || self.tries >= FROM_THE_FIRST) {
+            self.step = 0;
+        }
         self.count += 1;
         let nonce = u64::from(self.count) << 32 | draw() & 0xffff_ffff;
         self.asked = Some(nonce);

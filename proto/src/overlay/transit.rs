@@ -159,7 +159,7 @@ impl Flows {
             each: HashMap::new(),
             cookies: VecDeque::new(),
             leases: Leases::new(now),
-            silence: Silence::new(),
+            silence: Silence::new(now),
             draining: false,
         }
     }
@@ -402,14 +402,10 @@ impl Flows {
         cookie
     }
 
-    fn grant(
-        &mut self,
-        claim: &Claim,
-        source: SocketAddr,
-        permit: Permit,
-        now: Instant,
-    ) -> Ruling {
-        let ends = permit.ends.map_or(now + LASTS, |ends| ends.min(now + LASTS));
+    fn grant(&mut self, claim: &Claim, source: SocketAddr, permit: Permit, now: Instant) -> Ruling {
+        let ends = permit
+            .ends
+            .map_or(now + LASTS, |ends| ends.min(now + LASTS));
         let each = &mut self.each;
         let flow = self.flows.entry(claim.flow).or_insert_with(|| {
             *each.entry(claim.from.clone()).or_default() += 1;

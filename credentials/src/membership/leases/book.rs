@@ -1,7 +1,7 @@
 //! Which leases a node wants and has, and when to ask for which. Pure: time is since the Unix epoch, and chance
 //! an argument.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use wavry_proto::{
     control::lease::{MAX_LEASES, Way},
@@ -16,7 +16,7 @@ const AFTER_REFUSAL: Duration = Duration::from_secs(5);
 /// The leases of one node's flows.
 #[derive(Debug, Default)]
 pub(super) struct Book {
-    entries: HashMap<Label, Entry>,
+    entries: BTreeMap<Label, Entry>,
     /// Leases that were signed under a roster of an older epoch hold no more.
     since: Epoch,
     /// Whether the last request came to nothing, as no master answers or can sign.
@@ -92,8 +92,13 @@ impl Book {
         if self.not_before > now {
             return Vec::new();
         }
-        let due = self.entries.values().filter(|entry| self.is_due(entry, now));
-        due.take(MAX_LEASES).map(|entry| entry.way.clone()).collect()
+        let due = self
+            .entries
+            .values()
+            .filter(|entry| self.is_due(entry, now));
+        due.take(MAX_LEASES)
+            .map(|entry| entry.way.clone())
+            .collect()
     }
 
     /// When the next one is due, unless something comes before.
@@ -127,7 +132,11 @@ impl Book {
             let again = AFTER_REFUSAL.mul_f64(1.0 + chance());
             entry.due = match said {
                 Said::Lease(lease, packed) => {
-                    let ends = Duration::from_secs(lease.validity.exp);
+                    // By how long it holds and not until when: what this node's clock shows is no matter.
+                    let validity = lease.validity;
+                    let life = validity.exp.saturating_sub(validity.iat);
+                    let life = Duration::from_secs(life);
+                    let ends = now + life;
                     entry.held = Some(Held {
                         packed: packed.into(),
                         epoch: lease.epoch,
@@ -135,8 +144,9 @@ impl Book {
                     });
                     // At half of its life, and a while before so that many do not come at once. One under a roster
                     // that is older than a revocation is none, and asked for again.
-                    let left = ends.saturating_sub(now);
-                    now + left.mul_f64(0.5 - 0.1 * chance()).max(Duration::from_secs(1))
+                    now + life
+                        .mul_f64(0.5 - 0.1 * chance())
+                        .max(Duration::from_secs(1))
                 }
                 Said::Nothing => now + again,
             };
@@ -162,7 +172,10 @@ impl Book {
             let held = entry.held.as_ref();
             held.is_some_and(|held| held.holds(self.since, now))
         };
-        (self.entries.values().filter(holds).count(), self.entries.len())
+        (
+            self.entries.values().filter(holds).count(),
+            self.entries.len(),
+        )
     }
 }
 
@@ -182,7 +195,8 @@ mod tests {
         }
     }
 
-    fn lease(flow: u64, epoch: u64, ends: Duration) -> (Way, Said) {
+    /// Signed at [`NOW`].
+    fn lease(flow: u64, epoch: u64, lasts: u64) -> (Way, Said) {
         let way = way(flow);
         let lease = Lease {
             sub: "a".parse().unwrap(),
@@ -195,7 +209,7 @@ mod tests {
             validity: Validity {
                 iat: NOW.as_secs(),
                 nbf: NOW.as_secs(),
-                exp: ends.as_secs(),
+                exp: NOW.as_secs() + lasts,
             },
         };
         (way, Said::Lease(lease, vec![epoch as u8]))
@@ -216,7 +230,7 @@ mod tests {
         assert!(book.want(way(1), NOW) && !book.want(way(1), NOW));
         assert_eq!(book.offer(flow, NOW), Offer::Wait);
         assert_eq!(book.due(NOW), [way(1)]);
-        book.answered([lease(1, 7, NOW + seconds(100))], NOW, || 1.0);
+        book.answered([lease(1, 7, 100)], NOW, || 1.0);
         assert_eq!(book.offer(flow, NOW), offered(7));
         assert_eq!(book.next(NOW), Some(NOW + seconds(40)));
         assert!(book.due(NOW + seconds(39)).is_empty());
@@ -224,7 +238,7 @@ mod tests {
         // It is offered for as long as it holds.
         assert_eq!(book.offer(flow, NOW + seconds(99)), offered(7));
         assert_eq!(book.offer(flow, NOW + seconds(100)), Offer::Wait);
-        book.answered([lease(1, 8, NOW + seconds(140))], NOW + seconds(40), || 0.0);
+        book.answered([lease(1, 8, 100)], NOW + seconds(40), || 0.0);
         assert_eq!(book.offer(flow, NOW + seconds(139)), offered(8));
         assert_eq!(book.next(NOW), Some(NOW + seconds(90)));
         book.forget(flow);
@@ -236,7 +250,7 @@ mod tests {
         let mut book = Book::default();
         let flow = Label::from_random(1);
         book.want(way(1), NOW);
-        book.answered([lease(1, 7, NOW + seconds(100))], NOW, || 0.0);
+        book.answered([lease(1, 7, 100)], NOW, || 0.0);
         book.failed(true, NOW + seconds(50), seconds(4));
         assert!(book.due(NOW + seconds(53)).is_empty());
         assert_eq!(book.next(NOW + seconds(50)), Some(NOW + seconds(54)));
@@ -252,17 +266,17 @@ mod tests {
         let mut book = Book::default();
         let flow = Label::from_random(1);
         book.want(way(1), NOW);
-        book.answered([lease(1, 7, NOW + seconds(100))], NOW, || 0.0);
+        book.answered([lease(1, 7, 100)], NOW, || 0.0);
         book.revoked(Epoch(7));
         assert_eq!(book.offer(flow, NOW), offered(7));
         book.revoked(Epoch(8));
         assert_eq!(book.offer(flow, NOW), Offer::Wait);
         assert_eq!(book.due(NOW), [way(1)]);
         // A master that is behind signs under an older roster.
-        book.answered([lease(1, 7, NOW + seconds(100))], NOW, || 0.0);
+        book.answered([lease(1, 7, 100)], NOW, || 0.0);
         assert_eq!(book.offer(flow, NOW), Offer::Wait);
         assert_eq!(book.next(NOW), Some(NOW + Duration::from_millis(200)));
-        book.answered([lease(1, 8, NOW + seconds(100))], NOW, || 0.0);
+        book.answered([lease(1, 8, 100)], NOW, || 0.0);
         assert_eq!(book.offer(flow, NOW), offered(8));
         assert!(book.due(NOW).is_empty());
     }

@@ -18,7 +18,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// What there is at each second, when a master answers (`+`), or none does (`-`), from second to second.
 fn silence(heard: &str) -> String {
-    let (mut silence, mut now) = (Silence::new(), beginning());
+    let (mut silence, mut now) = (Silence::new(beginning()), beginning());
     let mut at = |answers: char| {
         now += SECOND;
         silence.hears(answers == '+', now);
@@ -42,9 +42,23 @@ fn silence_begins_when_no_master_has_answered_for_a_while_and_ends_a_while_after
             &[('+', 5), ('-', 100), ('+', 100)],
             &[('.', 35), ('s', 130), ('.', 40)],
         ),
-        // None since the start.
-        (&[('-', 50), ('+', 50)], &[('s', 50), ('.', 50)]),
-        // One that answers for a moment does not end it, and no longer silence is before it begins anew.
+        // None since the start, for a moment or for long.
+        (&[('-', 20), ('+', 50)], &[('s', 20), ('.', 50)]),
+        (&[('-', 50), ('+', 70)], &[('s', 110), ('.', 10)]),
+        // One that answers now and then does not draw it out.
+        (
+            &[
+                ('+', 1),
+                ('-', 40),
+                ('+', 1),
+                ('-', 20),
+                ('+', 1),
+                ('-', 20),
+                ('+', 1),
+                ('-', 29),
+            ],
+            &[('.', 31), ('s', 70), ('.', 12)],
+        ),
         (
             &[('+', 1), ('-', 40), ('+', 5), ('-', 90), ('+', 61)],
             &[('.', 31), ('s', 165), ('.', 1)],

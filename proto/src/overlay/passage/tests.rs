@@ -74,7 +74,12 @@ impl World {
             .collect();
         let relays = hops
             .iter()
-            .map(|hop| (hop.address, Flows::new(hop.node.clone(), Limits::default(), now)))
+            .map(|hop| {
+                (
+                    hop.address,
+                    Flows::new(hop.node.clone(), Limits::default(), now),
+                )
+            })
             .collect();
         let flow = Label::from_random(7);
         Self {
@@ -99,7 +104,8 @@ impl World {
         for _ in 0..steps {
             self.now += Duration::from_millis(10);
             let drawn = self.draw();
-            let Some((claim, via)) = self.passage.poll(self.now, || self.offer.clone(), || drawn) else {
+            let Some((claim, via)) = self.passage.poll(self.now, || self.offer.clone(), || drawn)
+            else {
                 continue;
             };
             self.claims += 1;
@@ -212,6 +218,21 @@ fn a_relay_that_was_started_anew_grants_it_again() {
 }
 
 #[test]
+fn a_relay_that_was_started_anew_while_the_next_one_was_asked_is_asked_again() {
+    let mut world = World::new(2);
+    // The first one has granted; then it forgets, and what goes to the second is lost with it.
+    while world.claims < 2 {
+        world.run(1, |_| false);
+    }
+    assert_eq!(world.passage.step, 1);
+    let anew = Flows::new(id("t1"), Limits::default(), world.now);
+    world.relays.insert(address(1), anew);
+    world.run(1_000, |_| false);
+    assert!(world.passage.route(world.now).is_some());
+    assert!(world.carries());
+}
+
+#[test]
 fn a_refusal_is_taken_for_what_it_is_and_asked_again_later() {
     let mut world = World::new(1);
     world.relays.get_mut(&address(1)).unwrap().drain();
@@ -223,7 +244,10 @@ fn a_refusal_is_taken_for_what_it_is_and_asked_again_later() {
 #[test]
 fn what_was_not_asked_changes_nothing() {
     let mut world = World::new(1);
-    let (claim, _) = world.passage.poll(world.now, || Offer::Nothing, || 9).unwrap();
+    let (claim, _) = world
+        .passage
+        .poll(world.now, || Offer::Nothing, || 9)
+        .unwrap();
     let grant = Ruling::Granted { lasts: 60 };
     let verdict = |nonce, from: &str| Verdict {
         flow: claim.flow,
@@ -233,7 +257,9 @@ fn what_was_not_asked_changes_nothing() {
         to: id("a"),
     };
     assert_eq!(claim.nonce, 1 << 32 | 9);
-    world.passage.told(&verdict(claim.nonce - 1, "t1"), world.now);
+    world
+        .passage
+        .told(&verdict(claim.nonce - 1, "t1"), world.now);
     world.passage.told(&verdict(claim.nonce, "t2"), world.now);
     assert_eq!(world.passage.route(world.now), None);
     world.passage.told(&verdict(claim.nonce, "t1"), world.now);
@@ -258,7 +284,10 @@ fn it_waits_for_a_lease_and_claims_at_once_when_there_is_one_or_another() {
     assert_eq!(world.claims, before);
     let lease = Offer::Lease(vec![1, 2].into());
     world.passage.offered(&lease, world.now);
-    let (claim, _) = world.passage.poll(world.now, || lease.clone(), || 9).unwrap();
+    let (claim, _) = world
+        .passage
+        .poll(world.now, || lease.clone(), || 9)
+        .unwrap();
     assert_eq!(claim.lease, [1, 2]);
     // The flow is there meanwhile.
     assert!(world.passage.route(world.now).is_some());

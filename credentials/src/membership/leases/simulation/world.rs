@@ -13,7 +13,7 @@ use wavry_proto::{
     id::{Epoch, NodeId},
     overlay::{
         TAG_LEN,
-        lease::{Offer, Silence, Unfit, Verified, Verifier as _},
+        lease::{Offer, Silence, Unfit, Verified},
         packet::{Claim, Label, Ruling, Verdict},
         passage::{Hop, Passage},
         transit::{Flows, LASTS, Limits},
@@ -128,6 +128,8 @@ pub(super) struct World {
     revoked: BTreeMap<NodeId, Instant>,
     /// Claims that were seen on the way, with where they came from and which relay they came to.
     seen: Vec<(Claim, SocketAddr, usize)>,
+    /// What relays said last to claims of a flow.
+    rulings: BTreeMap<Label, Ruling>,
     events: Vec<String>,
     pub(super) counts: Counts,
 }
@@ -198,7 +200,8 @@ impl World {
             roster: watch::Sender::new(roster.clone()),
             coming: None,
         };
-        let verifier = |node: &Place| Verifier::new(roster.cluster.clone(), node.roster.subscribe());
+        let verifier =
+            |node: &Place| Verifier::new(roster.cluster.clone(), node.roster.subscribe());
         let relays = (0..2).map(|number| {
             let node = node();
             let id = id(&format!("t{number}"));
@@ -246,6 +249,7 @@ impl World {
             signed: Vec::new(),
             revoked: BTreeMap::new(),
             seen: Vec::new(),
+            rulings: BTreeMap::new(),
             events: Vec::new(),
             counts: Counts::default(),
         };
@@ -557,6 +561,7 @@ impl World {
                 && let Some(verdict) = self.travel(&claim, source, via)
                 && self.chance.below(100) >= self.loss
             {
+                self.rulings.insert(flow, verdict.ruling);
                 self.claimants[number].passages[which].told(&verdict, self.now);
             }
         }
@@ -634,7 +639,11 @@ impl World {
 
     /// Which invariant does not hold.
     fn check(&mut self) -> Option<(u32, String)> {
-        if let Some(amplified) = self.events.iter().find(|event| event.starts_with("amplified")) {
+        if let Some(amplified) = self
+            .events
+            .iter()
+            .find(|event| event.starts_with("amplified"))
+        {
             return Some((2, amplified.clone()));
         }
         for number in 0..self.claimants.len() {
@@ -643,7 +652,11 @@ impl World {
                 let way = self.claimants[number].passages[which].way();
                 let claimant = self.claimants[number].id.clone();
                 for relay in 0..self.relays.len() {
-                    let source = match way.hops.iter().position(|hop| *hop == id(&format!("t{relay}"))) {
+                    let source = match way
+                        .hops
+                        .iter()
+                        .position(|hop| *hop == id(&format!("t{relay}")))
+                    {
                         Some(0) => self.claimants[number].address,
                         Some(_) => transit(0),
                         None => continue,
@@ -689,12 +702,14 @@ impl World {
             node.is_none_or(|node| lease.epoch < node.leases_since())
         };
         let holds = |lease: &&Lease| {
-            let is_of = lease.flow == flow && lease.sub == *claimant && lease.hops.contains(&relay.id);
+            let is_of =
+                lease.flow == flow && lease.sub == *claimant && lease.hops.contains(&relay.id);
             // A second is what both clocks are read to.
             let lasts = lease.validity.exp + 1 > wall;
-            let lately = relay.before.iter().any(|(until, before)| {
-                now - *until <= VOID_LAGS && !void(lease, before)
-            });
+            let lately = relay
+                .before
+                .iter()
+                .any(|(until, before)| now - *until <= VOID_LAGS && !void(lease, before));
             is_of && lasts && (!void(lease, &roster) || lately)
         };
         let leased = self.signed.iter().rev().find(holds);
@@ -751,6 +766,25 @@ impl World {
         carried
     }
 
+    /// How each flow does.
+    fn standing(&self) -> Vec<(String, bool, Option<Ruling>, Offer)> {
+        let mut standing = Vec::new();
+        for claimant in &self.claimants {
+            let wall = wall(self.start, self.now, claimant.node.skew);
+            for passage in &claimant.passages {
+                let flow = passage.flow();
+                let name = format!("{flow} {:?}", passage.way().hops);
+                let is_open = passage.route(self.now).is_some();
+                let offer = match claimant.book.offer(flow, wall) {
+                    Offer::Lease(_) => Offer::Lease(Arc::default()),
+                    other => other,
+                };
+                standing.push((name, is_open, self.rulings.get(&flow).copied(), offer));
+            }
+        }
+        standing
+    }
+
     /// Whether every flow carries packets.
     pub(super) fn is_well(&mut self) -> Result<(), Broken> {
         let wanted = CLAIMANTS.len() * 3;
@@ -758,7 +792,10 @@ impl World {
             carried if carried == wanted => Ok(()),
             carried => Err(Broken {
                 invariant: 5,
-                what: format!("{carried} of {wanted} flows carry packets"),
+                what: format!(
+                    "{carried} of {wanted} flows carry packets: {:?}",
+                    self.standing()
+                ),
                 events: self.events.clone(),
             }),
         }
