@@ -9,6 +9,7 @@
 //! * [`measure`]: what is measured, on either side by the same code.
 //! * [`servers`]: session layers under test, and one client for all.
 //! * [`ops`]: counters read from the nodes, for scenarios that account for every loss.
+//! * [`shaper`]: a network between real sockets, for what is tested on worse ones than loopback.
 
 mod measure;
 mod ops;
@@ -17,6 +18,7 @@ mod raw;
 mod report;
 mod scenario;
 mod servers;
+pub mod shaper;
 mod system;
 mod target;
 

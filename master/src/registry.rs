@@ -437,11 +437,10 @@ impl Registry {
     pub(crate) async fn revoke_leases(&self, node: NodeId, order: Order) -> Result<(), Refusal> {
         let revoked =
             self.carry_out(async move |shared| shared.store.revoke_leases(&node, &order).await);
-        let revoked = revoked.await?;
-        if !revoked.is_repeated {
+        if !revoked.await?.is_repeated {
             metrics::counter!(names::REVOCATIONS, "kind" => "leases").increment(1);
         }
-        Ok(revoked.outcome)
+        Ok(())
     }
 
     /// Makes a service or changes it; nodes are told at once. Whether it is new.
