@@ -117,10 +117,7 @@ async fn a_node_is_given_leases_for_ways_of_its_own_and_reasons_for_the_others()
     let mut wire = Wire::open(&world, master.address).await;
     let body = serde_json::to_string(&AskLeases { ways }).unwrap();
     let admin = operator(&world, OperatorRole::Admin);
-    for (bearer, problem) in [
-        (None, "token-missing"),
-        (Some(&*admin), "token-unknown-key"),
-    ] {
+    for (bearer, problem) in [(None, "token-missing"), (Some(&*admin), "node-unknown")] {
         let refused = wire
             .problem(Method::POST, LEASES, bearer, body.clone())
             .await;

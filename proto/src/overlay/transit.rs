@@ -194,6 +194,11 @@ impl Flows {
         std::mem::take(&mut self.leases.tally)
     }
 
+    #[cfg(test)]
+    pub(super) fn remembered_leases(&self) -> usize {
+        self.leases.len()
+    }
+
     /// Where `packets` packets of `bytes` bytes that came from `source` go.
     pub fn forward(
         &mut self,

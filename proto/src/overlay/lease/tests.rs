@@ -71,3 +71,5 @@ fn silence_begins_when_no_master_has_answered_for_a_while_and_ends_a_while_after
         assert_eq!(silence(&seconds(heard)), seconds(said), "{heard:?}");
     }
 }
+
+mod relays;

@@ -192,7 +192,6 @@ impl World {
             token_keys: vec![key.public_paserk()],
             ..Roster::empty("c1".parse().unwrap())
         });
-        #[expect(clippy::disallowed_methods, reason = "any time will do")]
         let start = Instant::now();
         let mut node = || Place {
             is_cut: false,
