@@ -367,7 +367,7 @@ fn what_is_remembered_is_bounded_and_what_is_not_costs_another_check() {
     let mut leases = Leases::new(beginning());
     let (roster, told) = (roster(), Told::default());
     let mut now = beginning();
-    let mut check = |leases: &mut Leases, flow: u64, now| {
+    let check = |leases: &mut Leases, flow: u64, now| {
         let claim = Claim {
             flow: Label::from_random(flow),
             nonce: 1,
