@@ -1,15 +1,18 @@
 //! Debian's Prometheus watches a gateway whose certificate runs out, and Debian's Alertmanager hears of it.
 
+#[path = "../../credentials/tests/pebble/address.rs"]
+mod address;
 mod support;
 
 use std::{
     fs,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
+use address::free_address;
 use serde_json::Value;
 use support::{DEADLINE, cluster::Cluster};
 use time::OffsetDateTime;
@@ -45,11 +48,6 @@ impl Drop for Peer {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    listener.local_addr().expect("it is bound")
 }
 
 /// A certificate that was made for two weeks and has half a day left.

@@ -148,6 +148,7 @@ impl Holder {
             keys: vec![relays_key.parse::<PublicKey>().unwrap()],
             addresses: vec![cluster.relay()],
             transit: Vec::new(),
+            attached: Vec::new(),
             services: Vec::new(),
             registration: 0,
             leases: Default::default(),

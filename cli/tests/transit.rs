@@ -23,6 +23,38 @@ fn flows(cluster: &Cluster, relay: &str) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_exit_behind_nat_is_found_through_the_relays_that_it_is_attached_to() {
+    let mut cluster = Cluster::new();
+    cluster.add("open", "echo:", false);
+    for relay in RELAYS {
+        cluster.add_relay(relay, "other", "echo:", &[]);
+    }
+    cluster.add_service_only("other");
+    cluster.set("exit", "behind_nat = true");
+    cluster.set("further", "[relay.transit]\nlisten = \"127.0.0.1:0\"");
+    let cluster = cluster.start();
+    let operator = cluster.operator_token("viewer");
+    let shown = || {
+        let shown = cluster.operate(&operator, &["node", "show", "exit", "--json"]);
+        assert!(shown.status.success(), "{}", stderr(&shown));
+        serde_json::from_slice::<Value>(&shown.stdout).unwrap()
+    };
+    wait_for("it is attached to both", || {
+        shown()["attached"] == serde_json::json!(RELAYS)
+    });
+    // Both see it at the same address.
+    wait_for("its address is known", || {
+        shown()["addresses"].as_array().unwrap().len() == 1
+    });
+    for relay in RELAYS {
+        let attached = || cluster.metric_of(relay, "wavry_transport_transit_attached");
+        wait_for("the relay tells of it", || attached() == 1.0);
+    }
+    let session = cluster.native().open("/open").await;
+    echo(&session, b"to nobody knows where").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn transit_relays_stand_by_for_a_session_and_may_be_killed_come_back_and_leave() {
     let mut cluster = Cluster::new();
     cluster.add("open", "echo:", false);

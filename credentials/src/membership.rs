@@ -339,6 +339,17 @@ impl Membership {
         });
     }
 
+    /// Tells the master that nobody reaches this node but through these relays, and what address they see it at, if
+    /// they agree; from the next heartbeat on (at once).
+    pub fn attached(&self, relays: Vec<NodeId>, seen: Option<SocketAddr>) {
+        self.link.said.send_if_modified(|said| {
+            let addresses = Vec::from_iter(seen);
+            let news = said.attached != relays || said.addresses != addresses;
+            (said.attached, said.addresses) = (relays, addresses);
+            news
+        });
+    }
+
     /// Reports the number of live sessions with each heartbeat.
     pub fn report_sessions(&self, sessions: u64) {
         self.link.sessions.store(sessions, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wavry_proto::overlay::packet::{Claim, Header, Probe, Verdict};
+use wavry_proto::overlay::packet::{Attach, Claim, Header, Probe, Verdict};
 
 fuzz_target!(|data: &[u8]| {
     if let Some((header, rest)) = Header::read(data) {
@@ -16,6 +16,10 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(read) = Claim::read(data) {
         read.said.write(&mut again, |_, tags| tags.extend(&read.tags));
         assert_eq!(Claim::read(&again).map(|read| read.said), Ok(read.said));
+    }
+    if let Ok(read) = Attach::read(data) {
+        read.said.write(&mut again, |_, tags| tags.extend(&read.tags));
+        assert_eq!(Attach::read(&again).map(|read| read.said), Ok(read.said));
     }
     if let Ok(read) = Verdict::read(data) {
         read.said.write(&mut again, |_, tags| tags.extend(&read.tags));

@@ -263,6 +263,7 @@ fn roster(key: &SigningKey, exit: &Identity, gateway: &Identity) -> Roster {
         keys: vec![identity.public_key()],
         addresses: Vec::new(),
         transit: Vec::new(),
+        attached: Vec::new(),
         services: services.iter().map(|name| name.parse().unwrap()).collect(),
         registration: 1,
         leases: Default::default(),

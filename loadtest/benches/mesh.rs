@@ -345,6 +345,7 @@ impl Cluster {
                 keys: vec![identity.public_key()],
                 addresses: addresses.to_vec(),
                 transit: transit.to_vec(),
+                attached: Vec::new(),
                 services: Vec::new(),
                 registration: 1,
                 leases: Default::default(),
@@ -468,13 +469,13 @@ impl Way {
                     .collect();
                 if let [one, other] = &relays[..] {
                     // Both are needed: the first does not reach b, the other is not reached by a.
-                    let ways = wavry_proto::overlay::passage::ways(
+                    let ways = wavry_proto::overlay::ways::ways(
                         &cluster.roster.borrow(),
                         &id("a"),
                         &id("b"),
                         |_| true,
                     );
-                    let (first, second) = match ways[2][0].address == one.1 {
+                    let (first, second) = match ways[2].hops[0].address == one.1 {
                         true => (one, other),
                         false => (other, one),
                     };

@@ -412,6 +412,7 @@ async fn populate(world: &World, arguments: &Arguments) -> Vec<Identity> {
         let announcement = Announcement {
             addresses: vec![address],
             transit: Vec::new(),
+            attached: Vec::new(),
             services: vec![service(&granted)],
             draining: false,
         };
@@ -433,6 +434,7 @@ async fn populate(world: &World, arguments: &Arguments) -> Vec<Identity> {
         let announcement = Announcement {
             addresses: Vec::new(),
             transit: Vec::new(),
+            attached: Vec::new(),
             services: Vec::new(),
             draining: false,
         };

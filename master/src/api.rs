@@ -32,8 +32,8 @@ use wavry_credentials::{
 };
 use wavry_proto::{
     control::{
-        Challenge, Heard, Heartbeat, MAX_VERSION_LEN, Register, Registered, Rotate, Rotating,
-        possession_message, rotation_message,
+        Challenge, Heard, Heartbeat, MAX_ATTACHED, MAX_VERSION_LEN, Register, Registered, Rotate,
+        Rotating, possession_message, rotation_message,
     },
     id::{Epoch, NodeId, PublicKey},
     token::Registration,
@@ -290,6 +290,7 @@ async fn try_register(
         announcement: Announcement {
             addresses: usable(request.addresses, asked.address)?,
             transit: Vec::new(),
+            attached: Vec::new(),
             services: request.services,
             draining: false,
         },
@@ -322,6 +323,7 @@ async fn heartbeat(
     let said = Announcement {
         addresses: usable(request.addresses, asked.address)?,
         transit: usable(request.transit, asked.address)?,
+        attached: attached(request.attached)?,
         services: request.services,
         draining: request.draining,
     };
@@ -524,6 +526,17 @@ fn usable(addresses: Vec<SocketAddr>, from: IpAddr) -> Result<Vec<SocketAddr>, R
         }
     }
     Ok(usable)
+}
+
+/// Relays at which a node says that it has a place. Which of them are relays, the roster shows.
+fn attached(mut relays: Vec<NodeId>) -> Result<Vec<NodeId>, Refusal> {
+    if relays.len() > MAX_ATTACHED {
+        let problem = format!("a node is attached to at most {MAX_ATTACHED} relays");
+        return Err(Refusal::Malformed(problem));
+    }
+    relays.sort();
+    relays.dedup();
+    Ok(relays)
 }
 
 fn is_link_local(ip: IpAddr) -> bool {

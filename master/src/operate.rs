@@ -94,6 +94,9 @@ pub struct NodeStatus {
     /// UDP addresses at which it forwards packets of others now, best first; none where it does not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub transit: Vec<String>,
+    /// Relays through which it is reached, where nobody reaches it at an address of its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attached: Vec<String>,
     /// Services it is an exit for now.
     pub services: Vec<String>,
     /// Region that it is in, if any was said.
@@ -625,6 +628,7 @@ fn status((node, whereabouts): &(Node, Option<Whereabouts>), lives: Option<Lives
         heard_seconds_ago: whereabouts.as_ref().map_or(0, |w| w.heard.as_secs()),
         addresses: node.addresses.iter().map(ToString::to_string).collect(),
         transit: node.transit.iter().map(ToString::to_string).collect(),
+        attached: node.attached.iter().map(ToString::to_string).collect(),
         services: texts(&node.services),
         region: node.placement.region.as_ref().map(ToString::to_string),
         weight: node.placement.weight.get(),

@@ -256,6 +256,8 @@ pub struct Announcement {
     pub addresses: Vec<SocketAddr>,
     /// Where it forwards packets of others, best first.
     pub transit: Vec<SocketAddr>,
+    /// Relays at which it has a place, ordered by id.
+    pub attached: Vec<NodeId>,
     /// Services it has upstreams for.
     pub services: Vec<ServiceName>,
     /// Whether it leaves.
@@ -662,6 +664,7 @@ async fn write_announcement(
     .await?;
     for table in [
         "DELETE FROM node_address WHERE node = $1",
+        "DELETE FROM node_attached WHERE node = $1",
         "DELETE FROM node_service WHERE node = $1",
     ] {
         query(table).bind(id).execute(&mut *transaction).await?;
@@ -681,6 +684,13 @@ async fn write_announcement(
         .bind(transit)
         .execute(&mut *transaction)
         .await?;
+    }
+    for relay in &announcement.attached {
+        query("INSERT INTO node_attached (node, relay) VALUES ($1, $2) ON CONFLICT DO NOTHING")
+            .bind(id)
+            .bind(relay.as_str())
+            .execute(&mut *transaction)
+            .await?;
     }
     for service in &announcement.services {
         query("INSERT INTO node_service (node, service) VALUES ($1, $2) ON CONFLICT DO NOTHING")
@@ -745,6 +755,7 @@ async fn read_nodes(transaction: &mut Transaction) -> Result<(Vec<Node>, Vec<Liv
             keys: Vec::new(),
             addresses: Vec::new(),
             transit: Vec::new(),
+            attached: Vec::new(),
             services: Vec::new(),
             registration: row.number(3)?,
             leases: placement::terms(&row, 6)?,
@@ -773,13 +784,26 @@ async fn read_nodes(transaction: &mut Transaction) -> Result<(Vec<Node>, Vec<Liv
             true => {}
         }
     }
+    for row in query("SELECT node, relay FROM node_attached ORDER BY node, relay")
+        .all(&mut *transaction)
+        .await?
+    {
+        let relay: String = row.get(1)?;
+        // A relay that forwards nothing now, or is none any more, is no way to anybody.
+        let forwards = of(relay.clone()).is_ok_and(|at| !nodes[at].transit.is_empty());
+        if forwards {
+            let relay = relay.parse().map_err(|_| Error::Row("node_attached"))?;
+            nodes[of(row.get(0)?)?].attached.push(relay);
+        }
+    }
     for row in query("SELECT node, service FROM node_service ORDER BY node, service")
         .all(&mut *transaction)
         .await?
     {
         let node = of(row.get(0)?)?;
         // An exit that cannot be reached is none.
-        if offers[node] && !nodes[node].addresses.is_empty() {
+        let is_reached = !nodes[node].addresses.is_empty() || !nodes[node].attached.is_empty();
+        if offers[node] && is_reached {
             let service: String = row.get(1)?;
             let service = service.parse().map_err(|_| Error::Row("node_service"))?;
             nodes[node].services.push(service);

@@ -82,6 +82,9 @@ pub struct Node {
     /// UDP addresses at which the node forwards packets of others, best first; none where it does not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub transit: Vec<SocketAddr>,
+    /// Relays through which it is reached, where nobody reaches it at an address of its own; in no order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attached: Vec<NodeId>,
     /// Services the node is an exit for.
     pub services: Vec<ServiceName>,
     /// Which registration the keys come from. The number stays while the node's identity rotates, and is
@@ -301,6 +304,9 @@ pub struct Heartbeat {
     /// UDP addresses at which it forwards packets of others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub transit: Vec<SocketAddr>,
+    /// Relays at which it has a place, because nobody reaches it otherwise; at most [`MAX_ATTACHED`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attached: Vec<NodeId>,
     /// Services the node has upstreams for now.
     pub services: Vec<ServiceName>,
     /// Sessions live on the node.
@@ -313,6 +319,9 @@ pub struct Heartbeat {
     #[serde(default)]
     pub version: String,
 }
+
+/// Relays that a heartbeat may name.
+pub const MAX_ATTACHED: usize = 8;
 
 /// Longest version that a heartbeat may have, in bytes.
 pub const MAX_VERSION_LEN: usize = 64;
@@ -456,6 +465,7 @@ mod tests {
             keys in prop::collection::vec(any::<[u8; 32]>(), 0..3),
             addresses in prop::collection::vec(any::<SocketAddr>(), 0..3),
             transit in prop::collection::vec(any::<SocketAddr>(), 0..3),
+            attached in prop::collection::vec(name(), 0..3),
             services in prop::collection::vec(name(), 0..3),
             registration: u64,
             leases in (any::<u64>(), any::<Option<u64>>(), any::<Option<u64>>()),
@@ -475,6 +485,7 @@ mod tests {
                     .into_iter()
                     .map(|a| SocketAddr::new(a.ip(), a.port()))
                     .collect(),
+                attached: attached.iter().map(|relay| relay.parse().unwrap()).collect(),
                 services: services.iter().map(|s| s.parse().unwrap()).collect(),
                 registration,
                 leases: lease::Terms {
@@ -586,6 +597,7 @@ mod tests {
             keys: vec![listed],
             addresses: Vec::new(),
             transit: Vec::new(),
+            attached: Vec::new(),
             services: Vec::new(),
             registration: 7,
             leases: Default::default(),

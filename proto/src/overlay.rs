@@ -8,16 +8,20 @@
 //! * [`lease`]: who may have a flow carried.
 //! * [`packet`]: what the packets look like.
 //! * [`paths`]: which paths to a peer there are, how they do, and which one is taken.
-//! * [`passage`]: a path through transit relays, as the node at its end makes it.
+//! * [`ways`]: through which transit relays a peer is reached.
+//! * [`passage`]: a path through them, as the node at its end makes it.
+//! * [`attachment`]: a place at a transit relay, of a node that cannot be reached otherwise.
 //! * [`transit`]: what a transit relay knows.
 //!
 //! `docs/MESH.md` has the formats, the rules and their reasons.
 
+pub mod attachment;
 pub mod lease;
 pub mod packet;
 pub mod passage;
 pub mod paths;
 pub mod transit;
+pub mod ways;
 
 use crate::id::NodeId;
 

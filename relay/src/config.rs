@@ -20,6 +20,9 @@ pub struct Raw {
     pub mesh_listen: SocketAddr,
     /// UDP addresses at which gateways find this relay; `mesh_listen` when empty.
     pub advertise: Vec<SocketAddr>,
+    /// Nobody reaches `mesh_listen` from outside: gateways come through transit relays, with which this relay
+    /// keeps in touch.
+    pub behind_nat: bool,
     /// The master: `https://HOST:PORT`, or several with commas between them.
     pub master: Option<String>,
     /// PEM file of the authorities that vouch for the master.
@@ -116,6 +119,7 @@ impl Default for Raw {
         Self {
             mesh_listen: SocketAddr::from(([0, 0, 0, 0], 4434)),
             advertise: Vec::new(),
+            behind_nat: false,
             master: None,
             ca_file: None,
             max_roster_age: Duration::from_secs(24 * 3600),
@@ -137,6 +141,8 @@ pub struct Config {
     pub mesh_listen: SocketAddr,
     /// UDP addresses at which gateways find this relay; when empty, the one that was bound.
     pub advertise: Vec<SocketAddr>,
+    /// Whether gateways come through transit relays, because nobody reaches `mesh_listen` from outside.
+    pub behind_nat: bool,
     /// The master: `https://HOST:PORT`, or several with commas between them.
     pub master: String,
     /// PEM file of the authorities that vouch for the master.
@@ -233,7 +239,16 @@ impl TryFrom<Raw> for Config {
             let expected = "must be https://HOST:PORT, or several with commas between them";
             return Err(Invalid::new("master", expected));
         }
-        advertised("", "mesh_listen", &raw.advertise, raw.mesh_listen)?;
+        if !raw.behind_nat {
+            advertised("", "mesh_listen", &raw.advertise, raw.mesh_listen)?;
+        } else if !raw.advertise.is_empty() {
+            let problem =
+                "is for a relay that is reached from outside; behind_nat says that this one is not";
+            return Err(Invalid::new("advertise", problem));
+        } else if raw.transit.is_some() {
+            let problem = "other nodes do not reach a relay that is behind_nat";
+            return Err(Invalid::new("transit", problem));
+        }
         at_least_one("max_sessions", raw.max_sessions as u64)?;
         if raw.idle_timeout.is_zero() {
             return Err(Invalid::new("idle_timeout", "must be longer than zero"));
@@ -252,6 +267,7 @@ impl TryFrom<Raw> for Config {
         Ok(Self {
             mesh_listen: raw.mesh_listen,
             advertise: raw.advertise,
+            behind_nat: raw.behind_nat,
             master,
             ca_file: required("ca_file", raw.ca_file)?,
             max_roster_age: raw.max_roster_age,
@@ -457,6 +473,28 @@ mod tests {
         assert!(with(both.clone()).is_ok());
         both.certificate_hashes = vec!["00".to_owned()];
         assert!(with(both).is_err());
+    }
+
+    #[test]
+    fn a_relay_behind_nat_has_no_address_and_forwards_nothing() {
+        let behind = || Raw {
+            behind_nat: true,
+            master: Some("https://127.0.0.1:8443".into()),
+            ca_file: Some("ca.crt".into()),
+            state_dir: Some("state".into()),
+            ..Raw::default()
+        };
+        assert!(Config::try_from(behind()).unwrap().behind_nat);
+        let advertises = Raw {
+            advertise: vec![([192, 0, 2, 1], 4434).into()],
+            ..behind()
+        };
+        assert_eq!(Config::try_from(advertises).unwrap_err().key, "advertise");
+        let forwards = Raw {
+            transit: Some(RawTransit::default()),
+            ..behind()
+        };
+        assert_eq!(Config::try_from(forwards).unwrap_err().key, "transit");
     }
 
     #[test]

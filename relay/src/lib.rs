@@ -74,6 +74,8 @@ pub struct Relay {
     mesh: mesh::Endpoint,
     address: SocketAddr,
     membership: Membership,
+    /// Through which transit relays it is reached, where it is reached by no other way.
+    attached: Option<watch::Receiver<mesh::Attached>>,
     transit: Option<Forwarding>,
     drain_timeout: Duration,
 }
@@ -167,10 +169,13 @@ impl Relay {
         )
         .map_err(bind)?;
         let address = mesh.local_addr();
-        membership.announce(match config.advertise.is_empty() {
-            true => vec![address],
-            false => config.advertise,
-        });
+        let attached = config.behind_nat.then(|| mesh.attach());
+        if attached.is_none() {
+            membership.announce(match config.advertise.is_empty() {
+                true => vec![address],
+                false => config.advertise,
+            });
+        }
         if let Some(forwarding) = &transit {
             membership.offer_transit(forwarding.addresses().to_vec());
             info!(address = %forwarding.local_addr(), "forwarding");
@@ -181,6 +186,7 @@ impl Relay {
             mesh,
             address,
             membership,
+            attached,
             transit,
             drain_timeout: config.drain_timeout,
         })
@@ -199,6 +205,7 @@ impl Relay {
 
     /// Serves until `shutdown`, then drains and returns within `drain_timeout` and a few seconds.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), RunError> {
+        let mut attached = self.attached.take();
         let sessions = TaskTracker::new();
         let mut report = interval(REPORT_INTERVAL);
         report.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -210,6 +217,9 @@ impl Relay {
                     None => break Err(RunError::MeshLost),
                 },
                 () = Forwarding::lost(&mut self.transit) => break Err(RunError::TransitLost),
+                mesh::Attached { relays, seen } = attached_elsewhere(&mut attached) => {
+                    self.membership.attached(relays, seen);
+                }
                 _ = report.tick() => {
                     self.membership.report_sessions(sessions.len() as u64);
                     webtransport::count(self.exit.ledger.take());
@@ -254,6 +264,18 @@ impl Relay {
         }
         let _ = timeout(CLOSE_TIMEOUT, self.mesh.close()).await;
     }
+}
+
+/// Waits until the node is attached to other relays than before; forever where it does not have to be.
+async fn attached_elsewhere(
+    attached: &mut Option<watch::Receiver<mesh::Attached>>,
+) -> mesh::Attached {
+    if let Some(attached) = attached
+        && attached.changed().await.is_ok()
+    {
+        return attached.borrow_and_update().clone();
+    }
+    std::future::pending().await
 }
 
 impl Exit {

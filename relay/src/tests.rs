@@ -67,6 +67,7 @@ impl World {
             keys: vec![identity.public_key()],
             addresses: Vec::new(),
             transit: Vec::new(),
+            attached: Vec::new(),
             services: Vec::new(),
             registration: 1,
             leases: Default::default(),

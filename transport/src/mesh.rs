@@ -25,7 +25,7 @@ use tokio_util::{
     task::TaskTracker,
 };
 use wavry_proto::{
-    control::{Roster, Vouched},
+    control::{Node, Roster, Vouched},
     id::{NodeId, PublicKey},
     mesh::{Open, header::Side},
     overlay::{Authenticator, paths::View},
@@ -71,6 +71,8 @@ pub struct Config {
     /// Limits.
     pub limits: Limits,
 }
+
+pub use crate::overlay::Attached;
 
 /// Bounds on what a peer can make this endpoint hold.
 #[derive(Debug, Clone)]
@@ -144,8 +146,8 @@ pub enum OpenError {
     /// The peer answered with a status that is not 2xx.
     #[error("refused by the peer with status {}", .0.status)]
     Rejected(Response),
-    /// The roster has no such node, or no address for it.
-    #[error("node {0} is not in the roster or has no address")]
+    /// The roster has no such node, or no address for it and no relay that it is attached to.
+    #[error("node {0} is not in the roster or has neither address nor relay")]
     Unknown(NodeId),
     /// No connection to the peer could be made, or it was lost.
     #[error("node {node} cannot be reached: {reason}")]
@@ -236,6 +238,11 @@ impl Endpoint {
         tokio::time::timeout(limit, self.inner.open(peer, open, soon))
             .await
             .unwrap_or(Err(OpenError::Timeout(limit)))
+    }
+
+    /// Says to transit relays from now on where this node is, because nobody reaches it otherwise: at which ones.
+    pub fn attach(&self) -> watch::Receiver<Attached> {
+        self.inner.overlay.attach()
     }
 
     /// The paths to `peer`: none when nobody wants anything of it.
@@ -506,7 +513,8 @@ impl Inner {
         let roster = self.config.roster.borrow().clone();
         let node = roster.node(peer);
         // One without an address may have found its way here by itself.
-        if node.is_none_or(|node| node.addresses.is_empty()) && !self.overlay.is_reached(peer) {
+        let has_way = |node: &Node| !node.addresses.is_empty() || !node.attached.is_empty();
+        if !node.is_some_and(has_way) && !self.overlay.is_reached(peer) {
             return Err(OpenError::Unknown(peer.clone()));
         }
         let connections = self.pool.peer(peer, self.config.limits.shards);

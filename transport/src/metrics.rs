@@ -58,6 +58,12 @@ pub const TRANSIT_LEASES: &str = "wavry_transport_transit_leases_total";
 pub const TRANSIT_SILENCE: &str = "wavry_transport_transit_silence";
 /// Claims of flows, by `ruling` (`granted`, `prove`, or the reason of a refusal).
 pub const TRANSIT_CLAIMS: &str = "wavry_transport_transit_claims_total";
+/// Attaches of nodes that nobody reaches otherwise, by `ruling` (`granted`, `prove`, or the reason of a refusal).
+pub const TRANSIT_ATTACHES: &str = "wavry_transport_transit_attaches_total";
+/// Nodes that are attached to this one as a transit relay.
+pub const TRANSIT_ATTACHED: &str = "wavry_transport_transit_attached";
+/// Transit relays through which this node is reached, where nobody reaches it otherwise.
+pub const OVERLAY_PLACES: &str = "wavry_transport_overlay_places";
 /// Packets between nodes that were dropped by the overlay, by `reason` (see [`overlay_drop`]).
 pub const OVERLAY_DROPPED: &str = "wavry_transport_overlay_dropped_total";
 /// Requests to this node's WebTransport servers, by `outcome` (see [`outcome`]).
@@ -313,6 +319,21 @@ pub fn describe() {
         TRANSIT_CLAIMS,
         Unit::Count,
         "Claims of flows, by what became of them"
+    );
+    describe_counter!(
+        TRANSIT_ATTACHES,
+        Unit::Count,
+        "Attaches of nodes, by what became of them"
+    );
+    describe_gauge!(
+        TRANSIT_ATTACHED,
+        Unit::Count,
+        "Nodes attached to this transit relay"
+    );
+    describe_gauge!(
+        OVERLAY_PLACES,
+        Unit::Count,
+        "Transit relays through which this node is reached"
     );
     describe_counter!(
         OVERLAY_DROPPED,

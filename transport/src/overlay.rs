@@ -9,6 +9,7 @@
 //! Sending copies a batch once, to put headers between its packets; receiving moves packets together in
 //! place. Neither allocates, and both keep segmentation offload (GSO, GRO).
 
+mod places;
 mod receive;
 mod table;
 
@@ -36,12 +37,15 @@ use wavry_proto::{
         Authenticator,
         lease::{Offer, Source},
         packet::{Claim, HEADER_LEN, Header, Kind, Label, Probe},
-        passage::{self, Passage},
+        passage::Passage,
         paths::{Paths, Ping, Route, Standing, Switch, View},
+        ways,
     },
 };
 
+pub use self::places::Attached;
 use self::{
+    places::Places,
     receive::Overflow,
     table::{Hop, Hops, Peer, Table},
 };
@@ -122,6 +126,7 @@ struct Shared {
     random: &'static dyn SecureRandom,
     table: RwLock<Table>,
     checks: Mutex<Checks>,
+    places: Places,
     stopped: CancellationToken,
 }
 
@@ -145,6 +150,7 @@ impl Overlay {
                 since: Instant::now(),
                 left: CHECKS,
             }),
+            places: Places::default(),
             stopped: stopped.clone(),
         };
         Ok(Self {
@@ -168,6 +174,12 @@ impl Overlay {
         // The sender lives as long as the peer does.
         let _ = reached.wait_for(|reached| *reached).await;
         Some(peer.address)
+    }
+
+    /// Keeps places at transit relays from now on: nobody reaches this node otherwise. They stay until this is
+    /// dropped.
+    pub(crate) fn attach(&self) -> watch::Receiver<Attached> {
+        self.shared.attach()
     }
 
     /// Whether there is a path to `peer`.
@@ -339,39 +351,27 @@ impl Shared {
         if !peer.is_wanted() {
             return;
         }
-        let address = roster
-            .node(&peer.id)
-            .and_then(|node| node.addresses.first());
-        let ways = match address {
-            Some(address) => {
-                let reaches = |at: &SocketAddr| self.reaches(at);
-                passage::ways(roster, &self.config.node, &peer.id, reaches)
-                    .into_iter()
-                    .map(|hops| (hops, *address))
-                    .collect()
-            }
-            // Nobody knows where it is.
-            None => Vec::new(),
-        };
+        let reaches = |at: &SocketAddr| self.reaches(at);
+        let ways = ways::ways(roster, &self.config.node, &peer.id, reaches);
         let now = Instant::now();
         let mut passages = table::lock(&peer.passages);
         let mut table = table::write(&self.table);
         passages.retain(|passage| {
-            let kept = ways.iter().any(|(hops, to)| passage.leads(hops, *to));
+            let kept = ways.contains(passage.way());
             if !kept {
                 self.config.leases.source.forget(passage.flow());
                 table.forget_flow(passage.flow());
             }
             kept
         });
-        for (hops, to) in ways {
-            if passages.iter().any(|passage| passage.leads(&hops, to)) {
+        for way in ways {
+            if passages.iter().any(|passage| *passage.way() == way) {
                 continue;
             }
             let flow = Label::from_random(self.draw());
             let (from, peer_id) = (self.config.node.clone(), peer.id.clone());
-            let passage = Passage::new(from, hops, peer_id, to, flow, now);
-            self.config.leases.source.want(passage.way());
+            let passage = Passage::new(from, way, peer_id, flow, now);
+            self.config.leases.source.want(passage.to_lease());
             passages.push(passage);
             table.heard_over(peer, flow);
         }
@@ -479,6 +479,11 @@ impl Shared {
                 tell(peer, &switch);
             }
             self.publish(peer, &paths, now);
+            for route in paths.doubted(now) {
+                if let Route::Flow { via, .. } = route {
+                    self.places.doubt(via, now);
+                }
+            }
             paths.next(now).map_or(next, |due| due.min(next))
         };
         for ping in pings {

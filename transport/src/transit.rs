@@ -26,7 +26,7 @@ use wavry_proto::{
     overlay::{
         Authenticator,
         lease::{Tally as LeasesSeen, Verifier},
-        packet::{Claim, Header, Kind, Label, Ruling, Verdict},
+        packet::{Attach, Claim, Header, Kind, Label, Received, Ruling, Verdict},
         transit::{Flows, Limits},
     },
 };
@@ -156,6 +156,7 @@ impl Transit {
         }
         self.sweep();
         ::metrics::gauge!(metrics::TRANSIT_FLOWS).set(0.0);
+        ::metrics::gauge!(metrics::TRANSIT_ATTACHED).set(0.0);
     }
 
     /// Whether anything was forwarded since the last one.
@@ -169,6 +170,7 @@ impl Transit {
         ::metrics::counter!(metrics::TRANSIT_LEASES, "by" => "signature").increment(checked);
         ::metrics::counter!(metrics::TRANSIT_LEASES, "by" => "memory").increment(known);
         ::metrics::gauge!(metrics::TRANSIT_FLOWS).set(self.flows.len() as f64);
+        ::metrics::gauge!(metrics::TRANSIT_ATTACHED).set(self.flows.attached() as f64);
         let Tally { packets, bytes } = std::mem::take(&mut self.tally);
         ::metrics::counter!(metrics::TRANSIT_PACKETS).increment(packets);
         ::metrics::counter!(metrics::TRANSIT_BYTES).increment(bytes);
@@ -212,6 +214,10 @@ impl Transit {
                     None
                 }
                 Some(header) if header.kind == Kind::Claim && self.claimed(packet, source, now) => {
+                    None
+                }
+                Some(header) if header.kind == Kind::Attach => {
+                    self.attached(packet, source, now);
                     None
                 }
                 Some(header) => Some(header.label),
@@ -278,55 +284,91 @@ impl Transit {
             dropped(transit_drop::MALFORMED, 1);
             return true;
         };
-        let claim = received.said;
+        let claim = &received.said;
         if claim.to != self.config.node {
             return false;
         }
-        let Some(left) = self.claims_left.checked_sub(1) else {
-            dropped(transit_drop::TOO_MANY_CLAIMS, 1);
+        let Some(roster) = self.authentic(&received, &claim.from) else {
             return true;
         };
-        self.claims_left = left;
-        let roster = self.config.roster.borrow().clone();
-        if roster.node(&claim.from).is_none() {
-            dropped(transit_drop::UNKNOWN_SENDER, 1);
-            return true;
-        }
-        let authenticator = &self.config.authenticator;
-        if !authenticator.verify(&claim.from, &received.covered, &received.tags) {
-            dropped(transit_drop::UNAUTHENTICATED, 1);
-            return true;
-        }
         let random = self.random;
         let verifier = &*self.config.verifier;
         let draw = || draw(random);
         let ruling = self
             .flows
-            .claim(&claim, source, &roster, verifier, draw, now);
-        let word = match ruling {
-            Ruling::Granted { .. } => "granted",
-            Ruling::Prove { .. } => "prove",
-            Ruling::Refused(refusal) => refusal.as_str(),
-        };
+            .claim(claim, source, &roster, verifier, draw, now);
+        let word = ruling.as_str();
         ::metrics::counter!(metrics::TRANSIT_CLAIMS, "ruling" => word).increment(1);
         tracing::debug!(claimant = %claim.from, peer = %claim.peer, flow = %claim.flow, ruling = word, "claim");
-        self.answer(&claim, ruling, source);
+        self.answer(claim.flow, claim.nonce, ruling, &claim.from, source, None);
         true
     }
 
-    fn answer(&self, claim: &Claim, ruling: Ruling, source: SocketAddr) {
+    /// Rules on an attach.
+    fn attached(&mut self, packet: &[u8], source: SocketAddr, now: Instant) {
+        let Ok(received) = Attach::read(packet) else {
+            return dropped(transit_drop::MALFORMED, 1);
+        };
+        let attach = &received.said;
+        if attach.to != self.config.node {
+            return dropped(transit_drop::MALFORMED, 1);
+        }
+        let Some(roster) = self.authentic(&received, &attach.from) else {
+            return;
+        };
+        let random = self.random;
+        let ruling = self
+            .flows
+            .attach(attach, source, &roster, || draw(random), now);
+        let word = ruling.as_str();
+        ::metrics::counter!(metrics::TRANSIT_ATTACHES, "ruling" => word).increment(1);
+        tracing::debug!(node = %attach.from, %source, ruling = word, "attach");
+        let (place, nonce, from) = (attach.place, attach.nonce, &attach.from);
+        self.answer(place, nonce, ruling, from, source, Some(source));
+    }
+
+    /// The roster, if the message is by `from`, which it lists.
+    fn authentic<M>(&mut self, received: &Received<M>, from: &NodeId) -> Option<Arc<Roster>> {
+        let Some(left) = self.claims_left.checked_sub(1) else {
+            dropped(transit_drop::TOO_MANY_CLAIMS, 1);
+            return None;
+        };
+        self.claims_left = left;
+        let roster = self.config.roster.borrow().clone();
+        if roster.node(from).is_none() {
+            dropped(transit_drop::UNKNOWN_SENDER, 1);
+            return None;
+        }
+        let authenticator = &self.config.authenticator;
+        if !authenticator.verify(from, &received.covered, &received.tags) {
+            dropped(transit_drop::UNAUTHENTICATED, 1);
+            return None;
+        }
+        Some(roster)
+    }
+
+    fn answer(
+        &self,
+        flow: Label,
+        nonce: u64,
+        ruling: Ruling,
+        to: &NodeId,
+        source: SocketAddr,
+        seen: Option<SocketAddr>,
+    ) {
         let verdict = Verdict {
-            flow: claim.flow,
-            nonce: claim.nonce,
+            flow,
+            nonce,
             ruling,
             from: self.config.node.clone(),
-            to: claim.from.clone(),
+            to: to.clone(),
+            seen,
         };
-        // Shorter than the claim, whose ids are among its own: nobody gets more than was sent.
-        let mut packet = Vec::with_capacity(256);
+        // No longer than what it answers: nobody gets more than was sent.
+        let mut packet = Vec::with_capacity(512);
         let authenticator = &self.config.authenticator;
         verdict.write(&mut packet, |message, tags| {
-            authenticator.tags(&claim.from, message, tags);
+            authenticator.tags(to, message, tags);
         });
         let _ = self.socket.try_send(&Transmit {
             destination: self.for_socket(source),

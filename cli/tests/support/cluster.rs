@@ -74,7 +74,8 @@ impl Cluster {
         cluster
     }
 
-    /// A line of the table of `master`, `gateway` or `relay`.
+    /// A line of the table of `master`, `gateway` or `relay`: all of them, or only the first relay (`exit`) or those
+    /// beside it (`further`).
     pub(crate) fn set(&mut self, role: &'static str, line: &str) {
         let lines = self.settings.entry(role).or_default();
         writeln!(lines, "{line}").unwrap();
@@ -226,8 +227,9 @@ impl Cluster {
             at("ca.crt")
         );
         let text = format!(
-            "[relay]\nmesh_listen = \"127.0.0.1:0\"\nstate_dir = {:?}\n{node}\n{}\n{}\n{ops}\n",
+            "[relay]\nmesh_listen = \"127.0.0.1:0\"\nstate_dir = {:?}\n{node}\n{}\n{}\n{}\n{ops}\n",
             at("exit/state"),
+            self.settings("exit"),
             self.settings("relay"),
             self.upstreams
         );
@@ -260,10 +262,11 @@ impl Cluster {
                 .args(services)
                 .arg(&directory));
             let text = format!(
-                "[relay]\nmesh_listen = \"127.0.0.1:0\"\nstate_dir = {:?}\n{node}\n{}\n\
+                "[relay]\nmesh_listen = \"127.0.0.1:0\"\nstate_dir = {:?}\n{node}\n{}\n{}\n\
                  [relay.upstreams.{}]\nurl = {:?}\n{OPS}\n",
                 directory.join("state"),
                 self.settings("relay"),
+                self.settings("further"),
                 further.service,
                 further.upstream
             );

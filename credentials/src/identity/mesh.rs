@@ -268,6 +268,7 @@ mod tests {
                 keys: vec![identity.public_key()],
                 addresses: Vec::new(),
                 transit: Vec::new(),
+                attached: Vec::new(),
                 services: Vec::new(),
                 registration: 1,
                 leases: Default::default(),

@@ -128,6 +128,7 @@ mod tests {
                     keys: keys.to_vec(),
                     addresses: Vec::new(),
                     transit: Vec::new(),
+                    attached: Vec::new(),
                     services: Vec::new(),
                     registration: 1,
                     leases: Default::default(),

@@ -16,7 +16,7 @@ use wavry_proto::{
     control::{
         Challenge, Heard, Heartbeat, IdentityTask, Register, Registered, Roster, possession_message,
     },
-    id::{Epoch, PublicKey, ServiceName},
+    id::{Epoch, NodeId, PublicKey, ServiceName},
     token::{MAX_ROSTER_LEN, NodeRequest, Validity},
 };
 
@@ -51,6 +51,7 @@ pub(super) struct Link {
 pub(super) struct Said {
     pub(super) addresses: Vec<SocketAddr>,
     pub(super) transit: Vec<SocketAddr>,
+    pub(super) attached: Vec<NodeId>,
     pub(super) draining: bool,
 }
 
@@ -166,6 +167,7 @@ impl Link {
         let heartbeat = Heartbeat {
             addresses: said.addresses.clone(),
             transit: said.transit.clone(),
+            attached: said.attached.clone(),
             services: self.services.clone(),
             sessions: self.sessions.load(Ordering::Relaxed),
             epoch,

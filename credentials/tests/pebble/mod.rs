@@ -7,9 +7,11 @@
     reason = "it is test code, outside of test functions"
 )]
 
+mod address;
+
 use std::{
     fs,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -17,6 +19,8 @@ use std::{
 
 use serde_json::json;
 use wavry_credentials::cert::DevelopmentAuthority;
+
+pub(crate) use self::address::free_address;
 
 /// How long anything may take; far more than it does on a slow machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -213,10 +217,4 @@ fn start(command: &mut Command, log: Stdio) -> Process {
     Process(child.unwrap_or_else(|error| {
         panic!("{command:?}, which scripts/test.sh installs, does not start: {error}")
     }))
-}
-
-/// An address that nobody listens at.
-pub(crate) fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap()
 }

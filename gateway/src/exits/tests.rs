@@ -28,6 +28,7 @@ fn roster(exits: &[(u16, &str)]) -> Roster {
         keys: Vec::new(),
         addresses: Vec::new(),
         transit: Vec::new(),
+        attached: Vec::new(),
         services: vec![service()],
         registration: 1,
         leases: Default::default(),

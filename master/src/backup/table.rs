@@ -52,6 +52,7 @@ pub(super) const TABLES: &[Table] = &[
     table!("retired_key", "ORDER BY public_key", 1 "public_key" Bytes, 2 "node" Text),
     table!("node_address", "ORDER BY node, position", 1 "node" Text, 2 "position" Integer,
         3 "address" Text, 4 "transit" Truth),
+    table!("node_attached", "ORDER BY node, relay", 1 "node" Text, 2 "relay" Text),
     table!("node_grant", "ORDER BY node, service", 1 "node" Text, 2 "service" Text),
     table!("node_service", "ORDER BY node, service", 1 "node" Text, 2 "service" Text),
     table!("service", "ORDER BY name", 1 "name" Text, 2 "definition" Text, 3 "configured" Truth),

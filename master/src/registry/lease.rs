@@ -132,6 +132,7 @@ mod tests {
             transit: transit.iter().map(|at| at.parse().unwrap()).collect(),
             services: Vec::new(),
             registration: 1,
+            attached: Vec::new(),
             leases: Terms::default(),
             placement: Default::default(),
         };

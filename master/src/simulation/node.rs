@@ -398,6 +398,7 @@ fn announcement(role: Role) -> Announcement {
         Role::Relay => Announcement {
             addresses: vec![([192, 0, 2, 1], 1).into()],
             transit: Vec::new(),
+            attached: Vec::new(),
             services: vec!["echo".parse().unwrap()],
             draining: false,
         },

@@ -167,6 +167,7 @@ fn announcement() -> Announcement {
     Announcement {
         addresses: vec!["127.0.0.1:1".parse().unwrap()],
         transit: Vec::new(),
+        attached: Vec::new(),
         services: vec![service("echo")],
         draining: false,
     }

@@ -209,6 +209,7 @@ pub(crate) fn heartbeat() -> Heartbeat {
     Heartbeat {
         addresses: vec!["127.0.0.1:4444".parse().unwrap()],
         transit: Vec::new(),
+        attached: Vec::new(),
         services: vec![service("echo")],
         sessions: 0,
         epoch: Epoch(0),

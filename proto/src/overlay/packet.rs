@@ -12,14 +12,20 @@
 //!           16  cookie, zeros at first; 8 bytes
 //!           24  the claimant's id; the id of the relay that is asked, of the peer at the other end
 //!               number of relays on the way, from 1 to 3; the id of each
-//!               where the relay is to send what comes: family, 4 or 6; address; port, 2 bytes
+//!               where the relay is to send what comes: an address, or none where the peer is attached to it
 //!               number of the lease's bytes, 2 bytes; the lease
-//! verdict    8  the claim's nonce; 8 bytes
+//! attach     8  nonce; 8 bytes
+//!           16  cookie, zeros at first; 8 bytes
+//!           24  the id of the node that attaches itself; the id of the relay
+//! verdict    8  the nonce of what it answers; 8 bytes
 //!           16  verdict; 1 byte
 //!           17  cookie; 8 bytes
-//!           25  for how many seconds the flow is there; 4 bytes
-//!           29  the relay's id; the claimant's id
+//!           25  for how many seconds the flow is there, or the node is attached; 4 bytes
+//!           29  the relay's id; the id of who asked
+//!               where an attach came from: an address; none in a verdict on a claim
 //! ```
+//!
+//! An address is its family, one byte, 4 or 6; itself; its port, 2 bytes. None is a single 0.
 //!
 //! An id has its length before it, one byte. At the end of a probe, a claim and a verdict come their tags –
 //! how many, one byte; 16 bytes each – and zeros up to the length that is to be proved. The tags cover all
@@ -117,8 +123,10 @@ pub enum Kind {
     Pong,
     /// Asks a transit relay for a flow.
     Claim,
-    /// The relay's answer.
+    /// The relay's answer to a claim or an attach.
     Verdict,
+    /// Tells a transit relay where a node can be reached.
+    Attach,
 }
 
 impl Kind {
@@ -131,6 +139,7 @@ impl Kind {
                 Self::Pong => 3,
                 Self::Claim => 4,
                 Self::Verdict => 5,
+                Self::Attach => 6,
             }
     }
 
@@ -142,6 +151,7 @@ impl Kind {
             3 => Self::Pong,
             4 => Self::Claim,
             5 => Self::Verdict,
+            6 => Self::Attach,
             _ => return None,
         })
     }
@@ -215,34 +225,64 @@ pub struct Claim {
     /// The relays from `from` to `peer`; 1 to [`MAX_HOPS`].
     pub hops: Vec<NodeId>,
     /// Where the relay that is asked is to send what comes from the claimant's side.
-    pub next: SocketAddr,
+    pub next: Next,
     /// The lease, [packed](crate::token::pack); empty where no master answers who claims. At most
     /// [`MAX_PACKED_LEN`] bytes.
     pub lease: Vec<u8>,
 }
 
+/// Where a transit relay finds the next node on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Next {
+    /// At this address, which the roster has for it.
+    At(SocketAddr),
+    /// Where it attached itself: the peer, which cannot be reached otherwise.
+    Attached,
+}
+
+/// Tells a transit relay that what comes for a node is to be sent to where this came from: by a node that can be
+/// reached from outside only by who was sent something by it (RFC 4787).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attach {
+    /// What the node calls its place at this relay, drawn at random.
+    pub place: Label,
+    /// Drawn at random for each attach.
+    pub nonce: u64,
+    /// What the relay gave for proof that the node receives where it sends from; 0 before it did.
+    pub cookie: u64,
+    /// The node.
+    pub from: NodeId,
+    /// The relay.
+    pub to: NodeId,
+}
+
+/// Bytes of an [`Attach`], at least: no verdict on it is longer.
+const ATTACH_LEN: usize = 320;
+
 /// Most transit relays on one way.
 pub const MAX_HOPS: usize = 3;
 
-/// A transit relay's answer to a claim.
+/// A transit relay's answer to a claim or an attach.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
-    /// The flow.
+    /// The flow, or the place.
     pub flow: Label,
-    /// The claim's.
+    /// The claim's or the attach's.
     pub nonce: u64,
     /// What is said.
     pub ruling: Ruling,
     /// The relay.
     pub from: NodeId,
-    /// The claimant.
+    /// Who asked.
     pub to: NodeId,
+    /// Where an attach came from, as the relay sees it.
+    pub seen: Option<SocketAddr>,
 }
 
-/// What a transit relay says to a claim.
+/// What a transit relay says to a claim or an attach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ruling {
-    /// Packets are forwarded for so many seconds.
+    /// Packets are forwarded for so many seconds, or the node is attached for as long.
     Granted {
         /// Seconds.
         lasts: u32,
@@ -256,7 +296,18 @@ pub enum Ruling {
     Refused(Refusal),
 }
 
-/// Why a transit relay carries no flow.
+impl Ruling {
+    /// The ruling as a word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Granted { .. } => "granted",
+            Self::Prove { .. } => "prove",
+            Self::Refused(refusal) => refusal.as_str(),
+        }
+    }
+}
+
+/// Why a transit relay carries no flow, or has no place for a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Refusal {
     /// A node on the way, or an address, is not in the relay's roster.
@@ -269,6 +320,8 @@ pub enum Refusal {
     Full,
     /// The relay leaves.
     Draining,
+    /// The peer is not attached to the relay.
+    NotAttached,
     /// There is no lease with it, and masters answer the relay.
     NoLease,
     /// What is with it is no lease, or none by a key that the relay's roster lists.
@@ -288,12 +341,13 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::NotListed,
         Self::NotOnTheWay,
         Self::InUse,
         Self::Full,
         Self::Draining,
+        Self::NotAttached,
         Self::NoLease,
         Self::Forged,
         Self::NotYet,
@@ -312,6 +366,7 @@ impl Refusal {
             Self::InUse => "in_use",
             Self::Full => "full",
             Self::Draining => "draining",
+            Self::NotAttached => "not_attached",
             Self::NoLease => "no_lease",
             Self::Forged => "forged",
             Self::NotYet => "not_yet",
@@ -387,17 +442,13 @@ impl Claim {
         for id in &self.hops {
             write_id(packet, id);
         }
-        match self.next.ip() {
-            IpAddr::V4(ip) => {
-                packet.push(4);
-                packet.extend_from_slice(&ip.octets());
-            }
-            IpAddr::V6(ip) => {
-                packet.push(6);
-                packet.extend_from_slice(&ip.octets());
-            }
-        }
-        packet.extend_from_slice(&self.next.port().to_be_bytes());
+        write_address(
+            packet,
+            match self.next {
+                Next::At(address) => Some(address),
+                Next::Attached => None,
+            },
+        );
         packet.extend_from_slice(&(self.lease.len() as u16).to_be_bytes());
         packet.extend_from_slice(&self.lease);
         end(packet, 0, tag);
@@ -421,19 +472,7 @@ impl Claim {
             hops.push(id);
             rest = more;
         }
-        let (&family, rest) = rest.split_first().ok_or(CUT)?;
-        let (ip, rest): (IpAddr, _) = match family {
-            4 => {
-                let (octets, rest) = rest.split_first_chunk::<4>().ok_or(CUT)?;
-                ((*octets).into(), rest)
-            }
-            6 => {
-                let (octets, rest) = rest.split_first_chunk::<16>().ok_or(CUT)?;
-                ((*octets).into(), rest)
-            }
-            _ => return Err(Malformed("family of an address")),
-        };
-        let (port, rest) = rest.split_first_chunk().ok_or(CUT)?;
+        let (next, rest) = read_address(rest)?;
         let (len, rest) = rest.split_first_chunk().ok_or(CUT)?;
         let len = usize::from(u16::from_be_bytes(*len));
         if len > MAX_PACKED_LEN {
@@ -448,10 +487,44 @@ impl Claim {
             to,
             peer,
             hops,
-            next: SocketAddr::new(ip, u16::from_be_bytes(*port)),
+            next: next.map_or(Next::Attached, Next::At),
             lease: lease.to_vec(),
         };
         received(claim, packet, rest)
+    }
+}
+
+impl Attach {
+    /// Writes the packet into `packet`, with the tags that `tag` appends for what they are to cover.
+    pub fn write(&self, packet: &mut Vec<u8>, tag: impl FnOnce(&[u8], &mut Vec<Tag>)) {
+        begin(packet, Kind::Attach, self.place);
+        packet.extend_from_slice(&self.nonce.to_be_bytes());
+        packet.extend_from_slice(&self.cookie.to_be_bytes());
+        for id in [&self.from, &self.to] {
+            write_id(packet, id);
+        }
+        end(packet, ATTACH_LEN, tag);
+    }
+
+    /// Reads a packet whose header says that it is an attach. One that is shorter than a verdict on it might be is
+    /// refused.
+    pub fn read(packet: &[u8]) -> Result<Received<Self>, Malformed> {
+        let (header, rest) = read_header(packet, &[Kind::Attach])?;
+        if packet.len() < ATTACH_LEN {
+            return Err(CUT);
+        }
+        let (nonce, rest) = read_number(rest)?;
+        let (cookie, rest) = read_number(rest)?;
+        let (from, rest) = read_id(rest)?;
+        let (to, rest) = read_id(rest)?;
+        let attach = Self {
+            place: header.label,
+            nonce,
+            cookie,
+            from,
+            to,
+        };
+        received(attach, packet, rest)
     }
 }
 
@@ -471,6 +544,7 @@ impl Verdict {
         for id in [&self.from, &self.to] {
             write_id(packet, id);
         }
+        write_address(packet, self.seen);
         end(packet, 0, tag);
     }
 
@@ -493,12 +567,14 @@ impl Verdict {
         };
         let (from, rest) = read_id(rest)?;
         let (to, rest) = read_id(rest)?;
+        let (seen, rest) = read_address(rest)?;
         let verdict = Self {
             flow: header.label,
             nonce,
             ruling,
             from,
             to,
+            seen,
         };
         received(verdict, packet, rest)
     }
@@ -554,6 +630,42 @@ fn read_id(bytes: &[u8]) -> Result<(NodeId, &[u8]), Malformed> {
     let (id, rest) = rest.split_at_checked(usize::from(len)).ok_or(CUT)?;
     let id = std::str::from_utf8(id).ok().and_then(|id| id.parse().ok());
     Ok((id.ok_or(Malformed("no node id"))?, rest))
+}
+
+fn write_address(packet: &mut Vec<u8>, address: Option<SocketAddr>) {
+    let Some(address) = address else {
+        return packet.push(0);
+    };
+    match address.ip() {
+        IpAddr::V4(ip) => {
+            packet.push(4);
+            packet.extend_from_slice(&ip.octets());
+        }
+        IpAddr::V6(ip) => {
+            packet.push(6);
+            packet.extend_from_slice(&ip.octets());
+        }
+    }
+    packet.extend_from_slice(&address.port().to_be_bytes());
+}
+
+fn read_address(bytes: &[u8]) -> Result<(Option<SocketAddr>, &[u8]), Malformed> {
+    let (&family, rest) = bytes.split_first().ok_or(CUT)?;
+    let (ip, rest): (IpAddr, _) = match family {
+        0 => return Ok((None, rest)),
+        4 => {
+            let (octets, rest) = rest.split_first_chunk::<4>().ok_or(CUT)?;
+            ((*octets).into(), rest)
+        }
+        6 => {
+            let (octets, rest) = rest.split_first_chunk::<16>().ok_or(CUT)?;
+            ((*octets).into(), rest)
+        }
+        _ => return Err(Malformed("family of an address")),
+    };
+    let (port, rest) = rest.split_first_chunk().ok_or(CUT)?;
+    let address = SocketAddr::new(ip, u16::from_be_bytes(*port));
+    Ok((Some(address), rest))
 }
 
 /// Takes the tags, which begin with `rest`, off a message. Only zeros may follow.
@@ -631,7 +743,7 @@ mod tests {
             to: "t2".parse().unwrap(),
             peer: "b".parse().unwrap(),
             hops: ["t1", "t2"].map(|id| id.parse().unwrap()).to_vec(),
-            next: ([192, 0, 2, 1], 4434).into(),
+            next: Next::At(([192, 0, 2, 1], 4434).into()),
             lease: vec![0xaa, 0xbb],
         }
     }
@@ -644,7 +756,7 @@ mod tests {
             to: longest.clone(),
             peer: longest.clone(),
             hops: vec![longest; MAX_HOPS],
-            next: ([0x2001, 0, 0, 0, 0, 0, 0, 1], 1).into(),
+            next: Next::At(([0x2001, 0, 0, 0, 0, 0, 0, 1], 1).into()),
             lease: vec![7; MAX_PACKED_LEN],
             ..claim()
         };
@@ -675,6 +787,17 @@ mod tests {
             ruling,
             from: "t2".parse().unwrap(),
             to: "a".parse().unwrap(),
+            seen: None,
+        }
+    }
+
+    fn attach() -> Attach {
+        Attach {
+            place: Label::from_random(0xe1e2_e3e4_e5e6),
+            nonce: 0x0102_0304_0506_0708,
+            cookie: 9,
+            from: "exit".parse().unwrap(),
+            to: "t1".parse().unwrap(),
         }
     }
 
@@ -700,12 +823,85 @@ mod tests {
             "15 00 f1f2f3f4f5f6",
             "0102030405060708 00",
             "0000000000000000 0000003c",
-            "02 7432 01 61",
+            "02 7432 01 61 00",
             "01 77777777777777777777777777777777",
             "00000000000000000000000000000000",
         ];
         let expected = hex::decode(expected.concat().replace(' ', "")).unwrap();
         assert_eq!(packet, expected);
+
+        let attached = Claim {
+            next: Next::Attached,
+            ..claim()
+        };
+        attached.write(&mut packet, tags(&[]));
+        assert_eq!(Claim::read(&packet).unwrap().said, attached);
+        let family = packet.len() - 33 - 1;
+        assert_eq!(packet[family], 0);
+        packet[family] = 5;
+        let family = Err(Malformed("family of an address"));
+        assert_eq!(Claim::read(&packet), family);
+    }
+
+    #[test]
+    fn an_attach_and_its_verdict_have_the_bytes_that_are_written_down() {
+        let mut packet = Vec::new();
+        attach().write(&mut packet, tags(&[0x77]));
+        let expected = [
+            "16 00 e1e2e3e4e5e6",
+            "0102030405060708 0000000000000009",
+            "04 65786974 02 7431",
+            "01 77777777777777777777777777777777",
+        ];
+        let expected = hex::decode(expected.concat().replace(' ', "")).unwrap();
+        let (front, zeros) = packet.split_at(expected.len());
+        assert_eq!(front, expected);
+        assert_eq!(zeros, vec![0; ATTACH_LEN - expected.len()]);
+
+        let verdict = Verdict {
+            flow: attach().place,
+            from: attach().to,
+            to: attach().from,
+            seen: Some(([192, 0, 2, 9], 40_000).into()),
+            ..verdict(Ruling::Prove { cookie: 9 })
+        };
+        verdict.write(&mut packet, tags(&[0x77]));
+        let expected = [
+            "15 00 e1e2e3e4e5e6",
+            "0102030405060708 01",
+            "0000000000000009 00000000",
+            "02 7431 04 65786974 04 c0000209 9c40",
+            "01 77777777777777777777777777777777",
+            "00000000000000000000000000000000",
+        ];
+        let expected = hex::decode(expected.concat().replace(' ', "")).unwrap();
+        assert_eq!(packet, expected);
+        assert_eq!(Verdict::read(&packet).unwrap().said, verdict);
+    }
+
+    #[test]
+    fn no_verdict_is_longer_than_the_attach_that_it_answers() {
+        let longest: NodeId = "n".repeat(63).parse().unwrap();
+        let mut packet = Vec::new();
+        let verdict = Verdict {
+            from: longest.clone(),
+            to: longest.clone(),
+            seen: Some(([u16::MAX; 8], 40_000).into()),
+            ..verdict(Ruling::Prove { cookie: 9 })
+        };
+        verdict.write(&mut packet, tags(&[1, 2]));
+        assert!(packet.len() <= ATTACH_LEN, "{}", packet.len());
+        let attach = Attach {
+            from: longest.clone(),
+            to: longest,
+            ..attach()
+        };
+        attach.write(&mut packet, tags(&[1, 2]));
+        assert_eq!(packet.len(), ATTACH_LEN);
+        assert_eq!(Attach::read(&packet).unwrap().said, attach);
+        // Even one that says nothing wrong.
+        packet.truncate(ATTACH_LEN - 1);
+        assert_eq!(Attach::read(&packet), Err(CUT));
     }
 
     #[test]
@@ -745,7 +941,7 @@ mod tests {
         };
         let wire = header.to_wire();
         assert_eq!(Header::read(&wire), Some((header, &[][..])));
-        for (at, byte) in [(0, 0x21), (0, 0x16), (1, 1)] {
+        for (at, byte) in [(0, 0x21), (0, 0x17), (1, 1)] {
             let mut other = wire;
             other[at] = byte;
             assert_eq!(Header::read(&other), None, "{other:?}");
@@ -827,7 +1023,7 @@ mod tests {
 
         #[test]
         fn a_claim_survives_the_wire(
-            nonce: u64, cookie: u64, flow: u64, next: SocketAddr,
+            nonce: u64, cookie: u64, flow: u64, next: Option<SocketAddr>,
             ids in prop::collection::vec("[a-z][a-z0-9]{0,62}", 4..=6),
             lease in prop::collection::vec(any::<u8>(), 0..=MAX_PACKED_LEN),
         ) {
@@ -841,7 +1037,7 @@ mod tests {
                 peer: ids.next().unwrap(),
                 hops: ids.collect(),
                 // Flow label and scope have no meaning between hosts.
-                next: SocketAddr::new(next.ip(), next.port()),
+                next: next.map_or(Next::Attached, |next| Next::At(SocketAddr::new(next.ip(), next.port()))),
                 lease,
             };
             let mut packet = Vec::new();
@@ -850,13 +1046,13 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_are_packets_or_none(mut bytes: Vec<u8>, kind in 0x10u8..0x16) {
+        fn arbitrary_bytes_are_packets_or_none(mut bytes: Vec<u8>, kind in 0x10u8..0x17) {
             let _ = Probe::read(&bytes);
             if bytes.len() >= 2 {
                 bytes[0] = kind;
                 bytes[1] = 0;
             }
-            let _ = (Claim::read(&bytes), Verdict::read(&bytes));
+            let _ = (Claim::read(&bytes), Verdict::read(&bytes), Attach::read(&bytes));
             if let Ok(read) = Probe::read(&bytes) {
                 let mut again = Vec::new();
                 read.said.write(&mut again, bytes.len(), |_, tags| tags.extend(&read.tags));

@@ -7,12 +7,13 @@ use std::{
 };
 
 use crate::{
-    control::{Node, Role, Roster, lease::Way},
+    control::lease,
     id::NodeId,
     overlay::{
         lease::Offer,
-        packet::{Claim, Label, MAX_HOPS, Refusal, Ruling, Verdict},
+        packet::{Claim, Label, Next, Refusal, Ruling, Verdict},
         paths::Route,
+        ways::Way,
     },
 };
 
@@ -31,22 +32,12 @@ const NO_LEASE_YET: Duration = Duration::from_secs(5);
 /// From a claim that was granted to the next one at the least, however soon the flow ends.
 const APART: Duration = Duration::from_secs(1);
 
-/// A relay, and where it takes what is to be forwarded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hop {
-    /// The relay.
-    pub node: NodeId,
-    /// Its address for transit.
-    pub address: SocketAddr,
-}
-
-/// A way to a peer through transit relays.
+/// A way to a peer through transit relays, on which the node at its end makes a flow.
 #[derive(Debug)]
 pub struct Passage {
     from: NodeId,
     peer: NodeId,
-    peer_address: SocketAddr,
-    hops: Vec<Hop>,
+    way: Way,
     flow: Label,
     /// The lease that the last claim carried.
     lease: Vec<u8>,
@@ -66,20 +57,12 @@ pub struct Passage {
 }
 
 impl Passage {
-    /// From `from` through `hops` to `peer` at `peer_address`.
-    pub fn new(
-        from: NodeId,
-        hops: Vec<Hop>,
-        peer: NodeId,
-        peer_address: SocketAddr,
-        flow: Label,
-        now: Instant,
-    ) -> Self {
+    /// From `from` to `peer`.
+    pub fn new(from: NodeId, way: Way, peer: NodeId, flow: Label, now: Instant) -> Self {
         Self {
             from,
             peer,
-            peer_address,
-            hops,
+            way,
             flow,
             lease: Vec::new(),
             waits: false,
@@ -100,24 +83,24 @@ impl Passage {
     }
 
     /// What it is to have a lease for.
-    pub fn way(&self) -> Way {
-        Way {
+    pub fn to_lease(&self) -> lease::Way {
+        lease::Way {
             flow: self.flow,
             peer: self.peer.clone(),
-            hops: self.hops.iter().map(|hop| hop.node.clone()).collect(),
+            hops: self.way.hops.iter().map(|hop| hop.node.clone()).collect(),
         }
     }
 
-    /// Whether it leads through these relays to that address.
-    pub fn leads(&self, hops: &[Hop], to: SocketAddr) -> bool {
-        self.hops == hops && self.peer_address == to
+    /// The way that it goes.
+    pub fn way(&self) -> &Way {
+        &self.way
     }
 
     /// As a path, while all relays carry it.
     pub fn route(&self, now: Instant) -> Option<Route> {
         let is_open = self.open && self.ends.is_some_and(|ends| ends > now);
         is_open.then(|| Route::Flow {
-            via: self.hops[0].address,
+            via: self.way.hops[0].address,
             id: self.flow,
         })
     }
@@ -151,19 +134,20 @@ impl Passage {
         self.asked = Some(nonce);
         self.claim_at = now + (AGAIN * (1 << self.tries.min(8))).min(AGAIN_MOST);
         self.tries = self.tries.saturating_add(1);
-        let next = self.hops.get(self.step + 1);
+        let hops = &self.way.hops;
+        let next = hops.get(self.step + 1);
         let claim = Claim {
             flow: self.flow,
             nonce,
             cookie: self.cookie,
             from: self.from.clone(),
-            to: self.hops[self.step].node.clone(),
+            to: hops[self.step].node.clone(),
             peer: self.peer.clone(),
-            hops: self.hops.iter().map(|hop| hop.node.clone()).collect(),
-            next: next.map_or(self.peer_address, |next| next.address),
+            hops: hops.iter().map(|hop| hop.node.clone()).collect(),
+            next: next.map_or(self.way.last, |next| Next::At(next.address)),
             lease: self.lease.clone(),
         };
-        Some((claim, self.hops[0].address))
+        Some((claim, hops[0].address))
     }
 
     /// What is offered has changed: it is claimed at once if it waits for that, or has another lease.
@@ -180,7 +164,7 @@ impl Passage {
 
     /// A relay's answer, whose tags were checked: a refusal, if it was one to what was asked.
     pub fn told(&mut self, verdict: &Verdict, now: Instant) -> Option<Refusal> {
-        if self.asked != Some(verdict.nonce) || verdict.from != self.hops[self.step].node {
+        if self.asked != Some(verdict.nonce) || verdict.from != self.way.hops[self.step].node {
             return None;
         }
         self.asked = None;
@@ -200,7 +184,7 @@ impl Passage {
                 self.ends = self.ends.map(|ends| ends.min(now + lasts));
                 self.step += 1;
                 self.claim_at = now;
-                if self.step == self.hops.len() {
+                if self.step == self.way.hops.len() {
                     self.open = true;
                     self.step = 0;
                     self.claim_at = now + (lasts / 2).max(APART);
@@ -235,58 +219,6 @@ impl Passage {
         self.tries = 0;
         self.claim_at = at;
     }
-}
-
-/// The ways from `from` to `peer` that are kept ready, best first: through each of two relays, and through
-/// both. Relays in the region of either end come before others; among equals each pair of nodes has its own
-/// order, so that load is spread and a relay that comes or goes changes the ways of few.
-/// `from` sends only to addresses that it `reaches`: a socket for IPv4 reaches no other.
-pub fn ways(
-    roster: &Roster,
-    from: &NodeId,
-    peer: &NodeId,
-    reaches: impl Fn(&SocketAddr) -> bool,
-) -> Vec<Vec<Hop>> {
-    let region = |id: &NodeId| {
-        roster
-            .node(id)
-            .and_then(|node| node.placement.region.clone())
-    };
-    let near = [region(from), region(peer)];
-    let mut relays: Vec<_> = roster
-        .nodes
-        .iter()
-        .filter(|node| node.role == Role::Relay && node.id != *from && node.id != *peer)
-        .filter_map(|node| Some((node, *node.transit.iter().find(|at| reaches(at))?)))
-        .collect();
-    let rank = |node: &Node| {
-        let is_near = node.placement.region.is_some() && near.contains(&node.placement.region);
-        (!is_near, spread(&[from, peer, &node.id]))
-    };
-    relays.sort_by_key(|(node, _)| rank(node));
-    relays.truncate(MAX_HOPS - 1);
-    let hop = |(node, address): &(&Node, SocketAddr)| Hop {
-        node: node.id.clone(),
-        address: *address,
-    };
-    let mut ways: Vec<_> = relays.iter().map(|relay| vec![hop(relay)]).collect();
-    if relays.len() > 1 {
-        ways.push(relays.iter().map(hop).collect());
-    }
-    ways
-}
-
-/// A hash of the ids that is the same everywhere: FNV-1a, and what MurmurHash3 ends with, without which ids
-/// that differ in their last letter keep their order.
-fn spread(ids: &[&NodeId]) -> u64 {
-    let bytes = ids.iter().flat_map(|id| id.as_str().bytes().chain([0]));
-    let mut hash = bytes.fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    for factor in [0xff51_afd7_ed55_8ccd, 0xc4ce_b9fe_1a85_ec53] {
-        hash = (hash ^ (hash >> 33)).wrapping_mul(factor);
-    }
-    hash ^ (hash >> 33)
 }
 
 #[cfg(test)]

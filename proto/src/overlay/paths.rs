@@ -368,6 +368,12 @@ impl Paths {
         }
     }
 
+    /// Those over which something should have come and did not.
+    pub fn doubted(&self, now: Instant) -> impl Iterator<Item = Route> {
+        let is = move |path: &&Path| path.standing == Standing::Silent || path.is_in_doubt(now);
+        self.paths.iter().filter(is).map(|path| path.route)
+    }
+
     /// Whether there is a path that carries something now.
     pub fn is_reached(&self) -> bool {
         self.find(self.active).is_some_and(Path::is_usable)
@@ -397,11 +403,22 @@ impl Paths {
             None => Cause::Gone,
             Some(present) if !present.is_usable() => Cause::Silent,
             Some(present) => {
-                let better = best.is_trusted(now) && !best.is_in_doubt(now) && best.beats(present);
+                let better = best.is_trusted(now)
+                    && !best.is_in_doubt(now)
+                    && self.may_replace(best, present)
+                    && best.beats(present);
                 return self.weigh(to, better, now);
             }
         };
         Some(self.take(to, cause, now))
+    }
+
+    /// One that is known from the peer's probes alone, and may be somebody's who has its identity, does not replace
+    /// one that is listed; but of a peer that is behind a translator nothing else is known.
+    fn may_replace(&self, path: &Path, other: &Path) -> bool {
+        let is_direct = |path: &Path| matches!(path.route, Route::Direct(_));
+        let has_address = || self.paths.iter().any(|path| path.listed && is_direct(path));
+        path.listed || !other.listed || (is_direct(path) && !has_address())
     }
 
     /// Changes to a better path, if it has been for long enough.
@@ -595,11 +612,9 @@ impl Path {
         round_trip + through_others + LOSS_COST.mul_f32(self.loss.clamp(0.0, 1.0))
     }
 
-    /// Whether it is better than `other` by so much that a change is worth it. One that is known from the
-    /// peer's probes alone, and may be somebody's who has its identity, is not better than one that is listed.
+    /// Whether it is better than `other` by so much that a change is worth it.
     fn beats(&self, other: &Self) -> bool {
-        (self.listed || !other.listed)
-            && self.cost() * 5 / 4 + Duration::from_millis(1) < other.cost()
+        self.cost() * 5 / 4 + Duration::from_millis(1) < other.cost()
     }
 
     fn distrust(&self) -> Duration {

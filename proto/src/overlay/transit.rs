@@ -6,6 +6,9 @@
 //! it receives where it sends from, and the master has signed a lease for it – or no master answers, and the roster
 //! is its permission ([`lease`](super::lease)). So nothing is ever forwarded to an address that is neither in the
 //! roster nor a member's own.
+//!
+//! A peer that nobody can reach attaches itself: it shows that it receives where it sends from, and that is
+//! where flows to it lead from then on, also when it is somewhere else the next time.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -18,7 +21,7 @@ use crate::{
     id::{Epoch, NodeId},
     overlay::{
         lease::{Known, Leases, Silence, Tally, Verifier},
-        packet::{Claim, Label, MAX_HOPS, Refusal, Ruling},
+        packet::{Attach, Claim, Label, MAX_HOPS, Next, Refusal, Ruling},
     },
     token::KeyId,
 };
@@ -55,6 +58,10 @@ pub const LASTS: Duration = Duration::from_secs(60);
 /// and may have another lease by then.
 pub const REVOKED_LASTS: Duration = Duration::from_secs(2);
 
+/// For how long a node is attached. It attaches itself again much sooner: what translates its addresses forgets
+/// them (RFC 4787, section 4.3: after two minutes at the earliest; many do after 30 s).
+pub const ATTACHED: Duration = Duration::from_secs(60);
+
 /// For how long a cookie is good: some round trips.
 const COOKIE_LASTS: Duration = Duration::from_secs(10);
 
@@ -75,6 +82,8 @@ pub enum NotForwarded {
     UnknownFlow,
     /// It came from neither side of its flow.
     WrongSource,
+    /// Its peer is not attached any more.
+    NotAttached,
     /// Its flow has sent what it may for now.
     Rate,
 }
@@ -85,6 +94,7 @@ impl NotForwarded {
         match self {
             Self::UnknownFlow => "unknown_flow",
             Self::WrongSource => "wrong_source",
+            Self::NotAttached => "not_attached",
             Self::Rate => "rate",
         }
     }
@@ -97,6 +107,7 @@ pub struct Flows {
     limits: Limits,
     flows: HashMap<Label, Flow>,
     each: HashMap<NodeId, usize>,
+    places: Places,
     cookies: VecDeque<Cookie>,
     leases: Leases,
     silence: Silence,
@@ -116,6 +127,20 @@ struct Permit {
     ends: Option<Instant>,
 }
 
+/// Where nodes are that attached themselves. A place has a number that a flow can keep: no node of the roster
+/// has more than one, and one that left the roster has no flow any more that could lead to whoever is there next.
+#[derive(Debug, Default)]
+struct Places {
+    numbers: HashMap<NodeId, usize>,
+    places: Vec<Option<Place>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    at: SocketAddr,
+    ends: Instant,
+}
+
 #[derive(Debug)]
 struct Flow {
     permit: Permit,
@@ -124,17 +149,26 @@ struct Flow {
     claimant: NodeId,
     peer: NodeId,
     hops: Vec<NodeId>,
-    /// Towards the claimant, and towards the peer.
-    sides: [SocketAddr; 2],
+    /// Towards the claimant.
+    near: SocketAddr,
+    /// Towards the peer.
+    far: Far,
     ends: Instant,
     bytes: Bucket,
     packets: Bucket,
 }
 
+#[derive(Debug, Clone, Copy)]
+enum Far {
+    At(SocketAddr),
+    /// Wherever the node is that has this place.
+    Place(usize),
+}
+
 #[derive(Debug)]
 struct Cookie {
     cookie: u64,
-    claimant: NodeId,
+    to: NodeId,
     source: SocketAddr,
     given: Instant,
 }
@@ -157,6 +191,7 @@ impl Flows {
             limits,
             flows: HashMap::new(),
             each: HashMap::new(),
+            places: Places::default(),
             cookies: VecDeque::new(),
             leases: Leases::new(now),
             silence: Silence::new(now),
@@ -172,6 +207,11 @@ impl Flows {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.flows.is_empty()
+    }
+
+    /// Nodes that are attached.
+    pub fn attached(&self) -> usize {
+        self.places.numbers.len()
     }
 
     /// New flows are refused from now on, and those that are there not prolonged.
@@ -212,10 +252,19 @@ impl Flows {
         if flow.ends <= now {
             return Err(NotForwarded::UnknownFlow);
         }
-        let to = match flow.sides {
-            [claimants, peers] if claimants == source => peers,
-            [claimants, peers] if peers == source => claimants,
-            _ => return Err(NotForwarded::WrongSource),
+        let far = match flow.far {
+            Far::At(address) => address,
+            Far::Place(number) => {
+                let place = self.places.at(number, now);
+                place.ok_or(NotForwarded::NotAttached)?
+            }
+        };
+        let to = match () {
+            // Who attached itself may have moved to where the claimant is.
+            () if flow.near == far => return Err(NotForwarded::WrongSource),
+            () if source == flow.near => far,
+            () if source == far => flow.near,
+            () => return Err(NotForwarded::WrongSource),
         };
         let allowed = flow.bytes.has(bytes, now) && flow.packets.has(packets, now);
         if !allowed {
@@ -236,16 +285,48 @@ impl Flows {
         draw: impl FnOnce() -> u64,
         now: Instant,
     ) -> Ruling {
-        let ruling = self.judge(claim, source, roster, now).and_then(|proved| {
-            // A signature is looked at for who receives where it sends from, and for nobody else.
-            if !proved && !self.takes_cookie(claim, source, now) {
-                let cookie = self.give_cookie(claim, source, draw(), now);
-                return Ok(Ruling::Prove { cookie });
-            }
-            let permit = self.permit(claim, roster, verifier, now)?;
-            Ok(self.grant(claim, source, permit, now))
-        });
+        let ruling = self
+            .judge(claim, source, roster, now)
+            .and_then(|(proved, far)| {
+                // A signature is looked at for who receives where it sends from, and for nobody else.
+                if !proved && !self.takes_cookie(claim.cookie, &claim.from, source, now) {
+                    let cookie = self.give_cookie(&claim.from, source, draw(), now);
+                    return Ok(Ruling::Prove { cookie });
+                }
+                let permit = self.permit(claim, roster, verifier, now)?;
+                Ok(self.grant(claim, source, far, permit, now))
+            });
         ruling.unwrap_or_else(Ruling::Refused)
+    }
+
+    /// Rules on an attach that came from `source`, and whose tags were checked. `draw` gives random numbers.
+    pub fn attach(
+        &mut self,
+        attach: &Attach,
+        source: SocketAddr,
+        roster: &Roster,
+        draw: impl FnOnce() -> u64,
+        now: Instant,
+    ) -> Ruling {
+        if attach.to != self.node {
+            return Ruling::Refused(Refusal::NotOnTheWay);
+        }
+        if roster.node(&attach.from).is_none() {
+            return Ruling::Refused(Refusal::NotListed);
+        }
+        if self.draining {
+            return Ruling::Refused(Refusal::Draining);
+        }
+        let same = self.places.find(&attach.from, now) == Some(source);
+        if !same && !self.takes_cookie(attach.cookie, &attach.from, source, now) {
+            let cookie = self.give_cookie(&attach.from, source, draw(), now);
+            return Ruling::Prove { cookie };
+        }
+        let ends = now + ATTACHED;
+        self.places.put(&attach.from, Place { at: source, ends });
+        Ruling::Granted {
+            lasts: ATTACHED.as_secs() as u32,
+        }
     }
 
     /// Ends the flows of nodes that the roster does not list any more, and soon those whose leases hold no more
@@ -255,6 +336,7 @@ impl Flows {
         self.remove(|flow| {
             listed(&flow.claimant) && listed(&flow.peer) && flow.hops.iter().all(listed)
         });
+        self.places.retain(listed);
         self.leases.retain(now, |key| verifier.trusts(key));
         for flow in self.flows.values_mut() {
             let since = roster.node(&flow.claimant).map(|node| node.leases_since());
@@ -284,14 +366,14 @@ impl Flows {
         each.retain(|_, count| *count > 0);
     }
 
-    /// Whether the claim can be granted, and whether its source needs no proof.
+    /// Whether the claim can be granted: then whether its source needs no proof, and where the flow leads.
     fn judge(
         &self,
         claim: &Claim,
         source: SocketAddr,
         roster: &Roster,
         now: Instant,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<(bool, Far), Refusal> {
         let hops = &claim.hops;
         let at = hops.iter().position(|hop| *hop == self.node);
         let at = at.filter(|_| claim.to == self.node);
@@ -308,14 +390,23 @@ impl Flows {
         node(&claim.from)?;
         let peer = node(&claim.peer)?;
         let relays = hops.iter().map(node).collect::<Result<Vec<_>, _>>()?;
-        let next = match relays.get(at + 1) {
-            Some(next) => &next.transit,
-            None => &peer.addresses,
-        };
-        if relays.iter().any(|relay| relay.role != Role::Relay) || !next.contains(&claim.next) {
+        if relays.iter().any(|relay| relay.role != Role::Relay) {
             return Err(Refusal::NotListed);
         }
-        if at > 0 && !relays[at - 1].transit.contains(&source) || source == claim.next {
+        let (far, next) = match (claim.next, relays.get(at + 1)) {
+            (Next::At(next), Some(relay)) if relay.transit.contains(&next) => (Far::At(next), next),
+            (Next::At(next), None) if peer.addresses.contains(&next) => (Far::At(next), next),
+            (Next::At(_), _) => return Err(Refusal::NotListed),
+            // A relay that forwards can be reached, or is none.
+            (Next::Attached, Some(_)) => return Err(Refusal::NotOnTheWay),
+            (Next::Attached, None) => {
+                let place = self.places.numbers.get(&claim.peer);
+                let at = self.places.find(&claim.peer, now);
+                let (place, at) = place.zip(at).ok_or(Refusal::NotAttached)?;
+                (Far::Place(*place), at)
+            }
+        };
+        if at > 0 && !relays[at - 1].transit.contains(&source) || source == next {
             return Err(Refusal::NotOnTheWay);
         }
         if self.draining {
@@ -331,8 +422,8 @@ impl Flows {
         if held.is_some_and(|flow| flow.nonce >= claim.nonce) {
             return Err(Refusal::Replayed);
         }
-        let same = held.is_some_and(|flow| flow.sides[0] == source && flow.ends > now);
-        Ok(at > 0 || same)
+        let same = held.is_some_and(|flow| flow.near == source && flow.ends > now);
+        Ok((at > 0 || same, far))
     }
 
     /// What permits the flow.
@@ -378,36 +469,48 @@ impl Flows {
         self.flows.len() >= self.limits.flows || each >= self.limits.flows_each
     }
 
-    fn takes_cookie(&mut self, claim: &Claim, source: SocketAddr, now: Instant) -> bool {
+    fn takes_cookie(
+        &mut self,
+        cookie: u64,
+        from: &NodeId,
+        source: SocketAddr,
+        now: Instant,
+    ) -> bool {
         while let Some(oldest) = self.cookies.front()
             && now.saturating_duration_since(oldest.given) >= COOKIE_LASTS
         {
             self.cookies.pop_front();
         }
-        let is = |given: &Cookie| {
-            given.cookie == claim.cookie && given.claimant == claim.from && given.source == source
-        };
+        let is =
+            |given: &Cookie| given.cookie == cookie && given.to == *from && given.source == source;
         match self.cookies.iter().position(is) {
             Some(at) => self.cookies.remove(at).is_some(),
             None => false,
         }
     }
 
-    fn give_cookie(&mut self, claim: &Claim, source: SocketAddr, drawn: u64, now: Instant) -> u64 {
+    fn give_cookie(&mut self, to: &NodeId, source: SocketAddr, drawn: u64, now: Instant) -> u64 {
         if self.cookies.len() == COOKIES {
             self.cookies.pop_front();
         }
         let cookie = drawn.max(1);
         self.cookies.push_back(Cookie {
             cookie,
-            claimant: claim.from.clone(),
+            to: to.clone(),
             source,
             given: now,
         });
         cookie
     }
 
-    fn grant(&mut self, claim: &Claim, source: SocketAddr, permit: Permit, now: Instant) -> Ruling {
+    fn grant(
+        &mut self,
+        claim: &Claim,
+        source: SocketAddr,
+        far: Far,
+        permit: Permit,
+        now: Instant,
+    ) -> Ruling {
         let ends = permit
             .ends
             .map_or(now + LASTS, |ends| ends.min(now + LASTS));
@@ -420,13 +523,14 @@ impl Flows {
                 claimant: claim.from.clone(),
                 peer: claim.peer.clone(),
                 hops: claim.hops.clone(),
-                sides: [source, claim.next],
+                near: source,
+                far,
                 ends,
                 bytes: Bucket::new(permit.bytes_per_second, BATCH.0, now),
                 packets: Bucket::new(permit.packets_per_second, BATCH.1, now),
             }
         });
-        flow.sides = [source, claim.next];
+        (flow.near, flow.far) = (source, far);
         flow.ends = ends;
         flow.nonce = claim.nonce;
         flow.permit = permit;
@@ -435,6 +539,44 @@ impl Flows {
         Ruling::Granted {
             lasts: ends.saturating_duration_since(now).as_secs() as u32,
         }
+    }
+}
+
+impl Places {
+    /// Where the node is that has this place.
+    fn at(&self, number: usize, now: Instant) -> Option<SocketAddr> {
+        let place = self.places.get(number)?.as_ref()?;
+        (place.ends > now).then_some(place.at)
+    }
+
+    /// Where this node is.
+    fn find(&self, node: &NodeId, now: Instant) -> Option<SocketAddr> {
+        self.at(*self.numbers.get(node)?, now)
+    }
+
+    fn put(&mut self, node: &NodeId, place: Place) {
+        if let Some(number) = self.numbers.get(node) {
+            self.places[*number] = Some(place);
+            return;
+        }
+        let free = self.places.iter().position(Option::is_none);
+        let number = free.unwrap_or(self.places.len());
+        if number == self.places.len() {
+            self.places.push(None);
+        }
+        self.places[number] = Some(place);
+        self.numbers.insert(node.clone(), number);
+    }
+
+    /// A place that is over keeps its number: flows that lead to it may go on.
+    fn retain(&mut self, listed: impl Fn(&NodeId) -> bool) {
+        self.numbers.retain(|node, number| {
+            let kept = listed(node);
+            if !kept {
+                self.places[*number] = None;
+            }
+            kept
+        });
     }
 }
 

@@ -124,7 +124,7 @@ impl Shared {
                     continue;
                 }
                 // Nothing is forwarded here.
-                Kind::Claim => {
+                Kind::Claim | Kind::Attach => {
                     dropped(overlay_drop::MALFORMED);
                     continue;
                 }
@@ -177,9 +177,10 @@ impl Shared {
         };
         let now = Instant::now();
         let verdict = received.said;
-        let Some(peer) = table::read(&self.table).flow(verdict.flow).cloned() else {
+        let peer = table::read(&self.table).flow(verdict.flow).cloned();
+        if peer.is_none() && !self.places.has(verdict.flow) {
             return dropped(overlay_drop::UNKNOWN_LABEL);
-        };
+        }
         if verdict.to != self.config.node {
             return dropped(overlay_drop::UNKNOWN_SENDER);
         }
@@ -190,6 +191,9 @@ impl Shared {
         if !authenticator.verify(&verdict.from, &received.covered, &received.tags) {
             return dropped(overlay_drop::UNAUTHENTICATED);
         }
+        let Some(peer) = peer else {
+            return self.places.told(&verdict, now);
+        };
         let refusal = table::lock(&peer.passages)
             .iter_mut()
             .find(|passage| passage.flow() == verdict.flow)

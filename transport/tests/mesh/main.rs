@@ -5,6 +5,7 @@ mod datagrams;
 mod fairness;
 mod faults;
 mod mirror;
+mod nat;
 mod nodes;
 mod rotation;
 mod sessions;

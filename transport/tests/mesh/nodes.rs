@@ -32,6 +32,7 @@ use wavry_proto::{
 use wavry_transport::mesh::{self, Config, Endpoint, Leases, Limits, Requested, Session};
 
 /// A roster that can be changed.
+#[derive(Clone)]
 pub(crate) struct Cluster {
     sender: watch::Sender<Arc<Roster>>,
 }
@@ -78,6 +79,7 @@ impl Cluster {
             keys: vec![key],
             addresses: vec![address],
             transit: Vec::new(),
+            attached: Vec::new(),
             services: vec![],
             registration: 1,
             leases: Default::default(),

@@ -21,7 +21,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use wavry_proto::{
     overlay::{
         TAG_LEN,
-        packet::{Claim, Header, Kind, Label, Probe},
+        packet::{Claim, Header, Kind, Label, Next, Probe},
         paths::{Route, Standing, View},
         transit::Limits,
     },
@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// Long enough for anything that happens at all.
-const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A socket from which nothing goes to some addresses, and that keeps what goes through it.
 #[derive(Debug)]
@@ -115,8 +115,8 @@ impl AsyncUdpSocket for Wire {
 }
 
 /// A transit relay, until it is dropped.
-struct Relay {
-    address: SocketAddr,
+pub(crate) struct Relay {
+    pub(crate) address: SocketAddr,
     wire: Arc<Wire>,
     draining: CancellationToken,
     running: tokio::task::JoinHandle<()>,
@@ -124,7 +124,7 @@ struct Relay {
 }
 
 impl Relay {
-    fn start(cluster: &Cluster, name: &str, limits: Limits) -> Self {
+    pub(crate) fn start(cluster: &Cluster, name: &str, limits: Limits) -> Self {
         let key = Arc::new(Key::generate());
         let config = cluster.config(name, &key, mesh::Limits::default());
         let wire = Wire::new(true);
@@ -158,7 +158,7 @@ impl Relay {
     }
 
     /// Ends at once, without a word.
-    async fn kill(self) -> SocketAddr {
+    pub(crate) async fn kill(self) -> SocketAddr {
         let Self {
             address,
             running,
@@ -233,14 +233,14 @@ fn proved_flows(views: &[View]) -> usize {
     views.iter().filter(is).count()
 }
 
-fn via(route: Route) -> SocketAddr {
+pub(crate) fn via(route: Route) -> SocketAddr {
     match route {
         Route::Flow { via, .. } => via,
         Route::Direct(address) => address,
     }
 }
 
-async fn question_and_answer(here: &Session, there: &Session) {
+pub(crate) async fn question_and_answer(here: &Session, there: &Session) {
     let asking = async {
         let (mut send, mut recv) = here.open_bi().await.unwrap();
         send.write(Bytes::from_static(b"question")).await.unwrap();
@@ -259,7 +259,11 @@ async fn question_and_answer(here: &Session, there: &Session) {
 
 /// Sends numbers over a stream, one each millisecond, until told to stop; how many came, all in order, and
 /// the longest pause between two.
-async fn numbers(here: &Session, there: &Session, stop: CancellationToken) -> (u64, Duration) {
+pub(crate) async fn numbers(
+    here: &Session,
+    there: &Session,
+    stop: CancellationToken,
+) -> (u64, Duration) {
     let sending = async {
         let mut send = here.open_uni().await.unwrap();
         let mut tick = tokio::time::interval(Duration::from_millis(1));
@@ -333,8 +337,8 @@ async fn two_transit_relays_one_behind_the_other_carry_a_session() {
     ends.cut();
     // Neither is enough: the one does not reach b, the other is not reached by a.
     let ways =
-        wavry_proto::overlay::passage::ways(&ends.cluster.roster(), &id("a"), &id("b"), |_| true);
-    let (first, second) = match ways[2][0].address == one.address {
+        wavry_proto::overlay::ways::ways(&ends.cluster.roster(), &id("a"), &id("b"), |_| true);
+    let (first, second) = match ways[2].hops[0].address == one.address {
         true => (&one, &two),
         false => (&two, &one),
     };
@@ -522,7 +526,7 @@ async fn whoever_claims_or_probes_as_a_member_without_its_key_is_not_answered() 
         to: id("t1"),
         peer: id("b"),
         hops: vec![id("t1")],
-        next: ends.b.local_addr(),
+        next: Next::At(ends.b.local_addr()),
         lease: vec![7; 300],
     };
     let probe = Probe {

@@ -3,10 +3,14 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::overlay::{
-    beginning,
-    lease::tests::Nobody,
-    transit::{Flows, Limits},
+use crate::{
+    control::{Node, Role, Roster},
+    overlay::{
+        beginning,
+        lease::tests::Nobody,
+        transit::{Flows, Limits},
+        ways::Hop,
+    },
 };
 
 fn id(id: &str) -> NodeId {
@@ -17,7 +21,7 @@ fn address(last: u8) -> SocketAddr {
     ([192, 0, 2, last], 4435).into()
 }
 
-fn node(name: &str, role: Role, last: u8, region: Option<&str>) -> Node {
+fn node(name: &str, role: Role, last: u8) -> Node {
     Node {
         id: id(name),
         role,
@@ -27,23 +31,18 @@ fn node(name: &str, role: Role, last: u8, region: Option<&str>) -> Node {
             Role::Relay => vec![address(last)],
             Role::Gateway => Vec::new(),
         },
+        attached: Vec::new(),
         services: Vec::new(),
         registration: 1,
         leases: Default::default(),
-        placement: crate::placement::Placement {
-            region: region.map(|region| region.parse().unwrap()),
-            ..Default::default()
-        },
+        placement: Default::default(),
     }
 }
 
 /// The gateway `a`, the exit `b`, and `count` relays.
 fn roster(count: u8) -> Roster {
-    let mut nodes = vec![
-        node("a", Role::Gateway, 50, None),
-        node("b", Role::Relay, 51, None),
-    ];
-    nodes.extend((1..=count).map(|last| node(&format!("t{last}"), Role::Relay, last, None)));
+    let mut nodes = vec![node("a", Role::Gateway, 50), node("b", Role::Relay, 51)];
+    nodes.extend((1..=count).map(|last| node(&format!("t{last}"), Role::Relay, last)));
     Roster {
         nodes,
         ..Roster::empty("test".parse().unwrap())
@@ -82,8 +81,10 @@ impl World {
             })
             .collect();
         let flow = Label::from_random(7);
+        let last = Next::At(address(151));
+        let way = Way { hops, last };
         Self {
-            passage: Passage::new(id("a"), hops, id("b"), address(151), flow, now),
+            passage: Passage::new(id("a"), way, id("b"), flow, now),
             relays,
             roster,
             start: now,
@@ -120,7 +121,7 @@ impl World {
                 let Some(relay) = self.relays.get_mut(&at) else {
                     break None;
                 };
-                let hops = &self.passage.hops;
+                let hops = &self.passage.way().hops;
                 if hops
                     .iter()
                     .any(|hop| hop.node == claim.to && hop.address == at)
@@ -140,6 +141,7 @@ impl World {
                     ruling,
                     from: claim.to,
                     to: claim.from,
+                    seen: None,
                 };
                 self.passage.told(&verdict, self.now);
             }
@@ -148,7 +150,13 @@ impl World {
 
     /// Whether a packet comes through, both ways.
     fn carries(&mut self) -> bool {
-        let hops: Vec<_> = self.passage.hops.iter().map(|hop| hop.address).collect();
+        let hops: Vec<_> = self
+            .passage
+            .way()
+            .hops
+            .iter()
+            .map(|hop| hop.address)
+            .collect();
         let ends = [&[address(200)], &hops[..], &[address(151)]].concat();
         let mut through = |way: &[SocketAddr]| {
             way.windows(3).all(|at| {
@@ -255,6 +263,7 @@ fn what_was_not_asked_changes_nothing() {
         ruling: grant,
         from: id(from),
         to: id("a"),
+        seen: None,
     };
     assert_eq!(claim.nonce, 1 << 32 | 9);
     world
@@ -317,55 +326,6 @@ fn a_flow_that_ends_soon_is_claimed_once_a_second_and_no_more() {
         world.passage.told(&verdict, world.now);
     }
     assert!((9..=11).contains(&claims), "{claims}");
-}
-
-#[test]
-fn ways_go_through_two_relays_each_and_through_both() {
-    let through = |roster: &Roster, from: &str, to: &str| -> Vec<Vec<String>> {
-        let ways = ways(roster, &id(from), &id(to), |_| true);
-        let names = |way: &Vec<Hop>| way.iter().map(|hop| hop.node.to_string()).collect();
-        ways.iter().map(names).collect()
-    };
-    assert!(through(&roster(0), "a", "b").is_empty());
-    assert_eq!(through(&roster(1), "a", "b"), [["t1"]]);
-    let ways = through(&roster(20), "a", "b");
-    let [one, other, both] = &ways[..] else {
-        panic!("{ways:?}");
-    };
-    assert_ne!(one, other);
-    assert_eq!(*both, [&one[..], &other[..]].concat());
-    // Neither end is its own relay.
-    assert!(!ways.iter().flatten().any(|hop| hop == "b"));
-
-    // A relay is asked where it is reached.
-    let mut other = roster(1);
-    other.nodes[2].transit = vec!["[2001:db8::1]:1".parse().unwrap(), address(9)];
-    let reached = super::ways(&other, &id("a"), &id("b"), SocketAddr::is_ipv4);
-    assert_eq!(reached[0][0].address, address(9));
-    other.nodes[2].transit.pop();
-    assert!(super::ways(&other, &id("a"), &id("b"), SocketAddr::is_ipv4).is_empty());
-
-    let mut near = roster(20);
-    near.nodes[0].placement.region = Some("here".parse().unwrap());
-    near.nodes.push(node("t88", Role::Relay, 88, Some("here")));
-    assert_eq!(through(&near, "a", "b")[0], ["t88"]);
-}
-
-#[test]
-fn relays_are_spread_over_pairs_of_nodes() {
-    let roster = roster(10);
-    let mut counts = BTreeMap::<NodeId, u32>::new();
-    for gateway in 0..500 {
-        let from = id(&format!("g{gateway}"));
-        for way in ways(&roster, &from, &id("b"), |_| true).into_iter().take(2) {
-            *counts.entry(way[0].node.clone()).or_default() += 1;
-        }
-    }
-    // 1,000 over ten relays; five standard deviations of a fair draw are 47.
-    assert!(
-        counts.values().all(|count| (53..=147).contains(count)),
-        "{counts:?}"
-    );
 }
 
 proptest! {

@@ -31,6 +31,7 @@ fn node(name: &str, role: Role) -> Node {
         keys: vec![PublicKey([7; 32])],
         addresses: vec![at(name, MESH)],
         transit,
+        attached: Vec::new(),
         services: Vec::new(),
         registration: 1,
         leases: Default::default(),
@@ -55,8 +56,8 @@ fn usual() -> Roster {
 fn claim(to: &str, hops: &[&str]) -> Claim {
     let after = hops.iter().position(|hop| *hop == to).map(|at| at + 1);
     let next = match after.and_then(|after| hops.get(after)) {
-        Some(next) => at(next, TRANSIT),
-        None => at("b", MESH),
+        Some(next) => Next::At(at(next, TRANSIT)),
+        None => Next::At(at("b", MESH)),
     };
     Claim {
         flow: Label::from_random(1),
@@ -114,6 +115,21 @@ impl Relay {
                 };
                 self.claim(&proving, source)
             }
+            other => other,
+        }
+    }
+
+    fn attach(&mut self, attach: &Attach, source: SocketAddr) -> Ruling {
+        self.drawn += 1;
+        let drawn = self.drawn;
+        self.flows
+            .attach(attach, source, &self.roster, || drawn, self.now)
+    }
+
+    /// Attaches itself, and shows that it receives there.
+    fn prove_attach(&mut self, attach: Attach, source: SocketAddr) -> Ruling {
+        match self.attach(&attach, source) {
+            Ruling::Prove { cookie } => self.attach(&Attach { cookie, ..attach }, source),
             other => other,
         }
     }
@@ -210,7 +226,7 @@ fn what_is_not_in_the_roster_is_forwarded_to_by_nobody() {
         at("t1", TRANSIT),
     ] {
         let elsewhere = Claim {
-            next,
+            next: Next::At(next),
             ..claim("t1", &hops)
         };
         assert_eq!(refused(&elsewhere, from, usual()), not_listed, "{next}");
@@ -230,10 +246,18 @@ fn what_is_not_in_the_roster_is_forwarded_to_by_nobody() {
     }
     let itself = Claim {
         peer: id("a"),
-        next: at("a", MESH),
+        next: Next::At(at("a", MESH)),
         ..claim("t1", &["t1"])
     };
     assert_eq!(refused(&itself, from, usual()), not_on_the_way);
+    // A relay does not attach itself to another, and who did not is not found.
+    let attached = |hops: &[&str]| Claim {
+        next: Next::Attached,
+        ..claim("t1", hops)
+    };
+    assert_eq!(refused(&attached(&hops), from, usual()), not_on_the_way);
+    let not_attached = Ruling::Refused(Refusal::NotAttached);
+    assert_eq!(refused(&attached(&["t1"]), from, usual()), not_attached);
     // For another relay, whoever sent it here.
     assert_eq!(refused(&claim("t2", &hops), from, usual()), not_on_the_way);
 }
@@ -262,7 +286,7 @@ fn a_flows_id_is_whose_it_was_first() {
         },
         Claim {
             peer: id("g"),
-            next: at("g", MESH),
+            next: Next::At(at("g", MESH)),
             ..claim("t1", &["t1"])
         },
         claim("t1", &["t1", "t2"]),
@@ -407,7 +431,7 @@ proptest! {
     #[test]
     fn nothing_is_forwarded_to_strangers(
         claims in prop::collection::vec(
-            (0usize..5, prop::collection::vec(0usize..6, 0..5), 0usize..5, 0u64..3, 0usize..8, 0usize..8, any::<bool>(), 0u64..40),
+            (0usize..5, prop::collection::vec(0usize..6, 0..5), 0usize..5, 0u64..3, 0usize..9, 0usize..8, any::<bool>(), 0u64..40),
             1..60,
         ),
     ) {
@@ -429,17 +453,24 @@ proptest! {
                 to: id("t1"),
                 peer: id(names[peer]),
                 hops: hops.iter().map(|hop| id(names[*hop])).collect(),
-                next: addresses[next],
+                next: addresses.get(next).map_or(Next::Attached, |next| Next::At(*next)),
                 lease: Vec::new(),
             };
             let source = addresses[source];
-            let ruling = if proves {
-                proved.push(source);
-                relay.prove(&asked, source)
-            } else {
-                relay.claim(&asked, source)
+            let attach = Attach {
+                place: asked.flow,
+                nonce: 1,
+                cookie: 0,
+                from: asked.peer.clone(),
+                to: asked.to.clone(),
             };
-            let _ = ruling;
+            if proves {
+                proved.push(source);
+                let _ = (relay.prove(&asked, source), relay.prove_attach(attach, source));
+            } else {
+                let _ = (relay.claim(&asked, source), relay.attach(&attach, source));
+            }
+            prop_assert!(relay.flows.places.places.len() <= relay.roster.nodes.len());
             prop_assert!(relay.flows.len() <= 4);
             prop_assert!(relay.flows.each.values().all(|count| *count <= 2));
             for flow in 0..3 {

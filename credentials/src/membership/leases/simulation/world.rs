@@ -14,9 +14,10 @@ use wavry_proto::{
     overlay::{
         TAG_LEN,
         lease::{Offer, Silence, Unfit, Verified},
-        packet::{Claim, Label, Ruling, Verdict},
-        passage::{Hop, Passage},
+        packet::{Claim, Label, Next, Ruling, Verdict},
+        passage::Passage,
         transit::{Flows, LASTS, Limits},
+        ways::{self, Hop},
     },
     token::{KeyId, Lease, Validity, pack},
 };
@@ -160,6 +161,7 @@ fn listed(name: &str, role: Role, registration: u64) -> Node {
         transit: Vec::new(),
         services: Vec::new(),
         registration,
+        attached: Vec::new(),
         leases: Default::default(),
         placement: Default::default(),
     };
@@ -271,9 +273,13 @@ impl World {
         for hops in [vec![hop(0)], vec![hop(1)], vec![hop(0), hop(1)]] {
             let flow = Label::from_random(self.chance.next());
             let (from, peer) = (claimant.id.clone(), id("b"));
-            let passage = Passage::new(from, hops, peer, exit(), flow, self.now);
+            let way = ways::Way {
+                hops,
+                last: Next::At(exit()),
+            };
+            let passage = Passage::new(from, way, peer, flow, self.now);
             let wall = wall(self.start, self.now, claimant.node.skew);
-            claimant.book.want(passage.way(), wall);
+            claimant.book.want(passage.to_lease(), wall);
             claimant.passages.push(passage);
         }
     }
@@ -438,7 +444,7 @@ impl World {
             to: id("t0"),
             peer: id("b"),
             hops: vec![id("t0")],
-            next: exit(),
+            next: Next::At(exit()),
             lease: lease.to_vec(),
         };
         if thief == victim && claim.flow == passage.flow() {
@@ -581,6 +587,7 @@ impl World {
                     flow: claim.flow,
                     nonce: claim.nonce,
                     ruling,
+                    seen: None,
                     from: claim.to.clone(),
                     to: claim.from.clone(),
                 });
@@ -620,6 +627,7 @@ impl World {
             flow: claim.flow,
             nonce: claim.nonce,
             ruling,
+            seen: None,
             from: relay.id.clone(),
             to: claim.from.clone(),
         };
@@ -648,7 +656,7 @@ impl World {
         for number in 0..self.claimants.len() {
             for which in 0..self.claimants[number].passages.len() {
                 let flow = self.claimants[number].passages[which].flow();
-                let way = self.claimants[number].passages[which].way();
+                let way = self.claimants[number].passages[which].to_lease();
                 let claimant = self.claimants[number].id.clone();
                 for relay in 0..self.relays.len() {
                     let source = match way
@@ -751,7 +759,7 @@ impl World {
                 let Some(_) = passage.route(now) else {
                     continue;
                 };
-                let way = passage.way();
+                let way = passage.to_lease();
                 let through = way.hops.iter().all(|hop| {
                     let relay = self.relays.iter().position(|relay| relay.id == *hop);
                     let relay = relay.unwrap();
@@ -772,7 +780,7 @@ impl World {
             let wall = wall(self.start, self.now, claimant.node.skew);
             for passage in &claimant.passages {
                 let flow = passage.flow();
-                let name = format!("{flow} {:?}", passage.way().hops);
+                let name = format!("{flow} {:?}", passage.to_lease().hops);
                 let is_open = passage.route(self.now).is_some();
                 let offer = match claimant.book.offer(flow, wall) {
                     Offer::Lease(_) => Offer::Lease(Arc::default()),

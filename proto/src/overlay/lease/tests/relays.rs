@@ -10,7 +10,7 @@ use crate::{
     control::{Node, Role},
     id::Epoch,
     overlay::{
-        packet::Ruling,
+        packet::{Next, Ruling},
         transit::{Flows, LASTS, Limits, NotForwarded, REVOKED_LASTS},
     },
     token::Validity,
@@ -69,6 +69,7 @@ fn roster() -> Roster {
         },
         services: Vec::new(),
         registration: 5,
+        attached: Vec::new(),
         leases: Default::default(),
         placement: Default::default(),
     };
@@ -141,7 +142,7 @@ impl Relay {
                 to: id("t"),
                 peer: id("b"),
                 hops: vec![id("t")],
-                next: at(2),
+                next: Next::At(at(2)),
                 lease: lease.clone(),
             };
             let (drawn, told) = (self.drawn, &self.told);
@@ -376,7 +377,7 @@ fn what_is_remembered_is_bounded_and_what_is_not_costs_another_check() {
             to: id("t"),
             peer: id("b"),
             hops: vec![id("t")],
-            next: at(2),
+            next: Next::At(at(2)),
             lease: written(&lease(flow), 360_000),
         };
         leases.check(&claim, &roster, &told, now).map(|_| ())
