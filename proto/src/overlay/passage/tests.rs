@@ -322,6 +322,7 @@ fn a_flow_that_ends_soon_is_claimed_once_a_second_and_no_more() {
             ruling: grant,
             from: claim.to,
             to: claim.from,
+            seen: None,
         };
         world.passage.told(&verdict, world.now);
     }
