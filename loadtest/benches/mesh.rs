@@ -396,6 +396,7 @@ impl Cluster {
                 packets_per_second: u64::from(u32::MAX),
                 ..Limits::default()
             },
+            link: None,
         };
         let stopped = CancellationToken::new();
         let until = stopped.clone();

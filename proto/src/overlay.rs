@@ -12,10 +12,12 @@
 //! * [`passage`]: a path through them, as the node at its end makes it.
 //! * [`attachment`]: a place at a transit relay, of a node that cannot be reached otherwise.
 //! * [`transit`]: what a transit relay knows.
+//! * [`egress`]: what waits where its link is full.
 //!
 //! `docs/MESH.md` has the formats, the rules and their reasons.
 
 pub mod attachment;
+pub mod egress;
 pub mod lease;
 pub mod packet;
 pub mod passage;

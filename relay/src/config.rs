@@ -65,6 +65,9 @@ pub struct RawTransit {
     pub flow_bits_per_second: u64,
     /// Packets of one flow in a second, both ways together.
     pub flow_packets_per_second: u64,
+    /// Bits that the link carries in a second, both ways together, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub link_bits_per_second: Option<u64>,
 }
 
 impl Default for RawTransit {
@@ -77,6 +80,7 @@ impl Default for RawTransit {
             max_flows_per_node: limits.flows_each,
             flow_bits_per_second: limits.bytes_per_second * 8,
             flow_packets_per_second: limits.packets_per_second,
+            link_bits_per_second: None,
         }
     }
 }
@@ -174,6 +178,8 @@ pub struct Transit {
     pub advertise: Vec<SocketAddr>,
     /// What is carried at most.
     pub limits: Limits,
+    /// Bytes that the link carries in a second, where that is known; flows share them.
+    pub link: Option<u64>,
 }
 
 /// Where a service is found, and for how long it may keep a new session waiting.
@@ -302,9 +308,17 @@ impl TryFrom<RawTransit> for Transit {
             let problem = "must be at least 1000000";
             return Err(Invalid::new("transit.flow_bits_per_second", problem));
         }
+        if raw
+            .link_bits_per_second
+            .is_some_and(|bits| bits < 1_000_000)
+        {
+            let problem = "must be at least 1000000";
+            return Err(Invalid::new("transit.link_bits_per_second", problem));
+        }
         Ok(Self {
             listen: raw.listen,
             advertise: raw.advertise,
+            link: raw.link_bits_per_second.map(|bits| bits / 8),
             limits: Limits {
                 flows: raw.max_flows,
                 flows_each: raw.max_flows_per_node,

@@ -43,6 +43,7 @@ impl Forwarding {
             verifier: Arc::new(membership.lease_verifier()),
             master: membership.master(),
             limits: config.limits,
+            link: config.link,
         };
         thread::Builder::new()
             .name("transit".to_owned())

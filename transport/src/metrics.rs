@@ -56,6 +56,8 @@ pub const TRANSIT_DROPPED: &str = "wavry_transport_transit_dropped_total";
 pub const TRANSIT_LEASES: &str = "wavry_transport_transit_leases_total";
 /// 1 where a transit relay takes the roster for permission, as no master answers it.
 pub const TRANSIT_SILENCE: &str = "wavry_transport_transit_silence";
+/// Bytes that wait because this transit relay's link is full.
+pub const TRANSIT_QUEUED: &str = "wavry_transport_transit_queued_bytes";
 /// Claims of flows, by `ruling` (`granted`, `prove`, or the reason of a refusal).
 pub const TRANSIT_CLAIMS: &str = "wavry_transport_transit_claims_total";
 /// Attaches of nodes that nobody reaches otherwise, by `ruling` (`granted`, `prove`, or the reason of a refusal).
@@ -100,7 +102,8 @@ pub mod overlay_drop {
 }
 
 /// Values of the label `reason` of [`TRANSIT_DROPPED`], beside those of
-/// [`NotForwarded`](wavry_proto::overlay::transit::NotForwarded).
+/// [`NotForwarded`](wavry_proto::overlay::transit::NotForwarded) and
+/// [`Overdue`](wavry_proto::overlay::egress::Overdue).
 pub mod transit_drop {
     /// Not the overlay's, or not for a transit relay.
     pub const MALFORMED: &str = "malformed";
@@ -110,8 +113,6 @@ pub mod transit_drop {
     pub const UNAUTHENTICATED: &str = "unauthenticated";
     /// A claim beyond what is looked at each second.
     pub const TOO_MANY_CLAIMS: &str = "too_many_claims";
-    /// The socket takes no more.
-    pub const SEND_BUFFER_FULL: &str = "send_buffer_full";
     /// The operating system refused it.
     pub const SEND_FAILED: &str = "send_failed";
 }
@@ -304,6 +305,11 @@ pub fn describe() {
         TRANSIT_DROPPED,
         Unit::Count,
         "Packets not forwarded as a transit relay"
+    );
+    describe_gauge!(
+        TRANSIT_QUEUED,
+        Unit::Bytes,
+        "Bytes that wait for this transit relay's link"
     );
     describe_counter!(
         TRANSIT_LEASES,

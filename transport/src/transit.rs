@@ -1,20 +1,22 @@
 //! A transit relay's socket: takes packets of flows that other nodes claimed, and sends them on as they are.
 //!
 //! [`Transit`] looks at the 8 bytes before each packet and at nothing behind them. What the kernel has put
-//! together (GRO) goes on together (GSO), in runs of one flow; nothing is copied and nothing allocated.
+//! together (GRO) goes on together (GSO), in runs of one flow; nothing is copied and nothing allocated, but where
+//! the link is full: then packets wait, and flows take turns ([`wavry_proto::overlay::egress`]).
 //! Claims are checked against the roster ([`wavry_proto::overlay::transit`]) and answered on the same socket.
 
 use std::{
-    future::poll_fn,
+    future::{Future, poll_fn},
     io::{self, IoSliceMut},
     net::SocketAddr,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
 use quinn::{
-    AsyncUdpSocket,
+    AsyncUdpSocket, UdpPoller,
     udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, Transmit},
 };
 use rustls::crypto::SecureRandom;
@@ -25,6 +27,7 @@ use wavry_proto::{
     id::NodeId,
     overlay::{
         Authenticator,
+        egress::{Class, Egress, Overdue, Pace},
         lease::{Tally as LeasesSeen, Verifier},
         packet::{Attach, Claim, Header, Kind, Label, Received, Ruling, Verdict},
         transit::{Flows, Limits},
@@ -62,6 +65,9 @@ pub struct Config {
     pub master: watch::Receiver<bool>,
     /// What is carried at most.
     pub limits: Limits,
+    /// Bytes that the link carries in a second, where that is known: flows share them. Otherwise packets wait only
+    /// when the kernel takes no more.
+    pub link: Option<u64>,
 }
 
 /// A transit relay. See the [module](self).
@@ -70,9 +76,29 @@ pub struct Transit {
     address: SocketAddr,
     config: Config,
     flows: Flows,
+    egress: Egress<Batch>,
+    /// What came from the queue and was not taken by the kernel.
+    refused: Option<Batch>,
+    pace: Option<Pace>,
+    paced: Pin<Box<tokio::time::Sleep>>,
+    writable: Pin<Box<dyn UdpPoller>>,
     random: &'static dyn SecureRandom,
     claims_left: u32,
     tally: Tally,
+}
+
+/// Packets of one flow that wait.
+struct Batch {
+    to: SocketAddr,
+    ecn: Option<EcnCodepoint>,
+    packets: Vec<u8>,
+    stride: usize,
+}
+
+impl Batch {
+    fn count(&self) -> usize {
+        self.packets.len().div_ceil(self.stride)
+    }
 }
 
 /// What was done since the last sweep.
@@ -87,7 +113,12 @@ impl Transit {
     pub fn new(socket: Arc<dyn AsyncUdpSocket>, config: Config) -> io::Result<Self> {
         Ok(Self {
             address: socket.local_addr()?,
+            writable: socket.clone().create_io_poller(),
             socket,
+            egress: Egress::default(),
+            refused: None,
+            pace: config.link.map(|rate| Pace::new(rate, Instant::now())),
+            paced: Box::pin(tokio::time::sleep(Duration::ZERO)),
             flows: Flows::new(config.node.clone(), config.limits, Instant::now()),
             config,
             random: rustls::crypto::aws_lc_rs::default_provider().secure_random,
@@ -146,7 +177,7 @@ impl Transit {
                         break;
                     }
                 }
-                received = poll_fn(|cx| self.poll_forward(cx, &mut memory)) => {
+                received = poll_fn(|cx| self.poll_work(cx, &mut memory)) => {
                     if let Err(error) = received {
                         // A datagram's own error (ICMP) is no reason to stop.
                         tracing::debug!(%error, "transit socket");
@@ -171,10 +202,19 @@ impl Transit {
         ::metrics::counter!(metrics::TRANSIT_LEASES, "by" => "memory").increment(known);
         ::metrics::gauge!(metrics::TRANSIT_FLOWS).set(self.flows.len() as f64);
         ::metrics::gauge!(metrics::TRANSIT_ATTACHED).set(self.flows.attached() as f64);
+        ::metrics::gauge!(metrics::TRANSIT_QUEUED).set(self.egress.bytes() as f64);
         let Tally { packets, bytes } = std::mem::take(&mut self.tally);
         ::metrics::counter!(metrics::TRANSIT_PACKETS).increment(packets);
         ::metrics::counter!(metrics::TRANSIT_BYTES).increment(bytes);
         packets > 0
+    }
+
+    /// Sends what waits, and takes what is there, once.
+    fn poll_work(&mut self, cx: &mut Context<'_>, memory: &mut [u8]) -> Poll<io::Result<()>> {
+        if self.refused.is_some() || !self.egress.is_empty() {
+            self.flush(cx);
+        }
+        self.poll_forward(cx, memory)
     }
 
     /// Takes what is there, once, and forwards it.
@@ -198,13 +238,14 @@ impl Transit {
     fn forward(&mut self, packets: &[u8], meta: &RecvMeta, now: Instant) {
         let stride = meta.stride.max(1);
         let source = canonical(meta.addr);
-        let mut run: Option<(Label, usize, usize)> = None;
+        let mut run: Option<(Header, usize, usize)> = None;
         let mut at = 0;
         while at < packets.len() {
             let end = packets.len().min(at + stride);
             let packet = &packets[at..end];
             let header = Header::read(packet).map(|(header, _)| header);
-            let flow = match header {
+            // A run is of one kind: probes are not to wait behind what came with them.
+            let of = match header {
                 // Nobody is reached here directly.
                 None
                 | Some(Header {
@@ -220,21 +261,29 @@ impl Transit {
                     self.attached(packet, source, now);
                     None
                 }
-                Some(header) => Some(header.label),
+                Some(header) => Some(header),
             };
-            match (run, flow) {
-                (Some((id, start, _)), Some(next)) if id == next => run = Some((id, start, end)),
+            match (run, of) {
+                (Some((of, start, _)), Some(next)) if of == next => run = Some((of, start, end)),
                 (before, next) => {
-                    if let Some((id, start, end)) = before {
+                    if let Some((of, start, end)) = before {
+                        let id = of.label;
                         self.send_on(id, source, &packets[start..end], stride, meta.ecn, now);
                     }
-                    run = next.map(|id| (id, at, end));
+                    run = next.map(|of| (of, at, end));
                 }
             }
             at = end;
         }
-        if let Some((id, start, end)) = run {
-            self.send_on(id, source, &packets[start..end], stride, meta.ecn, now);
+        if let Some((of, start, end)) = run {
+            self.send_on(
+                of.label,
+                source,
+                &packets[start..end],
+                stride,
+                meta.ecn,
+                now,
+            );
         }
     }
 
@@ -258,22 +307,85 @@ impl Transit {
                     continue;
                 }
             };
-            let sent = self.socket.try_send(&Transmit {
-                destination: self.for_socket(to),
-                ecn,
-                contents: batch,
-                segment_size: (count > 1).then_some(stride),
-                src_ip: None,
-            });
-            match sent {
-                Ok(()) => {
-                    self.tally.packets += count as u64;
-                    self.tally.bytes += batch.len() as u64;
+            let is_free = self.refused.is_none() && self.egress.is_empty();
+            let may = self.pace.as_ref().is_none_or(|pace| pace.at() <= now);
+            if !(is_free && may && self.send(to, ecn, batch, stride, now)) {
+                let waiting = Batch {
+                    to,
+                    ecn,
+                    packets: batch.to_vec(),
+                    stride,
+                };
+                self.queue(id, waiting, now);
+            }
+        }
+    }
+
+    /// Sends a batch; `false` where it has to wait.
+    fn send(
+        &mut self,
+        to: SocketAddr,
+        ecn: Option<EcnCodepoint>,
+        packets: &[u8],
+        stride: usize,
+        now: Instant,
+    ) -> bool {
+        let count = packets.len().div_ceil(stride);
+        let sent = self.socket.try_send(&Transmit {
+            destination: for_socket(self.address, to),
+            ecn,
+            contents: packets,
+            segment_size: (count > 1).then_some(stride),
+            src_ip: None,
+        });
+        match sent {
+            Ok(()) => {
+                self.tally.packets += count as u64;
+                self.tally.bytes += packets.len() as u64;
+                if let Some(pace) = &mut self.pace {
+                    pace.sent(packets.len(), now);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    dropped(transit_drop::SEND_BUFFER_FULL, count as u64);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            Err(_) => dropped(transit_drop::SEND_FAILED, count as u64),
+        }
+        true
+    }
+
+    fn queue(&mut self, flow: Label, batch: Batch, now: Instant) {
+        let probes = |packet: &[u8]| {
+            let kind = Header::read(packet).map(|(header, _)| header.kind);
+            kind.is_some_and(|kind| kind != Kind::Flow)
+        };
+        let class = match batch.packets.chunks(batch.stride).all(probes) {
+            true => Class::Urgent,
+            false => Class::Data,
+        };
+        let bytes = batch.packets.len();
+        self.egress.push(flow, class, batch, bytes, now, overdue);
+    }
+
+    /// Sends what waits until the link or the kernel takes no more; whoever polls is woken when it does.
+    fn flush(&mut self, cx: &mut Context<'_>) {
+        loop {
+            let now = Instant::now();
+            if let Some(pace) = &self.pace
+                && pace.at() > now
+            {
+                self.paced.as_mut().reset(pace.at().into());
+                if self.paced.as_mut().poll(cx).is_pending() {
+                    return;
                 }
-                Err(_) => dropped(transit_drop::SEND_FAILED, count as u64),
+            }
+            let refused = self.refused.take();
+            let Some(batch) = refused.or_else(|| self.egress.pop(now, overdue)) else {
+                return;
+            };
+            if !self.send(batch.to, batch.ecn, &batch.packets, batch.stride, now) {
+                self.refused = Some(batch);
+                if self.writable.as_mut().poll_writable(cx).is_pending() {
+                    return;
+                }
             }
         }
     }
@@ -383,6 +495,10 @@ impl Transit {
     fn for_socket(&self, address: SocketAddr) -> SocketAddr {
         for_socket(self.address, address)
     }
+}
+
+fn overdue(batch: Batch, reason: Overdue) {
+    dropped(reason.as_str(), batch.count() as u64);
 }
 
 fn dropped(reason: &'static str, count: u64) {

@@ -9,4 +9,5 @@ mod nat;
 mod nodes;
 mod rotation;
 mod sessions;
+mod shares;
 mod transit;

@@ -125,6 +125,16 @@ pub(crate) struct Relay {
 
 impl Relay {
     pub(crate) fn start(cluster: &Cluster, name: &str, limits: Limits) -> Self {
+        Self::on_a_link(cluster, name, limits, None)
+    }
+
+    /// One whose link carries so many bytes in a second.
+    pub(crate) fn on_a_link(
+        cluster: &Cluster,
+        name: &str,
+        limits: Limits,
+        link: Option<u64>,
+    ) -> Self {
         let key = Arc::new(Key::generate());
         let config = cluster.config(name, &key, mesh::Limits::default());
         let wire = Wire::new(true);
@@ -136,6 +146,7 @@ impl Relay {
             // One answers, so that a claim needs a lease.
             master: watch::channel(true).1,
             limits,
+            link,
         };
         let transit = Transit::new(wire.clone(), transit).unwrap();
         let address = transit.local_addr();

@@ -1,0 +1,245 @@
+//! What waits where a transit relay's link is full: a queue for each flow, which take turns by deficit round
+//! robin (Shreedhar and Varghese, SIGCOMM 1995), so that a flow that sends much waits behind itself and not
+//! before others. Probes and claims go first: a path is not to be given up because much goes over it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use crate::overlay::packet::Label;
+
+/// What waited for so long is dropped: QUIC has sent it again, or will see in time that it sends too fast.
+pub const WAITS_MOST: Duration = Duration::from_millis(50);
+
+/// Bytes that wait at most: 50 ms of 1 Gbit/s, and a batch.
+pub const BYTES: usize = 6_400_000;
+
+/// Bytes that a flow may send in its turn: a batch that quinn sends at once, ten packets.
+const QUANTUM: usize = 10 * 1_288;
+
+/// Bytes of probes and claims that wait before everything else. A flow has three probes in 100 ms when its path is
+/// in doubt; more than some hundred at once are a flood, and wait like data.
+const URGENT: usize = 256 * 1_288;
+
+/// Why something that waited was dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Overdue {
+    /// It waited for longer than [`WAITS_MOST`].
+    Old,
+    /// More than [`BYTES`] waited, and of its flow the most.
+    Full,
+}
+
+impl Overdue {
+    /// The reason as a word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Old => "queued_too_long",
+            Self::Full => "queue_full",
+        }
+    }
+}
+
+/// Whether something is sent before what waits of all flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Probes and claims.
+    Urgent,
+    /// Everything else.
+    Data,
+}
+
+/// What waits: packets `T` that are sent together.
+#[derive(Debug)]
+pub struct Egress<T> {
+    urgent: VecDeque<Waiting<T>>,
+    urgent_bytes: usize,
+    flows: HashMap<Label, Flow<T>>,
+    /// Flows of which something waits, in the order of their turns.
+    turns: VecDeque<Label>,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Flow<T> {
+    waiting: VecDeque<Waiting<T>>,
+    bytes: usize,
+    deficit: usize,
+    /// Whether it got its quantum in this turn.
+    begun: bool,
+}
+
+#[derive(Debug)]
+struct Waiting<T> {
+    item: T,
+    bytes: usize,
+    since: Instant,
+}
+
+impl<T> Default for Egress<T> {
+    fn default() -> Self {
+        Self {
+            urgent: VecDeque::new(),
+            urgent_bytes: 0,
+            flows: HashMap::new(),
+            turns: VecDeque::new(),
+            bytes: 0,
+        }
+    }
+}
+
+impl<T> Egress<T> {
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.urgent.is_empty() && self.turns.is_empty()
+    }
+
+    /// Bytes that wait.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// `item` of this flow waits from now on. `dropped` is given what has to go for that.
+    pub fn push(
+        &mut self,
+        flow: Label,
+        class: Class,
+        item: T,
+        bytes: usize,
+        now: Instant,
+        mut dropped: impl FnMut(T, Overdue),
+    ) {
+        self.bytes += bytes;
+        let waiting = Waiting {
+            item,
+            bytes,
+            since: now,
+        };
+        if class == Class::Urgent && self.urgent_bytes + bytes <= URGENT {
+            self.urgent_bytes += bytes;
+            self.urgent.push_back(waiting);
+        } else {
+            let turns = &mut self.turns;
+            let flow = self.flows.entry(flow).or_insert_with(|| {
+                turns.push_back(flow);
+                Flow {
+                    waiting: VecDeque::new(),
+                    bytes: 0,
+                    deficit: 0,
+                    begun: false,
+                }
+            });
+            flow.bytes += bytes;
+            flow.waiting.push_back(waiting);
+        }
+        while self.bytes > BYTES {
+            let Some(item) = self.take_of_longest() else {
+                break;
+            };
+            dropped(item, Overdue::Full);
+        }
+    }
+
+    /// What is sent next. `dropped` is given what waited for too long.
+    pub fn pop(&mut self, now: Instant, mut dropped: impl FnMut(T, Overdue)) -> Option<T> {
+        let is_old =
+            |waiting: &Waiting<T>| now.saturating_duration_since(waiting.since) > WAITS_MOST;
+        while let Some(waiting) = self.urgent.pop_front() {
+            self.bytes -= waiting.bytes;
+            self.urgent_bytes -= waiting.bytes;
+            if !is_old(&waiting) {
+                return Some(waiting.item);
+            }
+            dropped(waiting.item, Overdue::Old);
+        }
+        while let Some(label) = self.turns.front().copied() {
+            let Some(flow) = self.flows.get_mut(&label) else {
+                self.turns.pop_front();
+                continue;
+            };
+            while let Some(waiting) = flow.waiting.pop_front_if(|waiting| is_old(waiting)) {
+                self.bytes -= waiting.bytes;
+                flow.bytes -= waiting.bytes;
+                dropped(waiting.item, Overdue::Old);
+            }
+            if !std::mem::replace(&mut flow.begun, true) {
+                flow.deficit += QUANTUM;
+            }
+            let deficit = flow.deficit;
+            if let Some(waiting) = flow.waiting.pop_front_if(|next| next.bytes <= deficit) {
+                flow.deficit -= waiting.bytes;
+                flow.bytes -= waiting.bytes;
+                self.bytes -= waiting.bytes;
+                if flow.waiting.is_empty() {
+                    self.end(label);
+                }
+                return Some(waiting.item);
+            }
+            // Its turn is over: the next one's.
+            if flow.waiting.is_empty() {
+                self.end(label);
+            } else {
+                flow.begun = false;
+                self.turns.rotate_left(1);
+            }
+        }
+        None
+    }
+
+    /// Nothing of the flow waits any more. It keeps nothing of what it did not use.
+    fn end(&mut self, label: Label) {
+        self.flows.remove(&label);
+        self.turns.retain(|turn| *turn != label);
+    }
+
+    /// Takes the oldest of the flow of which the most waits.
+    fn take_of_longest(&mut self) -> Option<T> {
+        let longest = self.flows.iter().max_by_key(|(_, flow)| flow.bytes);
+        let label = *longest?.0;
+        let flow = self.flows.get_mut(&label)?;
+        let waiting = flow.waiting.pop_front()?;
+        flow.bytes -= waiting.bytes;
+        self.bytes -= waiting.bytes;
+        if flow.waiting.is_empty() {
+            self.end(label);
+        }
+        Some(waiting.item)
+    }
+}
+
+/// When the next packets may be sent on a link of a given rate.
+#[derive(Debug)]
+pub struct Pace {
+    bytes_per_second: u64,
+    /// When what was sent so far has left.
+    free_at: Instant,
+}
+
+/// What a link may be behind: as long as a thread may be kept from sending without the link being idle.
+const BEHIND: Duration = Duration::from_millis(5);
+
+impl Pace {
+    /// Of a link that carries so much.
+    pub fn new(bytes_per_second: u64, now: Instant) -> Self {
+        Self {
+            bytes_per_second: bytes_per_second.max(1),
+            free_at: now,
+        }
+    }
+
+    /// When something may be sent.
+    pub fn at(&self) -> Instant {
+        self.free_at
+    }
+
+    /// So many bytes were sent.
+    pub fn sent(&mut self, bytes: usize, now: Instant) {
+        let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
+        let behind = now.checked_sub(BEHIND).unwrap_or(now);
+        self.free_at = self.free_at.max(behind) + takes;
+    }
+}
+
+#[cfg(test)]
+mod tests;
