@@ -10,7 +10,10 @@ use std::{
 };
 
 use serde::Serialize;
-use wavry_credentials::cert::{self, Summary};
+use wavry_credentials::{
+    acme::request::next_attempt,
+    cert::{self, Summary},
+};
 
 use crate::operate::{say, say_json, say_table, shown_time};
 
@@ -68,10 +71,20 @@ pub(crate) async fn run(command: &Command) -> anyhow::Result<()> {
     match command {
         Command::List(args) => {
             let mut rows = Vec::new();
-            for Place { source, pairs, .. } in places(&args.state_dir) {
-                for chain in chains(&pairs)? {
-                    let summary = cert::summaries(&chain)?.into_iter().next();
-                    rows.extend(summary.map(|summary| Row::new(source, &chain, &summary)));
+            for place in places(&args.state_dir) {
+                let chains = chains(&place.pairs)?;
+                for chain in &chains {
+                    let summary = cert::summaries(chain)?.into_iter().next();
+                    let row = summary.map(|summary| Row::new(place.source, chain, &summary));
+                    // It takes the place of the newest one.
+                    let newest = place
+                        .requests
+                        .as_deref()
+                        .filter(|_| Some(chain) == chains.last());
+                    rows.extend(row.map(|row| Row {
+                        next_attempt: newest.and_then(next_attempt),
+                        ..row
+                    }));
                 }
             }
             show(&rows, args.json)
@@ -180,6 +193,8 @@ struct Row {
     not_after: u64,
     /// Below zero once it has expired.
     days_left: i64,
+    /// When its gateway means to obtain another one in its place.
+    next_attempt: Option<u64>,
     /// SHA-256, in hexadecimal.
     hash: String,
     may_be_pinned: bool,
@@ -199,6 +214,7 @@ impl Row {
             not_before: seconds(summary.not_before),
             not_after: until,
             days_left: (until.cast_signed() - now.cast_signed()).div_euclid(24 * 60 * 60),
+            next_attempt: None,
             hash: hex(&summary.hash),
             may_be_pinned: summary.may_be_pinned,
         }
@@ -215,6 +231,7 @@ fn show(rows: &[Row], json: bool) -> anyhow::Result<()> {
         "FROM",
         "UNTIL",
         "DAYS LEFT",
+        "NEXT ATTEMPT",
         "HASH",
         "FILE",
     ];
@@ -227,6 +244,7 @@ fn show(rows: &[Row], json: bool) -> anyhow::Result<()> {
                 shown_time(row.not_before),
                 shown_time(row.not_after),
                 row.days_left.to_string(),
+                row.next_attempt.map(shown_time).unwrap_or_default(),
                 row.hash.clone(),
                 row.file.clone(),
             ]

@@ -164,6 +164,9 @@ const GATEWAY_HELP: &str = "\
   names = [\"gateway.example\"]
   terms_of_service_agreed = true        # Let's Encrypt's, which comes to TCP port 80
 
+  [gateway.keyvault]                    # or: kept in a KeyVault with its key, and read again
+  certificates = [\"secret/wavry/gateway\"]
+
   [gateway.self_signed]                 # or: for clients that trust it by its hash, and by no name
 
 Secrets: tls_key (with certificate), identity_key, registration_token (see `wavry provision gateway`).

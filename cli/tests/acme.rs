@@ -12,13 +12,14 @@ mod support;
 use std::{
     fs,
     net::{TcpListener, TcpStream},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     process::Command,
     time::Instant,
 };
 
 use pebble::{Pebble, Setup, free_address};
-use support::{DEADLINE, cluster::Cluster, http_get, output, stderr, wavry};
+use support::{DEADLINE, cluster::Cluster, http_get, output, stderr, wait_for, wavry};
 use wavry_credentials::cert::DevelopmentAuthority;
 
 #[test]
@@ -43,6 +44,17 @@ fn a_gateway_alone_obtains_its_certificate_and_is_ready_once_it_has_it() {
         pebble.url(),
     );
     cluster.obtain_certificate(&table, ops);
+    // What it kept from before is of no use any more.
+    let kept = cluster.directory().join("edge/state/acme/pairs/00000001");
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&kept)
+        .unwrap();
+    let names = ["gateway.example", "127.0.0.1"];
+    expired(&names, &kept.join("chain.pem"), &kept.join("key.pem"));
+    let issued = br#"{"authority":"pebble"}"#;
+    wavry_credentials::source::write_public(&kept.join("issued.json"), issued).unwrap();
     let cluster = std::thread::scope(|scope| {
         let starting = scope.spawn(|| cluster.start());
         let deadline = Instant::now() + DEADLINE;
@@ -54,6 +66,11 @@ fn a_gateway_alone_obtains_its_certificate_and_is_ready_once_it_has_it() {
         }
         let (status, _) = http_get(&format!("http://{ops}/readyz"));
         assert_eq!(status, 503, "ready without a certificate");
+        let refused = "certificate_loads_total{source=\"acme\",outcome=\"failed\"} 1";
+        wait_for("what was kept is refused", || {
+            let (_, metrics) = http_get(&format!("http://{ops}/metrics"));
+            metrics.contains(refused)
+        });
         let (status, _) = http_get(&format!("http://{listen}/.well-known/acme-challenge/x"));
         assert_eq!(status, 404);
         drop(silent);
@@ -91,6 +108,14 @@ fn a_gateway_alone_obtains_its_certificate_and_is_ready_once_it_has_it() {
         "--previous",
     ]);
     assert!(revoked.status.success(), "{}", stderr(&revoked));
+    let next = "wavry_credentials_acme_next_attempt_timestamp_seconds";
+    wait_for("an operator is told of the next attempt", || {
+        let listed = ask(&["list", "--json"]);
+        let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+        assert!(listed[0]["next_attempt"].is_null(), "{listed}");
+        let told = cluster.metric("gateway", next);
+        listed[1]["next_attempt"].as_f64() == Some(told.floor())
+    });
     let newest = chains(&state_dir);
     assert_eq!(pebble.status(&newest[0])["Status"], "Revoked");
     assert_eq!(pebble.status(&newest[1])["Status"], "Valid");
@@ -179,6 +204,60 @@ fn a_certificate_from_elsewhere_is_imported_and_in_use_without_a_restart() {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     cluster.probe("echo", &[]);
+}
+
+#[test]
+fn a_gateway_whose_certificate_has_expired_comes_up_and_is_ready_once_it_has_another_one() {
+    let mut cluster = Cluster::new();
+    cluster.add("echo", "echo:", false);
+    let directory = cluster.directory().to_owned();
+    let at = |name: &str| directory.join(name);
+    let authority = DevelopmentAuthority::open(&directory).unwrap();
+    authority
+        .issue("next", &["localhost", "127.0.0.1"])
+        .unwrap();
+    expired(
+        &["localhost", "127.0.0.1"],
+        &at("gateway.crt"),
+        &at("gateway.key"),
+    );
+    let ops = free_address();
+    let table = format!("certificate = {:?}", at("gateway.crt"));
+    cluster.obtain_certificate(&table, ops);
+    let cluster = std::thread::scope(|scope| {
+        let starting = scope.spawn(|| cluster.start());
+        // It has joined the cluster, and waits.
+        let joined = "wavry_node_roster_epoch";
+        wait_for("the gateway joins", || {
+            TcpStream::connect(ops).is_ok()
+                && http_get(&format!("http://{ops}/metrics"))
+                    .1
+                    .contains(joined)
+        });
+        assert_eq!(http_get(&format!("http://{ops}/readyz")).0, 503);
+        let mut import = wavry(&["cert", "import"]);
+        import.args([at("next.crt"), at("next.key")]);
+        import.arg("--certificate").arg(at("gateway.crt"));
+        import.arg("--certificate-key").arg(at("gateway.key"));
+        let imported = output(import);
+        assert!(imported.status.success(), "{}", stderr(&imported));
+        starting.join().unwrap()
+    });
+    assert_eq!(http_get(&format!("http://{ops}/readyz")).0, 200);
+    cluster.probe("echo", &[]);
+}
+
+/// Writes a pair whose time is over.
+fn expired(names: &[&str], chain: &Path, key: &Path) {
+    let pair = rcgen::KeyPair::generate().unwrap();
+    let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = rcgen::CertificateParams::new(names).unwrap();
+    let now = time::OffsetDateTime::now_utc();
+    params.not_before = now - std::time::Duration::from_secs(14 * 24 * 60 * 60);
+    params.not_after = now - std::time::Duration::from_secs(60);
+    let certificate = params.self_signed(&pair).unwrap().pem();
+    wavry_credentials::source::write_public(chain, certificate.as_bytes()).unwrap();
+    wavry_credentials::source::write_private(key, pair.serialize_pem().as_bytes()).unwrap();
 }
 
 /// The chains that a gateway keeps, the oldest first.

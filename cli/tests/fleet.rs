@@ -7,36 +7,64 @@
 
 #[path = "../../credentials/tests/pebble/mod.rs"]
 mod pebble;
+#[path = "../../master/tests/support/postgres.rs"]
+mod postgres;
 mod support;
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
-    path::Path,
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
     process::Command,
-    sync::{Arc, Mutex, mpsc},
     time::{Duration, Instant},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use pebble::{Pebble, Setup, free_address};
-use support::{DEADLINE, RoleProcess, http_get, output, signal, stderr, wavry};
+use support::{DEADLINE, RoleProcess, front::Front, http_get, output, signal, stderr, wavry};
 use wavry_credentials::cert::{self, DevelopmentAuthority};
 
 const GATEWAYS: [&str; 3] = ["one", "two", "three"];
 
-/// A master, and gateways that share certificates for these names, each with one of its own.
+/// How it is set up.
+struct Plan<'a> {
+    /// Each has a certificate of its own.
+    names: &'a [String],
+    challenge: &'a str,
+    /// Further lines of `gateway.acme`.
+    acme: &'a str,
+    /// Further tables of the master.
+    master: &'a str,
+    /// The database of all masters; of one master alone if none.
+    database: Option<&'a str>,
+    /// How many masters, which gateways ask in turns.
+    masters: usize,
+}
+
+impl<'a> Plan<'a> {
+    fn of(names: &'a [String]) -> Self {
+        Self {
+            names,
+            challenge: "http-01",
+            acme: "",
+            master: "",
+            database: None,
+            masters: 1,
+        }
+    }
+}
+
+/// Masters, and gateways that share certificates.
 struct Fleet {
     directory: tempfile::TempDir,
     gateways: Vec<Guard>,
     ops: [SocketAddr; 3],
     challenges: [SocketAddr; 3],
-    _master: RoleProcess,
+    _masters: Vec<RoleProcess>,
 }
 
 impl Fleet {
-    fn start(names: &[String], pebble: &Pebble) -> Self {
+    fn start(plan: &Plan<'_>, pebble: &Pebble) -> Self {
         cert::install_crypto_provider();
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
@@ -51,20 +79,26 @@ impl Fleet {
         wavry_credentials::source::write_secret(&at("fleet_key"), &key).unwrap();
         let text = format!(
             "[master]\nlisten = \"127.0.0.1:0\"\ndatabase = {:?}\ncertificate = {:?}\n\
-             heartbeat_interval = \"500ms\"\nsuspect_after = \"2s\"\n{OPS}\n",
-            at("master.sqlite"),
+             heartbeat_interval = \"500ms\"\nsuspect_after = \"2s\"\n{}\n{OPS}\n",
+            plan.database
+                .map_or_else(|| at("master.sqlite"), PathBuf::from),
             at("master.crt"),
+            plan.master,
         );
         fs::write(at("master.toml"), text).unwrap();
-        let mut master = wavry(&["master", "--config"]);
-        master.arg(at("master.toml"));
-        master.env("WAVRY_MASTER_KEY_FILE", at("master_key"));
-        master.env("WAVRY_AUDIT_KEY_FILE", at("audit_key"));
-        master.env("WAVRY_TLS_KEY_FILE", at("master.key"));
-        let master = RoleProcess::start(master, &at("master.ready"));
+        let masters = (0..plan.masters).map(|number| {
+            let mut master = wavry(&["master", "--config"]);
+            master.arg(at("master.toml"));
+            master.env("WAVRY_MASTER_KEY_FILE", at("master_key"));
+            master.env("WAVRY_AUDIT_KEY_FILE", at("audit_key"));
+            master.env("WAVRY_TLS_KEY_FILE", at("master.key"));
+            RoleProcess::start(master, &at(&format!("master-{number}.ready")))
+        });
+        let masters: Vec<_> = masters.collect();
 
         let challenges = [(); 3].map(|()| free_address());
-        for (gateway, challenges) in GATEWAYS.iter().zip(challenges) {
+        let asked = masters.iter().cycle();
+        for ((gateway, challenges), master) in GATEWAYS.iter().zip(challenges).zip(asked) {
             let mut provision = wavry(&["provision", "gateway", gateway, "--out"]);
             provision.arg(at(gateway));
             provision.env("WAVRY_MASTER_KEY_FILE", at("master_key"));
@@ -72,12 +106,15 @@ impl Fleet {
             succeeds(provision);
             let text = format!(
                 "[gateway]\nlisten = \"127.0.0.1:0\"\nmaster = \"https://{}\"\nca_file = {:?}\nstate_dir = {:?}\n\
-                 [gateway.acme]\nnames = {names:?}\nseparate = true\nfleet = true\n\
-                 terms_of_service_agreed = true\nlisten = \"{challenges}\"\n\
+                 [gateway.acme]\nnames = {:?}\nseparate = true\nfleet = true\nchallenge = {:?}\n\
+                 terms_of_service_agreed = true\nlisten = \"{challenges}\"\n{}\n\
                  [[gateway.acme.authorities]]\nname = \"pebble\"\ndirectory = \"{}\"\nca_file = {:?}\n{OPS}\n",
                 master.address(),
                 at("ca.crt"),
                 at(gateway).join("state"),
+                plan.names,
+                plan.challenge,
+                plan.acme,
                 pebble.url(),
                 pebble.ca_file(),
             );
@@ -88,7 +125,7 @@ impl Fleet {
             gateways: Vec::new(),
             ops: [(); 3].map(|()| free_address()),
             challenges,
-            _master: master,
+            _masters: masters,
         };
         for (gateway, ops) in GATEWAYS.iter().zip(fleet.ops) {
             let mut command = fleet.gateway(gateway);
@@ -105,7 +142,7 @@ impl Fleet {
         fleet
     }
 
-    fn at(&self, name: &str) -> std::path::PathBuf {
+    fn at(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
@@ -183,60 +220,6 @@ fn wait_until(what: &str, deadline: Duration, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Where the authority comes to: what forwards it to one gateway after the other.
-struct Front {
-    address: SocketAddr,
-    /// As long as there are none, the authority waits.
-    to: Arc<Mutex<Vec<SocketAddr>>>,
-    /// Told of the first connection.
-    comes: mpsc::Receiver<()>,
-}
-
-impl Front {
-    fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let to: Arc<Mutex<Vec<SocketAddr>>> = Arc::default();
-        let (came, comes) = mpsc::sync_channel(1);
-        let gateways = to.clone();
-        std::thread::spawn(move || {
-            for (turn, stream) in listener.incoming().map_while(Result::ok).enumerate() {
-                let _ = came.try_send(());
-                let gateways = gateways.clone();
-                std::thread::spawn(move || {
-                    loop {
-                        let gateways = gateways.lock().unwrap().clone();
-                        if !gateways.is_empty() {
-                            return forward(stream, gateways[turn % gateways.len()]);
-                        }
-                        std::thread::sleep(Duration::from_millis(10));
-                    }
-                });
-            }
-        });
-        Self { address, to, comes }
-    }
-}
-
-/// One HTTP request and its answer.
-fn forward(mut from: TcpStream, to: SocketAddr) {
-    let Ok(mut gateway) = TcpStream::connect(to) else {
-        return;
-    };
-    let mut request = Vec::new();
-    let mut buffer = [0; 4096];
-    while !request.windows(4).any(|end| end == b"\r\n\r\n") {
-        match from.read(&mut buffer) {
-            Ok(0) | Err(_) => return,
-            Ok(read) => request.extend_from_slice(&buffer[..read]),
-        }
-    }
-    let _ = gateway.write_all(&request);
-    let mut answer = Vec::new();
-    let _ = gateway.read_to_end(&mut answer);
-    let _ = from.write_all(&answer);
-}
-
 fn pebble(front: &Front) -> Pebble {
     Pebble::start(&Setup {
         validates_at: front.address.port(),
@@ -250,7 +233,7 @@ fn three_gateways_order_fifty_names_fifty_times_and_whichever_is_asked_answers()
     let names: Vec<String> = (0..50).map(|n| format!("n{n}.fleet.example")).collect();
     let front = Front::start();
     let pebble = pebble(&front);
-    let fleet = Fleet::start(&names, &pebble);
+    let fleet = Fleet::start(&Plan::of(&names), &pebble);
     *front.to.lock().unwrap() = fleet.challenges.to_vec();
     for gateway in 0..3 {
         wait_until("certificates are missing", DEADLINE, || {
@@ -337,7 +320,7 @@ fn the_order_of_a_gateway_that_is_killed_is_brought_to_its_end_by_another_one() 
     let names = ["killed.fleet.example".to_owned()];
     let front = Front::start();
     let pebble = pebble(&front);
-    let mut fleet = Fleet::start(&names, &pebble);
+    let mut fleet = Fleet::start(&Plan::of(&names), &pebble);
 
     // The authority has begun to validate, and waits.
     front
@@ -366,6 +349,128 @@ fn the_order_of_a_gateway_that_is_killed_is_brought_to_its_end_by_another_one() 
         "the order was gone on with"
     );
     assert_eq!(pebble.log_has("Issued certificate serial "), 1);
+}
+
+#[test]
+fn an_authority_that_validates_in_handshakes_may_come_to_any_of_three_gateways() {
+    let names: Vec<String> = (0..12).map(|n| format!("t{n}.fleet.example")).collect();
+    let front = Front::start();
+    let pebble = pebble(&front);
+    let plan = Plan {
+        challenge: "tls-alpn-01",
+        ..Plan::of(&names)
+    };
+    let fleet = Fleet::start(&plan, &pebble);
+    *front.to.lock().unwrap() = fleet.challenges.to_vec();
+    for gateway in 0..3 {
+        wait_until("certificates are missing", DEADLINE, || {
+            fleet.certificates(gateway) == names.len()
+        });
+    }
+    assert_eq!(pebble.log_has("Added order "), names.len());
+    let answered = [0, 1, 2].map(|gateway| {
+        let outcome = "wavry_credentials_acme_challenge_connections_total{type=\"tls-alpn-01\",outcome=\"answered\"}";
+        value(&fleet.metrics(gateway), outcome)
+    });
+    println!("answered by each {answered:?}");
+    assert!(
+        answered.iter().all(|answered| *answered > 0.0),
+        "{answered:?}"
+    );
+
+    // Whichever gateway an operator asks, one orders, and all use what comes of it.
+    let name = &names[3];
+    let own = |gateway: &str| newest_key(&fleet.at(gateway).join("state/acme/fleet").join(name));
+    let before = own("one");
+    for (asked, gateway) in GATEWAYS.iter().enumerate() {
+        let mut renew = wavry(&["cert", "renew", name, "--state-dir"]);
+        renew.arg(fleet.at(gateway).join("state"));
+        succeeds(renew);
+        assert_eq!(pebble.log_has("Added order "), names.len() + asked + 1);
+        let renewed = own(gateway);
+        assert_ne!(renewed, before);
+        wait_until("they differ", DEADLINE, || {
+            GATEWAYS.iter().all(|gateway| own(gateway) == renewed)
+        });
+    }
+    let shared = "wavry_credentials_acme_consecutive_failures{certificate=\"t3.fleet.example\"}";
+    assert_eq!(value(&fleet.metrics(0), shared), 0.0);
+    assert!(fleet.metrics(0).contains(shared));
+}
+
+#[test]
+fn hosts_of_services_have_one_rate_for_all_gateways_whichever_master_they_ask() {
+    const AN_HOUR: usize = 4;
+    let server = postgres::Server::start(false);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let database = runtime.block_on(server.database("fleet"));
+    let names = ["rate.fleet.example".to_owned()];
+    let front = Front::start();
+    let pebble = pebble(&front);
+    let hosts: Vec<String> = (0..10).map(|n| format!("h{n}.fleet.example")).collect();
+    let plan = Plan {
+        acme: &format!("service_hosts = \"registered\"\nnew_hosts_per_hour = {AN_HOUR}"),
+        master: &format!(
+            "[[master.services]]\nname = \"app\"\naccess = \"public\"\nallowed_origins = [\"*\"]\nhosts = {hosts:?}"
+        ),
+        database: Some(&database),
+        masters: 2,
+        ..Plan::of(&names)
+    };
+    let fleet = Fleet::start(&plan, &pebble);
+    *front.to.lock().unwrap() = fleet.challenges.to_vec();
+    let of_hosts = |gateway: usize| {
+        let metrics = fleet.metrics(gateway);
+        let expiry = "wavry_gateway_certificate_expiry_timestamp_seconds{name=\"h";
+        metrics
+            .lines()
+            .filter(|line| line.starts_with(expiry))
+            .count()
+    };
+    let put_off = |gateway: usize| {
+        value(
+            &fleet.metrics(gateway),
+            "wavry_credentials_acme_service_hosts_put_off_total",
+        )
+    };
+    let failed = || {
+        let of = |gateway| {
+            let metrics = fleet.metrics(gateway);
+            let attempts = metrics.lines().filter(|line| {
+                line.starts_with("wavry_credentials_acme_attempts_total{")
+                    && !line.contains("issued")
+            });
+            attempts.count()
+        };
+        (0..3).map(of).sum::<usize>()
+    };
+    // The hosts that the authority has heard of.
+    let ordered = || hosts.iter().filter(|host| pebble.log_has(host) > 0).count();
+    // An attempt that fails, as one may where all is slow, has had its share and is not made up for.
+    wait_until("as many as an hour allows", DEADLINE, || {
+        ordered() == AN_HOUR || failed() > 0
+    });
+    let left = (hosts.len() - AN_HOUR) as f64;
+    wait_until("the others are put off", DEADLINE, || {
+        (0..3).map(put_off).sum::<f64>() >= left
+    });
+    for gateway in 0..3 {
+        wait_until("certificates are missing", DEADLINE, || {
+            of_hosts(gateway) == AN_HOUR || failed() > 0
+        });
+        let asked = value(
+            &fleet.metrics(gateway),
+            "wavry_credentials_fleet_leases_total",
+        );
+        assert!(asked > 0.0, "gateway {gateway} wants none");
+    }
+    for _ in 0..100 {
+        assert!(ordered() <= AN_HOUR, "{} hosts in an hour", ordered());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    if failed() == 0 {
+        assert_eq!(pebble.log_has("Added order "), names.len() + AN_HOUR);
+    }
 }
 
 /// Killed with the test.

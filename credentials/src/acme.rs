@@ -6,8 +6,8 @@
 //! * `work`: does what the machine says, over `instant-acme`, which knows the protocol.
 //! * `challenge`: answers an authority that wants to be convinced that a name is ours; [`dns`]: does so in the DNS.
 //! * [`request`]: what operators want of it.
-//! * `storage`: where all of it is kept, and who may order: `directory`, where that is this gateway alone, or
-//!   `fleet`, where gateways share certificates.
+//! * `storage`: where all of it is kept, and who may order: `directory` and `keyvault`, where that is this gateway alone,
+//!   or `fleet`, where gateways share certificates.
 //! * `kept`, and `cert::pairs`: what is on disk. A certificate is there with its key or not at all.
 //! * `demand`: certificates for hosts that services are bound to.
 //! * `http`: the way to the authority.
@@ -22,6 +22,7 @@ pub mod dns;
 mod fleet;
 mod http;
 mod kept;
+mod keyvault;
 mod machine;
 pub(crate) mod metrics;
 pub mod request;
@@ -51,12 +52,14 @@ use wavry_proto::{
 
 pub use challenge::{Kind, TLS_ALPN_PROTOCOL};
 pub use demand::When;
+pub use keyvault::InKeyVault;
 
 use challenge::Answers;
 use demand::{Demand, Hosts, Pace};
 use directory::Directory;
 use fleet::{Fleet, Share};
 use kept::Kept;
+use keyvault::Vaulted;
 use request::Inbox;
 use storage::Storage;
 use work::{Authorities, Work};
@@ -268,6 +271,35 @@ impl Acme {
                 false => directory.join("names").join(entry(&names).as_str()),
             };
             let kept = Directory::open(accounts.clone(), &own, answers.clone());
+            let kept = kept.map_err(failed(&own))?;
+            let inbox = inbox(&own.join(request::DIRECTORY))?;
+            Ok(Work::new(authorities.clone(), names, own, kept).attending(inbox))
+        };
+        self.run(work, store, std::future::pending())
+    }
+
+    /// The same with accounts, certificates and keys in a KeyVault.
+    pub fn start_in_keyvault(self, store: Store, vault: InKeyVault) -> Result<Renewal, Error> {
+        let (authorities, answers) = (self.authorities.clone(), self.answers.clone());
+        let directory = authorities.config.directory.clone();
+        let failed = |directory: &Path| {
+            let directory = directory.to_owned();
+            move |source| Error::Directory { directory, source }
+        };
+        let counts = Arc::new(Kept::open(&directory).map_err(failed(&directory))?);
+        let work = move |names: Vec<String>, is_alone| {
+            let entry = entry(&names);
+            let own = match is_alone {
+                true => directory.clone(),
+                false => directory.join("names").join(entry.as_str()),
+            };
+            let kept = Vaulted::open(
+                vault.clone(),
+                entry.as_str(),
+                counts.clone(),
+                &own,
+                answers.clone(),
+            );
             let kept = kept.map_err(failed(&own))?;
             let inbox = inbox(&own.join(request::DIRECTORY))?;
             Ok(Work::new(authorities.clone(), names, own, kept).attending(inbox))

@@ -4,6 +4,7 @@ mod development;
 #[cfg(test)]
 mod handshake;
 mod import;
+mod keyvault;
 mod look_ups;
 mod names;
 mod pair;
@@ -25,6 +26,7 @@ use x509_parser::{extensions::GeneralName, prelude::X509Certificate};
 
 pub use development::DevelopmentAuthority;
 pub use import::import;
+pub use keyvault::InKeyVault;
 pub use pair::Pair;
 pub use self_signed::{Rotation, SelfSigned};
 pub use store::{POLL_INTERVAL, Pinnable, Store};
@@ -50,9 +52,26 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+    /// Its time is over.
+    #[error("{file}: has expired")]
+    Expired {
+        /// The file or what it stands for.
+        file: String,
+    },
+    /// Its time has not come.
+    #[error("{file}: does not hold yet")]
+    NotYet {
+        /// The file or what it stands for.
+        file: String,
+    },
 }
 
 impl Error {
+    /// Whether it is about a pair that has nothing wrong with it but its time.
+    pub fn is_of_time(&self) -> bool {
+        matches!(self, Self::Expired { .. } | Self::NotYet { .. })
+    }
+
     fn malformed(file: &Path, problem: impl Into<String>) -> Self {
         Self::Malformed {
             file: file.display().to_string(),

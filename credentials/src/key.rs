@@ -38,7 +38,7 @@ use pasetors::{
     version4::{PublicToken, V4},
 };
 use rustls::crypto::aws_lc_rs::sign;
-use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::secret::Secret;
@@ -238,6 +238,18 @@ impl MacKey {
         let tag = hmac::sign(&self.0, message);
         tag.as_ref().try_into().expect("SHA-256 gives 32 bytes")
     }
+}
+
+/// The certificates in PEM that is kept like a secret, with their key.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what stands beside a key is read here"
+)]
+pub(crate) fn certificates_from_pem(
+    pem: &Secret<Vec<u8>>,
+) -> Result<Vec<CertificateDer<'static>>, Malformed> {
+    let certificates = CertificateDer::pem_slice_iter(pem.expose()).collect::<Result<_, _>>();
+    certificates.map_err(|_| Malformed)
 }
 
 /// The private key in a PEM file, as rustls signs with it. The error says what the file is not.

@@ -3,7 +3,7 @@
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
 /// When a certificate that is in use expires; not a number once it is not. Labels: `name`, one of the certificate's
-/// names; `source`, where it came from (`file`, `acme`, `self`); `issuer`.
+/// names; `source`, where it came from (`file`, `keyvault`, `acme`, `self`); `issuer`.
 pub const CERTIFICATE_EXPIRY: &str = "wavry_gateway_certificate_expiry_timestamp_seconds";
 /// From when a certificate that is in use holds. Labels: as those of when it expires.
 pub(crate) const CERTIFICATE_NOT_BEFORE: &str =
@@ -12,6 +12,8 @@ pub(crate) const CERTIFICATE_NOT_BEFORE: &str =
 pub(crate) const LOOK_UPS: &str = "wavry_gateway_certificate_look_ups_total";
 /// Attempts to load a certificate. Labels: `source`; `outcome`, `loaded` or `failed`.
 pub const CERTIFICATE_LOADS: &str = "wavry_credentials_certificate_loads_total";
+/// When the KeyVault that certificates are kept in last answered.
+pub(crate) const KEYVAULT_HEARD: &str = "wavry_credentials_keyvault_heard_timestamp_seconds";
 /// How often what handshakes read was replaced.
 pub(crate) const CERTIFICATE_SWAPS: &str = "wavry_credentials_certificate_swaps_total";
 /// Certificates that were to be made and signed here. Label: `outcome`, `made` or `failed`.
@@ -47,6 +49,11 @@ pub fn describe() {
         LOOK_UPS,
         Unit::Count,
         "Handshakes that asked for a certificate, by how it was found"
+    );
+    describe_gauge!(
+        KEYVAULT_HEARD,
+        Unit::Seconds,
+        "When the KeyVault that certificates are read from last answered, in seconds since the Unix epoch"
     );
     describe_gauge!(
         CLOCK_BEHIND,

@@ -12,7 +12,7 @@ use std::{
     env, fs,
     io::Write,
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -66,14 +66,9 @@ fn update(bind: &Bind, directory: &Path, key: &str) -> Provider {
     }
 }
 
-async fn start(
-    directory: &Path,
-    pebble: &Pebble,
-    provider: Provider,
-    resolver: SocketAddr,
-    servers: Vec<SocketAddr>,
-) -> (Store, Renewal) {
-    let acme = Acme::bind(Config {
+/// What is wanted of an authority at `url`, whose HTTPS `ca_file` vouches for.
+fn config(directory: &Path, url: String, ca_file: PathBuf, dns: dns::Config) -> Config {
+    Config {
         directory: directory.join("acme"),
         names: NAMES.map(str::to_owned).to_vec(),
         separate: false,
@@ -81,19 +76,31 @@ async fn start(
         new_hosts_per_hour: 1,
         authorities: vec![Authority {
             name: "pebble".to_owned(),
-            directory: pebble.url(),
-            ca_file: Some(pebble.ca_file()),
+            directory: url,
+            ca_file: Some(ca_file),
             profile: None,
             external_account: None,
         }],
         contacts: Vec::new(),
-        challenge: Challenge::Dns(dns::Config {
-            provider,
-            resolver: Some(resolver),
-            servers,
-            propagation_timeout: Duration::from_secs(60),
-        }),
-    });
+        challenge: Challenge::Dns(dns),
+    }
+}
+
+async fn start(
+    directory: &Path,
+    pebble: &Pebble,
+    provider: Provider,
+    resolver: SocketAddr,
+    servers: Vec<SocketAddr>,
+) -> (Store, Renewal) {
+    let dns = dns::Config {
+        provider,
+        resolver: Some(resolver),
+        servers,
+        propagation_timeout: Duration::from_secs(60),
+    };
+    let config = config(directory, pebble.url(), pebble.ca_file(), dns);
+    let acme = Acme::bind(config);
     let store = Store::new();
     let renewal = acme.await.unwrap().start(store.clone()).unwrap();
     (store, renewal)
@@ -380,32 +387,19 @@ async fn be_killed(setup: &str) {
     let directory = Path::new(words[0]);
     let key_file = directory.join("dns.key");
     source::write_private(&key_file, KEY.as_bytes()).unwrap();
-    let acme = Acme::bind(Config {
-        directory: directory.join("acme"),
-        names: NAMES.map(str::to_owned).to_vec(),
-        separate: false,
-        service_hosts: When::Never,
-        new_hosts_per_hour: 1,
-        authorities: vec![Authority {
-            name: "pebble".to_owned(),
-            directory: words[1].to_owned(),
-            ca_file: Some(words[2].into()),
-            profile: None,
-            external_account: None,
-        }],
-        contacts: Vec::new(),
-        challenge: Challenge::Dns(dns::Config {
-            provider: Provider::Update {
-                server: words[3].to_owned(),
-                key_name: KEY_NAME.to_owned(),
-                algorithm: Algorithm::Sha256,
-                key_file: Some(key_file),
-            },
-            resolver: Some(words[3].parse().unwrap()),
-            servers: vec![free_address()],
-            propagation_timeout: DEADLINE * 2,
-        }),
-    });
+    let dns = dns::Config {
+        provider: Provider::Update {
+            server: words[3].to_owned(),
+            key_name: KEY_NAME.to_owned(),
+            algorithm: Algorithm::Sha256,
+            key_file: Some(key_file),
+        },
+        resolver: Some(words[3].parse().unwrap()),
+        servers: vec![free_address()],
+        propagation_timeout: DEADLINE * 2,
+    };
+    let config = config(directory, words[1].to_owned(), words[2].into(), dns);
+    let acme = Acme::bind(config);
     let mut renewal = acme.await.unwrap().start(Store::new()).unwrap();
     renewal.installed().await;
 }

@@ -13,7 +13,7 @@ use wavry_transport::{socket, webtransport};
 use crate::forward;
 
 pub use self::{
-    certificate::{Certificate, RawAcme, RawAuthority, RawChallenge, RawSelfSigned},
+    certificate::{Certificate, RawAcme, RawAuthority, RawChallenge, RawKeyVault, RawSelfSigned},
     dns::RawDns,
 };
 
@@ -30,6 +30,8 @@ pub struct Raw {
     pub https_listen: Option<SocketAddr>,
     /// PEM file with the certificate chain; its key is secret `tls_key`.
     pub certificate: Option<PathBuf>,
+    /// The certificate and its key are kept in a KeyVault instead.
+    pub keyvault: Option<RawKeyVault>,
     /// The certificate is obtained from a public authority instead.
     pub acme: Option<RawAcme>,
     /// The gateway signs its certificates itself, for clients that trust them by their hash.
@@ -110,6 +112,7 @@ impl Default for Raw {
                 .map_or(1, |cores| cores.get().min(socket::MAX_SHARDS)),
             https_listen: None,
             certificate: None,
+            keyvault: None,
             acme: None,
             self_signed: None,
             state_dir: None,
@@ -250,9 +253,15 @@ impl TryFrom<Raw> for Config {
             }
         }
         let state_dir = required("state_dir", raw.state_dir)?;
-        let certificate =
-            certificate::choose(raw.certificate, raw.acme, raw.self_signed, &state_dir)?;
-        let certificate = certificate.beside_https(raw.https_listen.is_some())?;
+        let given = certificate::Given {
+            file: raw.certificate,
+            keyvault: raw.keyvault,
+            acme: raw.acme,
+            self_signed: raw.self_signed,
+        };
+        let certificate = given
+            .choose(&state_dir)?
+            .beside_https(raw.https_listen.is_some())?;
         let forward_headers = forward::Headers::new(&raw.forward_headers)
             .map_err(|problem| Invalid::new("forward_headers", problem))?;
         Ok(Self {

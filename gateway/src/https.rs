@@ -8,8 +8,8 @@ use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
-    sync::{Arc, OnceLock},
-    time::Duration,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -21,7 +21,7 @@ use metrics::counter;
 use rustls::{ServerConfig, server::Acceptor};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
 };
 use tokio_rustls::LazyConfigAcceptor;
@@ -29,15 +29,23 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wavry_credentials::{acme, cert, clock::since_epoch};
 use wavry_transport::{
     session::Header,
-    webtransport::{Limits, Network, plain},
+    webtransport::{Handshakes, Limits, Network, plain},
 };
 
-use crate::{core::Core, limits::Counters, metrics as names, plain::answer};
+use crate::{
+    core::Core,
+    limits::{Counters, Held},
+    metrics as names,
+    plain::answer,
+};
 
 /// Connections at once. Each holds a task, TLS's buffers and a request's head: 64 KiB at most, 64 MiB together.
 const CONNECTIONS: usize = 1024;
-/// Handshakes at once; further ones wait within their deadline. Two processors make a few thousand a second.
-const HANDSHAKES: usize = 64;
+/// Handshakes at once: half of the connections, so that who dawdles in them leaves the other half to who does not.
+/// How many begin in a second has a rate, as over QUIC.
+const HANDSHAKES: usize = CONNECTIONS / 2;
+/// Of one network: an eighth, so that none takes them all.
+const HANDSHAKES_OF_NETWORK: u32 = 64;
 /// Longest life of a connection: who wants more comes again.
 const LIFETIME: Duration = Duration::from_secs(5 * 60);
 /// After the system has refused to accept: it is out of descriptors, most likely.
@@ -64,7 +72,9 @@ struct Service {
     challenges: Option<Arc<ServerConfig>>,
     limits: Limits,
     room: Arc<Semaphore>,
-    handshakes: Semaphore,
+    handshakes: Arc<Semaphore>,
+    handshaking: Arc<Counters<Network>>,
+    rates: Mutex<Handshakes>,
     networks: Arc<Counters<Network>>,
     /// Who answers requests, and where HTTP/3 is; nobody before the gateway serves.
     answers: OnceLock<(Arc<Core>, HeaderValue)>,
@@ -84,9 +94,11 @@ impl Https {
             service: Arc::new(Service {
                 tls: Arc::new(tls),
                 challenges,
+                rates: Mutex::new(Handshakes::new(&limits, Instant::now())),
                 limits,
                 room: Arc::new(Semaphore::new(CONNECTIONS)),
-                handshakes: Semaphore::new(HANDSHAKES),
+                handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
+                handshaking: Arc::default(),
                 networks: Arc::default(),
                 answers: OnceLock::new(),
             }),
@@ -162,18 +174,29 @@ async fn accept(
             count("too_many_from_address");
             continue;
         };
+        let turn = match service.turn(network) {
+            Ok(turn) => turn,
+            Err(refused) => {
+                count(refused);
+                continue;
+            }
+        };
         let (service, leaving) = (service.clone(), leaving.clone());
         connections.spawn(async move {
             let _held = (place, guest);
-            let served = timeout(LIFETIME, connection(stream, from, &service, &leaving));
+            let served = timeout(LIFETIME, connection(stream, from, turn, &service, &leaving));
             count(served.await.unwrap_or("lifetime"));
         });
     }
 }
 
+/// The right to one handshake.
+type Turn = (OwnedSemaphorePermit, Held<Network>);
+
 async fn connection(
     stream: TcpStream,
     from: SocketAddr,
+    turn: Turn,
     service: &Arc<Service>,
     leaving: &CancellationToken,
 ) -> &'static str {
@@ -183,6 +206,7 @@ async fn connection(
     let Some(handshake) = leaving.run_until_cancelled(handshake).await else {
         return "leaving";
     };
+    drop(turn);
     let stream = match handshake {
         Ok(Ok(Some(stream))) => stream,
         Ok(Ok(None)) => return "challenge",
@@ -215,6 +239,17 @@ async fn connection(
 }
 
 impl Service {
+    /// The right to begin a handshake now, or why there is none.
+    fn turn(&self, network: Network) -> Result<Turn, &'static str> {
+        let one = self.handshakes.clone().try_acquire_owned();
+        let one = one.map_err(|_| "too_many_handshakes")?;
+        let of_network = Counters::hold(&self.handshaking, network, HANDSHAKES_OF_NETWORK);
+        let of_network = of_network.ok_or("too_many_handshakes_from_address")?;
+        let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        rates.admit(network, Instant::now())?;
+        Ok((one, of_network))
+    }
+
     /// `None` of one that validates a name.
     async fn handshake(
         &self,
@@ -228,8 +263,6 @@ impl Service {
                 .is_some_and(|mut alpn| alpn.any(|p| p == protocol))
         };
         let validates = offers(acme::TLS_ALPN_PROTOCOL);
-        // What costs is from here on.
-        let _one_of_few = self.handshakes.acquire().await.map_err(io::Error::other)?;
         match &self.challenges {
             Some(challenges) if validates => {
                 start.into_stream(challenges.clone()).await?;

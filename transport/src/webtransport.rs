@@ -16,7 +16,7 @@ mod session;
 mod shared;
 mod stream;
 
-pub use admission::Network;
+pub use admission::{Handshakes, Network};
 pub use client::{Client, ConnectError};
 pub use quic::{CONNECTION_WINDOW, STREAM_WINDOW};
 pub use server::{Requested, Server};

@@ -29,6 +29,8 @@ pub(crate) struct Cluster {
     acme: Option<(String, SocketAddr)>,
     /// Table `master.signing` and the master's environment, where a vault has the key that signs.
     vault: Option<(String, Vec<(String, PathBuf)>)>,
+    /// More of the gateway's environment.
+    environment: Vec<(&'static str, String)>,
     /// Where each role's log goes, at trace level; to standard error if nowhere.
     logs: Option<PathBuf>,
     /// Gateway, relay, master: in the order in which they are dropped, clients' side first.
@@ -62,6 +64,7 @@ impl Cluster {
             names: Vec::new(),
             acme: None,
             vault: None,
+            environment: Vec::new(),
             logs: None,
             processes: Vec::new(),
             more: Vec::new(),
@@ -159,6 +162,11 @@ impl Cluster {
     /// it has one.
     pub(crate) fn obtain_certificate(&mut self, table: &str, ops: SocketAddr) {
         self.acme = Some((table.to_owned(), ops));
+    }
+
+    /// Adds to the gateway's environment.
+    pub(crate) fn tell_gateway(&mut self, variable: &'static str, value: impl ToString) {
+        self.environment.push((variable, value.to_string()));
     }
 
     /// The master signs with a key in a vault; `table` is its table `master.signing`, and `environment` names what it
@@ -473,6 +481,9 @@ impl Cluster {
         let mut gateway = role("gateway", &self.directory().join("gateway.toml"));
         identity(&mut gateway, &self.directory().join("edge"));
         gateway.env("WAVRY_TLS_KEY_FILE", self.directory().join("gateway.key"));
+        for (variable, value) in &self.environment {
+            gateway.env(variable, value);
+        }
         gateway
     }
 

@@ -1,13 +1,13 @@
 //! `wavry keyvault`, running, and requests to it as Vault's clients send them.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, net::SocketAddr, path::Path, process::Command};
 
 use serde_json::{Value, json};
 
 use super::{
     RoleProcess,
     https::{Https, status},
-    output, stderr, wavry,
+    output, signal, stderr, wait_until_gone, wavry,
 };
 
 /// A KeyVault that was initialised and unsealed.
@@ -64,6 +64,22 @@ impl KeyVault {
         };
         vault.unseal();
         vault
+    }
+
+    /// Kills it.
+    pub(crate) fn kill(&mut self) -> SocketAddr {
+        let address = self.process.address();
+        let pid = self.process.pid();
+        signal(pid, "KILL");
+        wait_until_gone(&[pid]);
+        address
+    }
+
+    /// Starts it again where it was, and unseals it.
+    pub(crate) fn start_again(&mut self, mut command: Command, directory: &Path) {
+        command.args(["--listen", &self.process.address().to_string()]);
+        self.process = RoleProcess::start(command, &directory.join("keyvault.again"));
+        self.unseal();
     }
 
     /// Brings as many shares as it takes.

@@ -9,11 +9,13 @@
 pub(crate) mod client;
 pub(crate) mod cluster;
 pub(crate) mod filesystem;
+pub(crate) mod front;
 pub(crate) mod https;
 pub(crate) mod keyvault;
 pub(crate) mod lossy;
 pub(crate) mod peer;
 pub(crate) mod plain;
+pub(crate) mod witness;
 
 use std::{
     io::{BufRead as _, BufReader, Read, Write as _},

@@ -46,11 +46,11 @@ impl Directory {
 }
 
 impl Storage for Directory {
-    fn newest(&self) -> Option<(Pair, Issued)> {
+    async fn newest(&self) -> Option<(Pair, Issued)> {
         self.pairs.newest()
     }
 
-    fn find(&self, hash: &[u8; 32]) -> Option<(Pair, Issued)> {
+    async fn find(&self, hash: &[u8; 32]) -> Option<(Pair, Issued)> {
         self.pairs.find(|pair| cert::hash(pair.leaf()) == *hash)
     }
 

@@ -7,6 +7,7 @@
 //! What is to be removed is on disk before it is added: a process that ends in an attempt removes it when it starts
 //! again.
 
+mod answer;
 mod exchange;
 mod hook;
 mod update;

@@ -101,6 +101,7 @@ impl Fleet {
 
     /// Takes in what the others share, for as long as it is polled.
     pub(super) async fn follow(&self) {
+        metrics::heard(Duration::ZERO);
         let mut revision = 0;
         let mut is_away = false;
         loop {

@@ -8,7 +8,7 @@ use std::{
     fs, io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use instant_acme::RevocationReason;
@@ -20,10 +20,12 @@ use crate::{random, source};
 pub(super) const DIRECTORY: &str = "requests";
 const ASKED: &str = "ask";
 const ANSWERED: &str = "answer";
+/// What the gateway tells of its plans.
+const NEXT: &str = "next.json";
 /// Answers that nobody fetched are taken away after so long.
-const ANSWER_KEPT: std::time::Duration = std::time::Duration::from_secs(24 * 60 * 60);
+const ANSWER_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 /// For so long after a change there may have been another.
-const FRESH: std::time::Duration = std::time::Duration::from_secs(5);
+const FRESH: Duration = Duration::from_secs(5);
 /// Requests that are taken at once: operators ask by hand.
 const MAX_TAKEN: usize = 16;
 
@@ -113,6 +115,13 @@ pub fn ask(directory: &Path, request: &Request) -> Result<Asked, Error> {
     Ok(Asked { file })
 }
 
+/// When the gateway that looks for requests in this directory makes its next attempt, back-off included, in seconds since
+/// the Unix epoch; `None` where it has not said.
+pub fn next_attempt(directory: &Path) -> Option<u64> {
+    let text = source::read_public(&directory.join(NEXT)).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
 impl Asked {
     /// What came of it; `None` while nothing has. Taken away when it was read.
     pub fn outcome(&self) -> Option<Outcome> {
@@ -143,6 +152,14 @@ impl Inbox {
         // Two changes may have one time, if they follow each other at once.
         let is_fresh = changed.is_none_or(|at| at.elapsed().unwrap_or_default() < FRESH);
         std::mem::replace(seen, changed) != changed || is_fresh
+    }
+
+    /// Tells when the next attempt is made, since the Unix epoch.
+    pub(super) fn tell_next(&self, at: Duration) {
+        let text = at.as_secs().to_string();
+        if let Err(error) = source::write_public(&self.0.join(NEXT), text.as_bytes()) {
+            tracing::warn!(%error, "operators are not told of the next attempt");
+        }
     }
 
     /// Takes those that wait. What is none is answered and taken away.
@@ -224,6 +241,18 @@ mod tests {
         assert!(outcome.done);
         assert_eq!(outcome.said, "it holds no more");
         assert_eq!(fs::read_dir(inbox.0).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn operators_are_told_of_the_next_attempt() {
+        let directory = tempfile::tempdir().unwrap();
+        let inbox = Inbox::open(directory.path()).unwrap();
+        assert_eq!(next_attempt(directory.path()), None);
+        for seconds in [1_000, 2_000] {
+            inbox.tell_next(Duration::from_millis(seconds * 1000 + 1));
+            assert_eq!(next_attempt(directory.path()), Some(seconds));
+        }
+        assert!(inbox.take().is_empty(), "it is no request");
     }
 
     #[test]

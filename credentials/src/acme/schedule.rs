@@ -31,6 +31,11 @@ impl Backoff {
         self.until() <= now
     }
 
+    /// Attempts since the last one that succeeded.
+    pub(super) fn failures(&self) -> u32 {
+        self.failures
+    }
+
     /// It may be asked again at once; how often it has failed is not forgotten.
     pub(super) fn forgive(&mut self) {
         self.until = 0;

@@ -1,8 +1,8 @@
 //! Where a certificate's affairs are kept, who may order one, and who answers for its names: the machine's
-//! surroundings, of which there are two kinds.
+//! surroundings, of which there are three kinds.
 //!
-//! A gateway alone has a [`directory`](super::directory): nobody else orders, and its own listener answers. In a
-//! [`fleet`](super::fleet) the master keeps what all share.
+//! A gateway alone has a [`directory`](super::directory), or keeps its secrets in a [`keyvault`](super::keyvault): nobody
+//! else orders, and its own listener answers. In a [`fleet`](super::fleet) the master keeps what all share.
 
 use std::time::Duration;
 
@@ -18,12 +18,14 @@ use crate::{
 /// The affairs of one certificate.
 pub(super) trait Storage: Send + Sync + 'static {
     /// The newest pair that is kept here, and its origin.
-    fn newest(&self) -> Option<(Pair, Issued)>;
+    fn newest(&self) -> impl Future<Output = Option<(Pair, Issued)>> + Send;
 
     /// The pair whose certificate has this SHA-256, if it is kept here.
-    fn find(&self, hash: &[u8; 32]) -> Option<(Pair, Issued)> {
-        let newest = self.newest();
-        newest.filter(|(pair, _)| cert::hash(pair.leaf()) == *hash)
+    fn find(&self, hash: &[u8; 32]) -> impl Future<Output = Option<(Pair, Issued)>> + Send {
+        async {
+            let newest = self.newest().await;
+            newest.filter(|(pair, _)| cert::hash(pair.leaf()) == *hash)
+        }
     }
 
     /// How authorities have fared, as far as is known before [`take`](Self::take).

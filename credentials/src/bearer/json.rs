@@ -14,7 +14,7 @@ use serde::{
 use serde_json::{Map, Value, value::RawValue};
 use zeroize::Zeroize;
 
-use super::Token;
+use super::{Malformed, Token};
 use crate::secret::Secret;
 
 /// Deepest nesting of objects and arrays.
@@ -225,6 +225,13 @@ impl Document {
     /// text is written straight into the pages of a [`Secret`].
     pub fn secret(value: &impl Serialize) -> Self {
         Self(vec![Part::Secret(written(value))])
+    }
+
+    /// A text that is a secret, as a string. The error is that of bytes that are no text.
+    #[expect(clippy::disallowed_methods, reason = "a secret is handed on here")]
+    pub(crate) fn text(text: &Secret<Vec<u8>>) -> Result<Self, Malformed> {
+        let text = std::str::from_utf8(text.expose()).map_err(|_| Malformed)?;
+        Ok(Self::secret(&text))
     }
 
     /// An object of these members, in this order.

@@ -6,7 +6,10 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 
 use super::{Error, Facts, store::certified_key};
-use crate::{key::tls_from_pem, secret::Secret};
+use crate::{
+    key::{certificates_from_pem, tls_from_pem},
+    secret::Secret,
+};
 
 /// A chain and its key that belong to each other.
 pub struct Pair {
@@ -25,6 +28,25 @@ impl Pair {
         let certificates = CertificateDer::pem_slice_iter(chain.as_bytes())
             .collect::<Result<Vec<_>, _>>()
             .map_err(|_| Error::malformed(origin, "is not PEM"))?;
+        Self::of(origin, certificates, key)
+    }
+
+    /// The same with a chain that is kept like a secret.
+    pub(crate) fn from_secrets(
+        origin: &Path,
+        chain: &Secret<Vec<u8>>,
+        key: &Secret<Vec<u8>>,
+    ) -> Result<Self, Error> {
+        let certificates = certificates_from_pem(chain);
+        let certificates = certificates.map_err(|_| Error::malformed(origin, "is not PEM"))?;
+        Self::of(origin, certificates, key)
+    }
+
+    fn of(
+        origin: &Path,
+        certificates: Vec<CertificateDer<'static>>,
+        key: &Secret<Vec<u8>>,
+    ) -> Result<Self, Error> {
         if certificates.is_empty() {
             return Err(Error::malformed(origin, "has no certificate in it"));
         }
@@ -32,7 +54,7 @@ impl Pair {
         let certified = CertifiedKey::new(certificates, key);
         certified
             .keys_match()
-            .map_err(|_| Error::malformed(origin, "does not belong to the key it was asked for"))?;
+            .map_err(|_| Error::malformed(origin, "does not belong to the key that is with it"))?;
         Self::checked(certified, origin)
     }
 

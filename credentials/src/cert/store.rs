@@ -16,7 +16,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 use rustls_pki_types::CertificateDer;
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle};
 
 use super::{
     Error, Pair, hash,
@@ -36,7 +36,11 @@ use crate::{
 /// How often watched files are looked at.
 pub const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
+/// How far clocks may differ that say from when a certificate holds.
+const SKEW: Duration = Duration::from_secs(5 * 60);
+
 const FILE: &str = "file";
+pub(super) const KEYVAULT: &str = "keyvault";
 const ACME: &str = "acme";
 const OWN: &str = "self";
 
@@ -56,6 +60,8 @@ struct Shared {
     /// Told of names that handshakes asked for and that are not there.
     missed: OnceLock<Box<Missed>>,
     loaded: Mutex<Loaded>,
+    /// Whether anything is loaded.
+    filled: watch::Sender<bool>,
 }
 
 impl Store {
@@ -159,6 +165,13 @@ impl Store {
         }
     }
 
+    /// Waits until there is a certificate.
+    pub async fn filled(&self) {
+        let mut filled = self.0.filled.subscribe();
+        // The sender is in `self`.
+        let _ = filled.wait_for(|filled| *filled).await;
+    }
+
     /// The earliest expiry of what is loaded.
     pub fn expiry(&self) -> Option<SystemTime> {
         let loaded = self.0.loaded();
@@ -210,7 +223,7 @@ impl Store {
     }
 
     /// Puts entries in the place of what their chain files held before, in one step.
-    fn put(&self, source: &'static str, entries: impl IntoIterator<Item = Entry>) {
+    pub(super) fn put(&self, source: &'static str, entries: impl IntoIterator<Item = Entry>) {
         let mut loaded = self.0.loaded();
         let mut changed = HashSet::new();
         for entry in entries {
@@ -243,6 +256,7 @@ impl Store {
             default: loaded.entries.first().map(|entry| entry.key.clone()),
         }));
         counter!(names::CERTIFICATE_SWAPS).increment(1);
+        self.0.filled.send_replace(true);
     }
 }
 
@@ -280,7 +294,7 @@ impl Pinnable {
 }
 
 /// One loaded chain with its key.
-struct Entry {
+pub(super) struct Entry {
     /// The chain's file, or where else it came from.
     chain: PathBuf,
     /// Of its files; `None` if one was away for a moment, or there are none.
@@ -299,13 +313,27 @@ impl Entry {
     fn read(chain: &Path, key: &Path) -> Result<Self, Error> {
         // Before the content, so that a change in between is seen as one.
         let version = version_of_pair(chain, key);
-        Self::new(chain, version, Pair::read(chain, key)?)
+        Self::holding(chain, version, Pair::read(chain, key)?)
+    }
+
+    /// Of a pair that somebody else made, which must hold by now.
+    pub(super) fn holding(
+        chain: &Path,
+        version: Option<Version>,
+        pair: Pair,
+    ) -> Result<Self, Error> {
+        if pair.not_before() > SystemTime::now() + SKEW {
+            let file = chain.display().to_string();
+            return Err(Error::NotYet { file });
+        }
+        Self::new(chain, version, pair)
     }
 
     fn new(chain: &Path, version: Option<Version>, pair: Pair) -> Result<Self, Error> {
         let Pair { certified, facts } = pair;
         if facts.not_after <= SystemTime::now() {
-            return Err(Error::malformed(chain, "has expired"));
+            let file = chain.display().to_string();
+            return Err(Error::Expired { file });
         }
         Ok(Self {
             chain: chain.to_owned(),
@@ -483,6 +511,10 @@ impl Watched for Files {
         count(FILE, outcome);
     }
 
+    fn may_pass(&self, error: &Error) -> bool {
+        matches!(error, Error::NotYet { .. })
+    }
+
     async fn read(&self, known: Option<&Version>) -> Result<Option<Seen<Self>>, Error> {
         let (chain, key, known) = (self.chain.clone(), self.key.clone(), known.cloned());
         let read = move || {
@@ -503,7 +535,7 @@ fn version_of_pair(chain: &Path, key: &Path) -> Option<Version> {
     Some(version_of(chain)?.and(&version_of(key)?))
 }
 
-fn count(source: &'static str, outcome: &'static str) {
+pub(super) fn count(source: &'static str, outcome: &'static str) {
     counter!(names::CERTIFICATE_LOADS, "source" => source, "outcome" => outcome).increment(1);
 }
 

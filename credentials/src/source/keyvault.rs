@@ -8,14 +8,14 @@
 
 mod client;
 
-use std::{ffi::OsString, fmt, io, path::PathBuf};
+use std::{env, ffi::OsString, fmt, io, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde::Deserialize;
 
 use super::{Error, Found, Source, Version};
-use crate::{cert, key::format};
+use crate::{bearer::Document, cert, key::format, secret::Secret};
 
 pub(crate) use client::Client;
 
@@ -36,6 +36,13 @@ pub struct Config {
 }
 
 impl Config {
+    /// As the variables say (see the module).
+    pub fn from_environment() -> Result<Self, Error> {
+        Self::from_variables(&|variable: &str| {
+            env::var_os(variable).filter(|value| !value.is_empty())
+        })
+    }
+
     pub(super) fn from_variables(
         variable_of: &impl Fn(&str) -> Option<OsString>,
     ) -> Result<Self, Error> {
@@ -95,64 +102,136 @@ pub enum Failure {
 
 /// A secret in a KeyVault.
 pub struct KeyVault {
-    client: Client,
-    /// Of the request that reads it.
-    request: String,
-    place: String,
+    secret: SecretPath,
     field: String,
 }
 
 impl KeyVault {
     /// The secret at `path`, which is MOUNT/PATH, in `field` there.
     pub fn new(config: Config, path: &str, field: Option<String>) -> Result<Self, Error> {
-        let place = format!("KeyVault path {path}");
-        let failed = |failure| Error::KeyVault {
-            place: place.clone(),
-            failure: Box::new(failure),
-        };
-        let is_name = |name: &str| {
-            let is_one = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-            !name.is_empty() && name != "." && name != ".." && name.bytes().all(is_one)
-        };
-        let (mount, rest) = path.split_once('/').ok_or_else(|| failed(Failure::Path))?;
-        if !path.split('/').all(is_name) {
-            return Err(failed(Failure::Path));
-        }
+        let client = Client::new(config).map_err(|failure| Error::at(path, failure))?;
         Ok(Self {
-            client: Client::new(config).map_err(failed)?,
-            request: format!("/v1/{mount}/data/{rest}"),
+            secret: SecretPath::new(Arc::new(client), path)?,
             field: field.unwrap_or_else(|| DEFAULT_FIELD.to_owned()),
-            place,
         })
     }
 }
 
 impl Source for KeyVault {
     fn place(&self) -> String {
-        self.place.clone()
+        self.secret.place()
     }
 
     async fn read(&self, known: Option<&Version>) -> Result<Option<Found>, Error> {
-        self.read_now(known)
-            .await
-            .map_err(|failure| Error::KeyVault {
-                place: self.place.clone(),
-                failure: Box::new(failure),
-            })
+        let Some((version, answer)) = self.secret.read(known).await? else {
+            return Ok(None);
+        };
+        let text = self.secret.field(&answer, &self.field)?;
+        Ok(Some(Found { version, text }))
     }
 }
 
-impl KeyVault {
-    async fn read_now(&self, known: Option<&Version>) -> Result<Option<Found>, Failure> {
-        let answer = self.client.ask(Method::GET, &self.request, Bytes::new());
-        let answer = answer.await?;
-        let read: Read = format::beside(&answer)?;
-        let version = Version(read.data.metadata.version.to_string());
-        if known == Some(&version) {
-            return Ok(None);
+/// Where a KV engine of version 2 has a secret with some fields, and who reads it.
+pub(crate) struct SecretPath {
+    client: Arc<Client>,
+    path: String,
+    /// Of the request that reads it.
+    request: String,
+}
+
+impl SecretPath {
+    /// At `path`, which is MOUNT/PATH.
+    pub(crate) fn new(client: Arc<Client>, path: &str) -> Result<Self, Error> {
+        let is_name = |name: &str| {
+            let is_one = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+            !name.is_empty() && name != "." && name != ".." && name.bytes().all(is_one)
+        };
+        let parts = path.split_once('/');
+        let (mount, rest) = parts.ok_or_else(|| Error::at(path, Failure::Path))?;
+        if !path.split('/').all(is_name) {
+            return Err(Error::at(path, Failure::Path));
         }
-        let text = format::field(&answer, &["data", "data", &self.field])?;
-        Ok(Some(Found { version, text }))
+        Ok(Self {
+            client,
+            request: format!("/v1/{mount}/data/{rest}"),
+            path: path.to_owned(),
+        })
+    }
+
+    /// As messages say it.
+    pub(crate) fn place(&self) -> String {
+        place(&self.path)
+    }
+
+    /// The whole answer, and which version of the secret it holds; `None` while that is version `known`.
+    pub(crate) async fn read(
+        &self,
+        known: Option<&Version>,
+    ) -> Result<Option<(Version, Secret<Vec<u8>>)>, Error> {
+        let answer = self.client.ask(Method::GET, &self.request, Bytes::new());
+        let answer = answer
+            .await
+            .map_err(|failure| Error::at(&self.path, failure))?;
+        let read: Read = format::beside(&answer).map_err(|fault| self.malformed(fault))?;
+        let Metadata {
+            version,
+            created_time,
+        } = read.data.metadata;
+        // A secret that was made anew counts from 1 again.
+        let version = Version(format!("{version} {created_time}"));
+        Ok((known != Some(&version)).then_some((version, answer)))
+    }
+
+    /// The whole answer; `None` if there is no such secret.
+    pub(crate) async fn find(&self) -> Result<Option<Secret<Vec<u8>>>, Error> {
+        match self
+            .client
+            .ask(Method::GET, &self.request, Bytes::new())
+            .await
+        {
+            Ok(answer) => Ok(Some(answer)),
+            Err(Failure::Refused(StatusCode::NOT_FOUND)) => Ok(None),
+            Err(failure) => Err(Error::at(&self.path, failure)),
+        }
+    }
+
+    /// Writes a new version with these fields.
+    pub(crate) async fn write<'a>(
+        &self,
+        fields: impl IntoIterator<Item = (&'a str, Document)>,
+    ) -> Result<(), Error> {
+        let body = Document::object([("data", Document::object(fields))]).into_body();
+        let written = self.client.ask(Method::POST, &self.request, body).await;
+        written
+            .map(drop)
+            .map_err(|failure| Error::at(&self.path, failure))
+    }
+
+    /// What a field of the secret holds.
+    pub(crate) fn field(
+        &self,
+        answer: &Secret<Vec<u8>>,
+        field: &str,
+    ) -> Result<Secret<Vec<u8>>, Error> {
+        let text = format::field(answer, &["data", "data", field]);
+        text.map_err(|fault| self.malformed(fault))
+    }
+
+    fn malformed(&self, fault: format::Fault) -> Error {
+        Error::at(&self.path, Failure::Malformed(fault))
+    }
+}
+
+fn place(path: &str) -> String {
+    format!("KeyVault path {path}")
+}
+
+impl Error {
+    fn at(path: &str, failure: Failure) -> Self {
+        Self::KeyVault {
+            place: place(path),
+            failure: Box::new(failure),
+        }
     }
 }
 
@@ -169,11 +248,13 @@ struct Data {
 #[derive(Deserialize)]
 struct Metadata {
     version: u64,
+    #[serde(default)]
+    created_time: String,
 }
 
 impl fmt::Debug for KeyVault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("KeyVault").field(&self.place).finish()
+        f.debug_tuple("KeyVault").field(&self.place()).finish()
     }
 }
 
@@ -191,7 +272,7 @@ mod tests {
     #[test]
     fn a_path_is_a_mount_and_what_is_in_it() {
         let vault = KeyVault::new(config(), "secret/wavry/master", None).unwrap();
-        assert_eq!(vault.request, "/v1/secret/data/wavry/master");
+        assert_eq!(vault.secret.request, "/v1/secret/data/wavry/master");
         assert_eq!(vault.field, "value");
         assert_eq!(vault.place(), "KeyVault path secret/wavry/master");
         for path in [

@@ -52,6 +52,12 @@ pub(crate) trait Watched: Send + Sync {
     /// Counts a version that was `loaded`, or one that `failed`.
     fn count(&self, outcome: &'static str);
 
+    /// Whether a version that cannot be used for this may become good by itself: it is read again.
+    fn may_pass(&self, error: &Self::Error) -> bool {
+        let _ = error;
+        false
+    }
+
     /// What it is now; `None` while it is version `known`, or away for a moment to be replaced.
     fn read(
         &self,
@@ -115,7 +121,10 @@ impl<W: Watched> Follower<W> {
     }
 
     fn take(&mut self, seen: Seen<W>) -> Result<W::Meaning, W::Error> {
-        self.known = Some(seen.version);
+        let passes = |error: &W::Error| self.watched.may_pass(error);
+        if !seen.meaning.as_ref().is_err_and(passes) {
+            self.known = Some(seen.version);
+        }
         let meaning = seen.meaning?;
         self.watched.count("loaded");
         Ok(meaning)
@@ -126,25 +135,28 @@ impl<W: Watched> Follower<W> {
     pub(crate) async fn next(&mut self) -> Option<W::Meaning> {
         match self.watched.read(self.known.as_ref()).await {
             Ok(None) => self.trouble = None,
-            Ok(Some(seen)) => {
-                self.trouble = None;
-                match self.take(seen) {
-                    Ok(meaning) => {
-                        tracing::info!(of = self.watched.name(), "a new version is in use");
-                        return Some(meaning);
-                    }
-                    Err(error) => self.tell(&error.to_string()),
+            Ok(Some(seen)) => match self.take(seen) {
+                Ok(meaning) => {
+                    self.trouble = None;
+                    tracing::info!(of = self.watched.name(), "a new version is in use");
+                    return Some(meaning);
                 }
-            }
-            Err(error) => {
-                let trouble = error.to_string();
-                if self.trouble.as_ref() != Some(&trouble) {
-                    self.tell(&trouble);
-                    self.trouble = Some(trouble);
+                Err(error) if self.watched.may_pass(&error) => self.tell_once(error.to_string()),
+                Err(error) => {
+                    self.trouble = None;
+                    self.tell(&error.to_string());
                 }
-            }
+            },
+            Err(error) => self.tell_once(error.to_string()),
         }
         None
+    }
+
+    fn tell_once(&mut self, trouble: String) {
+        if self.trouble.as_ref() != Some(&trouble) {
+            self.tell(&trouble);
+            self.trouble = Some(trouble);
+        }
     }
 
     fn tell(&self, trouble: &str) {

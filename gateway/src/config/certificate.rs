@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,9 @@ use super::RawDns;
 
 /// Most authorities that are tried one after the other.
 const MAX_AUTHORITIES: usize = 8;
+
+/// Most certificates in a KeyVault: each is a request at each look.
+const MAX_IN_KEYVAULT: usize = 100;
 
 /// Table `gateway.acme`, as it is written.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -28,6 +32,9 @@ pub struct RawAcme {
     pub new_hosts_per_hour: u32,
     /// Whether gateways of the cluster share certificates: one orders, all use them.
     pub fleet: bool,
+    /// Where accounts, certificates and keys are in a KeyVault: mount and path of a KV engine of version 2; on disk unless
+    /// set.
+    pub keyvault: Option<String>,
     /// Whether the operator agrees to the authorities' terms of service.
     pub terms_of_service_agreed: bool,
     /// How an authority is convinced that the names are ours.
@@ -65,6 +72,21 @@ pub struct RawSelfSigned {
     pub names: Vec<String>,
 }
 
+/// Table `gateway.keyvault`, as it is written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawKeyVault {
+    /// Where certificates and their keys are: mount and path of a KV engine of version 2.
+    pub certificates: Vec<String>,
+    /// The field there that is the PEM chain.
+    pub chain_field: String,
+    /// The field there that is its PEM key.
+    pub key_field: String,
+    /// How often they are looked at.
+    #[serde(with = "wavry_proto::duration")]
+    pub poll_interval: Duration,
+}
+
 /// One of `gateway.acme.authorities`, as it is written.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -90,6 +112,17 @@ impl Default for RawSelfSigned {
     }
 }
 
+impl Default for RawKeyVault {
+    fn default() -> Self {
+        Self {
+            certificates: Vec::new(),
+            chain_field: "certificate".to_owned(),
+            key_field: "private_key".to_owned(),
+            poll_interval: Duration::from_secs(30),
+        }
+    }
+}
+
 impl Default for RawAcme {
     fn default() -> Self {
         Self {
@@ -98,6 +131,7 @@ impl Default for RawAcme {
             service_hosts: acme::When::Never,
             new_hosts_per_hour: 20,
             fleet: false,
+            keyvault: None,
             terms_of_service_agreed: false,
             challenge: RawChallenge::default(),
             listen: None,
@@ -115,6 +149,8 @@ pub enum Certificate {
     File(PathBuf),
     /// A public authority.
     Acme(Box<Wanted>),
+    /// A KeyVault.
+    KeyVault(RawKeyVault),
     /// The gateway itself.
     SelfSigned {
         /// Where they are kept.
@@ -151,6 +187,8 @@ pub struct Wanted {
     has_listen: bool,
     /// Whether gateways share it.
     is_shared: bool,
+    /// Where it is kept in a KeyVault.
+    keyvault: Option<String>,
     /// For each authority, the id of the key of an external account.
     external_key_ids: Vec<Option<String>>,
 }
@@ -188,6 +226,11 @@ impl Wanted {
         self.is_shared
     }
 
+    /// Where it is kept in a KeyVault, if it is.
+    pub(crate) fn keyvault(&self) -> Option<&str> {
+        self.keyvault.as_deref()
+    }
+
     /// Which secrets are read.
     pub(crate) fn secrets(&self) -> impl Iterator<Item = String> {
         let authorities = self.config.authorities.iter().zip(&self.external_key_ids);
@@ -200,28 +243,64 @@ fn secret_of(authority: &acme::Authority) -> String {
     format!("acme_key_{}", authority.name.replace('-', "_"))
 }
 
-/// One of the three, and no other.
-pub(super) fn choose(
-    file: Option<PathBuf>,
-    acme: Option<RawAcme>,
-    self_signed: Option<RawSelfSigned>,
-    state_dir: &Path,
-) -> Result<Certificate, Invalid> {
-    match (file, acme, self_signed) {
-        (Some(file), None, None) => Ok(Certificate::File(file)),
-        (None, Some(raw), None) => Ok(Certificate::Acme(Box::new(raw.check(state_dir)?))),
-        (None, None, Some(raw)) => Ok(Certificate::SelfSigned {
-            directory: state_dir.join("self-signed"),
-            names: check_names("self_signed", raw.names, acme::MAX_NAMES, check_own_name)?,
-        }),
-        (None, None, None) => Err(Invalid::new(
-            "certificate",
-            "is needed, or table acme, or table self_signed",
-        )),
-        _ => Err(Invalid::new(
-            "certificate",
-            "and the tables acme and self_signed are sources of one certificate: leave but one",
-        )),
+/// What may be given for it.
+#[derive(Debug, Default)]
+pub(super) struct Given {
+    pub(super) file: Option<PathBuf>,
+    pub(super) keyvault: Option<RawKeyVault>,
+    pub(super) acme: Option<RawAcme>,
+    pub(super) self_signed: Option<RawSelfSigned>,
+}
+
+impl Given {
+    /// One of them, and no other.
+    pub(super) fn choose(self, state_dir: &Path) -> Result<Certificate, Invalid> {
+        let Self {
+            file,
+            keyvault,
+            acme,
+            self_signed,
+        } = self;
+        match (file, keyvault, acme, self_signed) {
+            (Some(file), None, None, None) => Ok(Certificate::File(file)),
+            (None, Some(raw), None, None) => Ok(Certificate::KeyVault(raw.check()?)),
+            (None, None, Some(raw), None) => Ok(Certificate::Acme(Box::new(raw.check(state_dir)?))),
+            (None, None, None, Some(raw)) => Ok(Certificate::SelfSigned {
+                directory: state_dir.join("self-signed"),
+                names: check_names("self_signed", raw.names, acme::MAX_NAMES, check_own_name)?,
+            }),
+            (None, None, None, None) => Err(Invalid::new(
+                "certificate",
+                "is needed, or one of the tables keyvault, acme and self_signed",
+            )),
+            _ => Err(Invalid::new(
+                "certificate",
+                "and the tables keyvault, acme and self_signed are sources of one certificate: leave but one",
+            )),
+        }
+    }
+}
+
+impl RawKeyVault {
+    fn check(self) -> Result<Self, Invalid> {
+        let invalid =
+            |key: &str, problem: &str| Err(Invalid::new(format!("keyvault.{key}"), problem));
+        if !(1..=MAX_IN_KEYVAULT).contains(&self.certificates.len()) {
+            let problem = format!("must be from 1 to {MAX_IN_KEYVAULT} paths");
+            return invalid("certificates", &problem);
+        }
+        for (index, path) in self.certificates.iter().enumerate() {
+            if self.certificates[..index].contains(path) {
+                return invalid(&format!("certificates[{index}]"), "is there twice");
+            }
+        }
+        if self.chain_field == self.key_field {
+            return invalid("key_field", "must be another one than chain_field");
+        }
+        if self.poll_interval < Duration::from_secs(1) {
+            return invalid("poll_interval", "must be at least 1s");
+        }
+        Ok(self)
     }
 }
 
@@ -277,6 +356,10 @@ impl RawAcme {
                 "acme.terms_of_service_agreed",
                 "must be true: authorities issue to nobody who does not agree to their terms",
             ));
+        }
+        if self.fleet && self.keyvault.is_some() {
+            let problem = "and fleet are two places: gateways that share certificates keep them at the master";
+            return Err(Invalid::new("acme.keyvault", problem));
         }
         for (index, contact) in self.contacts.iter().enumerate() {
             if !contact.starts_with("mailto:") {
@@ -334,6 +417,7 @@ impl RawAcme {
         Ok(Wanted {
             has_listen: self.listen.is_some(),
             is_shared: self.fleet,
+            keyvault: self.keyvault,
             external_key_ids: authorities
                 .iter()
                 .map(|authority| authority.external_key_id.clone())
@@ -417,7 +501,13 @@ mod tests {
     fn the_listener_for_https_answers_an_authority_as_well() {
         let mut raw = complete();
         raw.challenge = RawChallenge::TlsAlpn01;
-        let choose = |raw: RawAcme| choose(None, Some(raw), None, "s".as_ref()).unwrap();
+        let choose = |raw: RawAcme| {
+            let given = Given {
+                acme: Some(raw),
+                ..Given::default()
+            };
+            given.choose("s".as_ref()).unwrap()
+        };
         let challenge = |certificate| match certificate {
             Certificate::Acme(wanted) => wanted.config.challenge,
             _ => panic!("it is obtained"),
@@ -476,26 +566,73 @@ mod tests {
 
     #[test]
     fn a_certificate_comes_from_one_place() {
-        let choose =
-            |file: Option<&str>, acme, own| choose(file.map(Into::into), acme, own, "s".as_ref());
-        let own = || Some(RawSelfSigned::default());
-        let file = choose(Some("a.crt"), None, None);
-        assert!(matches!(file, Ok(Certificate::File(_))));
-        let acme = choose(None, Some(complete()), None);
-        assert!(matches!(acme, Ok(Certificate::Acme(_))));
-        let Ok(Certificate::SelfSigned { directory, names }) = choose(None, None, own()) else {
+        let file = || Given {
+            file: Some("a.crt".into()),
+            ..Given::default()
+        };
+        let choose = |given: Given| given.choose("s".as_ref());
+        assert!(matches!(choose(file()), Ok(Certificate::File(_))));
+        let acme = || Given {
+            acme: Some(complete()),
+            ..Given::default()
+        };
+        assert!(matches!(choose(acme()), Ok(Certificate::Acme(_))));
+        let own = || Given {
+            self_signed: Some(RawSelfSigned::default()),
+            ..Given::default()
+        };
+        let Ok(Certificate::SelfSigned { directory, names }) = choose(own()) else {
             panic!("it is not self-signed");
         };
         assert_eq!(directory, Path::new("s/self-signed"));
         assert_eq!(names, ["localhost"]);
+        let kept = || Given {
+            keyvault: Some(in_keyvault(&["secret/a"])),
+            ..Given::default()
+        };
+        assert!(matches!(choose(kept()), Ok(Certificate::KeyVault(_))));
         for refused in [
-            choose(None, None, None),
-            choose(Some("a.crt"), Some(complete()), None),
-            choose(Some("a.crt"), None, own()),
-            choose(None, Some(complete()), own()),
+            Given::default(),
+            Given {
+                file: file().file,
+                ..acme()
+            },
+            Given {
+                file: file().file,
+                ..own()
+            },
+            Given {
+                acme: acme().acme,
+                ..own()
+            },
+            Given {
+                acme: acme().acme,
+                ..kept()
+            },
         ] {
-            assert_eq!(refused.unwrap_err().key, "certificate");
+            assert_eq!(choose(refused).unwrap_err().key, "certificate");
         }
+    }
+
+    fn in_keyvault(paths: &[&str]) -> RawKeyVault {
+        RawKeyVault {
+            certificates: paths.iter().map(|path| (*path).to_owned()).collect(),
+            ..RawKeyVault::default()
+        }
+    }
+
+    #[test]
+    fn what_is_in_a_keyvault_has_places_of_its_own() {
+        let refused = |raw: RawKeyVault| raw.check().unwrap_err().key;
+        assert_eq!(refused(in_keyvault(&[])), "keyvault.certificates");
+        let twice = in_keyvault(&["secret/a", "secret/a"]);
+        assert_eq!(refused(twice), "keyvault.certificates[1]");
+        let mut raw = in_keyvault(&["secret/a"]);
+        raw.key_field = raw.chain_field.clone();
+        assert_eq!(refused(raw), "keyvault.key_field");
+        let mut raw = in_keyvault(&["secret/a"]);
+        raw.poll_interval = Duration::from_millis(999);
+        assert_eq!(refused(raw), "keyvault.poll_interval");
     }
 
     #[test]
@@ -504,7 +641,11 @@ mod tests {
             let own = RawSelfSigned {
                 names: vec![name.to_owned()],
             };
-            choose(None, None, Some(own), "s".as_ref())
+            let given = Given {
+                self_signed: Some(own),
+                ..Given::default()
+            };
+            given.choose("s".as_ref())
         };
         for name in ["gateway", "gateway.lan", "192.0.2.1", "::1"] {
             assert!(choose(name).is_ok(), "{name}");
@@ -535,6 +676,11 @@ mod tests {
         let mut raw = complete();
         raw.contacts = vec!["operator@example".to_owned()];
         assert_eq!(refused_key(raw), "acme.contacts[0]");
+        let mut raw = complete();
+        raw.keyvault = Some("secret/acme".to_owned());
+        assert!(raw.clone().check("state".as_ref()).is_ok());
+        raw.fleet = true;
+        assert_eq!(refused_key(raw), "acme.keyvault");
     }
 
     #[test]

@@ -25,7 +25,10 @@ fn limits(header_timeout: Duration) -> webtransport::Limits {
 
 /// A listener that answers for `world`, and where it is.
 async fn serve(world: &World, header_timeout: Duration) -> (Serving, SocketAddr) {
-    let limits = limits(header_timeout);
+    serve_within(world, limits(header_timeout)).await
+}
+
+async fn serve_within(world: &World, limits: webtransport::Limits) -> (Serving, SocketAddr) {
     let https = Https::bind(loopback(), &world.core.certificates, None, limits);
     let https = https.await.unwrap();
     let address = https.local_addr().unwrap();
@@ -192,6 +195,75 @@ async fn a_flood_from_one_address_keeps_nobody_else_out() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn handshakes_that_do_not_come_to_an_end_leave_room_for_those_of_others() {
+    let world = World::new();
+    let limits = webtransport::Limits {
+        connections_per_ip: 1024,
+        handshake_rate_per_ip: 1000,
+        ..limits(HANG * 3)
+    };
+    let (_serving, address) = serve_within(&world, limits).await;
+    // More than one address may have under way.
+    let mut silent = Vec::new();
+    for _ in 0..80 {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    let refused = soon(connect(&world, address, [127, 0, 0, 1])).await;
+    assert!(refused.is_err());
+    let answer = {
+        let mut other = connect(&world, address, [127, 0, 0, 2]).await.unwrap();
+        let request = "GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        soon(exchange(&mut other, request)).await
+    };
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    // And of those that are made none is counted any more.
+    silent.clear();
+    soon(async {
+        while connect(&world, address, [127, 0, 0, 1]).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn handshakes_have_a_rate_of_an_address_and_one_of_all() {
+    let world = World::new();
+    let limits = webtransport::Limits {
+        connections_per_ip: 1024,
+        handshake_rate: 4,
+        handshake_rate_per_ip: 1,
+        ..limits(HANG * 3)
+    };
+    let (_serving, address) = serve_within(&world, limits).await;
+    // Four seconds' worth at once; on a slow machine some more come in time.
+    let made = |host| {
+        let world = &world;
+        async move {
+            for made in 0..1000 {
+                if soon(connect(world, address, [127, 0, 0, host]))
+                    .await
+                    .is_err()
+                {
+                    return made;
+                }
+            }
+            panic!("nobody is refused");
+        }
+    };
+    assert!(made(1).await >= 4);
+    assert!(soon(connect(&world, address, [127, 0, 0, 2])).await.is_ok());
+    let mut by_all = 0;
+    for host in 3..=250 {
+        match soon(connect(&world, address, [127, 0, 0, host])).await {
+            Ok(_) => by_all += 1,
+            Err(_) => break,
+        }
+    }
+    assert!((1..248).contains(&by_all), "{by_all}");
 }
 
 #[tokio::test]

@@ -58,10 +58,7 @@ pub(super) struct Admission {
     /// Connections of each network, handshakes included. An entry goes with its last connection, so
     /// there are at most `max_connections`.
     networks: HashMap<Network, usize>,
-    rate: Rate,
-    spent: Debt,
-    network_rate: Rate,
-    debts: Debts,
+    rates: Handshakes,
 }
 
 impl Admission {
@@ -73,10 +70,7 @@ impl Admission {
             connections: 0,
             handshakes: 0,
             networks: HashMap::new(),
-            rate: Rate::per_second(limits.handshake_rate),
-            spent: Debt(now),
-            network_rate: Rate::per_second(limits.handshake_rate_per_ip),
-            debts: Debts::new(now),
+            rates: Handshakes::new(limits, now),
         }
     }
 
@@ -93,19 +87,13 @@ impl Admission {
         if present >= share(self.max_per_network, proven) {
             return over(reason::TOO_MANY_FROM_ADDRESS);
         }
-        let debt = self.debts.of(client, now);
-        let Some(debt) = self.network_rate.charge(debt, proven, now) else {
-            return over(reason::ADDRESS_RATE);
-        };
         if !proven && self.handshakes >= self.unproven_handshakes {
             return Verdict::Retry;
         }
-        // Last, so that nobody who is refused for himself spends what belongs to all.
-        let Some(spent) = self.rate.charge(self.spent, proven, now) else {
-            return over(reason::RATE);
-        };
-        self.spent = spent;
-        self.debts.set(client, debt);
+        // Last, so that nobody who is refused for something else spends of it.
+        if let Err(spent) = self.rates.charge(client, proven, now) {
+            return over(spent);
+        }
         self.connections += 1;
         self.handshakes += 1;
         *self.networks.entry(client).or_default() += 1;
@@ -126,6 +114,43 @@ impl Admission {
                 entry.remove();
             }
         }
+    }
+}
+
+/// How many handshakes there may be in a second: of all clients, and of each network.
+pub struct Handshakes {
+    rate: Rate,
+    spent: Debt,
+    network_rate: Rate,
+    debts: Debts,
+}
+
+impl Handshakes {
+    /// Nothing is spent yet of [`Limits::handshake_rate`] and [`Limits::handshake_rate_per_ip`].
+    pub fn new(limits: &Limits, now: Instant) -> Self {
+        Self {
+            rate: Rate::per_second(limits.handshake_rate),
+            spent: Debt(now),
+            network_rate: Rate::per_second(limits.handshake_rate_per_ip),
+            debts: Debts::new(now),
+        }
+    }
+
+    /// One more, of a client that has proved its address, as whoever has a TCP connection has. `Err` is
+    /// [which budget](crate::metrics::connection_refusal) is spent.
+    pub fn admit(&mut self, client: Network, now: Instant) -> Result<(), &'static str> {
+        self.charge(client, true, now)
+    }
+
+    fn charge(&mut self, client: Network, proven: bool, now: Instant) -> Result<(), &'static str> {
+        let debt = self.debts.of(client, now);
+        let debt = self.network_rate.charge(debt, proven, now);
+        let debt = debt.ok_or(reason::ADDRESS_RATE)?;
+        // Last, so that nobody who is refused for himself spends what belongs to all.
+        let spent = self.rate.charge(self.spent, proven, now);
+        self.spent = spent.ok_or(reason::RATE)?;
+        self.debts.set(client, debt);
+        Ok(())
     }
 }
 
@@ -349,7 +374,35 @@ mod tests {
                 .all(|verdict| verdict == Verdict::Accept)
         );
         assert!(verdicts.all(|verdict| verdict == Verdict::Refuse(reason::RATE)));
-        assert_eq!(admission.debts.recent.len(), 400);
+        assert_eq!(admission.rates.debts.recent.len(), 400);
+    }
+
+    #[test]
+    fn handshakes_over_tcp_have_the_whole_rate_of_an_address_and_of_all() {
+        let now = Instant::now();
+        let mut handshakes = Handshakes::new(&limits(), now);
+        let (greedy, other) = (network("192.0.2.1"), network("2001:db8::1"));
+        let admitted = |handshakes: &mut Handshakes, client, now| {
+            let mut count = 0;
+            loop {
+                match handshakes.admit(client, now) {
+                    Ok(()) => count += 1,
+                    Err(spent) => return (count, spent),
+                }
+            }
+        };
+        assert_eq!(
+            admitted(&mut handshakes, greedy, now),
+            (20, reason::ADDRESS_RATE)
+        );
+        assert_eq!(handshakes.admit(other, now), Ok(()));
+        let later = now + Duration::from_secs(1);
+        assert_eq!(admitted(&mut handshakes, greedy, later).0, 5);
+        let spent = (0..1000u32).find_map(|host| {
+            let client = Network::V6(u64::from(host));
+            handshakes.admit(client, later).err()
+        });
+        assert_eq!(spent, Some(reason::RATE));
     }
 
     #[test]
@@ -388,7 +441,8 @@ mod tests {
                 }
                 prop_assert!(admission.networks.len() <= 50);
                 prop_assert_eq!(admission.connections, live.len());
-                let entries = admission.debts.recent.len() + admission.debts.older.len();
+                let debts = &admission.rates.debts;
+                let entries = debts.recent.len() + debts.older.len();
                 prop_assert!(entries <= 4 * 4 * rate as usize, "{} entries", entries);
             }
             for client in live {

@@ -5,13 +5,13 @@ use std::{
     time::Duration,
 };
 
-use hickory_proto::rr::{Name, RData, RecordType};
+use hickory_proto::rr::{Name, RecordType};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
 };
 
-use super::{Error, exchange::query};
+use super::{Error, answer, exchange::query};
 
 /// Most names that one leads to another by CNAME.
 const MAX_ALIASES: usize = 8;
@@ -34,11 +34,7 @@ pub(super) async fn locate(resolver: SocketAddr, name: Name) -> Result<Located, 
     let mut name = name;
     for _ in 0..MAX_ALIASES {
         let answer = query(resolver, &name, RecordType::CNAME, true).await?;
-        let leads_to = answer.answers.iter().find_map(|record| match &record.data {
-            RData::CNAME(target) if record.name == name => Some(target.0.clone()),
-            _ => None,
-        });
-        let Some(target) = leads_to else {
+        let Some(target) = answer::alias(&answer, &name) else {
             let zone = zone_of(resolver, &name).await?;
             return Ok(Located { name, zone });
         };
@@ -52,12 +48,8 @@ async fn zone_of(resolver: SocketAddr, name: &Name) -> Result<Name, Error> {
     let mut asked = name.clone();
     while !asked.is_root() {
         let answer = query(resolver, &asked, RecordType::SOA, true).await?;
-        // Where there is none at the name, the answer says which zone there is none in.
-        let mut records = answer.answers.iter().chain(&answer.authorities);
-        let start = records
-            .find(|record| record.record_type() == RecordType::SOA && record.name.zone_of(&asked));
-        if let Some(start) = start.filter(|start| !start.name.is_root()) {
-            return Ok(start.name.clone());
+        if let Some(zone) = answer::zone(&answer, &asked) {
+            return Ok(zone);
         }
         asked = asked.base_name();
     }
@@ -67,27 +59,11 @@ async fn zone_of(resolver: SocketAddr, name: &Name) -> Result<Name, Error> {
 /// The addresses of the servers of `zone`.
 pub(super) async fn servers(resolver: SocketAddr, zone: &Name) -> Result<Vec<IpAddr>, Error> {
     let answer = query(resolver, zone, RecordType::NS, true).await?;
-    let names = answer
-        .answers
-        .iter()
-        .filter_map(|record| match &record.data {
-            RData::NS(name) if record.name == *zone => Some(name.0.clone()),
-            _ => None,
-        });
     let mut addresses = Vec::new();
-    for name in names.take(MAX_SERVERS) {
+    for name in answer::servers(&answer, zone).take(MAX_SERVERS) {
         for kind in [RecordType::A, RecordType::AAAA] {
             let answer = query(resolver, &name, kind, true).await?;
-            addresses.extend(
-                answer
-                    .answers
-                    .iter()
-                    .filter_map(|record| match &record.data {
-                        RData::A(address) => Some(IpAddr::from(address.0)),
-                        RData::AAAA(address) => Some(IpAddr::from(address.0)),
-                        _ => None,
-                    }),
-            );
+            addresses.extend(answer::addresses(&answer));
         }
     }
     addresses.sort_unstable();
@@ -145,10 +121,7 @@ pub(super) async fn wait(
 
 async fn has(server: SocketAddr, name: &Name, value: &str) -> Result<bool, Error> {
     let answer = query(server, name, RecordType::TXT, false).await?;
-    Ok(answer.answers.iter().any(|record| match &record.data {
-        RData::TXT(text) => record.name == *name && text.txt_data.concat() == value.as_bytes(),
-        _ => false,
-    }))
+    Ok(answer::has_text(&answer, name, value))
 }
 
 #[cfg(test)]
@@ -158,7 +131,7 @@ mod tests {
     use hickory_proto::{
         op::{Message, OpCode, ResponseCode},
         rr::{
-            Record,
+            RData, Record,
             rdata::{A, AAAA, CNAME, NS, SOA, TXT},
         },
         serialize::binary::BinEncodable as _,

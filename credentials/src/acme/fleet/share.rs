@@ -224,7 +224,7 @@ impl Share {
 }
 
 impl Storage for Share {
-    fn newest(&self) -> Option<(Pair, Issued)> {
+    async fn newest(&self) -> Option<(Pair, Issued)> {
         self.pairs.newest()
     }
 

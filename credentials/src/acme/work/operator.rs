@@ -6,7 +6,7 @@ use instant_acme::RevocationRequest;
 use time::OffsetDateTime;
 use tokio::time::timeout;
 
-use super::{ACTION, Machine, Reason, Storage, Time, Trouble, Work, since_epoch};
+use super::{Machine, Reason, Storage, Time, Trouble, Work, attempt::ACTION, since_epoch};
 use crate::{
     acme::request::{self, Request, Ticket},
     cert,
@@ -22,6 +22,14 @@ impl<S: Storage> Work<S> {
         let Some(inbox) = self.inbox.clone() else {
             return Duration::MAX;
         };
+        let next = machine.next_attempt();
+        if self.told_next != Some(next) {
+            let inbox = inbox.clone();
+            let told = tokio::task::spawn_blocking(move || inbox.tell_next(next));
+            // Not while the runtime shuts down.
+            let _ = told.await;
+            self.told_next = Some(next);
+        }
         if !inbox.has_news(&mut self.inbox_seen) && self.wishes.is_empty() {
             return PACE;
         }
@@ -97,9 +105,12 @@ impl<S: Storage> Work<S> {
         let unknown = |said: &str| Trouble::new(Reason::Refused, said);
         let hash = hex::decode(certificate).ok();
         let hash = hash.and_then(|hash| <[u8; 32]>::try_from(hash).ok());
-        let (pair, issued) = hash
-            .and_then(|hash| self.storage.find(&hash))
-            .ok_or_else(|| unknown("the gateway does not keep that certificate"))?;
+        let found = match hash {
+            Some(hash) => self.storage.find(&hash).await,
+            None => None,
+        };
+        let (pair, issued) =
+            found.ok_or_else(|| unknown("the gateway does not keep that certificate"))?;
         let authority = self.authority_named(&issued.authority).ok_or_else(|| {
             unknown("the authority that issued it is none of gateway.acme.authorities")
         })?;

@@ -143,6 +143,47 @@ fn a_pair_that_cannot_be_used_is_refused_by_name_and_replaces_nothing() {
     assert_eq!(found(&store, None), before);
 }
 
+#[tokio::test]
+async fn a_pair_whose_time_has_not_come_is_told_of_once_and_in_use_from_then_on() {
+    let world = World::new();
+    let store = Store::new();
+    let (chain, key) = world.issue("gateway", &["localhost"]);
+    store.load(&chain, &key).unwrap();
+    let mut files = world.watched(&store, "gateway");
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let _recording = metrics::set_default_local_recorder(&recorder);
+
+    let pair = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+    params.not_before = OffsetDateTime::now_utc() + SKEW + Duration::from_secs(3);
+    let early = params.self_signed(&pair).unwrap();
+    source::write_public(&chain, early.pem().as_bytes()).unwrap();
+    source::write_private(&key, pair.serialize_pem().as_bytes()).unwrap();
+    assert!(matches!(
+        store.load(&chain, &key),
+        Err(Error::NotYet { .. })
+    ));
+    let before = found(&store, None);
+    for _ in 0..3 {
+        look(&mut files, &store).await;
+        assert_eq!(found(&store, None), before);
+    }
+    let text = recorder.handle().render();
+    // By `load`, and by the three looks together.
+    let told = r#"certificate_loads_total{source="file",outcome="failed"} 2"#;
+    assert!(text.contains(told), "{text}");
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    while found(&store, None) == before {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "it is not looked at again"
+        );
+        look(&mut files, &store).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(found(&store, None), hash(early.der()));
+}
+
 #[test]
 fn what_may_be_trusted_by_its_hash_is_told_and_a_long_lived_certificate_is_not() {
     let world = World::new();
