@@ -836,7 +836,8 @@ mod tests {
         };
         attached.write(&mut packet, tags(&[]));
         assert_eq!(Claim::read(&packet).unwrap().said, attached);
-        let family = packet.len() - 33 - 1;
+        // Before the lease, the number of its bytes, and what is kept free for tags.
+        let family = packet.len() - 33 - (2 + attached.lease.len()) - 1;
         assert_eq!(packet[family], 0);
         packet[family] = 5;
         let family = Err(Malformed("family of an address"));
