@@ -354,9 +354,11 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             Some(roles::MasterCommand::Key(roles::MasterKey::Rotate(args))) => {
                 operate::rotate(args).await?;
             }
+            Some(roles::MasterCommand::Authority(command)) => operate::authority(command).await?,
             Some(roles::MasterCommand::Backup(args)) => backup::backup(args).await?,
             Some(roles::MasterCommand::Restore(args)) => backup::restore(args).await?,
-            None => role::run::<roles::Master>(&args.role, &args.flags()).await?,
+            // Its configuration is large.
+            None => Box::pin(role::run::<roles::Master>(&args.role, &args.flags())).await?,
         },
         Command::KeyVault(args) => {
             role::run::<roles::KeyVault>(&args.role, &args.flags()).await?;

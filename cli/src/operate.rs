@@ -1,6 +1,7 @@
 //! What operators ask of a master: `wavry node`, `wavry token revoke`, `wavry key list` and `rotate`,
 //! `wavry relay identity`.
 
+mod authority;
 mod identity;
 mod token;
 
@@ -29,6 +30,7 @@ use wavry_proto::{
 
 use crate::log::complain;
 
+pub(crate) use authority::{AuthorityCommand, authority};
 pub(crate) use identity::{IdentityCommand, identity};
 pub(crate) use token::{IssueCommand, issue};
 
@@ -156,16 +158,16 @@ pub(crate) struct SetArgs {
     master: Master,
 }
 
-/// `wavry key rotate`.
+/// `wavry key rotate` and `wavry master authority rotate`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RotateArgs {
-    /// Why: in turn (request), or because somebody else may hold the key (compromise)
+    /// Why: in turn (request), or because somebody else may hold its key (compromise)
     #[arg(long)]
     reason: Reason,
-    /// How long the new key is published before it signs; as the master has it if not given
+    /// How long the new one is published before it signs; as the master has it if not given
     #[arg(long, value_parser = wavry_proto::duration::parse)]
     wait: Option<Duration>,
-    /// How long the old key is accepted afterwards; as the master has it if not given
+    /// How long the old one is accepted afterwards; as the master has it if not given
     #[arg(long, value_parser = wavry_proto::duration::parse)]
     overlap: Option<Duration>,
     #[command(flatten)]
@@ -177,8 +179,22 @@ pub(crate) struct RotateArgs {
 pub(crate) enum Reason {
     /// Publish, wait, sign, accept the old one for a while
     Request,
-    /// The new key signs at once; nothing that others signed holds any more
+    /// The new one signs at once; nothing that others signed holds any more
     Compromise,
+}
+
+impl RotateArgs {
+    fn request(&self) -> RotateKey {
+        let seconds = |given: Option<Duration>| given.map(|duration| duration.as_secs());
+        RotateKey {
+            reason: match self.reason {
+                Reason::Request => "request".to_owned(),
+                Reason::Compromise => "compromise".to_owned(),
+            },
+            wait_seconds: seconds(self.wait),
+            overlap_seconds: seconds(self.overlap),
+        }
+    }
 }
 
 /// Which master, and how its answer is shown.
@@ -352,16 +368,7 @@ pub(crate) async fn keys(master: &Master) -> anyhow::Result<()> {
 
 /// Has a new key take the place of the one that signs.
 pub(crate) async fn rotate(args: &RotateArgs) -> anyhow::Result<()> {
-    let seconds = |given: Option<Duration>| given.map(|duration| duration.as_secs());
-    let request = RotateKey {
-        reason: match args.reason {
-            Reason::Request => "request".to_owned(),
-            Reason::Compromise => "compromise".to_owned(),
-        },
-        wait_seconds: seconds(args.wait),
-        overlap_seconds: seconds(args.overlap),
-    };
-    let body = serde_json::to_vec(&request)?;
+    let body = serde_json::to_vec(&args.request())?;
     let mut operator = args.master.open().await?;
     let key: KeyStatus = operator.ask(Ask::post("/v1/keys/rotate", body)).await?;
     match args.master.json {

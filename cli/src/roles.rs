@@ -216,6 +216,9 @@ pub(crate) enum MasterCommand {
     /// The key that signs tokens and rosters, as `wavry key` has it
     #[command(subcommand)]
     Key(MasterKey),
+    /// Who signs the certificates of masters and nodes
+    #[command(subcommand)]
+    Authority(operate::AuthorityCommand),
     /// Write all that a master remembers to a new file; masters may be at work
     #[command(after_long_help = backup::HELP)]
     Backup(backup::Args),

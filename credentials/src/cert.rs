@@ -1,11 +1,13 @@
 //! Certificates: the store that a handshake reads from memory, and whom a client trusts.
 
+pub mod authority;
 mod development;
 #[cfg(test)]
 mod handshake;
 mod import;
 mod keyvault;
 mod look_ups;
+mod member;
 mod names;
 mod pair;
 pub(crate) mod pairs;
@@ -20,6 +22,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use sha2::{Digest, Sha256};
 use x509_parser::{extensions::GeneralName, prelude::X509Certificate};
@@ -27,10 +30,12 @@ use x509_parser::{extensions::GeneralName, prelude::X509Certificate};
 pub use development::DevelopmentAuthority;
 pub use import::import;
 pub use keyvault::InKeyVault;
+pub use member::{Authorities, Member, NotVouchedFor, renewal};
 pub use pair::Pair;
 pub use self_signed::{Rotation, SelfSigned};
 pub use store::{POLL_INTERVAL, Pinnable, Store};
 pub use trust::{Trust, client_config, client_config_with};
+pub(crate) use trust::{authorities_in, client_config_for};
 
 use crate::source::{self, Finding};
 
@@ -125,6 +130,22 @@ pub fn summaries(file: &Path) -> Result<Vec<Summary>, Error> {
         })
     };
     read_certificates(file)?.iter().map(read).collect()
+}
+
+/// When a certificate (DER) expires; `None` if it is not one.
+pub fn not_after(der: &[u8]) -> Option<SystemTime> {
+    Facts::read(&CertificateDer::from(der)).map(|facts| facts.not_after)
+}
+
+/// A certificate (DER) as PEM (RFC 7468).
+pub fn to_pem(der: &[u8]) -> String {
+    let body = STANDARD.encode(der);
+    let lines = body.as_bytes().chunks(64).map(String::from_utf8_lossy);
+    let lines: Vec<_> = lines.collect();
+    format!(
+        "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+        lines.join("\n")
+    )
 }
 
 /// Installs the process-wide TLS provider (aws-lc-rs). Called once, first thing in `main`.

@@ -1,12 +1,11 @@
 //! The way to the masters, for nodes and for operators: HTTP/1.1 over TLS 1.3, by connections whose
 //! exporter is known. Of several masters one is as good as another.
 
+mod tls;
+
 use std::{
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -17,13 +16,14 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use tokio::{net::TcpStream, task::JoinHandle, time::timeout};
-use tokio_rustls::TlsConnector;
-use wavry_proto::control::{EXPORTER_LABEL, EXPORTER_LEN, Problem};
+use wavry_proto::control::{Authorities, EXPORTER_LABEL, EXPORTER_LEN, Problem};
 
 use crate::{
-    cert::{self, Trust},
+    cert::{self, Pair},
     random,
 };
+
+use tls::Tls;
 
 /// From the first packet to the end of the TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -50,7 +50,7 @@ pub struct Client {
     masters: Vec<Place>,
     /// Which of them is connected to.
     chosen: AtomicUsize,
-    tls: TlsConnector,
+    tls: Tls,
 }
 
 /// Where a master is.
@@ -67,6 +67,8 @@ pub struct Connection {
     pub exporter: [u8; EXPORTER_LEN],
     /// Which master.
     master: usize,
+    /// Of whom was trusted, and what was shown.
+    generation: u64,
     authority: String,
     sender: SendRequest<Full<Bytes>>,
     driver: JoinHandle<()>,
@@ -195,6 +197,11 @@ impl Failure {
         }
     }
 
+    /// Whether the master refuses the certificate that was shown, or wants one.
+    pub(crate) fn is_about_certificate(&self) -> bool {
+        matches!(self, Self::Refused { word, .. } if word.starts_with("certificate-"))
+    }
+
     /// Whether it says that the connection is of no use, to whomever it leads.
     pub(crate) fn is_of_the_connection(&self) -> bool {
         match self {
@@ -231,14 +238,34 @@ impl Client {
             .split(',')
             .map(|url| Place::read(url.trim()))
             .collect::<Result<Vec<_>, _>>()?;
-        let mut tls = cert::client_config(&Trust::Authorities(ca_file.to_owned()))?;
-        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let tls = Tls::new(ca_file)?;
         let chosen = usize::from(random::bytes::<1>()[0]) % masters.len();
         Ok(Self {
             masters,
             chosen: chosen.into(),
-            tls: TlsConnector::from(Arc::new(tls)),
+            tls,
         })
+    }
+
+    /// Trusts those that the roster trusts beside those in the file, and none that it says are revoked, on
+    /// connections from now on.
+    pub(crate) fn trust(&self, authorities: &Authorities) {
+        self.tls.trust(authorities);
+    }
+
+    /// Shows this certificate to masters that ask for one, on connections from now on, as long as it holds.
+    pub(crate) fn show(&self, pair: Pair) {
+        self.tls.show(pair);
+    }
+
+    /// Shows none from now on.
+    pub(crate) fn hide_certificate(&self) {
+        self.tls.hide();
+    }
+
+    /// Whether a connection is open, as far as is known, and as one would be that is made now.
+    pub(crate) fn is_of_use(&self, connection: &Connection) -> bool {
+        connection.is_open() && connection.generation == self.tls.generation()
     }
 
     /// A new connection to the master that served last, or to the next one that can be reached.
@@ -272,6 +299,8 @@ impl Client {
 
     async fn connect_in_time(&self, master: usize) -> Result<Connection, Failure> {
         let place = &self.masters[master];
+        // Before what it counts, so that a change in between makes another connection.
+        let generation = self.tls.generation();
         let stream = TcpStream::connect((place.host.as_str(), place.port))
             .await
             .map_err(Failure::Unreachable)?;
@@ -279,6 +308,7 @@ impl Client {
         let _ = stream.set_nodelay(true);
         let stream = self
             .tls
+            .connector()
             .connect(place.name.clone(), stream)
             .await
             .map_err(Failure::Tls)?;
@@ -301,6 +331,7 @@ impl Client {
         Ok(Connection {
             exporter,
             master,
+            generation,
             authority: place.authority.clone(),
             sender,
             driver,

@@ -2,6 +2,7 @@
 //! [`roster`] decides.
 
 mod age;
+mod certificate;
 mod check;
 mod identities;
 mod kept;
@@ -42,6 +43,7 @@ pub use check::check;
 pub use leases::Leases;
 pub use requests::Requests;
 
+use certificate::{Certificates, Renewal};
 use identities::Identities;
 use kept::Kept;
 pub(crate) use metrics::describe as describe_metrics;
@@ -135,6 +137,7 @@ pub struct Candidate {
     max_roster_age: Duration,
     pace: Pace,
     kept: Kept,
+    certificates: Certificates,
     standing: Standing,
 }
 
@@ -183,6 +186,7 @@ impl Candidate {
                 lifetime: config.identity_lifetime,
             },
             kept: Kept::in_directory(&config.state_dir),
+            certificates: Certificates::in_directory(&config.state_dir),
             standing,
         })
     }
@@ -202,6 +206,7 @@ impl Candidate {
             max_roster_age,
             pace,
             kept,
+            mut certificates,
             standing,
         } = self;
         let (record, file) = match standing {
@@ -222,7 +227,8 @@ impl Candidate {
         let shown = Shown::new(identity)?;
         let link = Arc::new(Link::new(client, shown, record, trust, services, kept));
 
-        let (first, connection) = work::first_roster(&link, max_roster_age).await?;
+        let first = work::first_roster(&link, max_roster_age, &mut certificates);
+        let (first, connection) = first.await?;
         let (master_sender, master) = watch::channel(connection.is_some());
         let first = Arc::new(first);
         let (newest_sender, newest) = watch::channel(first.clone());
@@ -256,6 +262,12 @@ impl Candidate {
             foreign: Vec::new(),
         };
         work.spawn(rotation.run());
+        let renewal = Renewal {
+            link: link.clone(),
+            certificates,
+            roster: roster.clone(),
+        };
+        work.spawn(renewal.run());
         Ok(Membership {
             link,
             roster,

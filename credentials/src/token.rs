@@ -23,7 +23,7 @@ use wavry_proto::{
 
 use crate::{
     identity::Identity,
-    key::{Ed25519, MacKey, format},
+    key::{Ed25519, MacKey, aead::Forged, format},
     secret::Secret,
 };
 
@@ -125,6 +125,17 @@ impl SigningKey {
             true => Ok(key),
             false => Err(malformed()),
         }
+    }
+
+    /// Seals a secret that is no key of this kind, for the place that `context` names, so that only this key
+    /// [opens](Self::open_secret) it there.
+    pub fn seal_secret(&self, context: &str, secret: &Secret<Vec<u8>>) -> Vec<u8> {
+        self.key.sealing_key().seal(context.as_bytes(), secret)
+    }
+
+    /// Opens a secret that this key sealed for the place that `context` names.
+    pub fn open_secret(&self, context: &str, sealed: &[u8]) -> Result<Secret<Vec<u8>>, Forged> {
+        self.key.sealing_key().open(context.as_bytes(), sealed)
     }
 
     /// A key to hide identifiers with; see [`Ed25519::mac_key`].

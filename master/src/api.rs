@@ -1,5 +1,6 @@
 //! The routes: what each takes, checks and answers.
 
+mod certificate;
 mod fleet;
 mod lease;
 
@@ -68,6 +69,8 @@ const ROSTER: &str = "/v1/roster";
 const KEYS: &str = "/.well-known/wavry/keys";
 const SUCCESSION: &str = "/.well-known/wavry/succession";
 
+pub(crate) use certificate::as_listed;
+
 /// What the routes work with.
 pub(crate) struct Api {
     pub(crate) registry: Registry,
@@ -89,10 +92,13 @@ pub(crate) struct Rates {
     registrations: Rate<()>,
     registrations_at_address: Rate<IpAddr>,
     leases: Rate<NodeId>,
+    certificates: Rate<NodeId>,
 }
 
 /// Operators that one address has at least.
 const OPERATORS_AT_ADDRESS: u32 = 4;
+/// Certificates a second that one node may have: it needs one in days, and some more if it is started often.
+const CERTIFICATES_OF_NODE: u32 = 1;
 /// The part of all registrations that one address may have.
 const REGISTRATIONS_AT_ADDRESS: u32 = 5;
 
@@ -105,6 +111,7 @@ impl Rates {
             registrations: Rate::new(registrations),
             registrations_at_address: Rate::new(registrations / REGISTRATIONS_AT_ADDRESS),
             leases: Rate::new(limits.lease_rate),
+            certificates: Rate::new(CERTIFICATES_OF_NODE),
         }
     }
 
@@ -133,6 +140,12 @@ impl Rates {
         admitted.map_err(Refusal::TooManyRequests)
     }
 
+    /// Counts a certificate that a node asks for.
+    fn of_certificate(&self, node: &NodeId) -> Result<(), Refusal> {
+        let admitted = self.certificates.admit(node.clone(), Instant::now());
+        admitted.map_err(Refusal::TooManyRequests)
+    }
+
     /// Counts a request of an operator.
     pub(crate) fn of_operator(&self, subject: &str) -> Result<(), Refusal> {
         let admitted = self.operators.admit(subject.to_owned(), Instant::now());
@@ -150,6 +163,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route(ROSTER, get(roster))
         .route(KEYS, get(keys))
         .route(SUCCESSION, get(succession))
+        .merge(certificate::router())
         .merge(fleet::router())
         .merge(lease::router())
         .merge(operate::router())
@@ -450,6 +464,18 @@ fn entity_tag(epoch: Epoch) -> HeaderValue {
 }
 
 async fn authenticate(
+    api: &Api,
+    channel: &Channel,
+    asked: &Asked,
+    headers: &HeaderMap,
+) -> Result<(NodeId, PublicKey), Refusal> {
+    let (node, key) = identify(api, channel, asked, headers).await?;
+    certificate::check(api, channel, &node)?;
+    Ok((node, key))
+}
+
+/// The node that a request is of, by its identity alone.
+async fn identify(
     api: &Api,
     channel: &Channel,
     asked: &Asked,

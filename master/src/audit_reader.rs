@@ -15,6 +15,7 @@ use crate::{
     store::{
         self, Error,
         audit::{ReadError, lines_after},
+        authority,
         keys::Kept,
     },
 };
@@ -82,6 +83,14 @@ impl Reader {
     pub(crate) async fn keys(&self) -> Result<Vec<Kept>, ReadError> {
         match self.owner {
             Owner::Master => Ok(store::keys::read(&self.pool).await?),
+            Owner::KeyVault => Err(ReadError::NoLog),
+        }
+    }
+
+    /// The authorities that a master trusts with certificates, the newest last.
+    pub(crate) async fn authorities(&self) -> Result<Vec<authority::Kept>, ReadError> {
+        match self.owner {
+            Owner::Master => Ok(authority::read(&self.pool).await?),
             Owner::KeyVault => Err(ReadError::NoLog),
         }
     }

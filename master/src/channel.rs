@@ -4,11 +4,14 @@ use std::{
     collections::VecDeque,
     net::SocketAddr,
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use rustls::pki_types::CertificateDer;
-use wavry_credentials::random;
+use wavry_credentials::{
+    cert::{Authorities, Member, NotVouchedFor},
+    random,
+};
 use wavry_proto::control::EXPORTER_LEN;
 
 /// One TLS connection. Nonces live and die with it, so none is of use on another.
@@ -21,6 +24,16 @@ pub(crate) struct Channel {
     /// The certificates that the client proved to hold, its own first; none where none were asked for.
     pub(crate) peer_certificates: Vec<CertificateDer<'static>>,
     nonces: Mutex<VecDeque<(String, Instant)>>,
+    /// Whom the certificates name, once that was found to hold.
+    vouched: Mutex<Option<Vouched>>,
+}
+
+/// A certificate that was found to hold: by whom, and until when that stays so.
+#[derive(Debug, Clone)]
+struct Vouched {
+    generation: u64,
+    until: SystemTime,
+    member: Member,
 }
 
 /// Nonces open at once on a connection: a node needs one at a time, and asks again after a failure.
@@ -35,6 +48,7 @@ impl Channel {
             peer,
             peer_certificates: Vec::new(),
             nonces: Mutex::default(),
+            vouched: Mutex::default(),
         }
     }
 
@@ -44,6 +58,35 @@ impl Channel {
             peer_certificates: certificates,
             ..self
         }
+    }
+
+    /// The same connection, as if its client had shown none.
+    pub(crate) fn without_certificates(&self) -> Self {
+        Self::new(self.exporter, self.peer)
+    }
+
+    /// Whom its certificates name, if these authorities vouch for them at `now`. What was found to hold is not
+    /// verified again until it expires or there are other authorities.
+    pub(crate) fn member(
+        &self,
+        authorities: &Authorities,
+        now: SystemTime,
+    ) -> Result<Member, NotVouchedFor> {
+        let mut vouched = self.vouched.lock().unwrap_or_else(PoisonError::into_inner);
+        let generation = authorities.generation();
+        let known = vouched
+            .as_ref()
+            .filter(|vouched| vouched.generation == generation && now < vouched.until);
+        if let Some(known) = known {
+            return Ok(known.member.clone());
+        }
+        let (member, until) = authorities.member(&self.peer_certificates, now)?;
+        *vouched = Some(Vouched {
+            generation,
+            until,
+            member: member.clone(),
+        });
+        Ok(member)
     }
 
     /// A fresh nonce. The oldest open one goes when there are too many.

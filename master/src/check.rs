@@ -28,8 +28,10 @@ pub async fn check(config: &Config) -> Vec<Finding> {
             audit::Key::read(text, config.cluster.clone())
         })
         .await,
-        cert::check(&config.certificate, config.tls_key.as_deref()),
     ]);
+    if let Some(chain) = &config.certificate {
+        findings.push(cert::check(chain, config.tls_key.as_deref()));
+    }
     findings.extend(password(&config.database).await);
     findings.extend(sinks(&config.audit_sinks));
     if let Some(vault) = &config.keyvault {
@@ -49,7 +51,9 @@ async fn keys(config: &Config) -> Vec<Finding> {
         && matches!(
             source::find("master_key", file),
             Err(source::Error::Missing { .. })
-        );
+        )
+        // It seals the authority's key.
+        && config.authority.is_none();
     if !needs_none {
         findings.push(source::check("master_key", file, SigningKey::read).await);
     }

@@ -19,6 +19,7 @@ use wavry_proto::{
 
 use crate::{
     audit_sink::{self, RawSink},
+    authority::{self, RawAuthority},
     database::{Location, UnusableUrl},
     identity,
     keys::Pace,
@@ -39,7 +40,8 @@ pub struct Raw {
     pub database: Option<String>,
     /// Where else the audit log goes.
     pub audit_sinks: Vec<RawSink>,
-    /// PEM file with the certificate chain; its key is secret `tls_key`.
+    /// PEM file with the certificate chain; its key is secret `tls_key`. Without one, the cluster's own authority
+    /// issues it.
     pub certificate: Option<PathBuf>,
     /// How often a node tells that it is there, and how often silence is looked for.
     #[serde(with = "wavry_proto::duration")]
@@ -91,6 +93,9 @@ pub struct Raw {
     /// The vault whose key signs; unless given, keys are in the database.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signing: Option<RawSigning>,
+    /// The cluster's own authority, for the certificates of masters and nodes; none unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authority: Option<RawAuthority>,
     /// The KeyVault that the master has in it; none unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keyvault: Option<keyvault::config::RawVault>,
@@ -147,6 +152,7 @@ impl Default for Raw {
             flow_bits_per_second: 1_000_000_000,
             flow_packets_per_second: 125_000,
             signing: None,
+            authority: None,
             keyvault: None,
             services: Vec::new(),
         }
@@ -164,8 +170,8 @@ pub struct Config {
     pub database: Location,
     /// Where else the audit log goes.
     pub audit_sinks: Vec<audit_sink::Config>,
-    /// PEM file with the certificate chain; its key is secret `tls_key`.
-    pub certificate: PathBuf,
+    /// PEM file with the certificate chain; its key is secret `tls_key`. `None` where the authority issues it.
+    pub certificate: Option<PathBuf>,
     /// How often a node tells that it is there, and how often silence is looked for.
     pub heartbeat_interval: Duration,
     /// A node not heard for so long loses its services until it is heard again.
@@ -186,6 +192,8 @@ pub struct Config {
     pub leases: Leases,
     /// The vault whose key signs.
     pub signing: Option<signing::Config>,
+    /// The cluster's own authority.
+    pub authority: Option<authority::Config>,
     /// The KeyVault that the master has in it.
     pub keyvault: Option<keyvault::config::Vault>,
     /// The services, in lower case and without duplicates.
@@ -323,12 +331,25 @@ impl TryFrom<Raw> for Config {
         let signing = signing.map_err(|invalid: Invalid| {
             Invalid::new(format!("signing.{}", invalid.key), invalid.problem)
         })?;
+        let authority = raw.authority.map(TryInto::try_into).transpose();
+        let authority: Option<authority::Config> = authority.map_err(|invalid: Invalid| {
+            Invalid::new(format!("authority.{}", invalid.key), invalid.problem)
+        })?;
+        let certificate = match &authority {
+            None => Some(required("certificate", raw.certificate)?),
+            Some(authority) if raw.certificate.is_none() && authority.names.is_empty() => {
+                let expected =
+                    "must have a name for the master's own certificate, unless it has another";
+                return Err(Invalid::new("authority.names", expected));
+            }
+            Some(_) => raw.certificate,
+        };
         Ok(Self {
             listen: raw.listen,
             cluster,
             database,
             audit_sinks: audit_sink::sinks(raw.audit_sinks)?,
-            certificate: required("certificate", raw.certificate)?,
+            certificate,
             heartbeat_interval: raw.heartbeat_interval,
             suspect_after: raw.suspect_after,
             gone_after: raw.gone_after,
@@ -356,6 +377,7 @@ impl TryFrom<Raw> for Config {
                 packets_per_second: raw.flow_packets_per_second,
             },
             signing,
+            authority,
             keyvault,
             services: services(raw.services)?,
             master_key: None,

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use wavry_credentials::{cert, source};
 
-use crate::{database::Location, keyvault, signing, store};
+use crate::{authority, database::Location, keyvault, signing, store};
 
 /// Why the master does not start. Nothing is bound when it is about a secret, a certificate or the
 /// database.
@@ -24,6 +24,9 @@ pub enum StartError {
         /// What is wrong with it.
         source: store::audit::ReadError,
     },
+    /// The cluster's own authority cannot sign.
+    #[error("the cluster's own authority (master.authority)")]
+    Authority(#[source] authority::Error),
     /// The certificate cannot be served.
     #[error(transparent)]
     Certificate(#[from] cert::Error),

@@ -7,6 +7,7 @@
 //!
 //! * [`backup`]: copies of all it remembers.
 //! * [`fn@check`]: what it would stop at, looked at before it starts.
+//! * [`authority`]: who signs the certificates of masters and nodes.
 //! * [`config`]: what the master is told.
 //! * [`audit_sink`]: copies of the audit log elsewhere; [`audit_reader`]: the log, read and checked.
 //! * [`database`]: where one is, and SQL for both kinds.
@@ -24,6 +25,7 @@ mod api;
 pub mod audit_reader;
 pub mod audit_sink;
 mod audited;
+pub mod authority;
 pub mod backup;
 mod channel;
 mod check;
@@ -84,7 +86,19 @@ pub struct Master {
     leaving: CancellationToken,
     audit_sinks: Vec<audit_sink::Config>,
     keyvault: Option<keyvault::KeyVault>,
-    certificate_watch: Abort,
+    certificates: Certificates,
+}
+
+/// The certificates of the master's HTTPS, kept up to date.
+enum Certificates {
+    /// Files that are watched.
+    Files(Abort),
+    /// What the cluster's own authority issues.
+    Own {
+        serving: authority::Serving,
+        config: authority::Config,
+        store: cert::Store,
+    },
 }
 
 impl Master {
@@ -103,14 +117,18 @@ impl Master {
         })
         .await?;
         let audit_key = Arc::new(audit_key);
-        let tls_key = match config.tls_key {
-            Some(file) => file,
-            None => source::locate("tls_key")?,
-        };
         let certificates = cert::Store::new();
-        certificates.load(&config.certificate, &tls_key)?;
-        let mut tls = certificates.server_config();
-        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let files = match config.certificate {
+            None => None,
+            Some(chain) => {
+                let key = match config.tls_key {
+                    Some(file) => file,
+                    None => source::locate("tls_key")?,
+                };
+                certificates.load(&chain, &key)?;
+                Some((chain, key))
+            }
+        };
 
         let unusable = |source| StartError::Store {
             database: config.database.clone(),
@@ -131,6 +149,14 @@ impl Master {
             signing::Error::Store(source) => unusable(source),
             error => error.into(),
         })?;
+        if let Some(authority) = &config.authority {
+            let make = || authority::successor(&custody, &config.cluster, &authority.pace);
+            let adopted = store.adopt_authority(&custody, make, unix_time()).await;
+            adopted.map_err(|error| match error {
+                authority::Error::Store(source) => unusable(source),
+                error => StartError::Authority(error),
+            })?;
+        }
         let configured = store.configure(&config.services).await;
         configured.map_err(|error| match error {
             ServiceError::Store(source) => unusable(source),
@@ -145,9 +171,30 @@ impl Master {
             pace: config.key_pace,
             identity_pace: config.identity_pace,
         };
-        let registry = Registry::new(store, custody, config.cluster, times)
+        let authority = config.authority.clone();
+        let registry = Registry::new(store, custody, config.cluster, times, authority)
             .await
             .map_err(unusable)?;
+        let mut tls = match &config.authority {
+            None => certificates.server_config(),
+            Some(_) => certificates.asking_config(registry.vouching()),
+        };
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let certificates = match (files, config.authority) {
+            (None, Some(config)) => {
+                let authorities = registry.published().borrow().authorities.clone();
+                let serving = authority::issue(&authorities, &config, &certificates);
+                Certificates::Own {
+                    serving: serving.map_err(StartError::Authority)?,
+                    config,
+                    store: certificates,
+                }
+            }
+            (files, _) => {
+                let (chain, key) = files.unwrap_or_default();
+                Certificates::Files(Abort(certificates.watch(&chain, &key)))
+            }
+        };
 
         let keyvault = match &config.keyvault {
             None => None,
@@ -180,7 +227,10 @@ impl Master {
         }));
         // What is no route of the master's is the KeyVault's, and so are its limits.
         let router = match &keyvault {
-            Some(vault) => router.fallback_service(keyvault::api::router(vault.clone())),
+            Some(vault) => {
+                let vault = keyvault::api::router(vault.clone());
+                router.fallback_service(api::as_listed(vault, registry.clone()))
+            }
             None => router,
         };
         Ok(Self {
@@ -195,7 +245,7 @@ impl Master {
             leaving,
             audit_sinks: config.audit_sinks,
             keyvault,
-            certificate_watch: Abort(certificates.watch(&config.certificate, &tls_key)),
+            certificates,
         })
     }
 
@@ -215,7 +265,17 @@ impl Master {
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Infallible> {
         let leaving = self.leaving;
         let registry = self.registry.clone();
-        let _certificate_watch = self.certificate_watch;
+        let _certificates = match self.certificates {
+            Certificates::Files(watch) => watch,
+            Certificates::Own {
+                serving,
+                config,
+                store,
+            } => {
+                let keep = serving.keep(self.registry.clone(), config, store);
+                Abort(tokio::spawn(keep))
+            }
+        };
         let sinks = self.audit_sinks.into_iter();
         let _sinks: Vec<_> = sinks
             .map(|sink| Abort(tokio::spawn(self.registry.copy_audit_to(sink))))

@@ -18,6 +18,12 @@ pub(crate) const FEED_LOST: &str = "wavry_master_feed_lost_total";
 pub(crate) const KEYS: &str = "wavry_master_signing_keys";
 pub(crate) const KEY_SIGNS_SINCE: &str = "wavry_master_signing_key_since_timestamp_seconds";
 pub(crate) const KEY_ROTATIONS: &str = "wavry_master_key_rotations_total";
+pub(crate) const AUTHORITIES: &str = "wavry_master_authorities";
+pub(crate) const AUTHORITY_EXPIRY: &str = "wavry_master_authority_expiry_timestamp_seconds";
+pub(crate) const AUTHORITY_ROTATIONS: &str = "wavry_master_authority_rotations_total";
+pub(crate) const OWN_CERTIFICATES: &str = "wavry_master_own_certificates_total";
+pub(crate) const NODE_CERTIFICATES: &str = "wavry_master_node_certificates_total";
+pub(crate) const CERTIFICATES_SHOWN: &str = "wavry_master_certificates_shown_total";
 pub(crate) const IDENTITY_ROTATIONS: &str = "wavry_master_identity_rotations_total";
 pub(crate) const LEASES: &str = "wavry_master_leases_total";
 pub(crate) const REVOCATIONS: &str = "wavry_master_revocations_total";
@@ -54,6 +60,36 @@ pub fn describe() {
         REQUESTS,
         Unit::Count,
         "HTTP requests answered, by route and status"
+    );
+    describe_gauge!(
+        AUTHORITIES,
+        Unit::Count,
+        "Authorities of the cluster's own certificates, by state"
+    );
+    describe_gauge!(
+        AUTHORITY_EXPIRY,
+        Unit::Seconds,
+        "When the first of the authorities in a state expires, in seconds since the Unix epoch"
+    );
+    describe_counter!(
+        AUTHORITY_ROTATIONS,
+        Unit::Count,
+        "Authorities made to take the place of the one that signs, by reason"
+    );
+    describe_counter!(
+        OWN_CERTIFICATES,
+        Unit::Count,
+        "Certificates of the master's HTTPS that the authority was asked for, by outcome"
+    );
+    describe_counter!(
+        NODE_CERTIFICATES,
+        Unit::Count,
+        "Certificates that nodes asked for, by outcome: issued, or the word of the problem"
+    );
+    describe_counter!(
+        CERTIFICATES_SHOWN,
+        Unit::Count,
+        "Requests of nodes, by what the certificate that they showed is worth"
     );
     describe_counter!(
         REGISTRATIONS,

@@ -7,6 +7,7 @@
 #![expect(unused_qualifications, reason = "utoipa's macros write paths in full")]
 
 mod asking;
+mod authority;
 mod identity;
 mod placement;
 mod service;
@@ -52,6 +53,7 @@ use crate::{
 
 use asking::{Asking, OnceKey};
 
+pub use authority::{AuthorityPage, AuthorityStatus};
 pub use identity::IdentityStatus;
 pub use placement::PlaceNode;
 pub use service::{ServicePage, ServiceSpec, ServiceStatus};
@@ -207,6 +209,27 @@ pub struct RotateKey {
     pub overlap_seconds: Option<u64>,
 }
 
+impl RotateKey {
+    /// Why, and at which pace, where it is `configured`.
+    fn read(&self, configured: Pace) -> Result<(Reason, Pace), Refusal> {
+        let reason = match self.reason.as_str() {
+            "request" => Reason::Request,
+            "compromise" => Reason::Compromise,
+            _ => {
+                let expected = "reason is neither request nor compromise";
+                return Err(Refusal::Malformed(expected.to_owned()));
+            }
+        };
+        let seconds = |given: Option<u64>, as_is| given.map_or(as_is, Duration::from_secs);
+        let pace = Pace {
+            wait: seconds(self.wait_seconds, configured.wait),
+            overlap: seconds(self.overlap_seconds, configured.overlap),
+            ..configured
+        };
+        Ok((reason, pace))
+    }
+}
+
 /// Which page.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -312,6 +335,8 @@ fn documented() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
         .routes(routes!(token::issue_session))
         .routes(routes!(token::issue_registration))
         .routes(routes!(list_keys))
+        .routes(routes!(authority::list_authorities))
+        .routes(routes!(authority::rotate_authority))
         .routes(routes!(rotate_key))
         .split_for_parts()
 }
@@ -543,21 +568,7 @@ async fn rotate_key(
 ) -> Result<(StatusCode, Json<KeyStatus>), Refusal> {
     let operator = asking.operator(OperatorRole::Admin).await?;
     let request: RotateKey = asking.body()?;
-    let reason = match request.reason.as_str() {
-        "request" => Reason::Request,
-        "compromise" => Reason::Compromise,
-        _ => {
-            let expected = "reason is neither request nor compromise";
-            return Err(Refusal::Malformed(expected.to_owned()));
-        }
-    };
-    let seconds = |given: Option<u64>, configured| given.map_or(configured, Duration::from_secs);
-    let configured = api.registry.pace();
-    let pace = Pace {
-        wait: seconds(request.wait_seconds, configured.wait),
-        overlap: seconds(request.overlap_seconds, configured.overlap),
-        ..configured
-    };
+    let (reason, pace) = request.read(api.registry.pace())?;
     let path = match reason {
         Reason::Compromise => "/v1/keys/rotate compromise",
         Reason::Schedule | Reason::Request => "/v1/keys/rotate request",

@@ -6,15 +6,16 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use wavry_credentials::{redact, signer::SignError, token::Rejected};
+use wavry_credentials::{cert::NotVouchedFor, redact, signer::SignError, token::Rejected};
 use wavry_proto::{control::Problem, id::ServiceName, token::OperatorRole};
 
 use crate::{
     audited::Word,
+    authority,
     once::InFlight,
     store::{
-        self, FleetError, HeartbeatError, MoveError, OnceError, RegisterError, RevokeError,
-        RotateIdentityError, ServiceError, keys::RotateError,
+        self, CertifyError, FleetError, HeartbeatError, MoveError, OnceError, RegisterError,
+        RevokeError, RotateIdentityError, ServiceError, keys::RotateError,
     },
 };
 
@@ -130,6 +131,18 @@ pub enum Refusal {
         store::MAX_KEPT
     )]
     TooManyKeys(Duration),
+    /// This master signs no certificates.
+    #[error("this master has no authority that signs certificates (master.authority)")]
+    NoAuthority,
+    /// The authority did not sign.
+    #[error("the certificate could not be signed; the master's log says why")]
+    NotCertified(#[source] authority::Error),
+    /// The certificate of the connection is none that the node may show.
+    #[error("nodes must show a certificate of this cluster: {0}")]
+    Certificate(NotVouchedFor),
+    /// The certificate of the connection is another node's, or of a registration that is over.
+    #[error("the certificate is not of the node that asks, as it is registered now")]
+    CertificateForeign,
     /// The node is no gateway.
     #[error("gateways alone share certificates")]
     NoGateway,
@@ -258,6 +271,22 @@ impl Refusal {
                 "too-many-idempotency-keys",
                 "Too many idempotency keys",
             ),
+            Self::NoAuthority => (S::NOT_FOUND, "no-authority", "No authority"),
+            Self::NotCertified(_) => (
+                S::INTERNAL_SERVER_ERROR,
+                "not-certified",
+                "Certificate not signed",
+            ),
+            Self::Certificate(_) => (
+                S::FORBIDDEN,
+                "certificate-required",
+                "Client certificate required",
+            ),
+            Self::CertificateForeign => (
+                S::FORBIDDEN,
+                "certificate-foreign",
+                "Client certificate of another",
+            ),
             Self::NoGateway => (S::FORBIDDEN, "no-gateway", "Not a gateway"),
             Self::FencePassed => (S::CONFLICT, "fence-passed", "Lease taken over"),
             Self::TooManyEntries => (
@@ -338,6 +367,15 @@ impl From<RotateError> for Refusal {
     }
 }
 
+impl From<CertifyError> for Refusal {
+    fn from(error: CertifyError) -> Self {
+        match error {
+            CertifyError::UnknownNode => Self::UnknownNode,
+            CertifyError::Store(error) => error.into(),
+        }
+    }
+}
+
 impl From<MoveError> for Refusal {
     fn from(error: MoveError) -> Self {
         match error {
@@ -414,6 +452,12 @@ impl IntoResponse for Refusal {
                 tracing::error!(
                     error = error as &dyn std::error::Error,
                     "nothing was signed"
+                );
+            }
+            Self::NotCertified(error) => {
+                tracing::error!(
+                    error = error as &dyn std::error::Error,
+                    "no certificate was signed"
                 );
             }
             _ => tracing::debug!(problem = word, "request refused"),

@@ -1,5 +1,6 @@
 //! The registry at work: the store, who is heard of, and the signed roster that is served.
 
+mod certificates;
 mod current;
 mod fleet;
 mod lease;
@@ -14,6 +15,7 @@ use tokio::{sync::watch, time::timeout};
 pub(crate) use wavry_credentials::clock::unix_time;
 use wavry_credentials::{
     audit::Event,
+    cert,
     token::{KeySet, Rejected, Scope},
 };
 use wavry_proto::{
@@ -24,6 +26,7 @@ use wavry_proto::{
 
 use crate::{
     audit_sink,
+    authority::{self, Authorities},
     identity::{self, Lives},
     keys::{Due, Pace, Reason, due},
     metrics as names,
@@ -53,6 +56,9 @@ struct Shared {
     store: Store,
     /// Has the keys that sign.
     custody: Custody,
+    authority: Option<authority::Config>,
+    /// Who vouches for the certificates of nodes.
+    vouching: cert::Authorities,
     cluster: ClusterName,
     times: Times,
     presence: Mutex<Presence>,
@@ -97,6 +103,8 @@ pub(crate) struct Published {
     pub(crate) roster: Roster,
     /// The keys, of which one signs it.
     ring: Arc<Ring>,
+    /// The authorities, of which one signs certificates.
+    pub(crate) authorities: Arc<Authorities>,
     /// Every key of every node.
     node_keys: KeySet,
     /// The identities of every node, ordered by id.
@@ -110,19 +118,29 @@ impl Registry {
         custody: Custody,
         cluster: ClusterName,
         times: Times,
+        authority: Option<authority::Config>,
     ) -> Result<Self, store::Error> {
         let now = Instant::now();
-        let (snapshot, keys) = store.state().await?;
+        let store::State {
+            snapshot,
+            keys,
+            authorities,
+        } = store.state().await?;
+        let authorities = Arc::new(Authorities::of(authorities, &custody));
         let (_, revision) = store.versions().await?;
         let ring = Arc::new(Ring::of(keys, &custody)?);
         let nodes = snapshot.nodes.iter().map(|node| node.id.clone());
         let presence = Presence::new(nodes, now);
-        let first = Arc::new(Published::new(snapshot, ring, &cluster));
+        let first = Arc::new(Published::new(snapshot, ring, authorities, &cluster));
+        let vouching = cert::Authorities::default();
+        vouching.replace(authority::certificates(&first.roster.authorities.trusted));
         first.report();
         Ok(Self {
             shared: Arc::new(Shared {
                 store,
                 custody,
+                authority,
+                vouching,
                 cluster,
                 times,
                 presence: Mutex::new(presence),
@@ -593,6 +611,7 @@ impl Registry {
     pub(crate) async fn keep(&self) {
         self.look_for_silence().await;
         self.turn_keys().await;
+        self.turn_authorities().await;
         self.retire_identities().await;
         self.refresh_roster().await;
         self.report_nodes();
@@ -776,10 +795,13 @@ impl Shared {
         let before = self.published.borrow().clone();
         let shown = (&before.roster.token_keys, &before.roster.roster_keys);
         // Its own change or another master's.
-        if shown != (&snapshot.token_keys, &snapshot.roster_keys) {
+        if shown != (&snapshot.token_keys, &snapshot.roster_keys)
+            || before.roster.authorities != snapshot.authorities
+        {
             return self.reload().await;
         }
-        self.serve(Published::new(snapshot, before.ring.clone(), &self.cluster));
+        let (ring, authorities) = (before.ring.clone(), before.authorities.clone());
+        self.serve(Published::new(snapshot, ring, authorities, &self.cluster));
         Ok(())
     }
 
@@ -791,6 +813,10 @@ impl Shared {
                 let (epoch, nodes) = (next.roster.epoch, next.roster.nodes.len());
                 tracing::info!(%epoch, nodes, "roster changed");
                 next.report();
+                let trusted = &next.roster.authorities.trusted;
+                if *trusted != current.roster.authorities.trusted {
+                    self.vouching.replace(authority::certificates(trusted));
+                }
                 *current = Arc::new(next);
             }
             is_newer
@@ -799,7 +825,12 @@ impl Shared {
 }
 
 impl Published {
-    fn new(snapshot: Snapshot, ring: Arc<Ring>, cluster: &ClusterName) -> Self {
+    fn new(
+        snapshot: Snapshot,
+        ring: Arc<Ring>,
+        authorities: Arc<Authorities>,
+        cluster: &ClusterName,
+    ) -> Self {
         let keys: Vec<_> = snapshot
             .nodes
             .iter()
@@ -810,6 +841,7 @@ impl Published {
         let roster = snapshot.into_roster(cluster.clone(), unix_time());
         Self {
             ring,
+            authorities,
             node_keys: KeySet::from_public_keys(&keys),
             identities,
             roster,

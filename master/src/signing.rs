@@ -194,6 +194,11 @@ impl Custody {
         })
     }
 
+    /// The secret `master_key`.
+    pub(crate) fn master(&self) -> Option<&SigningKey> {
+        self.master.as_ref()
+    }
+
     /// What signs with a key that is kept.
     pub(crate) fn signer(&self, kept: &Kept) -> Result<Arc<dyn Signer>, store::Error> {
         let bad = || store::Error::Row("signing_key");

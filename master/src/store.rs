@@ -5,6 +5,7 @@
 //! use the database. Reads see what was committed and wait for nobody.
 
 pub mod audit;
+pub(crate) mod authority;
 mod feed;
 mod fleet;
 mod identity;
@@ -29,7 +30,7 @@ use std::{
 use sqlx::postgres::PgDatabaseError;
 use wavry_credentials::audit::{Event, Key};
 use wavry_proto::{
-    control::{Node, Revocation, Role, Roster, Service},
+    control::{Authorities, Node, Revocation, Role, Roster, Service},
     id::{ClusterName, Epoch, NodeId, PublicKey, ServiceName},
     placement::Placement,
 };
@@ -44,6 +45,7 @@ use crate::{
 
 use keys::Kept;
 
+pub use authority::CertifyError;
 pub use fleet::{FleetError, MAX_ENTRIES};
 pub use identity::RotateIdentityError;
 pub use once::{Done, KEPT, MAX_KEPT, Once, OnceError, Order};
@@ -195,8 +197,17 @@ pub struct Snapshot {
     pub roster_keys: Vec<String>,
     /// Session tokens that hold no more.
     pub revoked: Vec<Revocation>,
+    /// The authorities of the cluster's own certificates.
+    pub authorities: Authorities,
     /// The identities of every node, ordered by id.
     pub identities: Vec<Lives>,
+}
+
+/// All that the master works with, of one moment.
+pub(crate) struct State {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) keys: Vec<Kept>,
+    pub(crate) authorities: Vec<authority::Kept>,
 }
 
 impl Snapshot {
@@ -211,6 +222,7 @@ impl Snapshot {
             token_keys: self.token_keys,
             roster_keys: self.roster_keys,
             revoked: self.revoked,
+            authorities: self.authorities,
         }
     }
 }
@@ -283,11 +295,13 @@ impl Store {
         Ok(renewed)
     }
 
-    /// What the roster shows now, and every key that ever signed, oldest first: of one moment.
-    pub(crate) async fn state(&self) -> Result<(Snapshot, Vec<Kept>), Error> {
+    /// What the roster shows now, and every key and every authority that ever signed, oldest first: of one
+    /// moment.
+    pub(crate) async fn state(&self) -> Result<State, Error> {
         let mut transaction = self.read().await?;
         let snapshot = read_snapshot(&mut transaction).await?;
         let keys = keys::read(&mut transaction).await?;
+        let authorities = authority::read(&mut transaction).await?;
         let mut newest = locked(&self.newest);
         // What another master wrote is read before each change otherwise.
         if newest
@@ -296,7 +310,11 @@ impl Store {
         {
             *newest = Some(Arc::new(snapshot.clone()));
         }
-        Ok((snapshot, keys))
+        Ok(State {
+            snapshot,
+            keys,
+            authorities,
+        })
     }
 
     /// What the roster shows now.
@@ -486,6 +504,8 @@ enum Part {
     Keys,
     /// Subjects that were revoked.
     Revoked,
+    /// Authorities of certificates.
+    Authorities,
 }
 
 impl Change {
@@ -710,9 +730,17 @@ async fn read_snapshot(transaction: &mut Transaction) -> Result<Snapshot, Error>
         token_keys: Vec::new(),
         roster_keys: Vec::new(),
         revoked: Vec::new(),
+        authorities: Authorities::default(),
         identities: Vec::new(),
     };
-    for part in [Part::Nodes, Part::Services, Part::Keys, Part::Revoked] {
+    let parts = [
+        Part::Nodes,
+        Part::Services,
+        Part::Keys,
+        Part::Revoked,
+        Part::Authorities,
+    ];
+    for part in parts {
         snapshot.read_again(part, transaction).await?;
     }
     Ok(snapshot)
@@ -725,6 +753,7 @@ impl Snapshot {
             Part::Services => self.services = service::read(from).await?,
             Part::Keys => (self.token_keys, self.roster_keys) = keys::shown(from).await?,
             Part::Revoked => self.revoked = revocation::read(from).await?,
+            Part::Authorities => self.authorities = authority::shown(from).await?,
         }
         Ok(())
     }

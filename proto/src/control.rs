@@ -184,6 +184,28 @@ pub struct Roster {
     /// Session tokens that hold no more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub revoked: Vec<Revocation>,
+    /// Whose certificates masters and nodes show each other. Left out where there are none, so that nodes that
+    /// do not know it read the roster.
+    #[serde(default, skip_serializing_if = "Authorities::is_empty")]
+    pub authorities: Authorities,
+}
+
+/// The authorities that sign the cluster's own certificates.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Authorities {
+    /// Those that are trusted, the one that signs first: X.509 (DER) in base64.
+    pub trusted: Vec<String>,
+    /// Those that are not, whoever said so before: SHA-256 of each certificate, as hexadecimal.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub revoked: Vec<String>,
+}
+
+impl Authorities {
+    /// Whether there are none and never were.
+    pub fn is_empty(&self) -> bool {
+        self.trusted.is_empty() && self.revoked.is_empty()
+    }
 }
 
 /// How far a roster vouches for the peer of a connection.
@@ -209,6 +231,7 @@ impl Roster {
             token_keys: Vec::new(),
             roster_keys: Vec::new(),
             revoked: Vec::new(),
+            authorities: Authorities::default(),
         }
     }
 
@@ -379,6 +402,23 @@ pub struct Rotate {
 pub struct Rotating {
     /// Rosters of this epoch, and later ones, list the new key.
     pub epoch: Epoch,
+}
+
+/// Body of `POST /v1/nodes/certificate`, whose bearer is the node's own token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CertificateRequest {
+    /// PKCS #10 (RFC 2986, DER) in base64, signed by the P-256 key that the certificate is for. What else it says
+    /// is passed over: the master knows who the node is.
+    pub request: String,
+}
+
+/// Answer to `POST /v1/nodes/certificate`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IssuedCertificate {
+    /// The certificate, and those between it and an authority of the roster's, in this order, as PEM.
+    pub chain: String,
 }
 
 /// One key of `GET /.well-known/wavry/keys`.

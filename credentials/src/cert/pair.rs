@@ -70,6 +70,11 @@ impl Pair {
         Ok(Self { certified, facts })
     }
 
+    /// As handshakes use it.
+    pub(crate) fn into_certified(self) -> CertifiedKey {
+        self.certified
+    }
+
     /// The certificate itself.
     pub fn leaf(&self) -> &CertificateDer<'static> {
         &self.certified.cert[0]

@@ -12,14 +12,14 @@ use arc_swap::ArcSwap;
 use metrics::{counter, gauge};
 use rustls::{
     crypto::aws_lc_rs,
-    server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier},
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier},
     sign::CertifiedKey,
 };
 use rustls_pki_types::CertificateDer;
 use tokio::{sync::watch, task::JoinHandle};
 
 use super::{
-    Error, Pair, hash,
+    Authorities, Error, Pair, hash,
     look_ups::{LookUps, OUTCOMES, Outcome},
     names::Names,
     read_certificates,
@@ -43,6 +43,7 @@ const FILE: &str = "file";
 pub(super) const KEYVAULT: &str = "keyvault";
 const ACME: &str = "acme";
 const OWN: &str = "self";
+const AUTHORITY: &str = "authority";
 
 /// Certificates by name. A handshake reads an immutable snapshot: no lock, no file, no network.
 /// Clones share their certificates.
@@ -113,6 +114,12 @@ impl Store {
         Ok(())
     }
 
+    /// Puts a pair in use that the cluster's own authority issued, in the place of the one before from the same
+    /// `origin`.
+    pub fn install_member(&self, origin: &Path, pair: Pair) -> Result<(), Error> {
+        self.take(AUTHORITY, Entry::new(origin, None, pair))
+    }
+
     fn take(&self, source: &'static str, entry: Result<Entry, Error>) -> Result<(), Error> {
         count(source, if entry.is_ok() { "loaded" } else { "failed" });
         self.put(source, [entry?]);
@@ -156,6 +163,21 @@ impl Store {
             .expect("aws-lc-rs has the cipher suites of TLS 1.2 and 1.3")
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(Resolver(self.0.clone()))))
+    }
+
+    /// TLS for a server that asks its clients for the certificates of nodes, and serves those that show none too.
+    /// What one that is shown is worth is another question: [`Authorities::member`]. No ALPN is set.
+    pub fn asking_config(&self, authorities: &Authorities) -> rustls::ServerConfig {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("aws-lc-rs has the cipher suites of TLS 1.2 and 1.3")
+            .with_client_cert_verifier(authorities.asking())
+            .with_cert_resolver(Arc::new(Resolver(self.0.clone())));
+        // Who resumes a session shows what its first handshake showed.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        config
     }
 
     /// Tells the recorder how often handshakes have found what they asked for.

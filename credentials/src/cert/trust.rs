@@ -10,7 +10,7 @@ use rustls::{
     CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, Error as TlsError,
     RootCertStore, SignatureScheme,
     client::{
-        WantsClientCert,
+        ResolvesClientCert, WantsClientCert,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{
@@ -43,6 +43,25 @@ pub fn client_config(trust: &Trust) -> Result<ClientConfig, Error> {
 pub fn client_config_with(trust: &Trust, chain: &Path, key: &Path) -> Result<ClientConfig, Error> {
     let shown = SingleCertAndKey::from(certified_key(chain, key)?);
     Ok(verifying(trust)?.with_client_cert_resolver(Arc::new(shown)))
+}
+
+/// TLS for a client that trusts these and shows what `shown` says. No ALPN is set.
+pub(crate) fn client_config_for(
+    roots: RootCertStore,
+    shown: Arc<dyn ResolvesClientCert>,
+) -> ClientConfig {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("aws-lc-rs has the cipher suites of TLS 1.2 and 1.3")
+        .with_root_certificates(roots)
+        .with_client_cert_resolver(shown)
+}
+
+/// The authorities in a PEM file: one at least, each an X.509 certificate.
+pub(crate) fn authorities_in(file: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    authorities(file)?;
+    read_certificates(file)
 }
 
 fn verifying(trust: &Trust) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, Error> {

@@ -16,6 +16,10 @@ pub(super) const IDENTITY_FAILURES: &str = "wavry_node_identity_rotation_failure
 pub(super) const IDENTITY_FOREIGN: &str = "wavry_node_identity_foreign_keys";
 pub(super) const LEASES: &str = "wavry_node_leases";
 pub(super) const LEASES_ASKED: &str = "wavry_node_leases_asked_total";
+pub(super) const CERTIFICATE_NOT_BEFORE: &str =
+    "wavry_node_certificate_not_before_timestamp_seconds";
+pub(super) const CERTIFICATE_EXPIRY: &str = "wavry_node_certificate_expiry_timestamp_seconds";
+pub(super) const CERTIFICATE_RENEWALS: &str = "wavry_node_certificate_renewals_total";
 pub(super) const MASTER_UP: &str = "wavry_node_master_up";
 pub(super) const MASTER_FAILURES: &str = "wavry_node_master_failures_total";
 
@@ -87,6 +91,21 @@ pub(crate) fn describe() {
         IDENTITY_FOREIGN,
         Unit::Count,
         "Keys that the roster lists for this node and that it does not have"
+    );
+    describe_gauge!(
+        CERTIFICATE_NOT_BEFORE,
+        Unit::Seconds,
+        "From when the certificate holds that the node shows to masters, since the Unix epoch"
+    );
+    describe_gauge!(
+        CERTIFICATE_EXPIRY,
+        Unit::Seconds,
+        "When the certificate expires that the node shows to masters, since the Unix epoch"
+    );
+    describe_counter!(
+        CERTIFICATE_RENEWALS,
+        Unit::Count,
+        "Certificates that the node asked a master for, by outcome: issued, or why not"
     );
     describe_gauge!(
         MASTER_UP,

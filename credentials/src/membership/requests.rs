@@ -61,13 +61,18 @@ impl Requests {
     async fn ask<T: DeserializeOwned>(&self, mut ask: Ask<'_>) -> Result<T, Failure> {
         let kept = self.open.lock().await.pop();
         let mut connection = match kept {
-            Some(connection) if connection.is_open() => connection,
+            Some(connection) if self.link.client.is_of_use(&connection) => connection,
             _ => self.link.client.connect().await?,
         };
         let authorization = self.link.authorization(&connection);
         ask.authorization = Some(&authorization);
         let asked = connection.ask(ask).await;
+        if let Err(failure) = &asked {
+            self.link.heed(failure);
+        }
         match &asked {
+            // The next one may show another.
+            Err(failure) if failure.is_about_certificate() => {}
             // A refusal is an answer.
             Ok(_) | Err(Failure::Refused { status: ..500, .. }) => {
                 let mut open = self.open.lock().await;

@@ -6,25 +6,36 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::StatusCode;
+use rustls_pki_types::CertificateDer;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 use wavry_proto::{
     control::{
-        Challenge, Heard, Heartbeat, IdentityTask, Register, Registered, Roster, possession_message,
+        self, Challenge, Heard, Heartbeat, IdentityTask, Register, Registered, Roster,
+        possession_message,
     },
     id::{Epoch, NodeId, PublicKey, ServiceName},
     token::{MAX_ROSTER_LEN, NodeRequest, Validity},
 };
 
 use super::{
-    Error, kept::Kept, metrics as names, record::Record, retry::Attempts, roster, trust::Trust,
+    Error,
+    certificate::{self, Certificates},
+    kept::Kept,
+    metrics as names,
+    record::Record,
+    retry::Attempts,
+    roster,
+    trust::Trust,
 };
 use crate::{
     bearer,
+    cert::{self, Member, Pair},
     clock::{since_epoch, unix_time},
     identity::{Identity, Shown},
     master::{Ask, Client, Connection, Failure},
@@ -44,6 +55,35 @@ pub(super) struct Link {
     pub(super) sessions: AtomicU64,
     /// Changes when a master turns out not to answer.
     unanswered: watch::Sender<()>,
+    /// Of the certificate that is shown.
+    certificate: watch::Sender<Option<ShownCertificate>>,
+    /// Changes when a master refuses it, or wants one.
+    certificate_refused: watch::Sender<()>,
+}
+
+/// What is known of the certificate that the node shows.
+#[derive(Clone)]
+pub(super) struct ShownCertificate {
+    certificate: CertificateDer<'static>,
+    /// From when it holds.
+    pub(super) from: SystemTime,
+    /// Until when.
+    pub(super) until: SystemTime,
+    /// The registration that it is for.
+    pub(super) registration: u64,
+}
+
+impl ShownCertificate {
+    /// Whether it is by one that is trusted.
+    pub(super) fn is_signed_by(&self, authorities: &control::Authorities) -> bool {
+        let trusted = authorities.trusted.iter();
+        let trusted = trusted.filter_map(|text| STANDARD.decode(text).ok());
+        let vouching = cert::Authorities::default();
+        vouching.replace(trusted.map(Into::into));
+        let own = std::slice::from_ref(&self.certificate);
+        // While it holds: that it expires is no question of who signed it.
+        vouching.member(own, self.from).is_ok()
+    }
 }
 
 /// What the node tells of itself; the master hears of a change at once.
@@ -88,6 +128,39 @@ impl Link {
             said: watch::Sender::default(),
             sessions: AtomicU64::new(0),
             unanswered: watch::Sender::default(),
+            certificate: watch::Sender::default(),
+            certificate_refused: watch::Sender::default(),
+        }
+    }
+
+    /// Shows a certificate of this node's from now on.
+    pub(super) fn show(&self, pair: Pair) {
+        let shown = Member::of(pair.leaf()).map(|member| ShownCertificate {
+            certificate: pair.leaf().clone(),
+            from: pair.not_before(),
+            until: pair.not_after(),
+            registration: member.registration,
+        });
+        self.client.show(pair);
+        self.certificate.send_replace(shown);
+    }
+
+    /// The certificate that is shown.
+    pub(super) fn shown_certificate(&self) -> Option<ShownCertificate> {
+        self.certificate.borrow().clone()
+    }
+
+    /// Changes when a master refuses the certificate, or wants one.
+    pub(super) fn certificate_refused(&self) -> watch::Receiver<()> {
+        self.certificate_refused.subscribe()
+    }
+
+    /// Shows no certificate any more that a master refuses.
+    pub(super) fn heed(&self, failure: &Failure) {
+        if failure.is_about_certificate() {
+            self.client.hide_certificate();
+            self.certificate.send_replace(None);
+            self.certificate_refused.send_replace(());
         }
     }
 
@@ -264,8 +337,13 @@ async fn register_over(
 pub(super) async fn first_roster(
     link: &Link,
     max_age: Duration,
+    certificates: &mut Certificates,
 ) -> Result<(Roster, Option<Connection>), Error> {
     let kept = link.kept.read(&link.trust.pinned(), unix_time());
+    if let Some(kept) = &kept {
+        link.client.trust(&kept.authorities);
+    }
+    certificates.show_kept(link);
     let least = kept.as_ref().map(|roster| roster.epoch).unwrap_or_default();
     let mut attempts = Attempts::at("roster");
     loop {
@@ -274,6 +352,16 @@ pub(super) async fn first_roster(
             let asked = link.roster(&mut connection, "/v1/roster", least, FIRST_ROSTER_DEADLINE);
             match asked.await {
                 Ok(Some(roster)) => Ok((roster, connection)),
+                // It wants a certificate, which the next connection shows.
+                Err(failure) if failure.is_about_certificate() => {
+                    link.heed(&failure);
+                    let renewed = certificates.renew(link, &mut connection).await;
+                    Err(match renewed {
+                        Ok(()) => Failure::Broken,
+                        Err(certificate::Error::Master(failure)) => failure,
+                        Err(_) => Failure::Malformed,
+                    })
+                }
                 not_one => {
                     link.client.go_on_from(&connection);
                     Err(not_one.err().unwrap_or(Failure::Malformed))
@@ -399,7 +487,7 @@ pub(super) async fn over_connection<T>(
     request: impl AsyncFnOnce(&Link, &mut Connection) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     let mut connection = match open.take() {
-        Some(connection) if connection.is_open() => connection,
+        Some(connection) if link.client.is_of_use(&connection) => connection,
         _ => link.client.connect().await?,
     };
     match request(link, &mut connection).await {
@@ -408,6 +496,7 @@ pub(super) async fn over_connection<T>(
             Ok(answer)
         }
         Err(failure) => {
+            link.heed(&failure);
             link.client.go_on_from(&connection);
             Err(failure)
         }

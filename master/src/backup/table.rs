@@ -72,6 +72,8 @@ pub(super) const TABLES: &[Table] = &[
     table!("fleet_entry", "ORDER BY name", 1 "name" Text, 2 "fence" Integer, 3 "holder" Text,
         4 "until" Integer, 5 "draft" Text, 6 "answers" Text, 7 "product" Text,
         8 "answers_revision" Integer, 9 "product_revision" Integer, 10 "revision" Integer),
+    table!("authority", "ORDER BY number", 1 "number" Integer, 2 "hash" Text, 3 "certificate" Bytes,
+        4 "sealed" Bytes, 5 "state" Text, 6 "since" Integer, 7 "until" Integer, 8 "overlap" Integer),
     table!("succession", "ORDER BY number", 1 "number" Integer, 2 "statement" Text),
     table!("audit_seal", "ORDER BY one", 1 "one" Integer, 2 "seal" Text),
     table!("audit_sink", "ORDER BY name", 1 "name" Text, 2 "seq" Integer),

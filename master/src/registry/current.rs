@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{Published, Registry, Shared};
-use crate::{metrics as names, problem::Refusal, ring::Ring, store};
+use crate::{authority::Authorities, metrics as names, problem::Refusal, ring::Ring, store};
 
 /// How often a master looks without word.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -104,9 +104,15 @@ impl Shared {
 
     /// Serves what the database holds, keys and all.
     pub(super) async fn reload(&self) -> Result<(), store::Error> {
-        let (snapshot, keys) = self.store.state().await?;
-        let ring = Ring::of(keys, &self.custody)?;
-        self.serve(Published::new(snapshot, ring.into(), &self.cluster));
+        let state = self.store.state().await?;
+        let ring = Ring::of(state.keys, &self.custody)?;
+        let authorities = Authorities::of(state.authorities, &self.custody);
+        self.serve(Published::new(
+            state.snapshot,
+            ring.into(),
+            authorities.into(),
+            &self.cluster,
+        ));
         Ok(())
     }
 }

@@ -29,7 +29,7 @@ use crate::{
     presence::{Presence, Report},
     ring::Ring,
     signing::Custody,
-    store::{Admission, Announcement, RegisterError, Snapshot, Store, keys::Rotation},
+    store::{self, Admission, Announcement, RegisterError, Snapshot, Store, keys::Rotation},
 };
 
 pub(super) const SUSPECT_AFTER: u64 = 10;
@@ -94,7 +94,7 @@ impl Master {
         let location: Location = self.file.clone().into();
         let opened = Store::open(&location, self.audit_key.clone());
         let store = opened.await.unwrap();
-        let (nodes, base) = (store.state().await.unwrap().0.nodes, Instant::now());
+        let (nodes, base) = (store.state().await.unwrap().snapshot.nodes, Instant::now());
         self.presence = Presence::new(nodes.into_iter().map(|node| node.id), base);
         self.base = (now, base);
         self.running = Some(self.process(store.clone(), now).await);
@@ -110,7 +110,7 @@ impl Master {
         let clock = Clock::default();
         let shown = clock.read(wall(now, self.skew), Duration::ZERO).as_secs();
         store.adopt(&self.custody, shown).await.unwrap();
-        let (snapshot, keys) = store.state().await.unwrap();
+        let store::State { snapshot, keys, .. } = store.state().await.unwrap();
         let mut running = Running {
             started: now,
             clock,
@@ -163,7 +163,7 @@ impl Master {
         };
         let is_newer = running.store.versions().await.unwrap().0 > running.roster.epoch;
         if is_newer && sabotage != Some(Sabotage::DoesNotLook) {
-            let (snapshot, keys) = running.store.state().await.unwrap();
+            let store::State { snapshot, keys, .. } = running.store.state().await.unwrap();
             running.ring = Ring::of(keys, custody).unwrap();
             let elapsed = Duration::from_secs(now - running.started);
             let shown = running.clock.read(wall(now, skew), elapsed).as_secs();
@@ -202,7 +202,7 @@ impl Master {
         let running = self.running.as_mut().unwrap();
         let elapsed = Duration::from_secs(now - running.started);
         let shown = running.clock.read(wall(now, skew), elapsed).as_secs();
-        let (_, keys) = running.store.state().await.unwrap();
+        let keys = running.store.state().await.unwrap().keys;
         running.ring = Ring::of(keys, custody).unwrap();
         running.serve(snapshot, &cluster, shown).await;
     }

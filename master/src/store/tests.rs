@@ -96,7 +96,7 @@ async fn of_masters_that_find_the_same_due_one_does_it() {
     let name = "test".parse().unwrap();
     // A new key is published; it signs, and the one before it is accepted; that is retired.
     for (now, keys) in [(1_100, 2), (1_110, 2), (1_130, 2)] {
-        let ring = Ring::of(stores[0].state().await.unwrap().1, &cluster.custody).unwrap();
+        let ring = Ring::of(stores[0].state().await.unwrap().keys, &cluster.custody).unwrap();
         // Each has made a key, and one of those is taken.
         let turned = stores.each_ref().map(async |store| {
             let successor = cluster.custody.successor(&ring, &name, false).await;
@@ -105,7 +105,7 @@ async fn of_masters_that_find_the_same_due_one_does_it() {
         let turned = futures_util::future::join_all(turned).await;
         let did = |one: &Result<(Vec<_>, Option<Snapshot>), _>| one.as_ref().unwrap().1.is_some();
         assert_eq!(turned.iter().filter(|one| did(one)).count(), 1, "at {now}");
-        let (_, kept) = stores[0].state().await.unwrap();
+        let kept = stores[0].state().await.unwrap().keys;
         assert_eq!(kept.len(), keys);
         let signing = |key: &&Kept| key.life.state == crate::keys::State::Signing;
         let signing = kept.iter().find(signing).unwrap();

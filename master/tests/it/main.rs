@@ -5,6 +5,7 @@
 
 mod abuse;
 mod audit;
+mod authority;
 mod backup;
 mod fleet;
 mod identity;

@@ -12,6 +12,7 @@ use std::{
 use hyper::Method;
 use serde_json::{Value, json};
 use wavry_credentials::{identity::Identity, token::Scope};
+use wavry_master::authority::RawAuthority;
 use wavry_proto::token::{Operator, OperatorRole, Validity};
 
 use crate::{
@@ -58,7 +59,7 @@ pub(crate) async fn get(wire: &mut Wire, path: &str, bearer: &str) -> Value {
 
 /// A request for each route that the document describes, right in every way but for who asks: the route's
 /// path, where that goes in a test, and the body.
-const REQUESTS: [(&str, &str, &str, &str); 17] = [
+const REQUESTS: [(&str, &str, &str, &str); 19] = [
     ("GET", "/v1/nodes", "/v1/nodes", ""),
     ("GET", "/v1/nodes/{node}", "/v1/nodes/exit", ""),
     (
@@ -81,6 +82,13 @@ const REQUESTS: [(&str, &str, &str, &str); 17] = [
         "POST",
         "/v1/keys/rotate",
         "/v1/keys/rotate",
+        r#"{"reason":"request"}"#,
+    ),
+    ("GET", "/v1/authorities", "/v1/authorities", ""),
+    (
+        "POST",
+        "/v1/authorities/rotate",
+        "/v1/authorities/rotate",
         r#"{"reason":"request"}"#,
     ),
     (
@@ -172,7 +180,11 @@ async fn described(wire: &mut Wire) -> BTreeMap<(String, String), OperatorRole> 
 #[tokio::test]
 async fn each_route_of_the_document_serves_the_roles_that_reach_so_far_and_nobody_else() {
     let world = World::new();
-    let master = world.start().await;
+    let config = wavry_master::Config {
+        authority: Some(RawAuthority::default().try_into().unwrap()),
+        ..world.config()
+    };
+    let master = world.start_with(config).await;
     let mut wire = Wire::open(&world, master.address).await;
     let roles = described(&mut wire).await;
     let known = REQUESTS.map(|(method, path, ..)| (method.to_owned(), path.to_owned()));

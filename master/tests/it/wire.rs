@@ -38,7 +38,11 @@ pub(crate) type Said = (u16, String);
 
 pub(crate) async fn tls(world: &World, address: SocketAddr) -> TlsStream<TcpStream> {
     let trust = Trust::Authorities(world.path("ca.crt"));
-    let tls = TlsConnector::from(Arc::new(cert::client_config(&trust).unwrap()));
+    connect(cert::client_config(&trust).unwrap(), address).await
+}
+
+async fn connect(tls: rustls::ClientConfig, address: SocketAddr) -> TlsStream<TcpStream> {
+    let tls = TlsConnector::from(Arc::new(tls));
     let name = address.ip().to_string().try_into().unwrap();
     let stream = TcpStream::connect(address).await.unwrap();
     tls.connect(name, stream).await.unwrap()
@@ -46,7 +50,13 @@ pub(crate) async fn tls(world: &World, address: SocketAddr) -> TlsStream<TcpStre
 
 impl Wire {
     pub(crate) async fn open(world: &World, address: SocketAddr) -> Self {
-        let stream = tls(world, address).await;
+        let trust = Trust::Authorities(world.path("ca.crt"));
+        Self::over(cert::client_config(&trust).unwrap(), address).await
+    }
+
+    /// Over TLS of its own.
+    pub(crate) async fn over(tls: rustls::ClientConfig, address: SocketAddr) -> Self {
+        let stream = connect(tls, address).await;
         let exporter = stream
             .get_ref()
             .1
