@@ -41,15 +41,19 @@ pub(crate) enum NodeCommand {
     List(Master),
     /// Show one node
     Show(NodeArgs),
-    /// Change a node's region or weight
+    /// Change a node's region or weight, or what its flows may carry
     Set(PlaceArgs),
+    /// Have no lease of a node's flows hold that was signed until now
+    RevokeLeases(NodeArgs),
     /// Take a node out of the cluster for good; its connections are closed everywhere
     Revoke(NodeArgs),
 }
 
 /// `wavry node set`.
 #[derive(Debug, clap::Args)]
-#[group(id = "place", required = true, multiple = true, args = ["region", "no_region", "weight"])]
+#[group(id = "place", required = true, multiple = true, args = [
+    "region", "no_region", "weight", "flow_bits", "flow_packets", "default_flow_rates",
+])]
 pub(crate) struct PlaceArgs {
     /// Id of the node
     name: NodeId,
@@ -62,8 +66,24 @@ pub(crate) struct PlaceArgs {
     /// Share of sessions that a relay is to take beside others for the same service: 1 to 1000
     #[arg(long, value_name = "N")]
     weight: Option<Weight>,
+    /// Bits a second that each of its flows through transit relays may carry
+    #[arg(long, value_name = "N")]
+    flow_bits: Option<u64>,
+    /// Packets a second that each of them may carry
+    #[arg(long, value_name = "N")]
+    flow_packets: Option<u64>,
+    /// They may carry what the master's configuration says
+    #[arg(long, conflicts_with_all = ["flow_bits", "flow_packets"])]
+    default_flow_rates: bool,
     #[command(flatten)]
     master: Master,
+}
+
+impl PlaceArgs {
+    /// What a rate is to be, if it is to be another.
+    fn flow_rate(&self, given: Option<u64>) -> Option<Option<u64>> {
+        (self.default_flow_rates || given.is_some()).then_some(given)
+    }
 }
 
 /// A command about one node.
@@ -216,12 +236,25 @@ pub(crate) async fn node(command: &NodeCommand) -> anyhow::Result<()> {
             let place = PlaceNode {
                 region: (args.no_region || region.is_some()).then_some(region),
                 weight: args.weight.map(Weight::get),
+                flow_bits_per_second: args.flow_rate(args.flow_bits),
+                flow_packets_per_second: args.flow_rate(args.flow_packets),
             };
             let patch = Ask::patch(&path, serde_json::to_vec(&place)?);
             let node: NodeStatus = args.master.open().await?.ask(patch).await?;
             match args.master.json {
                 true => say_json(&node),
                 false => say_table(&HEADINGS, &[row(&node)]),
+            }
+        }
+        NodeCommand::RevokeLeases(NodeArgs { name, master }) => {
+            let path = format!("/v1/nodes/{name}/leases/revoke");
+            let mut operator = master.open().await?;
+            operator.tell(Ask::post(&path, Vec::new())).await?;
+            match master.json {
+                true => say_json(&serde_json::json!({ "leases_revoked": name })),
+                false => say(&format!(
+                    "no lease of {name} holds that was signed until now"
+                )),
             }
         }
         NodeCommand::Revoke(NodeArgs { name, master }) => {

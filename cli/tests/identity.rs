@@ -151,6 +151,7 @@ impl Holder {
             attached: Vec::new(),
             services: Vec::new(),
             registration: 0,
+            leases: Default::default(),
             placement: Default::default(),
         });
         let (sender, roster) = watch::channel(Arc::new(roster));
@@ -167,6 +168,7 @@ impl Holder {
             key,
             authenticator,
             roster,
+            leases: mesh::Leases::none(),
             limits: mesh::Limits::default(),
         };
         let socket = mesh::bind(([127, 0, 0, 1], 0).into()).unwrap();

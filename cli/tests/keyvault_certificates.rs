@@ -11,6 +11,7 @@ mod support;
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     sync::{
@@ -404,9 +405,7 @@ fn what_a_gateway_obtains_is_kept_in_a_keyvault_and_on_no_disk_and_fetched_later
     assert_eq!(ready(), 200);
     thread::scope(|scope| {
         let restarting = scope.spawn(|| cluster.restart_gateway());
-        wait_for("it waits for the KeyVault", || {
-            TcpStream::connect(ops).is_ok() && ready() == 503
-        });
+        wait_for("it waits for the KeyVault", || readiness(ops) == Some(503));
         world.start_again();
         restarting.join().unwrap();
     });
@@ -417,6 +416,16 @@ fn what_a_gateway_obtains_is_kept_in_a_keyvault_and_on_no_disk_and_fetched_later
     // What the operator asked for meanwhile is done now.
     wait_for("it is renewed", || kept(&world) != second);
     assert_eq!(orders(), 3);
+}
+
+/// What `/readyz` says there; nothing of a process that is being killed.
+fn readiness(ops: SocketAddr) -> Option<u16> {
+    let mut stream = TcpStream::connect(ops).ok()?;
+    let request = "GET /readyz HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    answer.split(' ').nth(1)?.parse().ok()
 }
 
 /// The certificate that the gateway keeps in the KeyVault.

@@ -6,6 +6,7 @@ mod certificate;
 mod check;
 mod identities;
 mod kept;
+mod leases;
 mod metrics;
 mod record;
 mod requests;
@@ -35,9 +36,11 @@ use crate::{
     master::{self, Failure},
     secret::Secret,
     source,
+    token::lease::Verifier,
 };
 
 pub use check::check;
+pub use leases::Leases;
 pub use requests::Requests;
 
 use certificate::{Certificates, Renewal};
@@ -81,6 +84,8 @@ pub struct Membership {
     roster: watch::Receiver<Arc<Roster>>,
     /// Set when the master knows that the node leaves.
     farewell: watch::Receiver<bool>,
+    master: watch::Receiver<bool>,
+    leases: Leases,
     /// The background work; it ends when this is dropped.
     _work: JoinSet<()>,
 }
@@ -224,6 +229,7 @@ impl Candidate {
 
         let first = work::first_roster(&link, max_roster_age, &mut certificates);
         let (first, connection) = first.await?;
+        let (master_sender, master) = watch::channel(connection.is_some());
         let first = Arc::new(first);
         let (newest_sender, newest) = watch::channel(first.clone());
         let (roster_sender, roster) = watch::channel(first);
@@ -237,7 +243,16 @@ impl Candidate {
             roster.clone(),
             farewell_sender,
             task_sender,
+            master_sender,
         ));
+        let leases = Leases::new();
+        let verifier = Verifier::new(link.record.cluster.clone(), roster.clone());
+        let (node, requests) = (link.record.node_id.clone(), Requests::new(link.clone()));
+        work.spawn(
+            leases
+                .clone()
+                .keep(node, requests, roster.clone(), verifier),
+        );
         let rotation = Rotation {
             link: link.clone(),
             identities,
@@ -257,6 +272,8 @@ impl Candidate {
             link,
             roster,
             farewell,
+            master,
+            leases,
             _work: work,
         })
     }
@@ -293,6 +310,21 @@ impl Membership {
     /// gone when the membership is.
     pub fn roster(&self) -> watch::Receiver<Arc<Roster>> {
         self.roster.clone()
+    }
+
+    /// Leases of flows through transit relays that this node claims.
+    pub fn leases(&self) -> Leases {
+        self.leases.clone()
+    }
+
+    /// Checks the leases of flows that others claim.
+    pub fn lease_verifier(&self) -> Verifier {
+        Verifier::new(self.cluster().clone(), self.roster())
+    }
+
+    /// Whether a master answers this node, and can sign.
+    pub fn master(&self) -> watch::Receiver<bool> {
+        self.master.clone()
     }
 
     /// Sends requests to the master as this node.

@@ -4,6 +4,7 @@
 //! audience and, where one exists, the channel binding ([`wavry_proto::token::implicit_assertion`]
 //! has its encoding); it is not sent, so a token is only good for whoever expects it.
 
+pub mod lease;
 mod standing;
 
 use std::{collections::HashMap, sync::Arc};

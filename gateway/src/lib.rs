@@ -142,6 +142,10 @@ impl Gateway {
                         key: shown,
                         authenticator,
                         roster: roster.clone(),
+                        leases: mesh::Leases {
+                            changed: membership.leases().changed(),
+                            source: Arc::new(membership.leases()),
+                        },
                         limits: mesh::Limits {
                             open_timeout: config.open_timeout,
                             ..mesh::Limits::default()

@@ -266,6 +266,7 @@ fn roster(key: &SigningKey, exit: &Identity, gateway: &Identity) -> Roster {
         attached: Vec::new(),
         services: services.iter().map(|name| name.parse().unwrap()).collect(),
         registration: 1,
+        leases: Default::default(),
         placement: Default::default(),
     };
     Roster {
@@ -293,6 +294,7 @@ fn endpoint(
         key: tls.key,
         authenticator: tls.authenticator,
         roster: roster.clone(),
+        leases: mesh::Leases::none(),
         limits: mesh::Limits::default(),
     };
     mesh::Endpoint::new(mesh::bind(loopback()).unwrap(), config).unwrap()

@@ -41,7 +41,7 @@ use quinn::{
 use serde_json::json;
 use tokio::{runtime::Handle, sync::watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use wavry_credentials::{cert, identity::Identity};
+use wavry_credentials::{cert, identity::Identity, token::lease::Verifier};
 use wavry_proto::{
     control::{Node, Role, Roster},
     id::NodeId,
@@ -348,6 +348,7 @@ impl Cluster {
                 attached: Vec::new(),
                 services: Vec::new(),
                 registration: 1,
+                leases: Default::default(),
                 placement: Default::default(),
             });
             *roster = Arc::new(next);
@@ -365,6 +366,7 @@ impl Cluster {
             key: tls.key,
             authenticator: tls.authenticator,
             roster: self.roster.subscribe(),
+            leases: mesh::Leases::none(),
             limits: mesh::Limits {
                 shards: 1,
                 ..mesh::Limits::default()
@@ -383,6 +385,12 @@ impl Cluster {
             node: id(name),
             roster: self.roster.subscribe(),
             authenticator: tls.authenticator,
+            verifier: Arc::new(Verifier::new(
+                "bench".parse().unwrap(),
+                self.roster.subscribe(),
+            )),
+            // There is none: the roster permits all.
+            master: watch::channel(false).1,
             limits: Limits {
                 bytes_per_second: u64::from(u32::MAX),
                 packets_per_second: u64::from(u32::MAX),

@@ -84,6 +84,8 @@ impl Bed {
             key: tls.key,
             authenticator: tls.authenticator,
             roster: self.roster.subscribe(),
+            // The relays' roster permits all: there is no master.
+            leases: mesh::Leases::none(),
             limits: mesh::Limits::default(),
         };
         let id = config.node.clone();
@@ -176,6 +178,7 @@ impl Bed {
                 attached: Vec::new(),
                 services: Vec::new(),
                 registration: 1,
+                leases: Default::default(),
                 placement: Default::default(),
             });
         });

@@ -2,6 +2,7 @@
 
 mod certificate;
 mod fleet;
+mod lease;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -42,7 +43,7 @@ use wavry_proto::{
 use crate::{
     audited::{Asked, Strangers, Word, is_denial},
     channel::Channel,
-    config::Limits,
+    config::{Leases, Limits},
     metrics as names,
     once::UnderWay,
     operate,
@@ -77,18 +78,20 @@ pub(crate) struct Api {
     pub(crate) audit_key: Arc<audit::Key>,
     pub(crate) strangers: Strangers,
     pub(crate) rates: Rates,
+    pub(crate) leases: Leases,
     pub(crate) heartbeat_interval: Duration,
     pub(crate) request_timeout: Duration,
     pub(crate) poll_timeout: Duration,
     pub(crate) leaving: CancellationToken,
 }
 
-/// How often operators may ask, of whom several may have one address, and nodes register.
+/// How often operators may ask, of whom several may have one address, nodes register, and ask for leases.
 pub(crate) struct Rates {
     operators: Rate<String>,
     addresses: Rate<IpAddr>,
     registrations: Rate<()>,
     registrations_at_address: Rate<IpAddr>,
+    leases: Rate<NodeId>,
     certificates: Rate<NodeId>,
 }
 
@@ -107,6 +110,7 @@ impl Rates {
             addresses: Rate::new(operators.saturating_mul(OPERATORS_AT_ADDRESS)),
             registrations: Rate::new(registrations),
             registrations_at_address: Rate::new(registrations / REGISTRATIONS_AT_ADDRESS),
+            leases: Rate::new(limits.lease_rate),
             certificates: Rate::new(CERTIFICATES_OF_NODE),
         }
     }
@@ -128,6 +132,12 @@ impl Rates {
     fn of_registration(&self) -> Result<(), Refusal> {
         let admitted = self.registrations.admit((), Instant::now());
         admitted.map_err(Refusal::TooManyRegistrations)
+    }
+
+    /// Counts a request of a node for leases.
+    fn of_leases(&self, node: &NodeId, now: Instant) -> Result<(), Refusal> {
+        let admitted = self.leases.admit(node.clone(), now);
+        admitted.map_err(Refusal::TooManyRequests)
     }
 
     /// Counts a certificate that a node asks for.
@@ -155,6 +165,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route(SUCCESSION, get(succession))
         .merge(certificate::router())
         .merge(fleet::router())
+        .merge(lease::router())
         .merge(operate::router())
         .fallback(async || Refusal::NotFound)
         .method_not_allowed_fallback(async || Refusal::MethodNotAllowed)
@@ -343,6 +354,7 @@ async fn heartbeat(
     Ok(Json(Heard {
         interval_ms: u64::try_from(api.heartbeat_interval.as_millis()).unwrap_or(u64::MAX),
         identity: api.registry.identity_task(&node, key).await?,
+        signs: api.registry.signs(),
     }))
 }
 

@@ -14,6 +14,7 @@ use wavry_proto::{
     config::{Invalid, at_least_one, required},
     control::{Access, RefuseWith, Service},
     id::ClusterName,
+    token::MAX_LEASE_LIFETIME,
 };
 
 use crate::{
@@ -80,6 +81,15 @@ pub struct Raw {
     /// Registrations a second on average, and a fifth as many attempts of one address; ten seconds' worth may come at
     /// once.
     pub registration_rate: u32,
+    /// Requests for leases a second that one node may send on average; ten seconds' worth may come at once.
+    pub lease_rate: u32,
+    /// How long a lease of a flow through transit relays holds; nodes ask for the next one at half of that.
+    #[serde(with = "wavry_proto::duration")]
+    pub lease_lifetime: Duration,
+    /// Bits in a second that a flow may carry, both ways together, unless it is said otherwise of its node.
+    pub flow_bits_per_second: u64,
+    /// Packets in a second that a flow may carry, both ways together, unless it is said otherwise of its node.
+    pub flow_packets_per_second: u64,
     /// The vault whose key signs; unless given, keys are in the database.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signing: Option<RawSigning>,
@@ -137,6 +147,10 @@ impl Default for Raw {
             max_connections: 4096,
             operator_rate: 50,
             registration_rate: 100,
+            lease_rate: 2,
+            lease_lifetime: Duration::from_secs(MAX_LEASE_LIFETIME),
+            flow_bits_per_second: 1_000_000_000,
+            flow_packets_per_second: 125_000,
             signing: None,
             authority: None,
             keyvault: None,
@@ -174,6 +188,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// What a client can make the master hold.
     pub limits: Limits,
+    /// What leases of flows say.
+    pub leases: Leases,
     /// The vault whose key signs.
     pub signing: Option<signing::Config>,
     /// The cluster's own authority.
@@ -207,7 +223,38 @@ pub struct Limits {
     pub operator_rate: u32,
     /// Registrations a second on average.
     pub registration_rate: u32,
+    /// Requests for leases a second that one node may send on average.
+    pub lease_rate: u32,
 }
+
+/// What leases of flows say, unless it is said otherwise of their node.
+#[derive(Debug, Clone, Copy)]
+pub struct Leases {
+    /// How long they hold.
+    pub lifetime: Duration,
+    /// Bits in a second.
+    pub bits_per_second: u64,
+    /// Packets in a second.
+    pub packets_per_second: u64,
+}
+
+impl Default for Leases {
+    fn default() -> Self {
+        let raw = Raw::default();
+        Self {
+            lifetime: raw.lease_lifetime,
+            bits_per_second: raw.flow_bits_per_second,
+            packets_per_second: raw.flow_packets_per_second,
+        }
+    }
+}
+
+/// Fewest bits in a second of a flow: with less, hardly a packet would come through at once.
+pub const MIN_FLOW_BITS: u64 = 1_000_000;
+/// Most bits or packets in a second of a flow: more than any link has.
+pub const MAX_FLOW_RATE: u64 = 1 << 50;
+/// With less, a lease would be over at a relay whose clock is ahead before the next one is asked for.
+const MIN_LEASE_LIFETIME: Duration = Duration::from_secs(60);
 
 impl Default for Limits {
     fn default() -> Self {
@@ -219,6 +266,7 @@ impl Default for Limits {
             poll_timeout: Duration::from_secs(25),
             operator_rate: Raw::default().operator_rate,
             registration_rate: Raw::default().registration_rate,
+            lease_rate: Raw::default().lease_rate,
         }
     }
 }
@@ -262,6 +310,19 @@ impl TryFrom<Raw> for Config {
         at_least_one("max_connections", raw.max_connections as u64)?;
         at_least_one("operator_rate", raw.operator_rate.into())?;
         at_least_one("registration_rate", raw.registration_rate.into())?;
+        at_least_one("lease_rate", raw.lease_rate.into())?;
+        let lifetimes = MIN_LEASE_LIFETIME..=Duration::from_secs(MAX_LEASE_LIFETIME);
+        if !lifetimes.contains(&raw.lease_lifetime) {
+            return Err(Invalid::new("lease_lifetime", "must be from 1m to 1h"));
+        }
+        if !(MIN_FLOW_BITS..=MAX_FLOW_RATE).contains(&raw.flow_bits_per_second) {
+            let problem = "must be from 1000000 to 2^50";
+            return Err(Invalid::new("flow_bits_per_second", problem));
+        }
+        if !(1..=MAX_FLOW_RATE).contains(&raw.flow_packets_per_second) {
+            let problem = "must be from 1 to 2^50";
+            return Err(Invalid::new("flow_packets_per_second", problem));
+        }
         let keyvault = raw.keyvault.map(TryInto::try_into).transpose();
         let keyvault = keyvault.map_err(|invalid: Invalid| {
             Invalid::new(format!("keyvault.{}", invalid.key), invalid.problem)
@@ -307,7 +368,13 @@ impl TryFrom<Raw> for Config {
                 max_connections: raw.max_connections,
                 operator_rate: raw.operator_rate,
                 registration_rate: raw.registration_rate,
+                lease_rate: raw.lease_rate,
                 ..Limits::default()
+            },
+            leases: Leases {
+                lifetime: raw.lease_lifetime,
+                bits_per_second: raw.flow_bits_per_second,
+                packets_per_second: raw.flow_packets_per_second,
             },
             signing,
             authority,

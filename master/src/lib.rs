@@ -219,6 +219,7 @@ impl Master {
             audit_key,
             strangers: Strangers::default(),
             rates: api::Rates::new(&config.limits),
+            leases: config.leases,
             heartbeat_interval: config.heartbeat_interval,
             request_timeout: config.limits.request_timeout,
             poll_timeout: config.limits.poll_timeout,

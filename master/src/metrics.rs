@@ -25,6 +25,7 @@ pub(crate) const OWN_CERTIFICATES: &str = "wavry_master_own_certificates_total";
 pub(crate) const NODE_CERTIFICATES: &str = "wavry_master_node_certificates_total";
 pub(crate) const CERTIFICATES_SHOWN: &str = "wavry_master_certificates_shown_total";
 pub(crate) const IDENTITY_ROTATIONS: &str = "wavry_master_identity_rotations_total";
+pub(crate) const LEASES: &str = "wavry_master_leases_total";
 pub(crate) const REVOCATIONS: &str = "wavry_master_revocations_total";
 
 pub(crate) const AUDIT_LINES: &str = "wavry_master_audit_lines_total";
@@ -133,7 +134,12 @@ pub fn describe() {
     describe_counter!(
         REVOCATIONS,
         Unit::Count,
-        "What operators revoked, by kind: node, subject"
+        "What operators revoked, by kind: node, subject, leases"
+    );
+    describe_counter!(
+        LEASES,
+        Unit::Count,
+        "Leases of flows that nodes asked for, by outcome: signed, not_listed, not_a_way"
     );
     describe_counter!(
         AUDIT_LINES,

@@ -108,6 +108,12 @@ pub struct NodeStatus {
     /// The share of sessions that it takes, if it is a relay, beside others for the same service.
     #[serde(default)]
     pub weight: u16,
+    /// Bits in a second that each of its flows may carry; what the master's configuration says, if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flow_bits_per_second: Option<u64>,
+    /// Packets in a second that each of its flows may carry; what the master's configuration says, if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flow_packets_per_second: Option<u64>,
     /// Identities it is known by: one, or two while it rotates.
     pub identities: Vec<IdentityStatus>,
     /// Since when an operator wants another identity, in seconds since the Unix epoch, if it has made none
@@ -316,6 +322,7 @@ fn documented() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
         .routes(routes!(list_nodes))
         .routes(routes!(show_node, placement::place_node))
         .routes(routes!(revoke_node))
+        .routes(routes!(placement::revoke_leases))
         .routes(routes!(identity::rotate_identity))
         .routes(routes!(list_revocations, revoke_subject))
         .routes(routes!(service::list_services))
@@ -636,6 +643,8 @@ fn status((node, whereabouts): &(Node, Option<Whereabouts>), lives: Option<Lives
         services: texts(&node.services),
         region: node.placement.region.as_ref().map(ToString::to_string),
         weight: node.placement.weight.get(),
+        flow_bits_per_second: node.leases.bits_per_second,
+        flow_packets_per_second: node.leases.packets_per_second,
         rotation_ordered: lives.as_ref().and_then(|lives| lives.ordered),
         identities: lives
             .map(|lives| lives.lives.iter().map(IdentityStatus::of).collect())

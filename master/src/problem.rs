@@ -159,7 +159,7 @@ pub enum Refusal {
     #[error("the node is not registered here")]
     UnknownNode,
     /// It asks too often; how long to wait.
-    #[error("there are too many requests of this operator or address")]
+    #[error("there are too many requests of this operator, node or address")]
     TooManyRequests(Duration),
     /// There are too many registrations; how long to wait.
     #[error("there are too many registrations, of this address or at all")]

@@ -3,6 +3,7 @@
 mod certificates;
 mod current;
 mod fleet;
+mod lease;
 mod signed;
 
 use std::{
@@ -67,6 +68,8 @@ struct Shared {
     signed: watch::Sender<Signed>,
     /// Whether what is so could be signed when that was last tried.
     signs: watch::Sender<bool>,
+    /// When leases could not be signed, if that was so when they were last asked for.
+    unsigned_leases: Mutex<Option<Instant>>,
     /// The revision of what gateways share.
     fleet: watch::Sender<u64>,
     /// Told when a gateway has taken some of it in.
@@ -145,6 +148,7 @@ impl Registry {
                 published: watch::Sender::new(first),
                 signed: watch::Sender::new(Signed::none()),
                 signs: watch::Sender::new(true),
+                unsigned_leases: Mutex::default(),
                 fleet: watch::Sender::new(revision),
                 acknowledged: watch::Sender::new(()),
                 audited: watch::Sender::new(()),
@@ -447,6 +451,16 @@ impl Registry {
         placed.await.map(|placed| placed.outcome)
     }
 
+    /// Has no lease of a node's flows hold that was signed until now; nodes are told at once.
+    pub(crate) async fn revoke_leases(&self, node: NodeId, order: Order) -> Result<(), Refusal> {
+        let revoked =
+            self.carry_out(async move |shared| shared.store.revoke_leases(&node, &order).await);
+        if !revoked.await?.is_repeated {
+            metrics::counter!(names::REVOCATIONS, "kind" => "leases").increment(1);
+        }
+        Ok(())
+    }
+
     /// Makes a service or changes it; nodes are told at once. Whether it is new.
     pub(crate) async fn put_service(
         &self,
@@ -724,6 +738,13 @@ impl Registry {
     /// Closes the store.
     pub(crate) async fn close(&self) {
         self.shared.store.close().await;
+    }
+
+    /// Refuses a node that is not registered.
+    pub(crate) fn is_registered(&self, node: &NodeId) -> Result<(), Refusal> {
+        let published = self.shared.published.borrow();
+        let known = published.roster.node(node).is_some();
+        known.then_some(()).ok_or(Refusal::UnknownNode)
     }
 
     /// Runs a write apart from the request that wants it: a client that goes away between commit

@@ -765,7 +765,9 @@ async fn read_nodes(transaction: &mut Transaction) -> Result<(Vec<Node>, Vec<Liv
     let mut offers = Vec::new();
     let mut position = HashMap::new();
     let listed = query(
-        "SELECT id, role, draining OR silent, registration, region, weight FROM node ORDER BY id",
+        "SELECT id, role, draining OR silent, registration, region, weight, leases_since, flow_bits,
+             flow_packets
+         FROM node ORDER BY id",
     );
     for row in listed.all(&mut *transaction).await? {
         let id: String = row.get(0)?;
@@ -785,6 +787,7 @@ async fn read_nodes(transaction: &mut Transaction) -> Result<(Vec<Node>, Vec<Liv
             attached: Vec::new(),
             services: Vec::new(),
             registration: row.number(3)?,
+            leases: placement::terms(&row, 6)?,
             placement: placement::read(&row, 4)?,
         });
     }

@@ -5,6 +5,7 @@
 //! (RFC 9266), so that neither a token nor a signature is of use on another connection.
 
 pub mod fleet;
+pub mod lease;
 
 use std::net::SocketAddr;
 
@@ -90,12 +91,21 @@ pub struct Node {
     /// another once the node registers anew. 0 where it is not known.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub registration: u64,
+    /// What leases of its flows are to say, and which of them hold.
+    #[serde(default, skip_serializing_if = "lease::Terms::is_default")]
+    pub leases: lease::Terms,
     /// Where it is, and how much it is to take.
     #[serde(default, skip_serializing_if = "Placement::is_default")]
     pub placement: Placement,
 }
 
 impl Node {
+    /// Leases of its flows that were signed under a roster of an older epoch than this hold no more: they were
+    /// revoked, or are those of who was registered under its name before.
+    pub fn leases_since(&self) -> Epoch {
+        Epoch(self.leases.since.max(self.registration))
+    }
+
     /// Whether a connection whose peer proved to hold `key`, when the roster showed `registration` for the
     /// node, may go on. A key that the node rotated out opens no connection any more; those that it opened
     /// before end with their sessions.
@@ -348,6 +358,18 @@ pub struct Heard {
     /// What is to be done about the node's identity; only while its rotation is ordered or under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<IdentityTask>,
+    /// Whether the master could sign what it lately had to, leases above all. Left out where it could.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub signs: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 /// What a node is to do about its identity.
@@ -486,6 +508,7 @@ mod tests {
             attached in prop::collection::vec(name(), 0..3),
             services in prop::collection::vec(name(), 0..3),
             registration: u64,
+            leases in (any::<u64>(), any::<Option<u64>>(), any::<Option<u64>>()),
             region in prop::option::of(name()),
             weight in 1u16..=1000,
         ) -> Node {
@@ -505,6 +528,11 @@ mod tests {
                 attached: attached.iter().map(|relay| relay.parse().unwrap()).collect(),
                 services: services.iter().map(|s| s.parse().unwrap()).collect(),
                 registration,
+                leases: lease::Terms {
+                    since: leases.0,
+                    bits_per_second: leases.1,
+                    packets_per_second: leases.2,
+                },
                 placement: Placement {
                     region: region.map(|region| region.parse().unwrap()),
                     weight: weight.try_into().unwrap(),
@@ -612,6 +640,7 @@ mod tests {
             attached: Vec::new(),
             services: Vec::new(),
             registration: 7,
+            leases: Default::default(),
             placement: Placement::default(),
         };
         assert!(node.vouches_for(&listed, 7) && node.vouches_for(&listed, 6));
@@ -631,8 +660,10 @@ mod tests {
             let heard = Heard {
                 interval_ms: 1,
                 identity,
+                signs: identity.is_none(),
             };
             let text = serde_json::to_string(&heard).unwrap();
+            assert_eq!(text.contains("signs"), !heard.signs, "{text}");
             assert_eq!(text.contains("identity"), identity.is_some(), "{text}");
             assert_eq!(serde_json::from_str::<Heard>(&text).unwrap(), heard);
         }

@@ -5,6 +5,7 @@
 //! authenticated between the two ends of a path ([`Authenticator`]), so that neither a stranger nor a
 //! relay on the way can make a node believe in a path.
 //!
+//! * [`lease`]: who may have a flow carried.
 //! * [`packet`]: what the packets look like.
 //! * [`paths`]: which paths to a peer there are, how they do, and which one is taken.
 //! * [`ways`]: through which transit relays a peer is reached.
@@ -17,6 +18,7 @@
 
 pub mod attachment;
 pub mod egress;
+pub mod lease;
 pub mod packet;
 pub mod passage;
 pub mod paths;

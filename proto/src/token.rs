@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     control::{Role, Roster},
-    id::{ClusterName, NodeId, ServiceName},
+    id::{ClusterName, Epoch, NodeId, ServiceName},
+    overlay::packet::Label,
     placement::Placement,
 };
 
@@ -26,6 +27,10 @@ pub const MAX_LIFETIME: u64 = 7 * 24 * 3600;
 pub const MAX_NODE_LIFETIME: u64 = 60;
 /// Longest that an operator's token may hold, in seconds: half a day's work.
 pub const MAX_OPERATOR_LIFETIME: u64 = 12 * 3600;
+/// Longest that a lease may hold, in seconds.
+pub const MAX_LEASE_LIFETIME: u64 = 3600;
+/// Longest lease, in bytes, as text; [packed](pack) it is a quarter shorter.
+pub const MAX_LEASE_LEN: usize = 1024;
 /// Clocks may differ by this many seconds on `nbf` and `iat`. There is no leeway on `exp`.
 pub const CLOCK_SKEW: u64 = 30;
 
@@ -75,6 +80,29 @@ pub fn parse(token: &str) -> Result<Unverified, Malformed> {
         .and_then(|key| std::str::from_utf8(key).ok())
         .ok_or(Malformed)?;
     Ok(Unverified { key: key.parse()? })
+}
+
+/// A token as bytes, for where there is little room: the id of its key, then payload and signature.
+pub fn pack(token: &str) -> Result<Vec<u8>, Malformed> {
+    let Unverified { key } = parse(token)?;
+    let rest = token.strip_prefix(HEADER).ok_or(Malformed)?;
+    let (body, _) = rest.split_once('.').ok_or(Malformed)?;
+    let mut packed = key.0.to_vec();
+    let decoded = URL_SAFE_NO_PAD.decode_vec(body, &mut packed);
+    decoded.map_err(|_| Malformed)?;
+    Ok(packed)
+}
+
+/// The token that was [packed](pack), and the key that it names.
+pub fn unpack(packed: &[u8]) -> Result<(KeyId, String), Malformed> {
+    let (key, body) = packed.split_first_chunk().ok_or(Malformed)?;
+    let key = KeyId(*key);
+    if body.len() <= SIGNATURE_LEN {
+        return Err(Malformed);
+    }
+    let body = URL_SAFE_NO_PAD.encode(body);
+    let footer = URL_SAFE_NO_PAD.encode(footer(&key));
+    Ok((key, format!("{HEADER}{body}.{footer}")))
 }
 
 /// The footer that names `key`.
@@ -313,6 +341,37 @@ impl Claims for Operator {
     }
 }
 
+/// Has transit relays carry one flow. Audience: `transit`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// The claimant: one end of the flow. It shows by the tags of its claim that it is this node.
+    pub sub: NodeId,
+    /// The other end.
+    pub peer: NodeId,
+    /// The relays on the way, from the claimant's side.
+    pub hops: Vec<NodeId>,
+    /// The flow.
+    pub flow: Label,
+    /// Bits that it may carry in a second, both ways together.
+    pub bps: u64,
+    /// Packets that it may carry in a second, both ways together.
+    pub pps: u64,
+    /// The epoch of the roster under which it was signed.
+    pub epoch: Epoch,
+    /// When it holds: an hour at most.
+    #[serde(flatten)]
+    pub validity: Validity,
+}
+
+impl Claims for Lease {
+    const PURPOSE: &'static str = "lease";
+    const MAX_LEN: usize = MAX_LEASE_LEN;
+    const MAX_LIFETIME: u64 = MAX_LEASE_LIFETIME;
+    fn validity(&self) -> Option<&Validity> {
+        Some(&self.validity)
+    }
+}
+
 /// What a key that signs says of the one that takes its place: who trusts the one trusts the other, so
 /// that a node finds its way to the present key from whichever it knew. Audience: `nodes`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -358,6 +417,18 @@ mod tests {
         let token = token(b"{}", &footer(&key));
         assert_eq!(parse(&token), Ok(Unverified { key }));
         assert_eq!(key.to_string(), KEY);
+    }
+
+    #[test]
+    fn a_token_is_the_same_once_it_was_packed() {
+        let key: KeyId = KEY.parse().unwrap();
+        let token = token(b"{\"a\":1}", &footer(&key));
+        let packed = pack(&token).unwrap();
+        assert_eq!(packed.len(), KEY_ID_LEN + 7 + SIGNATURE_LEN);
+        assert_eq!(unpack(&packed), Ok((key, token)));
+        for len in [0, KEY_ID_LEN, KEY_ID_LEN + SIGNATURE_LEN] {
+            assert_eq!(unpack(&packed[..len]), Err(Malformed));
+        }
     }
 
     #[test]
@@ -456,6 +527,14 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn arbitrary_bytes_are_packed_tokens_or_none(bytes: Vec<u8>) {
+            if let Ok((key, token)) = unpack(&bytes) {
+                prop_assert_eq!(parse(&token), Ok(Unverified { key }));
+                prop_assert_eq!(pack(&token), Ok(bytes));
+            }
+        }
+
         #[test]
         fn a_key_id_survives_text_and_footer(bytes: [u8; KEY_ID_LEN], payload in prop::collection::vec(any::<u8>(), 1..100)) {
             let key = KeyId(bytes);

@@ -147,9 +147,7 @@ impl Relay {
                     address: transit.listen,
                     source,
                 };
-                let node = membership.node_id().clone();
-                let (roster, authenticator) = (roster.clone(), authenticator.clone());
-                let forwarding = Forwarding::start(transit, node, roster, authenticator);
+                let forwarding = Forwarding::start(transit, &membership, authenticator.clone());
                 Some(forwarding.await.map_err(bind)?)
             }
         };
@@ -162,6 +160,10 @@ impl Relay {
                 key,
                 authenticator,
                 roster: roster.clone(),
+                leases: mesh::Leases {
+                    changed: membership.leases().changed(),
+                    source: Arc::new(membership.leases()),
+                },
                 limits: mesh::Limits::default(),
             },
         )

@@ -70,6 +70,7 @@ impl World {
             attached: Vec::new(),
             services: Vec::new(),
             registration: 1,
+            leases: Default::default(),
             placement: Default::default(),
         };
         let mut nodes = Roster::empty("test".parse().unwrap());
@@ -143,6 +144,7 @@ fn endpoint(
         key: tls.key,
         authenticator: tls.authenticator,
         roster: roster.clone(),
+        leases: mesh::Leases::none(),
         limits: mesh::Limits::default(),
     };
     mesh::Endpoint::new(mesh::bind(loopback()).unwrap(), config).unwrap()

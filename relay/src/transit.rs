@@ -3,12 +3,10 @@
 
 use std::{io, net::SocketAddr, sync::Arc, thread, time::Duration};
 
-use tokio::{
-    sync::{oneshot, watch},
-    time::timeout,
-};
+use tokio::{sync::oneshot, time::timeout};
 use tokio_util::sync::CancellationToken;
-use wavry_proto::{control::Roster, id::NodeId, overlay::Authenticator};
+use wavry_credentials::membership::Membership;
+use wavry_proto::overlay::Authenticator;
 use wavry_transport::{
     mesh,
     transit::{self, Transit},
@@ -30,8 +28,7 @@ impl Forwarding {
     /// Binds the socket and starts the thread.
     pub(crate) async fn start(
         config: &config::Transit,
-        node: NodeId,
-        roster: watch::Receiver<Arc<Roster>>,
+        membership: &Membership,
         authenticator: Arc<dyn Authenticator>,
     ) -> io::Result<Self> {
         let (draining, stopped) = (CancellationToken::new(), CancellationToken::new());
@@ -40,9 +37,11 @@ impl Forwarding {
         let (drains, stops) = (draining.clone(), stopped.clone());
         let listen = config.listen;
         let config_of_thread = transit::Config {
-            node,
-            roster,
+            node: membership.node_id().clone(),
+            roster: membership.roster(),
             authenticator,
+            verifier: Arc::new(membership.lease_verifier()),
+            master: membership.master(),
             limits: config.limits,
             link: config.link,
         };

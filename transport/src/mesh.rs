@@ -42,6 +42,8 @@ use crate::{
     session::{Closed, Response},
 };
 
+pub use crate::overlay::Leases;
+
 pub use self::{
     session::Session,
     stream::{RecvStream, SendStream},
@@ -64,6 +66,8 @@ pub struct Config {
     /// Who may connect, and where nodes are. Connections of a node that leaves it are closed; those by a
     /// key that the node rotated out carry the sessions that they have, and no new ones.
     pub roster: watch::Receiver<Arc<Roster>>,
+    /// Has leases of flows through transit relays to peers.
+    pub leases: Leases,
     /// Limits.
     pub limits: Limits,
 }
@@ -172,6 +176,7 @@ impl Endpoint {
             node: config.node.clone(),
             roster: config.roster.clone(),
             authenticator: config.authenticator.clone(),
+            leases: config.leases.clone(),
         };
         let overlay = Arc::new(Overlay::new(socket, overlay)?);
         let quic = quinn::Endpoint::new_with_abstract_socket(

@@ -42,7 +42,7 @@ pub const OVERLAY_PROBES: &str = "wavry_transport_overlay_probes_total";
 /// Packets that went over a second path too, as the one in use was in doubt.
 pub const OVERLAY_DOUBLED: &str = "wavry_transport_overlay_doubled_packets_total";
 /// Flows that transit relays refused this node, by `reason` (`not_listed`, `not_on_the_way`, `in_use`, `full`,
-/// `draining`).
+/// `draining`, `no_lease`, `forged`, `not_yet`, `expired`, `other_lease`, `revoked`, `replayed`, `busy`).
 pub const OVERLAY_REFUSALS: &str = "wavry_transport_overlay_refusals_total";
 /// Flows that this node carries as a transit relay.
 pub const TRANSIT_FLOWS: &str = "wavry_transport_transit_flows";
@@ -52,6 +52,10 @@ pub const TRANSIT_PACKETS: &str = "wavry_transport_transit_packets_total";
 pub const TRANSIT_BYTES: &str = "wavry_transport_transit_bytes_total";
 /// Packets that this node did not forward as a transit relay, by `reason` (see [`transit_drop`]).
 pub const TRANSIT_DROPPED: &str = "wavry_transport_transit_dropped_total";
+/// Leases of claims that were looked at, by what (`by`): `signature`, or `memory` where it was checked before.
+pub const TRANSIT_LEASES: &str = "wavry_transport_transit_leases_total";
+/// 1 where a transit relay takes the roster for permission, as no master answers it.
+pub const TRANSIT_SILENCE: &str = "wavry_transport_transit_silence";
 /// Bytes that wait because this transit relay's link is full.
 pub const TRANSIT_QUEUED: &str = "wavry_transport_transit_queued_bytes";
 /// Claims of flows, by `ruling` (`granted`, `prove`, or the reason of a refusal).
@@ -306,6 +310,16 @@ pub fn describe() {
         TRANSIT_QUEUED,
         Unit::Bytes,
         "Bytes that wait for this transit relay's link"
+    );
+    describe_counter!(
+        TRANSIT_LEASES,
+        Unit::Count,
+        "Leases of claims that were looked at, by what: signature, or memory where it was checked before"
+    );
+    describe_gauge!(
+        TRANSIT_SILENCE,
+        Unit::Count,
+        "1 if no master answers, so that the roster permits flows without a lease, else 0"
     );
     describe_counter!(
         TRANSIT_CLAIMS,

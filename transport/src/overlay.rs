@@ -31,10 +31,11 @@ use rustls::crypto::SecureRandom;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use wavry_proto::{
-    control::Roster,
+    control::{Roster, lease::Way},
     id::NodeId,
     overlay::{
         Authenticator,
+        lease::{Offer, Source},
         packet::{Claim, HEADER_LEN, Header, Kind, Label, Probe},
         passage::Passage,
         paths::{Paths, Ping, Route, Standing, Switch, View},
@@ -76,6 +77,39 @@ pub(crate) struct Config {
     pub(crate) roster: watch::Receiver<Arc<Roster>>,
     /// Makes and checks the tags of probes.
     pub(crate) authenticator: Arc<dyn Authenticator>,
+    /// Has leases of this node's flows.
+    pub(crate) leases: Leases,
+}
+
+/// Where leases of this node's flows come from.
+#[derive(Clone)]
+pub struct Leases {
+    /// Gets them.
+    pub source: Arc<dyn Source>,
+    /// Tells when what it offers has changed.
+    pub changed: watch::Receiver<()>,
+}
+
+impl Leases {
+    /// For a node that knows of no master: its claims carry no lease.
+    pub fn none() -> Self {
+        Self {
+            source: Arc::new(NoLeases),
+            changed: watch::channel(()).1,
+        }
+    }
+}
+
+struct NoLeases;
+
+impl Source for NoLeases {
+    fn want(&self, _: Way) {}
+
+    fn forget(&self, _: Label) {}
+
+    fn offer(&self, _: Label) -> Offer {
+        Offer::Nothing
+    }
 }
 
 /// A socket for a QUIC endpoint. See the [module](self).
@@ -326,7 +360,10 @@ impl Shared {
             let kept = ways.contains(passage.way());
             match kept {
                 true => passage.roster_changed(now),
-                false => table.forget_flow(passage.flow()),
+                false => {
+                    self.config.leases.source.forget(passage.flow());
+                    table.forget_flow(passage.flow());
+                }
             }
             kept
         });
@@ -336,7 +373,9 @@ impl Shared {
             }
             let flow = Label::from_random(self.draw());
             let (from, peer_id) = (self.config.node.clone(), peer.id.clone());
-            passages.push(Passage::new(from, way, peer_id, flow, now));
+            let passage = Passage::new(from, way, peer_id, flow, now);
+            self.config.leases.source.want(passage.to_lease());
+            passages.push(passage);
             table.heard_over(peer, flow);
         }
     }
@@ -352,13 +391,24 @@ impl Shared {
                     passage.fell_silent(now);
                 }
             }
-            if let Some((claim, via)) = passage.poll(now, || self.draw()) {
+            let flow = passage.flow();
+            let offer = || self.config.leases.source.offer(flow);
+            if let Some((claim, via)) = passage.poll(now, offer, || self.draw()) {
                 self.send_claim(&claim, via);
             }
             routes.extend(passage.route(now));
             next = next.min(passage.next());
         }
         (routes, next)
+    }
+
+    /// Leases came, or went.
+    fn leased(&self, peer: &Peer) {
+        let now = Instant::now();
+        for passage in table::lock(&peer.passages).iter_mut() {
+            let offer = self.config.leases.source.offer(passage.flow());
+            passage.offered(&offer, now);
+        }
     }
 
     fn send_claim(&self, claim: &Claim, via: SocketAddr) {
@@ -373,7 +423,8 @@ impl Shared {
     /// Looks after the paths of a peer until it leaves the roster, or until nobody wants anything of it.
     async fn look_after(self: Arc<Self>, peer: Arc<Peer>) {
         let mut roster = self.config.roster.clone();
-        let mut news = true;
+        let mut leases = self.config.leases.changed.clone();
+        let (mut news, mut leased) = (true, true);
         let mut wanted = false;
         let mut used = (peer.uses(), Instant::now());
         loop {
@@ -403,7 +454,14 @@ impl Shared {
                     // Whoever published it is gone: the last roster stays.
                     Err(_) => news = false,
                 },
+                changed = leases.changed(), if leased => match changed {
+                    Ok(()) => self.leased(&peer),
+                    Err(_) => leased = false,
+                },
             }
+        }
+        for passage in table::lock(&peer.passages).drain(..) {
+            self.config.leases.source.forget(passage.flow());
         }
         table::write(&self.table).remove(&peer);
         *table::write(&peer.hops) = Hops::default();

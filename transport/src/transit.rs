@@ -28,6 +28,7 @@ use wavry_proto::{
     overlay::{
         Authenticator,
         egress::{Class, Egress, Overdue, Pace},
+        lease::{Tally as LeasesSeen, Verifier},
         packet::{Attach, Claim, Header, Kind, Label, Received, Ruling, Verdict},
         transit::{Flows, Limits},
     },
@@ -58,6 +59,10 @@ pub struct Config {
     pub roster: watch::Receiver<Arc<Roster>>,
     /// Checks the tags of claims, and makes those of verdicts.
     pub authenticator: Arc<dyn Authenticator>,
+    /// Checks the leases of claims.
+    pub verifier: Arc<dyn Verifier>,
+    /// Whether a master answers this node. While none does, the roster is what permits flows.
+    pub master: watch::Receiver<bool>,
     /// What is carried at most.
     pub limits: Limits,
     /// Bytes that the link carries in a second, where that is known: flows share them. Otherwise packets wait only
@@ -114,7 +119,7 @@ impl Transit {
             refused: None,
             pace: config.link.map(|rate| Pace::new(rate, Instant::now())),
             paced: Box::pin(tokio::time::sleep(Duration::ZERO)),
-            flows: Flows::new(config.node.clone(), config.limits),
+            flows: Flows::new(config.node.clone(), config.limits, Instant::now()),
             config,
             random: rustls::crypto::aws_lc_rs::default_provider().secure_random,
             claims_left: CLAIMS,
@@ -135,7 +140,10 @@ impl Transit {
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut roster = self.config.roster.clone();
-        let (mut news, mut drains) = (true, true);
+        let mut master = self.config.master.clone();
+        // What is known of it already.
+        master.mark_changed();
+        let (mut news, mut drains, mut hears) = (true, true, true);
         let mut forwarded = Instant::now();
         loop {
             tokio::select! {
@@ -146,9 +154,20 @@ impl Transit {
                     self.flows.drain();
                 }
                 changed = roster.changed(), if news => match changed {
-                    Ok(()) => self.flows.retain(&roster.borrow_and_update()),
+                    Ok(()) => {
+                        let roster = roster.borrow_and_update().clone();
+                        let verifier = &*self.config.verifier;
+                        self.flows.retain(&roster, verifier, Instant::now());
+                    }
                     // Whoever published it is gone: the last roster stays.
                     Err(_) => news = false,
+                },
+                changed = master.changed(), if hears => match changed {
+                    Ok(()) => {
+                        let answers = *master.borrow_and_update();
+                        self.flows.hears_master(answers, Instant::now());
+                    }
+                    Err(_) => hears = false,
                 },
                 _ = sweep.tick() => {
                     if self.sweep() {
@@ -174,7 +193,13 @@ impl Transit {
     /// Whether anything was forwarded since the last one.
     fn sweep(&mut self) -> bool {
         self.claims_left = CLAIMS;
-        self.flows.expire(Instant::now());
+        let now = Instant::now();
+        self.flows.expire(now);
+        let silence = f64::from(u8::from(self.flows.is_in_silence(now)));
+        ::metrics::gauge!(metrics::TRANSIT_SILENCE).set(silence);
+        let LeasesSeen { checked, known } = self.flows.take_tally();
+        ::metrics::counter!(metrics::TRANSIT_LEASES, "by" => "signature").increment(checked);
+        ::metrics::counter!(metrics::TRANSIT_LEASES, "by" => "memory").increment(known);
         ::metrics::gauge!(metrics::TRANSIT_FLOWS).set(self.flows.len() as f64);
         ::metrics::gauge!(metrics::TRANSIT_ATTACHED).set(self.flows.attached() as f64);
         ::metrics::gauge!(metrics::TRANSIT_QUEUED).set(self.egress.bytes() as f64);
@@ -379,9 +404,11 @@ impl Transit {
             return true;
         };
         let random = self.random;
+        let verifier = &*self.config.verifier;
+        let draw = || draw(random);
         let ruling = self
             .flows
-            .claim(claim, source, &roster, || draw(random), now);
+            .claim(claim, source, &roster, verifier, draw, now);
         let word = ruling.as_str();
         ::metrics::counter!(metrics::TRANSIT_CLAIMS, "ruling" => word).increment(1);
         tracing::debug!(claimant = %claim.from, peer = %claim.peer, flow = %claim.flow, ruling = word, "claim");

@@ -131,6 +131,7 @@ mod tests {
                     attached: Vec::new(),
                     services: Vec::new(),
                     registration: 1,
+                    leases: Default::default(),
                     placement: Default::default(),
                 });
                 *roster = Arc::new(next);

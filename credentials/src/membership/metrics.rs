@@ -14,6 +14,8 @@ pub(super) const IDENTITY_ATTEMPTS: &str = "wavry_node_identity_rotation_attempt
 pub(super) const IDENTITY_ROTATIONS: &str = "wavry_node_identity_rotations_total";
 pub(super) const IDENTITY_FAILURES: &str = "wavry_node_identity_rotation_failures_total";
 pub(super) const IDENTITY_FOREIGN: &str = "wavry_node_identity_foreign_keys";
+pub(super) const LEASES: &str = "wavry_node_leases";
+pub(super) const LEASES_ASKED: &str = "wavry_node_leases_asked_total";
 pub(super) const CERTIFICATE_NOT_BEFORE: &str =
     "wavry_node_certificate_not_before_timestamp_seconds";
 pub(super) const CERTIFICATE_EXPIRY: &str = "wavry_node_certificate_expiry_timestamp_seconds";
@@ -47,6 +49,17 @@ pub(crate) fn describe() {
         ROSTER_STALE,
         Unit::Count,
         "1 when the newest roster is too old to act on, 0 when it is not"
+    );
+    describe_gauge!(
+        LEASES,
+        Unit::Count,
+        "Leases of flows that the node claims, by state: held, or missing where one is wanted and none holds"
+    );
+    describe_counter!(
+        LEASES_ASKED,
+        Unit::Count,
+        "Leases that a master was asked for and said something to, by outcome: signed, not_listed, not_a_way, or \
+         not_verified where the node knows no such key yet"
     );
     describe_gauge!(
         IDENTITY_SINCE,

@@ -74,6 +74,11 @@ impl Backoff {
     }
 }
 
+/// From 0 to 1, at random.
+pub(super) fn fraction() -> f64 {
+    f64::from(chance()) / f64::from(u16::MAX)
+}
+
 fn chance() -> u16 {
     let mut bytes = [0; 2];
     // Without randomness nodes only come back more closely together.

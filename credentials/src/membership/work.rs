@@ -432,6 +432,7 @@ pub(super) async fn send_heartbeats(
     roster: watch::Receiver<Arc<Roster>>,
     farewell: watch::Sender<bool>,
     task: watch::Sender<Option<IdentityTask>>,
+    master: watch::Sender<bool>,
 ) {
     let mut attempts = Attempts::at("heartbeat");
     let mut open = None;
@@ -439,12 +440,14 @@ pub(super) async fn send_heartbeats(
     loop {
         let said = news.borrow_and_update().clone();
         let epoch = roster.borrow().epoch;
-        let master = link.client.chosen();
+        let chosen = link.client.chosen();
         let heard = over_connection(&link, &mut open, async |link, connection| {
             link.heartbeat(connection, &said, epoch).await
         })
         .await;
-        let mut is_unanswered = link.client.chosen() != master;
+        let mut is_unanswered = link.client.chosen() != chosen;
+        let answers = heard.as_ref().is_ok_and(|heard| heard.signs);
+        master.send_if_modified(|was| std::mem::replace(was, answers) != answers);
         let pause = match heard {
             Ok(heard) => {
                 attempts.succeeded();

@@ -31,6 +31,7 @@ fn roster(exits: &[(u16, &str)]) -> Roster {
         attached: Vec::new(),
         services: vec![service()],
         registration: 1,
+        leases: Default::default(),
         placement: Placement {
             region: region.parse().ok(),
             weight: (*weight).try_into().unwrap(),

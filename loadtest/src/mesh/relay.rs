@@ -17,7 +17,7 @@ use tokio::{
     sync::{mpsc, watch},
 };
 use tokio_util::sync::CancellationToken;
-use wavry_credentials::identity::Identity;
+use wavry_credentials::{identity::Identity, token::lease::Verifier};
 use wavry_proto::{
     control::Roster,
     id::{NodeId, PublicKey},
@@ -184,10 +184,14 @@ pub(crate) async fn serve(args: &RelayArgs) -> Result<(), Error> {
         .map_err(failed)?;
     let identity = Identity::generate();
     let roster = Roster::empty("loadtest".parse().map_err(failed)?);
+    let cluster = roster.cluster.clone();
     let (publish, roster) = watch::channel(Arc::new(roster));
     let tls = identity.mesh_tls(roster.clone()).map_err(failed)?;
     let config = transit::Config {
         node: args.name.clone(),
+        verifier: Arc::new(Verifier::new(cluster, roster.clone())),
+        // There is none: the roster permits all.
+        master: watch::channel(false).1,
         roster,
         authenticator: tls.authenticator,
         limits: Limits {

@@ -45,7 +45,8 @@ macro_rules! table {
 pub(super) const TABLES: &[Table] = &[
     table!("node", "ORDER BY id", 1 "id" Text, 2 "role" Text, 3 "draining" Truth, 4 "silent" Truth,
         5 "revision" Integer, 6 "registered_by" Text, 7 "registration" Integer,
-        8 "rotation_ordered" Integer, 9 "region" Text, 10 "weight" Integer),
+        8 "rotation_ordered" Integer, 9 "region" Text, 10 "weight" Integer,
+        11 "leases_since" Integer, 12 "flow_bits" Integer, 13 "flow_packets" Integer),
     table!("node_key", "ORDER BY public_key", 1 "public_key" Bytes, 2 "node" Text, 3 "state" Text,
         4 "since" Integer, 5 "after_epoch" Integer, 6 "until" Integer),
     table!("retired_key", "ORDER BY public_key", 1 "public_key" Bytes, 2 "node" Text),

@@ -10,6 +10,7 @@ mod backup;
 mod fleet;
 mod identity;
 mod joining;
+mod lease;
 mod masters;
 mod once;
 mod operate;

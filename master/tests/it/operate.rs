@@ -59,7 +59,7 @@ pub(crate) async fn get(wire: &mut Wire, path: &str, bearer: &str) -> Value {
 
 /// A request for each route that the document describes, right in every way but for who asks: the route's
 /// path, where that goes in a test, and the body.
-const REQUESTS: [(&str, &str, &str, &str); 18] = [
+const REQUESTS: [(&str, &str, &str, &str); 19] = [
     ("GET", "/v1/nodes", "/v1/nodes", ""),
     ("GET", "/v1/nodes/{node}", "/v1/nodes/exit", ""),
     (
@@ -119,6 +119,12 @@ const REQUESTS: [(&str, &str, &str, &str); 18] = [
         "POST",
         "/v1/nodes/{node}/rotate",
         "/v1/nodes/exit/rotate",
+        "",
+    ),
+    (
+        "POST",
+        "/v1/nodes/{node}/leases/revoke",
+        "/v1/nodes/exit/leases/revoke",
         "",
     ),
     // Last, as they cannot be done twice.
@@ -234,7 +240,7 @@ async fn each_route_of_the_document_serves_the_roles_that_reach_so_far_and_nobod
             assert_eq!(outcome, said(401, word), "{method} {path}");
         }
         for role in ROLES {
-            let is_once = path.ends_with("/revoke") || method == Method::DELETE;
+            let is_once = path == "/v1/nodes/exit/revoke" || method == Method::DELETE;
             if is_once && role == OperatorRole::Admin {
                 continue;
             }
@@ -262,6 +268,7 @@ async fn no_operator_speaks_for_a_node_and_what_is_public_needs_no_role() {
             (Method::GET, "/v1/roster"),
             (Method::POST, "/v1/nodes/heartbeat"),
             (Method::POST, "/v1/nodes/rotate"),
+            (Method::POST, "/v1/leases"),
         ] {
             for bearer in [Some(&*bearer), None] {
                 let (status, _) = wire.problem(method.clone(), path, bearer, "{}").await;

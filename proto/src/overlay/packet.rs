@@ -13,6 +13,7 @@
 //!           24  the claimant's id; the id of the relay that is asked, of the peer at the other end
 //!               number of relays on the way, from 1 to 3; the id of each
 //!               where the relay is to send what comes: an address, or none where the peer is attached to it
+//!               number of the lease's bytes, 2 bytes; the lease
 //! attach     8  nonce; 8 bytes
 //!           16  cookie, zeros at first; 8 bytes
 //!           24  the id of the node that attaches itself; the id of the relay
@@ -33,11 +34,14 @@
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
+    str::FromStr,
 };
+
+use serde::{Deserialize, Serialize};
 
 use crate::{
     id::NodeId,
-    overlay::{MAX_TAGS, TAG_LEN, Tag},
+    overlay::{MAX_TAGS, TAG_LEN, Tag, lease::MAX_PACKED_LEN},
 };
 
 /// Bytes of a [`Header`].
@@ -46,7 +50,8 @@ pub const HEADER_LEN: usize = 8;
 const VERSION: u8 = 1 << 4;
 
 /// A number of 48 bits that its giver drew at random: a peer's label, or the id of a flow.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Label([u8; 6]);
 
 impl Label {
@@ -63,6 +68,39 @@ impl Label {
 impl fmt::Debug for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Label {
+    type Err = Malformed;
+    /// Twelve hexadecimal digits, in lower case.
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        let digit = |byte: &u8| match byte {
+            b'0'..=b'9' => Some(byte - b'0'),
+            b'a'..=b'f' => Some(byte - b'a' + 10),
+            _ => None,
+        };
+        let digits = text.bytes().map(|byte| digit(&byte));
+        let digits: Option<Vec<u8>> = digits.collect();
+        let (pairs, []) = digits.as_deref().unwrap_or_default().as_chunks::<2>() else {
+            return Err(Malformed("label"));
+        };
+        let bytes: Vec<u8> = pairs.iter().map(|[high, low]| high << 4 | low).collect();
+        let label = bytes.try_into().map_err(|_| Malformed("label"))?;
+        Ok(Self(label))
+    }
+}
+
+impl TryFrom<String> for Label {
+    type Error = Malformed;
+    fn try_from(text: String) -> Result<Self, Malformed> {
+        text.parse()
+    }
+}
+
+impl From<Label> for String {
+    fn from(label: Label) -> Self {
+        label.to_string()
     }
 }
 
@@ -174,7 +212,7 @@ pub struct Probe {
 pub struct Claim {
     /// The flow, drawn at random by the claimant.
     pub flow: Label,
-    /// Drawn at random for each claim.
+    /// The flow's claims are counted in the high 32 bits, from 1 on; the low ones are drawn at random.
     pub nonce: u64,
     /// What the relay gave for proof that the claimant receives where it sends from; 0 before it did.
     pub cookie: u64,
@@ -188,6 +226,9 @@ pub struct Claim {
     pub hops: Vec<NodeId>,
     /// Where the relay that is asked is to send what comes from the claimant's side.
     pub next: Next,
+    /// The lease, [packed](crate::token::pack); empty where no master answers who claims. At most
+    /// [`MAX_PACKED_LEN`] bytes.
+    pub lease: Vec<u8>,
 }
 
 /// Where a transit relay finds the next node on the way.
@@ -281,16 +322,40 @@ pub enum Refusal {
     Draining,
     /// The peer is not attached to the relay.
     NotAttached,
+    /// There is no lease with it, and masters answer the relay.
+    NoLease,
+    /// What is with it is no lease, or none by a key that the relay's roster lists.
+    Forged,
+    /// The lease does not hold yet.
+    NotYet,
+    /// The lease does not hold any more.
+    Expired,
+    /// The lease is another claimant's, or for another peer, other relays or another flow.
+    OtherLease,
+    /// The lease was signed before leases of the claimant were revoked.
+    Revoked,
+    /// The claim came before, or is older than one that did.
+    Replayed,
+    /// The relay checks as many leases as it may.
+    Busy,
 }
 
 impl Refusal {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 14] = [
         Self::NotListed,
         Self::NotOnTheWay,
         Self::InUse,
         Self::Full,
         Self::Draining,
         Self::NotAttached,
+        Self::NoLease,
+        Self::Forged,
+        Self::NotYet,
+        Self::Expired,
+        Self::OtherLease,
+        Self::Revoked,
+        Self::Replayed,
+        Self::Busy,
     ];
 
     /// The reason as a word.
@@ -302,6 +367,14 @@ impl Refusal {
             Self::Full => "full",
             Self::Draining => "draining",
             Self::NotAttached => "not_attached",
+            Self::NoLease => "no_lease",
+            Self::Forged => "forged",
+            Self::NotYet => "not_yet",
+            Self::Expired => "expired",
+            Self::OtherLease => "other_lease",
+            Self::Revoked => "revoked",
+            Self::Replayed => "replayed",
+            Self::Busy => "busy",
         }
     }
 }
@@ -376,6 +449,8 @@ impl Claim {
                 Next::Attached => None,
             },
         );
+        packet.extend_from_slice(&(self.lease.len() as u16).to_be_bytes());
+        packet.extend_from_slice(&self.lease);
         end(packet, 0, tag);
     }
 
@@ -398,6 +473,12 @@ impl Claim {
             rest = more;
         }
         let (next, rest) = read_address(rest)?;
+        let (len, rest) = rest.split_first_chunk().ok_or(CUT)?;
+        let len = usize::from(u16::from_be_bytes(*len));
+        if len > MAX_PACKED_LEN {
+            return Err(Malformed("length of a lease"));
+        }
+        let (lease, rest) = rest.split_at_checked(len).ok_or(CUT)?;
         let claim = Self {
             flow: header.label,
             nonce,
@@ -407,6 +488,7 @@ impl Claim {
             peer,
             hops,
             next: next.map_or(Next::Attached, Next::At),
+            lease: lease.to_vec(),
         };
         received(claim, packet, rest)
     }
@@ -662,7 +744,40 @@ mod tests {
             peer: "b".parse().unwrap(),
             hops: ["t1", "t2"].map(|id| id.parse().unwrap()).to_vec(),
             next: Next::At(([192, 0, 2, 1], 4434).into()),
+            lease: vec![0xaa, 0xbb],
         }
+    }
+
+    #[test]
+    fn the_largest_claim_goes_over_every_path() {
+        let longest: NodeId = "a".repeat(63).parse().unwrap();
+        let claim = Claim {
+            from: longest.clone(),
+            to: longest.clone(),
+            peer: longest.clone(),
+            hops: vec![longest; MAX_HOPS],
+            next: Next::At(([0x2001, 0, 0, 0, 0, 0, 0, 1], 1).into()),
+            lease: vec![7; MAX_PACKED_LEN],
+            ..claim()
+        };
+        let mut packet = Vec::new();
+        claim.write(&mut packet, tags(&[1, 2]));
+        assert!(packet.len() <= 1280, "{}", packet.len());
+        assert_eq!(Claim::read(&packet).unwrap().said, claim);
+    }
+
+    #[test]
+    fn a_lease_that_is_too_long_or_cut_off_is_refused() {
+        let mut long = Vec::new();
+        let claim = Claim {
+            lease: vec![7; MAX_PACKED_LEN + 1],
+            ..claim()
+        };
+        claim.write(&mut long, tags(&[1]));
+        assert_eq!(Claim::read(&long), Err(Malformed("length of a lease")));
+        let cut = long.len() - 100;
+        long.truncate(cut);
+        assert!(Claim::read(&long).is_err());
     }
 
     fn verdict(ruling: Ruling) -> Verdict {
@@ -696,6 +811,7 @@ mod tests {
             "01 61 02 7432 01 62",
             "02 02 7431 02 7432",
             "04 c0000201 1152",
+            "0002 aabb",
             "01 77777777777777777777777777777777",
             "00000000000000000000000000000000",
         ];
@@ -720,7 +836,8 @@ mod tests {
         };
         attached.write(&mut packet, tags(&[]));
         assert_eq!(Claim::read(&packet).unwrap().said, attached);
-        let family = packet.len() - 33 - 1;
+        // Before the lease, the number of its bytes, and what is kept free for tags.
+        let family = packet.len() - 33 - (2 + attached.lease.len()) - 1;
         assert_eq!(packet[family], 0);
         packet[family] = 5;
         let family = Err(Malformed("family of an address"));
@@ -799,6 +916,22 @@ mod tests {
         }
         packet[16] = 2 + Refusal::ALL.len() as u8;
         assert_eq!(Verdict::read(&packet), Err(Malformed("verdict")));
+    }
+
+    #[test]
+    fn a_label_is_twelve_digits() {
+        let label = Label::from_random(0xa1a2_0304_05f6);
+        assert_eq!("a1a2030405f6".parse(), Ok(label));
+        for text in [
+            "",
+            "a1a2030405",
+            "a1a2030405f",
+            "a1a2030405f6a7",
+            "A1A2030405F6",
+            "g1a2030405f6",
+        ] {
+            assert_eq!(text.parse::<Label>(), Err(Malformed("label")), "{text}");
+        }
     }
 
     #[test]
@@ -893,6 +1026,7 @@ mod tests {
         fn a_claim_survives_the_wire(
             nonce: u64, cookie: u64, flow: u64, next: Option<SocketAddr>,
             ids in prop::collection::vec("[a-z][a-z0-9]{0,62}", 4..=6),
+            lease in prop::collection::vec(any::<u8>(), 0..=MAX_PACKED_LEN),
         ) {
             let mut ids = ids.into_iter().map(|id| id.parse().unwrap());
             let claim = Claim {
@@ -905,6 +1039,7 @@ mod tests {
                 hops: ids.collect(),
                 // Flow label and scope have no meaning between hosts.
                 next: next.map_or(Next::Attached, |next| Next::At(SocketAddr::new(next.ip(), next.port()))),
+                lease,
             };
             let mut packet = Vec::new();
             claim.write(&mut packet, tags(&[1, 2]));

@@ -7,8 +7,10 @@ use std::{
 };
 
 use crate::{
+    control::lease,
     id::NodeId,
     overlay::{
+        lease::Offer,
         packet::{Claim, Label, Next, Refusal, Ruling, Verdict},
         paths::Route,
         ways::Way,
@@ -19,10 +21,18 @@ use crate::{
 const AGAIN: Duration = Duration::from_millis(250);
 /// Where it stops doubling.
 const AGAIN_MOST: Duration = Duration::from_secs(10);
+/// Claims to a later relay that came to nothing, until the first one is asked again: it may have been started anew,
+/// and forward none of them.
+const FROM_THE_FIRST: u32 = 4;
 /// After a refusal, which the roster that the relay has or other claimants have to change; doubled each time.
 const AFTER_REFUSAL: Duration = Duration::from_millis(500);
 /// Where it stops doubling.
 const AFTER_REFUSAL_MOST: Duration = Duration::from_secs(5);
+
+/// When to look for a lease again that is not there, unless its coming is told.
+const NO_LEASE_YET: Duration = Duration::from_secs(5);
+/// From a claim that was granted to the next one at the least, however soon the flow ends.
+const APART: Duration = Duration::from_secs(1);
 
 /// A way to a peer through transit relays, on which the node at its end makes a flow.
 #[derive(Debug)]
@@ -31,6 +41,12 @@ pub struct Passage {
     peer: NodeId,
     way: Way,
     flow: Label,
+    /// The lease that the last claim carried.
+    lease: Vec<u8>,
+    /// It waits for one.
+    waits: bool,
+    /// Claims that were made.
+    count: u32,
     /// The relay that is asked, or is to be.
     step: usize,
     asked: Option<u64>,
@@ -52,6 +68,9 @@ impl Passage {
             peer,
             way,
             flow,
+            lease: Vec::new(),
+            waits: false,
+            count: 0,
             step: 0,
             asked: None,
             cookie: 0,
@@ -68,6 +87,15 @@ impl Passage {
         self.flow
     }
 
+    /// What it is to have a lease for.
+    pub fn to_lease(&self) -> lease::Way {
+        lease::Way {
+            flow: self.flow,
+            peer: self.peer.clone(),
+            hops: self.way.hops.iter().map(|hop| hop.node.clone()).collect(),
+        }
+    }
+
     /// The way that it goes.
     pub fn way(&self) -> &Way {
         &self.way
@@ -82,16 +110,32 @@ impl Passage {
         })
     }
 
-    /// The claim that is due, and where it is to be sent. `draw` gives random numbers.
+    /// The claim that is due, and where it is to be sent. It carries what is offered. `draw` gives random numbers.
     pub fn poll(
         &mut self,
         now: Instant,
+        offer: impl FnOnce() -> Offer,
         draw: impl FnOnce() -> u64,
     ) -> Option<(Claim, SocketAddr)> {
         if self.claim_at > now {
             return None;
         }
-        let nonce = draw();
+        let offer = offer();
+        self.waits = offer == Offer::Wait;
+        self.lease = match offer {
+            Offer::Lease(lease) => lease.to_vec(),
+            Offer::Nothing => Vec::new(),
+            Offer::Wait => {
+                self.claim_at = now + NO_LEASE_YET;
+                return None;
+            }
+        };
+        let is_over = self.ends.is_none_or(|ends| ends <= now);
+        if self.step > 0 && (is_over || self.tries >= FROM_THE_FIRST) {
+            self.step = 0;
+        }
+        self.count += 1;
+        let nonce = u64::from(self.count) << 32 | draw() & 0xffff_ffff;
         self.asked = Some(nonce);
         self.claim_at = now + (AGAIN * (1 << self.tries.min(8))).min(AGAIN_MOST);
         self.tries = self.tries.saturating_add(1);
@@ -106,8 +150,21 @@ impl Passage {
             peer: self.peer.clone(),
             hops: hops.iter().map(|hop| hop.node.clone()).collect(),
             next: next.map_or(self.way.last, |next| Next::At(next.address)),
+            lease: self.lease.clone(),
         };
         Some((claim, hops[0].address))
+    }
+
+    /// What is offered has changed: it is claimed at once if it waits for that, or has another lease.
+    pub fn offered(&mut self, offer: &Offer, now: Instant) {
+        let is_news = match offer {
+            Offer::Lease(lease) => self.waits || (self.open && self.lease != **lease),
+            Offer::Nothing => self.waits,
+            Offer::Wait => false,
+        };
+        if is_news {
+            self.claim_at = now;
+        }
     }
 
     /// A relay's answer, whose tags were checked: a refusal, if it was one to what was asked.
@@ -136,7 +193,7 @@ impl Passage {
                     self.open = true;
                     self.refusals = 0;
                     self.step = 0;
-                    self.claim_at = now + lasts / 2;
+                    self.claim_at = now + (lasts / 2).max(APART);
                 }
                 None
             }

@@ -10,6 +10,7 @@ use std::{
 
 use super::{
     beginning,
+    lease::{Offer, tests::Nobody},
     packet::{Claim, Label, MAX_HOPS, Verdict},
     passage::Passage,
     paths::{Paths, Route, Standing, View},
@@ -136,6 +137,7 @@ impl World {
             attached: Vec::new(),
             services: Vec::new(),
             registration: 1,
+            leases: Default::default(),
             placement: Default::default(),
         };
         let roster = Arc::new(Roster {
@@ -144,7 +146,7 @@ impl World {
         });
         world.rosters = vec![roster; nodes];
         for relay in 2 * ends..nodes {
-            let flows = Flows::new(id(relay), Limits::default());
+            let flows = Flows::new(id(relay), Limits::default(), now);
             world.relays.insert(relay, flows);
         }
         world
@@ -187,7 +189,7 @@ impl World {
     fn publish(&mut self, node: Number, roster: &Arc<Roster>) {
         self.rosters[node] = roster.clone();
         if let Some(flows) = self.relays.get_mut(&node) {
-            flows.retain(roster);
+            flows.retain(roster, &Nobody, self.now);
         }
         let mut sides = std::mem::take(&mut self.sides);
         let own = sides.values_mut().filter(|side| side.node == node);
@@ -297,7 +299,9 @@ impl World {
                     passage.fell_silent(now);
                 }
             }
-            if let Some((claim, via)) = passage.poll(now, || draw(&mut self.random)) {
+            if let Some((claim, via)) =
+                passage.poll(now, || Offer::Nothing, || draw(&mut self.random))
+            {
                 self.claims += 1;
                 self.send(Packet {
                     from: at(side.node, MESH),
@@ -345,7 +349,7 @@ impl World {
             && claim.to == id(relay)
         {
             let drawn = draw(&mut self.random);
-            let ruling = flows.claim(claim, packet.from, &roster, || drawn, now);
+            let ruling = flows.claim(claim, packet.from, &roster, &Nobody, || drawn, now);
             let verdict = Verdict {
                 flow: claim.flow,
                 nonce: claim.nonce,

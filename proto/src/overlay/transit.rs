@@ -2,9 +2,10 @@
 //!
 //! A flow has two sides, each an address. What comes from one goes to the other, and nothing else is looked
 //! at. A node of the roster claims a flow for itself and a peer; a claim is granted when all of them are
-//! listed, each next address is one that the roster has for the next node, and the claimant has shown that
-//! it receives where it sends from. So nothing is ever forwarded to an address that is neither in the roster
-//! nor a member's own.
+//! listed, each next address is one that the roster has for the next node, the claimant has shown that
+//! it receives where it sends from, and the master has signed a lease for it – or no master answers, and the roster
+//! is its permission ([`lease`](super::lease)). So nothing is ever forwarded to an address that is neither in the
+//! roster nor a member's own.
 //!
 //! A peer that nobody can reach attaches itself: it shows that it receives where it sends from, and that is
 //! where flows to it lead from then on, also when it is somewhere else the next time.
@@ -17,8 +18,12 @@ use std::{
 
 use crate::{
     control::{Role, Roster},
-    id::NodeId,
-    overlay::packet::{Attach, Claim, Label, MAX_HOPS, Next, Refusal, Ruling},
+    id::{Epoch, NodeId},
+    overlay::{
+        lease::{Known, Leases, Silence, Tally, Verifier},
+        packet::{Attach, Claim, Label, MAX_HOPS, Next, Refusal, Ruling},
+    },
+    token::KeyId,
 };
 
 /// What a transit relay carries at most.
@@ -28,9 +33,9 @@ pub struct Limits {
     pub flows: usize,
     /// Flows of one claimant.
     pub flows_each: usize,
-    /// Bytes of each flow, both ways, in a second.
+    /// Bytes of each flow, both ways, in a second, if its lease says no less.
     pub bytes_per_second: u64,
-    /// Packets of each flow, both ways, in a second.
+    /// Packets of each flow, both ways, in a second, if its lease says no less.
     pub packets_per_second: u64,
 }
 
@@ -48,6 +53,10 @@ impl Default for Limits {
 
 /// For how long a flow is there after a claim. Its claimant claims it again when half of that is over.
 pub const LASTS: Duration = Duration::from_secs(60);
+
+/// How long a flow goes on whose lease was revoked, or whose key was: its claimant hears of that at the same time,
+/// and may have another lease by then.
+pub const REVOKED_LASTS: Duration = Duration::from_secs(2);
 
 /// For how long a node is attached. It attaches itself again much sooner: what translates its addresses forgets
 /// them (RFC 4787, section 4.3: after two minutes at the earliest; many do after 30 s).
@@ -100,7 +109,22 @@ pub struct Flows {
     each: HashMap<NodeId, usize>,
     places: Places,
     cookies: VecDeque<Cookie>,
+    leases: Leases,
+    silence: Silence,
     draining: bool,
+}
+
+/// Why a flow may be carried, how much of it, and until when.
+#[derive(Debug, Clone, Copy)]
+struct Permit {
+    /// The key that signed its lease; `None` where the roster is the permission.
+    key: Option<KeyId>,
+    /// Of the roster under which the lease was signed, or the claim was granted.
+    epoch: Epoch,
+    bytes_per_second: u64,
+    packets_per_second: u64,
+    /// When the lease ends.
+    ends: Option<Instant>,
 }
 
 /// Where nodes are that attached themselves. A place has a number that a flow can keep: no node of the roster
@@ -119,6 +143,9 @@ struct Place {
 
 #[derive(Debug)]
 struct Flow {
+    permit: Permit,
+    /// Of the newest claim that was granted.
+    nonce: u64,
     claimant: NodeId,
     peer: NodeId,
     hops: Vec<NodeId>,
@@ -157,8 +184,8 @@ struct Bucket {
 }
 
 impl Flows {
-    /// Of the transit relay `node`.
-    pub fn new(node: NodeId, limits: Limits) -> Self {
+    /// Of the transit relay `node`, which has heard of no master yet.
+    pub fn new(node: NodeId, limits: Limits, now: Instant) -> Self {
         Self {
             node,
             limits,
@@ -166,6 +193,8 @@ impl Flows {
             each: HashMap::new(),
             places: Places::default(),
             cookies: VecDeque::new(),
+            leases: Leases::new(now),
+            silence: Silence::new(now),
             draining: false,
         }
     }
@@ -188,6 +217,26 @@ impl Flows {
     /// New flows are refused from now on, and those that are there not prolonged.
     pub fn drain(&mut self) {
         self.draining = true;
+    }
+
+    /// A master answers this relay, or none does.
+    pub fn hears_master(&mut self, answers: bool, now: Instant) {
+        self.silence.hears(answers, now);
+    }
+
+    /// Whether the roster is permission enough, as no master answers.
+    pub fn is_in_silence(&self, now: Instant) -> bool {
+        self.silence.is_at(now)
+    }
+
+    /// How leases came to be believed since this was asked last.
+    pub fn take_tally(&mut self) -> Tally {
+        std::mem::take(&mut self.leases.tally)
+    }
+
+    #[cfg(test)]
+    pub(super) fn remembered_leases(&self) -> usize {
+        self.leases.len()
     }
 
     /// Where `packets` packets of `bytes` bytes that came from `source` go.
@@ -232,18 +281,22 @@ impl Flows {
         claim: &Claim,
         source: SocketAddr,
         roster: &Roster,
+        verifier: &dyn Verifier,
         draw: impl FnOnce() -> u64,
         now: Instant,
     ) -> Ruling {
-        let (proved, far) = match self.judge(claim, source, roster, now) {
-            Err(refusal) => return Ruling::Refused(refusal),
-            Ok(judged) => judged,
-        };
-        if !proved && !self.takes_cookie(claim.cookie, &claim.from, source, now) {
-            let cookie = self.give_cookie(&claim.from, source, draw(), now);
-            return Ruling::Prove { cookie };
-        }
-        self.grant(claim, source, far, now)
+        let ruling = self
+            .judge(claim, source, roster, now)
+            .and_then(|(proved, far)| {
+                // A signature is looked at for who receives where it sends from, and for nobody else.
+                if !proved && !self.takes_cookie(claim.cookie, &claim.from, source, now) {
+                    let cookie = self.give_cookie(&claim.from, source, draw(), now);
+                    return Ok(Ruling::Prove { cookie });
+                }
+                let permit = self.permit(claim, roster, verifier, now)?;
+                Ok(self.grant(claim, source, far, permit, now))
+            });
+        ruling.unwrap_or_else(Ruling::Refused)
     }
 
     /// Rules on an attach that came from `source`, and whose tags were checked. `draw` gives random numbers.
@@ -276,18 +329,29 @@ impl Flows {
         }
     }
 
-    /// Ends the flows of nodes that the roster does not list any more, or not as this.
-    pub fn retain(&mut self, roster: &Roster) {
+    /// Ends the flows of nodes that the roster does not list any more, and soon those whose leases hold no more
+    /// under it.
+    pub fn retain(&mut self, roster: &Roster, verifier: &dyn Verifier, now: Instant) {
         let listed = |id: &NodeId| roster.node(id).is_some();
         self.remove(|flow| {
             listed(&flow.claimant) && listed(&flow.peer) && flow.hops.iter().all(listed)
         });
         self.places.retain(listed);
+        self.leases.retain(now, |key| verifier.trusts(key));
+        for flow in self.flows.values_mut() {
+            let since = roster.node(&flow.claimant).map(|node| node.leases_since());
+            let Permit { key, epoch, .. } = flow.permit;
+            let is_revoked = since.is_none_or(|since| epoch < since);
+            if is_revoked || key.is_some_and(|key| !verifier.trusts(&key)) {
+                flow.ends = flow.ends.min(now + REVOKED_LASTS);
+            }
+        }
     }
 
-    /// Forgets flows that are over.
+    /// Forgets flows that are over, and leases.
     pub fn expire(&mut self, now: Instant) {
         self.remove(|flow| flow.ends > now);
+        self.leases.retain(now, |_| true);
     }
 
     fn remove(&mut self, keep: impl Fn(&Flow) -> bool) {
@@ -363,8 +427,49 @@ impl Flows {
         if held.is_none() && self.is_full(&claim.from) {
             return Err(Refusal::Full);
         }
+        if held.is_some_and(|flow| flow.nonce >= claim.nonce) {
+            return Err(Refusal::Replayed);
+        }
         let same = held.is_some_and(|flow| flow.near == source && flow.ends > now);
         Ok((at > 0 || same, far))
+    }
+
+    /// What permits the flow.
+    fn permit(
+        &mut self,
+        claim: &Claim,
+        roster: &Roster,
+        verifier: &dyn Verifier,
+        now: Instant,
+    ) -> Result<Permit, Refusal> {
+        let leased = match claim.lease.is_empty() {
+            true => Err(Refusal::NoLease),
+            false => self.leases.check(claim, roster, verifier, now),
+        };
+        let limits = self.limits;
+        let is_in_silence = self.silence.is_at(now);
+        let of = |key, epoch, bits: u64, packets: u64, ends| Permit {
+            key,
+            epoch,
+            bytes_per_second: limits.bytes_per_second.min(bits / 8),
+            packets_per_second: limits.packets_per_second.min(packets),
+            ends,
+        };
+        match leased {
+            Ok(Known { lease, key, ends }) => {
+                // In silence the roster permits what comes after it.
+                let ends = Some(ends).filter(|_| !is_in_silence);
+                Ok(of(Some(key), lease.epoch, lease.bps, lease.pps, ends))
+            }
+            Err(Refusal::NoLease | Refusal::Expired) if is_in_silence => {
+                let terms = roster.node(&claim.from).map(|node| node.leases);
+                let terms = terms.unwrap_or_default();
+                let bits = terms.bits_per_second.unwrap_or(u64::MAX);
+                let packets = terms.packets_per_second.unwrap_or(u64::MAX);
+                Ok(of(None, roster.epoch, bits, packets, None))
+            }
+            Err(refusal) => Err(refusal),
+        }
     }
 
     fn is_full(&self, claimant: &NodeId) -> bool {
@@ -406,26 +511,41 @@ impl Flows {
         cookie
     }
 
-    fn grant(&mut self, claim: &Claim, source: SocketAddr, far: Far, now: Instant) -> Ruling {
-        let (limits, ends) = (self.limits, now + LASTS);
+    fn grant(
+        &mut self,
+        claim: &Claim,
+        source: SocketAddr,
+        far: Far,
+        permit: Permit,
+        now: Instant,
+    ) -> Ruling {
+        let ends = permit
+            .ends
+            .map_or(now + LASTS, |ends| ends.min(now + LASTS));
         let each = &mut self.each;
         let flow = self.flows.entry(claim.flow).or_insert_with(|| {
             *each.entry(claim.from.clone()).or_default() += 1;
             Flow {
+                permit,
+                nonce: claim.nonce,
                 claimant: claim.from.clone(),
                 peer: claim.peer.clone(),
                 hops: claim.hops.clone(),
                 near: source,
                 far,
                 ends,
-                bytes: Bucket::new(limits.bytes_per_second, BATCH.0, now),
-                packets: Bucket::new(limits.packets_per_second, BATCH.1, now),
+                bytes: Bucket::new(permit.bytes_per_second, BATCH.0, now),
+                packets: Bucket::new(permit.packets_per_second, BATCH.1, now),
             }
         });
         (flow.near, flow.far) = (source, far);
         flow.ends = ends;
+        flow.nonce = claim.nonce;
+        flow.permit = permit;
+        flow.bytes.per_second = permit.bytes_per_second;
+        flow.packets.per_second = permit.packets_per_second;
         Ruling::Granted {
-            lasts: LASTS.as_secs() as u32,
+            lasts: ends.saturating_duration_since(now).as_secs() as u32,
         }
     }
 }

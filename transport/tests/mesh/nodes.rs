@@ -1,9 +1,11 @@
 //! Nodes for tests: identities, a roster that tests change, and endpoints over loopback.
 
 use std::{
+    collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use rustls::{
@@ -16,13 +18,18 @@ use rustls::{
 };
 use tokio::sync::watch;
 use wavry_proto::{
-    control::{Node, Role, Roster},
-    id::{NodeId, PublicKey},
+    control::{Node, Role, Roster, lease::Way},
+    id::{Epoch, NodeId, PublicKey},
     mesh::Open,
-    overlay::{Authenticator, Tag},
+    overlay::{
+        Authenticator, Tag,
+        lease::{self, Offer, Unfit, Verified, Verifier},
+        packet::Label,
+    },
     session::Request,
+    token::{KeyId, Lease, Validity},
 };
-use wavry_transport::mesh::{self, Config, Endpoint, Limits, Requested, Session};
+use wavry_transport::mesh::{self, Config, Endpoint, Leases, Limits, Requested, Session};
 
 /// A roster that can be changed.
 #[derive(Clone)]
@@ -75,6 +82,7 @@ impl Cluster {
             attached: Vec::new(),
             services: vec![],
             registration: 1,
+            leases: Default::default(),
             placement: Default::default(),
         };
         self.change(|roster| {
@@ -144,10 +152,81 @@ impl Cluster {
                 roster: self.sender.subscribe(),
             }),
             roster: self.sender.subscribe(),
+            leases: Leases {
+                source: Arc::new(Signed::of(id)),
+                changed: watch::channel(()).1,
+            },
             limits,
         }
     }
 }
+
+/// Leases that anybody could make: what is tested here is who shows which.
+struct Signed {
+    node: NodeId,
+    ways: Mutex<HashMap<Label, Way>>,
+}
+
+impl Signed {
+    fn of(node: &str) -> Self {
+        Self {
+            node: node.parse().unwrap(),
+            ways: Mutex::default(),
+        }
+    }
+}
+
+impl lease::Source for Signed {
+    fn want(&self, way: Way) {
+        self.ways.lock().unwrap().insert(way.flow, way);
+    }
+
+    fn forget(&self, flow: Label) {
+        self.ways.lock().unwrap().remove(&flow);
+    }
+
+    fn offer(&self, flow: Label) -> Offer {
+        let ways = self.ways.lock().unwrap();
+        let Some(way) = ways.get(&flow) else {
+            return Offer::Wait;
+        };
+        let lease = Lease {
+            sub: self.node.clone(),
+            peer: way.peer.clone(),
+            hops: way.hops.clone(),
+            flow,
+            bps: 8_000_000_000,
+            pps: 1_000_000,
+            epoch: Epoch(1),
+            validity: Validity {
+                iat: 0,
+                nbf: 0,
+                exp: 3600,
+            },
+        };
+        Offer::Lease(serde_json::to_vec(&lease).unwrap().into())
+    }
+}
+
+/// Believes them.
+pub(crate) struct Credulous;
+
+impl Verifier for Credulous {
+    fn verify(&self, lease: &[u8]) -> Result<Verified, Unfit> {
+        let lease: Lease = serde_json::from_slice(lease).map_err(|_| Unfit::Forged)?;
+        Ok(Verified {
+            left: Duration::from_secs(lease.validity.exp),
+            key: KEY.parse().unwrap(),
+            lease,
+        })
+    }
+
+    fn trusts(&self, _: &KeyId) -> bool {
+        true
+    }
+}
+
+const KEY: &str = "k4.pid.9ShR3xc8-qVJ_di0tc9nx0IDIqbatdeM2mqLFBJsKRHs";
 
 /// Tags that follow from both public keys. Anybody could make them: what is tested here is who asks whom.
 struct Pairs {

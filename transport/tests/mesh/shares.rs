@@ -7,9 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wavry_proto::overlay::{
-    packet::{Claim, Header, Kind, Label, Next, Ruling, Verdict},
-    transit::Limits,
+use wavry_proto::{
+    control::lease::Way,
+    overlay::{
+        lease::Offer,
+        packet::{Claim, Header, Kind, Label, Next, Ruling, Verdict},
+        transit::Limits,
+    },
 };
 use wavry_transport::mesh;
 
@@ -36,8 +40,18 @@ impl Member {
         let key = Arc::new(Key::generate());
         let config = cluster.config(name, &key, mesh::Limits::default());
         cluster.list(name, key.public, socket.local_addr().unwrap());
+        let flow = Label::from_random(name.bytes().map(u64::from).sum());
+        let leases = &config.leases.source;
+        leases.want(Way {
+            flow,
+            peer: id("sink"),
+            hops: vec![id("t1")],
+        });
+        let Offer::Lease(lease) = leases.offer(flow) else {
+            panic!("there is no lease");
+        };
         let mut claim = Claim {
-            flow: Label::from_random(name.bytes().map(u64::from).sum()),
+            flow,
             nonce: 1,
             cookie: 0,
             from: id(name),
@@ -45,6 +59,7 @@ impl Member {
             peer: id("sink"),
             hops: vec![id("t1")],
             next: Next::At(sink),
+            lease: lease.to_vec(),
         };
         let mut packet = Vec::new();
         let mut answer = [0; 2_000];

@@ -16,6 +16,7 @@ use quinn::{
     AsyncUdpSocket, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
+use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use wavry_proto::{
     overlay::{
@@ -33,7 +34,7 @@ use wavry_transport::{
 };
 
 use crate::{
-    nodes::{Cluster, Key, id, request, session},
+    nodes::{Cluster, Credulous, Key, id, request, session},
     sessions::read_all,
 };
 
@@ -141,6 +142,9 @@ impl Relay {
             node: config.node,
             roster: config.roster,
             authenticator: config.authenticator,
+            verifier: Arc::new(Credulous),
+            // One answers, so that a claim needs a lease.
+            master: watch::channel(true).1,
             limits,
             link,
         };
@@ -534,6 +538,7 @@ async fn whoever_claims_or_probes_as_a_member_without_its_key_is_not_answered() 
         peer: id("b"),
         hops: vec![id("t1")],
         next: Next::At(ends.b.local_addr()),
+        lease: vec![7; 300],
     };
     let probe = Probe {
         kind: Kind::Ping,

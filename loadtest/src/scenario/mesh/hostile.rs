@@ -198,6 +198,7 @@ fn strangers_flood(
         peer: exit.id.clone(),
         hops: vec![relay.id.clone()],
         next: Next::At(exit.host.address()),
+        lease: vec![7; 300],
     };
     let mut claims = Vec::new();
     claim.write(&mut claims, |_, tags| tags.extend([[7; TAG_LEN]; 2]));

@@ -5,6 +5,7 @@ use crate::{
     control::{Node, Role, Roster},
     overlay::{
         beginning,
+        lease::tests::Nobody,
         packet::{Claim, Next},
         transit::{ATTACHED, Flows, Limits, NotForwarded},
     },
@@ -28,6 +29,7 @@ fn node(name: &str, role: Role, transit: Vec<SocketAddr>) -> Node {
         attached: Vec::new(),
         services: Vec::new(),
         registration: 1,
+        leases: Default::default(),
         placement: Default::default(),
     }
 }
@@ -60,7 +62,7 @@ impl World {
         ];
         Self {
             attachment: Attachment::new(id("b"), hop, Label::from_random(9), now),
-            relay: Flows::new(id("t"), Limits::default()),
+            relay: Flows::new(id("t"), Limits::default(), now),
             roster: Roster {
                 nodes,
                 ..Roster::empty("test".parse().unwrap())
@@ -101,24 +103,27 @@ impl World {
     }
 
     fn claim(&mut self) -> Ruling {
+        self.drawn += 2;
         let mut claim = Claim {
             flow: Label::from_random(FLOW),
-            nonce: 1,
+            nonce: self.drawn,
             cookie: 0,
             from: id("a"),
             to: id("t"),
             peer: id("b"),
             hops: vec![id("t")],
             next: Next::Attached,
+            lease: Vec::new(),
         };
         let source = address(GATEWAY, 4434);
         let mut ask = |claim: &Claim| {
             self.relay
-                .claim(claim, source, &self.roster, || 5, self.now)
+                .claim(claim, source, &self.roster, &Nobody, || 5, self.now)
         };
         match ask(&claim) {
             Ruling::Prove { cookie } => {
                 claim.cookie = cookie;
+                claim.nonce += 1;
                 ask(&claim)
             }
             other => other,
@@ -186,7 +191,7 @@ fn a_place_is_kept_and_ends_with_the_node_that_has_it() {
     assert!(!world.attachment.is_held(world.now));
 
     world.roster.nodes.remove(1);
-    world.relay.retain(&world.roster);
+    world.relay.retain(&world.roster, &Nobody, world.now);
     assert_eq!(world.relay.attached(), 0);
     world.run(2_000, |_| false);
     assert!(!world.attachment.is_held(world.now));

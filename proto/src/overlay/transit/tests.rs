@@ -3,7 +3,11 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{control::Node, id::PublicKey, overlay::beginning};
+use crate::{
+    control::Node,
+    id::PublicKey,
+    overlay::{beginning, lease::tests::Nobody},
+};
 
 fn id(id: &str) -> NodeId {
     id.parse().unwrap()
@@ -32,6 +36,7 @@ fn node(name: &str, role: Role) -> Node {
         attached: Vec::new(),
         services: Vec::new(),
         registration: 1,
+        leases: Default::default(),
         placement: Default::default(),
     }
 }
@@ -65,6 +70,7 @@ fn claim(to: &str, hops: &[&str]) -> Claim {
         peer: id("b"),
         hops: hops.iter().map(|hop| id(hop)).collect(),
         next,
+        lease: Vec::new(),
     }
 }
 
@@ -82,7 +88,7 @@ impl Relay {
 
     fn with(name: &str, limits: Limits) -> Self {
         Self {
-            flows: Flows::new(id(name), limits),
+            flows: Flows::new(id(name), limits, beginning()),
             roster: usual(),
             now: beginning(),
             drawn: 100,
@@ -92,8 +98,13 @@ impl Relay {
     fn claim(&mut self, claim: &Claim, source: SocketAddr) -> Ruling {
         self.drawn += 1;
         let drawn = self.drawn;
+        // No claim is the same as one before.
+        let claim = Claim {
+            nonce: drawn,
+            ..claim.clone()
+        };
         self.flows
-            .claim(claim, source, &self.roster, || drawn, self.now)
+            .claim(&claim, source, &self.roster, &Nobody, || drawn, self.now)
     }
 
     /// Claims, and shows that it receives there.
@@ -370,9 +381,10 @@ fn flows_end_when_one_of_their_nodes_is_not_listed_any_more() {
         let mut relay = Relay::new("t1");
         let asked = claim("t1", &["t1", "t2"]);
         assert_eq!(relay.prove(&asked, at("a", MESH)), GRANTED);
-        relay.flows.retain(&usual());
+        relay.flows.retain(&usual(), &Nobody, relay.now);
         assert_eq!(relay.flows.len(), 1);
-        relay.flows.retain(&roster(gateways, relays));
+        let after = roster(gateways, relays);
+        relay.flows.retain(&after, &Nobody, relay.now);
         assert!(relay.flows.is_empty());
     }
 }
@@ -449,9 +461,8 @@ fn the_slowest_flow_sends_the_largest_batch_in_its_time() {
     };
     let mut relay = Relay::with("t1", limits);
     assert_eq!(relay.prove(&claim("t1", &["t1"]), at("a", MESH)), GRANTED);
-    let (id, source) = (Label::from_random(1), at("a", MESH));
+    let (id, source, start) = (Label::from_random(1), at("a", MESH), relay.now);
     let mut batch = |now| relay.flows.forward(id, source, 64, 64 * 1_288, now);
-    let start = beginning();
     assert!(batch(start).is_ok());
     assert_eq!(batch(start), Err(NotForwarded::Rate));
 }
@@ -496,6 +507,7 @@ proptest! {
                 peer: id(names[peer]),
                 hops: hops.iter().map(|hop| id(names[*hop])).collect(),
                 next: addresses.get(next).map_or(Next::Attached, |next| Next::At(*next)),
+                lease: Vec::new(),
             };
             let source = addresses[source];
             let attach = Attach {

@@ -23,6 +23,7 @@ fn node(name: &str, role: Role, last: u8, region: Option<&str>) -> Node {
         attached: Vec::new(),
         services: Vec::new(),
         registration: 1,
+        leases: Default::default(),
         placement: crate::placement::Placement {
             region: region.map(|region| region.parse().unwrap()),
             ..Default::default()

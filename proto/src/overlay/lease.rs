@@ -1,0 +1,298 @@
+//! Leases, as a transit relay and a claimant see them: without keys and clocks of their own.
+//!
+//! A lease is the master's word that one flow is to be carried ([`token::Lease`]). A claim carries it, and a relay
+//! has it checked by a [`Verifier`]. That costs as much as fifty claims do otherwise, so it is done last, is
+//! remembered, and there is a bound on how often ([`Leases`]). Where no master answers, the roster is the
+//! permission, as whoever would sign leases signed it ([`Silence`]).
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    control::{Roster, lease::Way},
+    id::NodeId,
+    overlay::packet::{Claim, Label, Refusal},
+    token::{KeyId, Lease},
+};
+
+/// Longest lease that a claim carries, in bytes; see [`pack`](crate::token::pack).
+pub const MAX_PACKED_LEN: usize = crate::token::MAX_LEASE_LEN / 4 * 3;
+
+/// Checks leases.
+pub trait Verifier: Send + Sync {
+    /// What a [packed](crate::token::pack) lease says, if a key that the roster lists has signed it and it holds.
+    fn verify(&self, lease: &[u8]) -> Result<Verified, Unfit>;
+
+    /// Whether the roster lists a key that signs.
+    fn trusts(&self, key: &KeyId) -> bool;
+}
+
+/// A lease that holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    /// What it says.
+    pub lease: Lease,
+    /// The key that signed it.
+    pub key: KeyId,
+    /// For how long it holds yet.
+    pub left: Duration,
+}
+
+/// Why a lease does not hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Unfit {
+    /// No lease, or not by a key that is trusted.
+    Forged,
+    /// It does not hold yet.
+    NotYet,
+    /// It does not hold any more.
+    Expired,
+}
+
+impl From<Unfit> for Refusal {
+    fn from(unfit: Unfit) -> Self {
+        match unfit {
+            Unfit::Forged => Self::Forged,
+            Unfit::NotYet => Self::NotYet,
+            Unfit::Expired => Self::Expired,
+        }
+    }
+}
+
+/// Where a claimant's leases come from.
+pub trait Source: Send + Sync {
+    /// Gets a lease for this flow, and keeps it from running out.
+    fn want(&self, way: Way);
+
+    /// It is not wanted any more.
+    fn forget(&self, flow: Label);
+
+    /// What a claim of this flow is to carry now.
+    fn offer(&self, flow: Label) -> Offer;
+}
+
+/// What a claim carries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Offer {
+    /// This lease, packed.
+    Lease(Arc<[u8]>),
+    /// None: no master answers, so that there can be none.
+    Nothing,
+    /// It is not to be made before there is a lease.
+    Wait,
+}
+
+/// Leases that were checked, and how many may be checked yet.
+#[derive(Debug)]
+pub(super) struct Leases {
+    known: HashMap<Arc<[u8]>, Known>,
+    /// The same, oldest first.
+    order: VecDeque<Arc<[u8]>>,
+    budget: Budget,
+    each: HashMap<NodeId, Budget>,
+    /// Signatures that were checked; and leases that were known.
+    pub(super) tally: Tally,
+}
+
+/// How leases came to be believed, or not.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Signatures checked.
+    pub checked: u64,
+    /// Leases known from before.
+    pub known: u64,
+}
+
+/// A lease that was checked.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    pub(super) lease: Arc<Lease>,
+    pub(super) key: KeyId,
+    pub(super) ends: Instant,
+}
+
+/// Leases that are remembered: of half of the flows that a relay carries at most, and some 700 bytes each. The
+/// oldest makes room, and costs a check when its flow is claimed again.
+const KNOWN: usize = 32_768;
+
+/// Signatures that are checked in a second, all told: each takes some 50 µs, so that this is a tenth of a
+/// processor. And of one claimant: a gateway that comes with a thousand flows has them in some seconds.
+const CHECKS: u32 = 2_000;
+/// See [`CHECKS`].
+const CHECKS_EACH: u32 = 200;
+
+/// So many in a second, and as many at once.
+#[derive(Debug)]
+struct Budget {
+    per_second: u32,
+    left: u32,
+    since: Instant,
+}
+
+impl Budget {
+    fn new(per_second: u32, now: Instant) -> Self {
+        Self {
+            per_second,
+            left: per_second,
+            since: now,
+        }
+    }
+
+    fn refill(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.since) >= Duration::from_secs(1) {
+            *self = Self::new(self.per_second, now);
+        }
+    }
+}
+
+impl Leases {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            known: HashMap::new(),
+            order: VecDeque::new(),
+            budget: Budget::new(CHECKS, now),
+            each: HashMap::new(),
+            tally: Tally::default(),
+        }
+    }
+
+    /// What the lease of a claim says, if it holds and is for this claim.
+    pub(super) fn check(
+        &mut self,
+        claim: &Claim,
+        roster: &Roster,
+        verifier: &dyn Verifier,
+        now: Instant,
+    ) -> Result<Known, Refusal> {
+        let known = match self.known.get(&*claim.lease) {
+            Some(known) => {
+                self.tally.known += 1;
+                known.clone()
+            }
+            None => self.verify(claim, verifier, now)?,
+        };
+        if known.ends <= now {
+            return Err(Refusal::Expired);
+        }
+        let lease = &known.lease;
+        let is_for = lease.sub == claim.from
+            && lease.peer == claim.peer
+            && lease.hops == claim.hops
+            && lease.flow == claim.flow;
+        if !is_for {
+            return Err(Refusal::OtherLease);
+        }
+        match roster.node(&lease.sub) {
+            Some(node) if lease.epoch >= node.leases_since() => Ok(known),
+            _ => Err(Refusal::Revoked),
+        }
+    }
+
+    fn verify(
+        &mut self,
+        claim: &Claim,
+        verifier: &dyn Verifier,
+        now: Instant,
+    ) -> Result<Known, Refusal> {
+        let each = self.each.entry(claim.from.clone());
+        let each = each.or_insert_with(|| Budget::new(CHECKS_EACH, now));
+        each.refill(now);
+        self.budget.refill(now);
+        if each.left == 0 || self.budget.left == 0 {
+            return Err(Refusal::Busy);
+        }
+        each.left -= 1;
+        self.budget.left -= 1;
+        self.tally.checked += 1;
+        let Verified { lease, key, left } = verifier.verify(&claim.lease)?;
+        let known = Known {
+            lease: Arc::new(lease),
+            key,
+            ends: now + left,
+        };
+        if self.order.len() >= KNOWN
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+        let bytes: Arc<[u8]> = claim.lease.as_slice().into();
+        self.order.push_back(bytes.clone());
+        self.known.insert(bytes, known.clone());
+        Ok(known)
+    }
+
+    /// Forgets those that do not hold any more, and who has not come with any for a while.
+    pub(super) fn retain(&mut self, now: Instant, trusts: impl Fn(&KeyId) -> bool) {
+        let known = &mut self.known;
+        self.order.retain(|bytes| {
+            let holds = |known: &Known| known.ends > now && trusts(&known.key);
+            let kept = known.get(bytes).is_some_and(holds);
+            if !kept {
+                known.remove(bytes);
+            }
+            kept
+        });
+        let is_in_use =
+            |budget: &Budget| now.saturating_duration_since(budget.since) < Duration::from_secs(1);
+        self.each.retain(|_, budget| is_in_use(budget));
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.known.len().max(self.order.len()).max(self.each.len())
+    }
+}
+
+/// Whether no master answers this node, so that it takes the roster for permission.
+///
+/// That begins when none has answered for [`BEGINS`](Self::BEGINS): one that is restarted is no silence. It ends
+/// [`ENDS`](Self::ENDS) after one has answered again, so that claimants, who hear it at the same time, have leases
+/// by then. A node is in silence from its start on until it hears of a master: it was started with a roster that it
+/// has kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Silence {
+    /// Since when none answers, and whether that is silence at once.
+    unanswered: Option<(Instant, bool)>,
+    /// One that was lasts until then.
+    until: Option<Instant>,
+}
+
+impl Silence {
+    /// For how long none has answered when it begins.
+    pub const BEGINS: Duration = Duration::from_secs(30);
+    /// How long it lasts once one has answered again.
+    pub const ENDS: Duration = Duration::from_secs(60);
+
+    /// Of a node that starts.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            unanswered: Some((now, true)),
+            until: None,
+        }
+    }
+
+    /// A master answers, or none does.
+    pub fn hears(&mut self, answers: bool, now: Instant) {
+        if !answers {
+            self.unanswered.get_or_insert((now, false));
+        } else if let Some((since, _)) = self.unanswered.take()
+            && now.saturating_duration_since(since) >= Self::BEGINS
+        {
+            self.until = Some(now + Self::ENDS);
+        }
+    }
+
+    /// Whether there is silence.
+    pub fn is_at(&self, now: Instant) -> bool {
+        let begun = self.unanswered.is_some_and(|(since, at_once)| {
+            at_once || now.saturating_duration_since(since) >= Self::BEGINS
+        });
+        begun || self.until.is_some_and(|until| until > now)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests;
