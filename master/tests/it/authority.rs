@@ -227,8 +227,8 @@ async fn without_a_certificate_that_holds_a_node_is_refused_and_with_anothers_to
         ask(Some(&stranger)).await,
         (403, "certificate-required".to_owned())
     );
-    // One that has expired.
-    sleep(LIFETIME).await;
+    // One that has expired, by the second in which it does.
+    sleep(LIFETIME + Duration::from_secs(2)).await;
     assert_eq!(
         ask(Some(&own)).await,
         (403, "certificate-required".to_owned())

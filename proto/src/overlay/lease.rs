@@ -1,6 +1,6 @@
 //! Leases, as a transit relay and a claimant see them: without keys and clocks of their own.
 //!
-//! A lease is the master's word that one flow is to be carried ([`token::Lease`]). A claim carries it, and a relay
+//! A lease is the master's word that one flow is to be carried ([`token::Lease`](crate::token::Lease)). A claim carries it, and a relay
 //! has it checked by a [`Verifier`]. That costs as much as fifty claims do otherwise, so it is done last, is
 //! remembered, and there is a bound on how often ([`Leases`]). Where no master answers, the roster is the
 //! permission, as whoever would sign leases signed it ([`Silence`]).
