@@ -124,10 +124,11 @@ impl Master {
         running
     }
 
-    /// One of several processes dies.
-    pub(super) fn crash_one(&mut self) {
+    /// One of several processes dies; who asks next asks another, which looks first.
+    pub(super) async fn crash_one(&mut self, now: u64) {
         if let Some(other) = self.others.pop() {
             self.running = Some(other);
+            self.look(now).await;
         }
     }
 

@@ -232,7 +232,7 @@ impl World {
                 self.master_since = self.now;
             }
             Event::MasterBack => {}
-            Event::MasterDies => self.master.crash_one(),
+            Event::MasterDies => self.master.crash_one(self.now).await,
             Event::MasterJoins => self.master.start_another(self.now).await,
             Event::RotateKey => self.master.rotate_key(false, self.now).await,
             Event::Compromise => self.compromise().await,
