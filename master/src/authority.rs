@@ -87,6 +87,8 @@ pub struct Config {
 const MIN_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(4);
 /// What leaks serves for no longer.
 const MAX_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
+/// Times beyond this are mistakes, and dates that a certificate cannot have.
+const MAX_LIFETIME: Duration = Duration::from_secs(36_500 * 24 * 3600);
 /// An authority's certificate holds for so much longer than its turn, for masters that stand still.
 const SLACK: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -102,6 +104,11 @@ impl TryFrom<RawAuthority> for Config {
         if !(MIN_CERTIFICATE_LIFETIME..=MAX_CERTIFICATE_LIFETIME).contains(&certificate_lifetime) {
             let expected = "must be at least 4s and at most 90d";
             return Err(Invalid::new("certificate_lifetime", expected));
+        }
+        for (key, value) in [("lifetime", raw.lifetime), ("wait", raw.wait)] {
+            if value > MAX_LIFETIME {
+                return Err(Invalid::new(key, "must be at most 36500d"));
+            }
         }
         if raw.lifetime <= raw.wait {
             return Err(Invalid::new("lifetime", "must be longer than wait"));

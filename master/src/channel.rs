@@ -65,6 +65,14 @@ impl Channel {
         Self::new(self.exporter, self.peer)
     }
 
+    /// Whether its certificate names a node, whoever signed it.
+    pub(crate) fn names_member(&self) -> bool {
+        self.peer_certificates
+            .first()
+            .and_then(Member::of)
+            .is_some()
+    }
+
     /// Whom its certificates name, if these authorities vouch for them at `now`. What was found to hold is not
     /// verified again until it expires or there are other authorities.
     pub(crate) fn member(

@@ -84,6 +84,7 @@ pub struct Transit {
     writable: Pin<Box<dyn UdpPoller>>,
     random: &'static dyn SecureRandom,
     claims_left: u32,
+    known_left: u32,
     tally: Tally,
 }
 
@@ -123,6 +124,7 @@ impl Transit {
             config,
             random: rustls::crypto::aws_lc_rs::default_provider().secure_random,
             claims_left: CLAIMS,
+            known_left: CLAIMS,
             tally: Tally::default(),
         })
     }
@@ -192,7 +194,7 @@ impl Transit {
 
     /// Whether anything was forwarded since the last one.
     fn sweep(&mut self) -> bool {
-        self.claims_left = CLAIMS;
+        (self.claims_left, self.known_left) = (CLAIMS, CLAIMS);
         let now = Instant::now();
         self.flows.expire(now);
         let silence = f64::from(u8::from(self.flows.is_in_silence(now)));
@@ -201,7 +203,8 @@ impl Transit {
         ::metrics::counter!(metrics::TRANSIT_LEASES, "by" => "signature").increment(checked);
         ::metrics::counter!(metrics::TRANSIT_LEASES, "by" => "memory").increment(known);
         ::metrics::gauge!(metrics::TRANSIT_FLOWS).set(self.flows.len() as f64);
-        ::metrics::gauge!(metrics::TRANSIT_ATTACHED).set(self.flows.attached() as f64);
+        ::metrics::gauge!(metrics::TRANSIT_ATTACHED)
+            .set(self.flows.attached(Instant::now()) as f64);
         ::metrics::gauge!(metrics::TRANSIT_QUEUED).set(self.egress.bytes() as f64);
         let Tally { packets, bytes } = std::mem::take(&mut self.tally);
         ::metrics::counter!(metrics::TRANSIT_PACKETS).increment(packets);
@@ -400,7 +403,8 @@ impl Transit {
         if claim.to != self.config.node {
             return false;
         }
-        let Some(roster) = self.authentic(&received, &claim.from) else {
+        let is_known = self.flows.knows(claim.flow, &claim.from, source, now);
+        let Some(roster) = self.authentic(&received, &claim.from, is_known) else {
             return true;
         };
         let random = self.random;
@@ -425,7 +429,8 @@ impl Transit {
         if attach.to != self.config.node {
             return dropped(transit_drop::MALFORMED, 1);
         }
-        let Some(roster) = self.authentic(&received, &attach.from) else {
+        let is_known = self.flows.knows(attach.place, &attach.from, source, now);
+        let Some(roster) = self.authentic(&received, &attach.from, is_known) else {
             return;
         };
         let random = self.random;
@@ -439,18 +444,29 @@ impl Transit {
         self.answer(place, nonce, ruling, from, source, Some(source));
     }
 
-    /// The roster, if the message is by `from`, which it lists.
-    fn authentic<M>(&mut self, received: &Received<M>, from: &NodeId) -> Option<Arc<Roster>> {
-        let Some(left) = self.claims_left.checked_sub(1) else {
-            dropped(transit_drop::TOO_MANY_CLAIMS, 1);
-            return None;
-        };
-        self.claims_left = left;
+    /// The roster, if the message is by `from`, which it lists. What comes from where it is known has a budget of its
+    /// own.
+    fn authentic<M>(
+        &mut self,
+        received: &Received<M>,
+        from: &NodeId,
+        is_known: bool,
+    ) -> Option<Arc<Roster>> {
         let roster = self.config.roster.borrow().clone();
         if roster.node(from).is_none() {
             dropped(transit_drop::UNKNOWN_SENDER, 1);
             return None;
         }
+        // Strangers who flood with the names of members do not end what is there.
+        let left = match is_known {
+            true => &mut self.known_left,
+            false => &mut self.claims_left,
+        };
+        let Some(fewer) = left.checked_sub(1) else {
+            dropped(transit_drop::TOO_MANY_CLAIMS, 1);
+            return None;
+        };
+        *left = fewer;
         let authenticator = &self.config.authenticator;
         if !authenticator.verify(from, &received.covered, &received.tags) {
             dropped(transit_drop::UNAUTHENTICATED, 1);

@@ -59,6 +59,15 @@ struct Attempts {
 }
 
 impl Attempts {
+    /// As they are at `now`: the clock by which they were kept may have been wrong.
+    fn by(self, now: u64) -> Self {
+        let latest = now.saturating_add(LONGEST_PAUSE.as_secs());
+        Self {
+            until: self.until.min(latest),
+            ..self
+        }
+    }
+
     /// One begins, which counts as failed until it is known to have succeeded. Half of the pause is `chance`,
     /// which is uniform over its type.
     fn begin(self, now: u64, chance: u16) -> Self {
@@ -104,11 +113,12 @@ impl Certificates {
         let pairs = Pairs::open(directory.join("pairs"));
         let pairs = pairs.inspect_err(tell_unkept).ok();
         let attempts = fs::read(directory.join(ATTEMPTS)).ok();
-        let attempts = attempts.and_then(|text| serde_json::from_slice(&text).ok());
+        let attempts: Option<Attempts> =
+            attempts.and_then(|text| serde_json::from_slice(&text).ok());
         Self {
             directory,
             pairs,
-            attempts: attempts.unwrap_or_default(),
+            attempts: attempts.unwrap_or_default().by(unix_time()),
         }
     }
 
@@ -198,9 +208,12 @@ impl Renewal {
             refused.mark_unchanged();
             // One that is too old to act on says nothing.
             if !roster.is_empty() && roster.authorities != authorities {
+                // What was waited for may be there now; at the first look nothing is known of that.
+                if authorities != Authorities::default() {
+                    self.certificates.attempts.until = 0;
+                }
                 authorities.clone_from(&roster.authorities);
                 self.link.client.trust(&authorities);
-                self.certificates.attempts.until = 0;
             }
             let pause = match self.due(&roster, &authorities, chance) {
                 None => LOOK,

@@ -101,9 +101,10 @@ async fn hide_unlisted(
     mut request: HttpRequest,
     next: Next,
 ) -> Response {
-    let is_unlisted = |member: Member| !registry.lists(&member);
+    let is_listed = |member: Member| registry.lists(&member);
     let shown = channel.member(registry.vouching(), now());
-    if shown.is_ok_and(is_unlisted) {
+    // One of a node by an authority that is not trusted any more, as whoever has its key makes them, is none, either.
+    if channel.names_member() && !shown.is_ok_and(is_listed) {
         let without = channel.without_certificates();
         request.extensions_mut().insert(Arc::new(without));
     }

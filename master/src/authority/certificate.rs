@@ -73,6 +73,11 @@ impl Serving {
             let left = self.due.duration_since(now()).unwrap_or_default();
             if left.is_zero() || !authorities.trust(&self.issuer) {
                 match issue(&authorities, &config, &store) {
+                    // Of an authority that is nearly over, none is good for long.
+                    Ok(issued) if issued.due <= now() => {
+                        self = issued;
+                        sleep(PAUSE).await;
+                    }
                     Ok(issued) => self = issued,
                     Err(error) => {
                         tell(&error);

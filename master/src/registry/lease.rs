@@ -52,7 +52,13 @@ impl Registry {
             signed.await.map(Answer::Lease)
         });
         let answers = try_join_all(answers).await;
-        *self.unsigned() = answers.is_err().then(Instant::now);
+        // Where nothing was to be signed, nothing is known.
+        let signed = |answer: &Answer| matches!(answer, Answer::Lease(_));
+        match &answers {
+            Err(_) => *self.unsigned() = Some(Instant::now()),
+            Ok(answers) if answers.iter().any(signed) => *self.unsigned() = None,
+            Ok(_) => {}
+        }
         answers
     }
 

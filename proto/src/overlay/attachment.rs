@@ -23,6 +23,8 @@ const AGAIN_MOST: Duration = Duration::from_secs(10);
 const AFTER_REFUSAL: Duration = Duration::from_secs(5);
 /// From one that was granted to the next. Translators forget an address that is not used after 30 s, as some do.
 const KEEP: Duration = Duration::from_secs(15);
+/// And at the least, however soon it ends.
+const APART: Duration = Duration::from_secs(1);
 /// One that was granted so lately is not doubted: what is missed was sent before.
 const FRESH: Duration = Duration::from_millis(200);
 /// So many that were not answered, over four seconds, and the place is none any more.
@@ -107,12 +109,14 @@ impl Attachment {
             return None;
         }
         self.asked = None;
+        let has_proved = self.cookie != 0;
         self.tries = 0;
         self.cookie = 0;
         match verdict.ruling {
             Ruling::Prove { cookie } => {
                 self.cookie = cookie;
-                self.ask_at = now;
+                // A relay that is not content with its own cookie is not asked in a circle.
+                self.ask_at = if has_proved { now + AGAIN } else { now };
                 None
             }
             Ruling::Granted { lasts } => {
@@ -122,7 +126,7 @@ impl Attachment {
                     ends: now + lasts,
                     seen: verdict.seen,
                 });
-                self.ask_at = now + KEEP.min(lasts / 4);
+                self.ask_at = now + KEEP.min(lasts / 4).max(APART);
                 None
             }
             Ruling::Refused(refusal) => {

@@ -18,8 +18,11 @@ pub const BYTES: usize = 6_400_000;
 /// Bytes that a flow may send in its turn: a batch that quinn sends at once, ten packets.
 const QUANTUM: usize = 10 * 1_288;
 
-/// Bytes of probes and claims that wait before everything else. A flow has three probes in 100 ms when its path is
-/// in doubt; more than some hundred at once are a flood, and wait like data.
+/// Bytes of a flow's probes and claims that wait before everything else: it has three probes in 100 ms when its path
+/// is in doubt, from each side. What is beyond waits like data: anybody may call packets probes.
+const URGENT_EACH: usize = 8 * 1_288;
+
+/// The same of all flows.
 const URGENT: usize = 256 * 1_288;
 
 /// Why something that waited was dropped.
@@ -53,8 +56,12 @@ pub enum Class {
 /// What waits: packets `T` that are sent together.
 #[derive(Debug)]
 pub struct Egress<T> {
-    urgent: VecDeque<Waiting<T>>,
+    urgent: VecDeque<(Label, Waiting<T>)>,
     urgent_bytes: usize,
+    /// Of each flow of which some wait.
+    urgent_each: HashMap<Label, usize>,
+    /// Bytes of them that were sent, less a quarter of the data that were since: data have their turn after a quantum.
+    urgent_sent: usize,
     flows: HashMap<Label, Flow<T>>,
     /// Flows of which something waits, in the order of their turns.
     turns: VecDeque<Label>,
@@ -65,7 +72,8 @@ pub struct Egress<T> {
 struct Flow<T> {
     waiting: VecDeque<Waiting<T>>,
     bytes: usize,
-    deficit: usize,
+    /// Bytes that it may send in this turn. What of it was urgent counts, too.
+    deficit: i64,
     /// Whether it got its quantum in this turn.
     begun: bool,
 }
@@ -82,6 +90,8 @@ impl<T> Default for Egress<T> {
         Self {
             urgent: VecDeque::new(),
             urgent_bytes: 0,
+            urgent_each: HashMap::new(),
+            urgent_sent: 0,
             flows: HashMap::new(),
             turns: VecDeque::new(),
             bytes: 0,
@@ -116,9 +126,12 @@ impl<T> Egress<T> {
             bytes,
             since: now,
         };
-        if class == Class::Urgent && self.urgent_bytes + bytes <= URGENT {
+        let of_flow = self.urgent_each.get(&flow).copied().unwrap_or(0);
+        let has_room = of_flow + bytes <= URGENT_EACH && self.urgent_bytes + bytes <= URGENT;
+        if class == Class::Urgent && has_room {
             self.urgent_bytes += bytes;
-            self.urgent.push_back(waiting);
+            self.urgent_each.insert(flow, of_flow + bytes);
+            self.urgent.push_back((flow, waiting));
         } else {
             let turns = &mut self.turns;
             let flow = self.flows.entry(flow).or_insert_with(|| {
@@ -145,10 +158,22 @@ impl<T> Egress<T> {
     pub fn pop(&mut self, now: Instant, mut dropped: impl FnMut(T, Overdue)) -> Option<T> {
         let is_old =
             |waiting: &Waiting<T>| now.saturating_duration_since(waiting.since) > WAITS_MOST;
-        while let Some(waiting) = self.urgent.pop_front() {
+        while (self.urgent_sent < QUANTUM || self.turns.is_empty())
+            && let Some((flow, waiting)) = self.urgent.pop_front()
+        {
             self.bytes -= waiting.bytes;
             self.urgent_bytes -= waiting.bytes;
+            if let Some(each) = self.urgent_each.get_mut(&flow) {
+                *each -= waiting.bytes;
+                if *each == 0 {
+                    self.urgent_each.remove(&flow);
+                }
+            }
             if !is_old(&waiting) {
+                self.urgent_sent += waiting.bytes;
+                if let Some(flow) = self.flows.get_mut(&flow) {
+                    flow.deficit -= waiting.bytes as i64;
+                }
                 return Some(waiting.item);
             }
             dropped(waiting.item, Overdue::Old);
@@ -164,12 +189,16 @@ impl<T> Egress<T> {
                 dropped(waiting.item, Overdue::Old);
             }
             if !std::mem::replace(&mut flow.begun, true) {
-                flow.deficit += QUANTUM;
+                flow.deficit += QUANTUM as i64;
             }
             let deficit = flow.deficit;
-            if let Some(waiting) = flow.waiting.pop_front_if(|next| next.bytes <= deficit) {
-                flow.deficit -= waiting.bytes;
+            if let Some(waiting) = flow
+                .waiting
+                .pop_front_if(|next| next.bytes as i64 <= deficit)
+            {
+                flow.deficit -= waiting.bytes as i64;
                 flow.bytes -= waiting.bytes;
+                self.urgent_sent = self.urgent_sent.saturating_sub(waiting.bytes / 4);
                 self.bytes -= waiting.bytes;
                 if flow.waiting.is_empty() {
                     self.end(label);
@@ -184,7 +213,12 @@ impl<T> Egress<T> {
                 self.turns.rotate_left(1);
             }
         }
-        None
+        // All data were too old.
+        self.urgent_sent = 0;
+        match self.urgent.is_empty() {
+            true => None,
+            false => self.pop(now, dropped),
+        }
     }
 
     /// Nothing of the flow waits any more. It keeps nothing of what it did not use.

@@ -173,12 +173,14 @@ impl Passage {
             return None;
         }
         self.asked = None;
+        let has_proved = self.cookie != 0;
         self.tries = 0;
         self.cookie = 0;
         match verdict.ruling {
             Ruling::Prove { cookie } => {
                 self.cookie = cookie;
-                self.claim_at = now;
+                // A relay that is not content with its own cookie is not asked in a circle.
+                self.claim_at = if has_proved { now + AGAIN } else { now };
                 None
             }
             Ruling::Granted { lasts } => {

@@ -210,8 +210,20 @@ impl Flows {
     }
 
     /// Nodes that are attached.
-    pub fn attached(&self) -> usize {
-        self.places.numbers.len()
+    pub fn attached(&self, now: Instant) -> usize {
+        let numbers = 0..self.places.places.len();
+        numbers
+            .filter(|number| self.places.at(*number, now).is_some())
+            .count()
+    }
+
+    /// Whether this claim, or this attach, comes from where what it names is held already.
+    pub fn knows(&self, named: Label, from: &NodeId, source: SocketAddr, now: Instant) -> bool {
+        let is_flows = self
+            .flows
+            .get(&named)
+            .is_some_and(|flow| flow.near == source && flow.claimant == *from);
+        is_flows || self.places.find(from, now) == Some(source)
     }
 
     /// New flows are refused from now on, and those that are there not prolonged.

@@ -192,7 +192,7 @@ fn a_place_is_kept_and_ends_with_the_node_that_has_it() {
 
     world.roster.nodes.remove(1);
     world.relay.retain(&world.roster, &Nobody, world.now);
-    assert_eq!(world.relay.attached(), 0);
+    assert_eq!(world.relay.attached(world.now), 0);
     world.run(2_000, |_| false);
     assert!(!world.attachment.is_held(world.now));
 }

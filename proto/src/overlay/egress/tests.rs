@@ -67,13 +67,20 @@ fn probes_go_before_everything_and_a_flood_of_them_does_not() {
     assert_eq!(egress.pop(now, none), Some("data"));
     assert!(egress.is_empty());
 
-    egress.push(label(1), Class::Data, "data", 1_288, now, none);
-    for _ in 0..3 * URGENT / 1_288 {
-        egress.push(label(2), Class::Urgent, "probe", 1_288, now, none);
+    // However often they come, what one flow calls probes takes nobody's share.
+    let mut got = BTreeMap::<&str, usize>::new();
+    for round in 0..10_000 {
+        egress.push(label(1), Class::Data, "data", 1_288, now, |_, _| {});
+        for _ in 0..2 {
+            egress.push(label(2), Class::Urgent, "flood", 1_288, now, |_, _| {});
+        }
+        if round % 100 == 0 {
+            egress.push(label(3), Class::Urgent, "probe", 1_288, now, none);
+        }
+        *got.entry(egress.pop(now, none).unwrap()).or_default() += 1;
     }
-    let before = std::iter::from_fn(|| egress.pop(now, none));
-    let before = before.take_while(|item| *item == "probe").count();
-    assert!(before <= (URGENT + QUANTUM) / 1_288, "{before}");
+    assert!(got["data"] >= 4_900, "{got:?}");
+    assert!(got["probe"] >= 99, "{got:?}");
 }
 
 #[test]
