@@ -45,7 +45,12 @@ pub(crate) fn wavry(arguments: &[&str]) -> Command {
 }
 
 /// Runs a command to its end.
-pub(crate) fn output(mut command: Command) -> Output {
+pub(crate) fn output(command: Command) -> Output {
+    output_within(command, DEADLINE)
+}
+
+/// The same, of a command that takes its time.
+pub(crate) fn output_within(mut command: Command, limit: Duration) -> Output {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -56,7 +61,7 @@ pub(crate) fn output(mut command: Command) -> Output {
     let stdout = drained(child.stdout.take().expect("piped"));
     let stderr = drained(child.stderr.take().expect("piped"));
     let mut child = Guard(Some(child));
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + limit;
     let status = loop {
         let status = child.get().try_wait().expect("a child can be waited for");
         if let Some(status) = status {
