@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     fmt::Write as _,
     fs,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Output},
     time::{Duration, Instant},
@@ -228,14 +228,14 @@ impl Cluster {
         ];
         run(self.signing(&relay).arg(at("exit")));
 
-        let ops = OPS;
+        let (ops, host) = (OPS, own_host());
         let node = format!(
             "master = \"https://{}\"\nca_file = {:?}",
             master.address(),
             at("ca.crt")
         );
         let text = format!(
-            "[relay]\nmesh_listen = \"127.0.0.1:0\"\nstate_dir = {:?}\n{node}\n{}\n{}\n{}\n{ops}\n",
+            "[relay]\nmesh_listen = \"{host}:0\"\nstate_dir = {:?}\n{node}\n{}\n{}\n{}\n{ops}\n",
             at("exit/state"),
             self.settings("exit"),
             self.settings("relay"),
@@ -270,7 +270,7 @@ impl Cluster {
                 .args(services)
                 .arg(&directory));
             let text = format!(
-                "[relay]\nmesh_listen = \"127.0.0.1:0\"\nstate_dir = {:?}\n{node}\n{}\n{}\n\
+                "[relay]\nmesh_listen = \"{host}:0\"\nstate_dir = {:?}\n{node}\n{}\n{}\n\
                  [relay.upstreams.{}]\nurl = {:?}\n{OPS}\n",
                 directory.join("state"),
                 self.settings("relay"),
@@ -685,6 +685,12 @@ impl Cluster {
 const OPS: &str = "[ops]\nlisten = \"127.0.0.1:0\"";
 
 /// The configuration of a relay beside the first.
+/// An address of this host that no other test has: a relay that is killed finds its port there when it comes back.
+fn own_host() -> Ipv4Addr {
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, 1 + high % 254, middle, low.clamp(1, 254))
+}
+
 fn at_name(directory: &Path, name: &str) -> PathBuf {
     directory.join(name).with_extension("toml")
 }
