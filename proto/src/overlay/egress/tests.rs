@@ -75,7 +75,8 @@ fn probes_go_before_everything_and_a_flood_of_them_does_not() {
             egress.push(label(2), Class::Urgent, "flood", 1_288, now, |_, _| {});
         }
         if round % 100 == 0 {
-            egress.push(label(3), Class::Urgent, "probe", 1_288, now, none);
+            let room = |item, _| assert_ne!(item, "probe");
+            egress.push(label(3), Class::Urgent, "probe", 1_288, now, room);
         }
         *got.entry(egress.pop(now, none).unwrap()).or_default() += 1;
     }
