@@ -278,3 +278,25 @@ pub(crate) fn certificates(
     let decoded = trusted.iter().filter_map(|text| STANDARD.decode(text).ok());
     decoded.map(Into::into)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lifetimes_that_no_certificate_can_have_are_refused() {
+        let day = Duration::from_secs(24 * 3600);
+        let with = |lifetime, wait| {
+            let raw = RawAuthority {
+                lifetime,
+                wait,
+                ..RawAuthority::default()
+            };
+            Config::try_from(raw).map_err(|invalid| invalid.key)
+        };
+        assert!(with(36_500 * day, day).is_ok());
+        assert_eq!(with(36_501 * day, day).unwrap_err(), "lifetime");
+        assert_eq!(with(36_500 * day, 36_501 * day).unwrap_err(), "wait");
+        assert_eq!(with(day, day).unwrap_err(), "lifetime");
+    }
+}

@@ -3,6 +3,8 @@
 mod certificates;
 mod current;
 mod fleet;
+mod identities;
+mod keys;
 mod lease;
 mod signed;
 
@@ -19,7 +21,7 @@ use wavry_credentials::{
     token::{KeySet, Rejected, Scope},
 };
 use wavry_proto::{
-    control::{IdentityTask, Node, Revocation, Role, Roster, Service},
+    control::{Node, Revocation, Role, Roster, Service},
     id::{ClusterName, NodeId, PublicKey, ServiceName, SubjectDigest},
     token::NodeRequest,
 };
@@ -28,16 +30,16 @@ use crate::{
     audit_sink,
     authority::{self, Authorities},
     identity::{self, Lives},
-    keys::{Due, Pace, Reason, due},
+    keys::Pace,
     metrics as names,
     presence::{Presence, Report, State, Whereabouts},
     problem::Refusal,
     provision::Issue,
     ring::Ring,
-    signing::{self, Custody, Successor},
+    signing::Custody,
     store::{
-        self, Admission, Announcement, Done, Move, Order, RegisterError, RevokeError,
-        RotateIdentityError, Snapshot, Store, keys::Rotation,
+        self, Admission, Announcement, Done, Move, Order, RegisterError, RevokeError, Snapshot,
+        Store,
     },
 };
 
@@ -168,66 +170,6 @@ impl Registry {
         self.shared.published.borrow().ring.clone()
     }
 
-    /// How long keys stay in each part of their life.
-    pub(crate) fn pace(&self) -> Pace {
-        self.shared.times.pace
-    }
-
-    /// What keys signed of those that followed them, oldest first.
-    pub(crate) async fn succession(&self) -> Result<Vec<String>, Refusal> {
-        let statements = self.shared.store.succession().await;
-        statements.map_err(Refusal::Internal)
-    }
-
-    /// Makes a key that is to take the place of the one that signs; gives its PASERK id.
-    pub(crate) async fn rotate_key(
-        &self,
-        reason: Reason,
-        pace: Pace,
-        order: Order,
-    ) -> Result<String, Refusal> {
-        let rotation = match reason {
-            Reason::Compromise => Rotation::AtOnce,
-            Reason::Schedule | Reason::Request => Rotation::InTurn(pace),
-        };
-        let is_compromised = reason == Reason::Compromise;
-        let successor = self.successor(is_compromised).await?;
-        let rotated = self.carry_out(async move |shared| {
-            let rotated = shared
-                .store
-                .rotate(&successor, rotation, unix_time(), &order);
-            rotated.await
-        });
-        let rotated = rotated.await?;
-        let (kid, reason) = (rotated.outcome.0, reason.as_str());
-        if !rotated.is_repeated {
-            metrics::counter!(names::KEY_ROTATIONS, "reason" => reason).increment(1);
-            tracing::warn!(
-                kid,
-                reason,
-                "a new key takes the place of the one that signs"
-            );
-        }
-        Ok(kid)
-    }
-
-    /// A key that is to follow the one that signs. It may take as long as the vault has: nothing is held
-    /// meanwhile, and if another master is faster, this one's is not taken.
-    async fn successor(&self, is_compromised: bool) -> Result<Successor, Refusal> {
-        let (shared, ring) = (&self.shared, self.ring());
-        let successor = shared
-            .custody
-            .successor(&ring, &shared.cluster, is_compromised);
-        successor.await.map_err(|error| match error {
-            signing::Error::Sign(error) => Refusal::NotSigned(error),
-            signing::Error::Store(error) => Refusal::Internal(error),
-            // What is configured was checked before there was a registry.
-            signing::Error::Secret(_) | signing::Error::Vault(_) | signing::Error::Read(_) => {
-                Refusal::Internal(store::Error::Row("signing_key"))
-            }
-        })
-    }
-
     /// The roster and its successors.
     pub(crate) fn published(&self) -> watch::Receiver<Arc<Published>> {
         self.shared.published.subscribe()
@@ -310,119 +252,6 @@ impl Registry {
             Ok(())
         })
         .await
-    }
-
-    /// Admits another identity of a node, beside its present one.
-    pub(crate) async fn admit_identity(
-        &self,
-        node: NodeId,
-        (present, next): (PublicKey, PublicKey),
-        event: Event,
-    ) -> Result<(), Refusal> {
-        self.detached(move |shared| async move {
-            let written = timeout(AUDIT_DEADLINE, async {
-                let writing = shared.writing.lock().await;
-                let (store, now) = (&shared.store, unix_time());
-                let admitted = store.admit_identity(&node, &present, &next, now, &event);
-                let changed = admitted.await?;
-                Ok::<_, RotateIdentityError>((writing, changed))
-            });
-            let (_writing, changed) = shared.audited(written.await)?;
-            if changed.is_some() {
-                count_identity("admitted");
-                tracing::info!(%node, key = %next, "another identity of a node is admitted");
-            }
-            shared.publish(changed).await?;
-            Ok(())
-        })
-        .await
-    }
-
-    /// Has a node make another identity; it hears of that with its next heartbeat.
-    pub(crate) async fn order_rotation(&self, node: NodeId, order: Order) -> Result<(), Refusal> {
-        let ordered = self.carry_out(async move |shared| {
-            let ordered = shared.store.order_rotation(&node, unix_time(), &order);
-            ordered.await
-        });
-        if !ordered.await?.is_repeated {
-            count_identity("ordered");
-        }
-        Ok(())
-    }
-
-    /// What a node that spoke by `key` is to do about its identity. Where it is the next one, it is the
-    /// present one from now on.
-    pub(crate) async fn identity_task(
-        &self,
-        node: &NodeId,
-        key: PublicKey,
-    ) -> Result<Option<IdentityTask>, Refusal> {
-        let Some(lives) = self.identities(node) else {
-            return Ok(None);
-        };
-        let next = lives.in_state(identity::State::Next);
-        if next.is_some_and(|next| next.key == key) {
-            self.show_identity(node.clone(), key).await?;
-            return Ok(None);
-        }
-        let presence = self.shared.presence();
-        let pace = &self.shared.times.identity_pace;
-        Ok(lives.task(presence.others_act_on(node), pace, unix_time()))
-    }
-
-    async fn show_identity(&self, node: NodeId, key: PublicKey) -> Result<(), Refusal> {
-        self.detached(move |shared| async move {
-            let overlap = shared.times.identity_pace.overlap.as_secs();
-            let written = timeout(AUDIT_DEADLINE, async {
-                let writing = shared.writing.lock().await;
-                let shown = shared
-                    .store
-                    .show_identity(&node, &key, unix_time(), overlap);
-                let changed = shown.await?;
-                Ok::<_, store::Error>((writing, changed))
-            });
-            let (_writing, changed) = shared.audited(written.await)?;
-            if changed.is_some() {
-                count_identity("shown");
-                tracing::info!(%node, %key, "a node shows its new identity");
-            }
-            shared.publish(changed).await?;
-            Ok(())
-        })
-        .await
-    }
-
-    /// Takes identities out of the roster whose time is over.
-    async fn retire_identities(&self) {
-        let now = unix_time();
-        let over: Vec<_> = {
-            let published = self.shared.published.borrow();
-            let lives = published.identities.iter();
-            lives
-                .filter_map(|lives| Some((lives.node.clone(), lives.over(now)?)))
-                .collect()
-        };
-        if over.is_empty() {
-            return;
-        }
-        let retired = self.detached(move |shared| async move {
-            let _writing = shared.writing.lock().await;
-            let changed = shared.store.retire_identities(&over).await?;
-            shared.audited.send_replace(());
-            for (node, key) in &over {
-                count_identity("retired");
-                tracing::info!(%node, %key, "an identity left the roster");
-            }
-            shared.publish(changed).await?;
-            Ok(())
-        });
-        if let Err(refusal) = retired.await {
-            let error = &refusal as &dyn std::error::Error;
-            tracing::error!(
-                error,
-                "identities whose time is over could not be retired; trying on"
-            );
-        }
     }
 
     /// Takes a node out of the cluster for good; nodes are told at once.
@@ -585,13 +414,6 @@ impl Registry {
         .await
     }
 
-    /// The identities of a node.
-    pub(crate) fn identities(&self, node: &NodeId) -> Option<Lives> {
-        let published = self.shared.published.borrow();
-        let at = published.identities.binary_search_by(|l| l.node.cmp(node));
-        Some(published.identities[at.ok()?].clone())
-    }
-
     /// Every registered node and what is known of its whereabouts, ordered by id.
     pub(crate) fn nodes(&self) -> Vec<(Node, Option<Whereabouts>)> {
         let roster = self.shared.published.borrow().roster.nodes.clone();
@@ -615,49 +437,6 @@ impl Registry {
         self.retire_identities().await;
         self.refresh_roster().await;
         self.report_nodes();
-    }
-
-    /// Does what is due of the keys' lives.
-    async fn turn_keys(&self) {
-        let due = due(&self.ring().lives(), &self.shared.times.pace, unix_time());
-        if due.is_empty() {
-            return;
-        }
-        let successor = match due.contains(&Due::Rotate) {
-            false => None,
-            true => match self.successor(false).await {
-                Ok(successor) => Some(successor),
-                Err(refusal) => {
-                    let error = &refusal as &dyn std::error::Error;
-                    tracing::error!(error, "the next key could not be made; trying on");
-                    None
-                }
-            },
-        };
-        if successor.is_none() && due == [Due::Rotate] {
-            return;
-        }
-        let turned = self.detached(move |shared| async move {
-            let _writing = shared.writing.lock().await;
-            let (store, pace) = (&shared.store, shared.times.pace);
-            let turned = store.turn_keys(successor.as_ref(), pace, unix_time());
-            let (due, changed) = turned.await?;
-            shared.audited.send_replace(());
-            shared.publish(changed).await?;
-            Ok(due)
-        });
-        match turned.await {
-            Ok(due) if due.contains(&Due::Rotate) => {
-                let reason = Reason::Schedule.as_str();
-                metrics::counter!(names::KEY_ROTATIONS, "reason" => reason).increment(1);
-                tracing::warn!("a new key takes the place of the one that signs, as is its turn");
-            }
-            Ok(_) => {}
-            Err(refusal) => {
-                let error = &refusal as &dyn std::error::Error;
-                tracing::error!(error, "keys could not be turned; trying on");
-            }
-        }
     }
 
     async fn refresh_roster(&self) {
@@ -852,10 +631,6 @@ impl Published {
         metrics::gauge!(names::ROSTER_EPOCH).set(self.roster.epoch.0 as f64);
         metrics::gauge!(names::SERVICES).set(self.roster.services.len() as f64);
     }
-}
-
-fn count_identity(step: &'static str) {
-    metrics::counter!(names::IDENTITY_ROTATIONS, "step" => step).increment(1);
 }
 
 fn count_line(outcome: &'static str) {

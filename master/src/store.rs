@@ -11,6 +11,7 @@ mod fleet;
 mod identity;
 mod issue;
 pub(crate) mod keys;
+mod lives;
 mod once;
 mod open;
 mod placement;

@@ -212,12 +212,19 @@ impl Vaulted {
         if data.data.order.is_empty() {
             return Ok(None);
         }
-        let key = self.order.field(&answer, KEY).map_err(Trouble::storage)?;
-        let none = |_| Trouble::new(Reason::Storage, "a key that is none");
+        let key = self.order.field(&answer, KEY).ok();
+        let Some(key) = key.and_then(|key| keys::CertificateKey::from_pem(&key).ok()) else {
+            // It would be none at every attempt: another order takes its place.
+            tracing::warn!(
+                order = data.data.order,
+                "an order is left whose key is none"
+            );
+            return Ok(None);
+        };
         Ok(Some(Pending {
             authority: data.data.authority,
             url: data.data.order,
-            key: keys::CertificateKey::from_pem(&key).map_err(none)?,
+            key,
         }))
     }
 

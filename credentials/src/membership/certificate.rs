@@ -326,6 +326,14 @@ mod tests {
         assert_eq!(pauses[10..], [600, 600]);
         let again = Certificates::in_directory(directory.path());
         assert_eq!(again.attempts, certificates.attempts);
+        // A clock that ran ahead keeps nobody from the master for longer than the longest pause.
+        let ahead = Attempts {
+            failures: 1,
+            until: u64::MAX,
+        };
+        certificates.write_attempts(ahead);
+        let again = Certificates::in_directory(directory.path());
+        assert!(again.attempts.until <= unix_time() + LONGEST_PAUSE.as_secs());
         let file = directory.path().join("certificate").join(ATTEMPTS);
         for damaged in ["", "{}", "[1]", "\u{0}"] {
             fs::write(&file, damaged).unwrap();

@@ -9,6 +9,7 @@ use wavry_proto::{control::Authorities, id::NodeId};
 use super::{
     Error, Part, Snapshot, Store, audit,
     keys::{RotateError, Rotation},
+    lives::AUTHORITIES,
     once::{Begun, Done, Order, Outcome},
 };
 use crate::{
@@ -77,7 +78,7 @@ impl Store {
             event.actor = "master".to_owned();
             audit::append(transaction, &self.audit, &event).await?;
         }
-        revoke_all(transaction, now).await?;
+        AUTHORITIES.revoke_all(transaction, now).await?;
         insert(transaction, &successor, (State::Signing, now, None), 0).await?;
         change.commit(&[Part::Authorities]).await?;
         Ok(())
@@ -117,11 +118,11 @@ impl Store {
         for due in due(&lives, &pace, now) {
             let (hash, path) = match &due {
                 Due::Sign { kid, overlap } => {
-                    sign(transaction, kid, *overlap, now).await?;
+                    AUTHORITIES.sign(transaction, kid, *overlap, now).await?;
                     (kid.clone(), "authority signs")
                 }
                 Due::Retire { kid } => {
-                    retire(transaction, kid, now).await?;
+                    AUTHORITIES.retire(transaction, kid, now).await?;
                     (kid.clone(), "authority retired")
                 }
                 Due::Rotate => {
@@ -234,54 +235,11 @@ async fn follow(
             ((State::Published, now, Some(until)), pace.overlap.as_secs())
         }
         Rotation::AtOnce => {
-            revoke_all(transaction, now).await?;
+            AUTHORITIES.revoke_all(transaction, now).await?;
             ((State::Signing, now, None), 0)
         }
     };
     Ok(insert(transaction, successor, life, overlap).await?)
-}
-
-/// Has a published authority sign, and the one that did be trusted for a while.
-async fn sign(
-    transaction: &mut Transaction,
-    hash: &str,
-    overlap: u64,
-    now: u64,
-) -> Result<(), Error> {
-    query(
-        "UPDATE authority SET state = 'accepted', since = $1, until = $2, sealed = NULL
-         WHERE state = 'signing'",
-    )
-    .bind(now)
-    .bind(now.saturating_add(overlap))
-    .execute(&mut *transaction)
-    .await?;
-    query("UPDATE authority SET state = 'signing', since = $1, until = NULL WHERE hash = $2")
-        .bind(now)
-        .bind(hash)
-        .execute(&mut *transaction)
-        .await?;
-    Ok(())
-}
-
-async fn retire(transaction: &mut Transaction, hash: &str, now: u64) -> Result<(), Error> {
-    query("UPDATE authority SET state = 'retired', since = $1, until = NULL WHERE hash = $2")
-        .bind(now)
-        .bind(hash)
-        .execute(&mut *transaction)
-        .await?;
-    Ok(())
-}
-
-async fn revoke_all(transaction: &mut Transaction, now: u64) -> Result<(), Error> {
-    query(
-        "UPDATE authority SET state = 'revoked', since = $1, until = NULL, sealed = NULL
-         WHERE state IN ('published', 'signing', 'accepted')",
-    )
-    .bind(now)
-    .execute(&mut *transaction)
-    .await?;
-    Ok(())
 }
 
 /// What the roster shows: those that are trusted, the one that signs first, and those that nobody is to trust.

@@ -5,6 +5,7 @@ use wavry_credentials::audit::{Action, Event, Key};
 
 use super::{
     Error, Part, Snapshot, Store, audit,
+    lives::KEYS,
     once::{Begun, Done, Order, Outcome},
 };
 use crate::{
@@ -99,7 +100,7 @@ impl Store {
             event.actor = "master".to_owned();
             audit::append(transaction, &self.audit, &event).await?;
         }
-        revoke_all(transaction, now).await?;
+        KEYS.revoke_all(transaction, now).await?;
         insert(transaction, &first, (State::Signing, now, None), 0).await?;
         change.commit(&[Part::Keys]).await?;
         Ok(())
@@ -140,11 +141,11 @@ impl Store {
         for due in due(&lives, &pace, now) {
             let (kid, path) = match &due {
                 Due::Sign { kid, overlap } => {
-                    sign(transaction, kid, *overlap, now).await?;
+                    KEYS.sign(transaction, kid, *overlap, now).await?;
                     (kid.clone(), "key signs")
                 }
                 Due::Retire { kid } => {
-                    retire(transaction, kid, now).await?;
+                    KEYS.retire(transaction, kid, now).await?;
                     (kid.clone(), "key retired")
                 }
                 Due::Rotate => {
@@ -281,7 +282,7 @@ async fn follow(
         return Err(RotateError::Overtaken);
     }
     if matches!(rotation, Rotation::AtOnce) {
-        revoke_all(transaction, now).await?;
+        KEYS.revoke_all(transaction, now).await?;
     }
     insert(transaction, key, life, overlap).await?;
     query(
@@ -292,49 +293,6 @@ async fn follow(
     .execute(&mut *transaction)
     .await?;
     Ok(kid)
-}
-
-/// Has a published key sign, and the one that did be accepted.
-async fn sign(
-    transaction: &mut Transaction,
-    kid: &str,
-    overlap: u64,
-    now: u64,
-) -> Result<(), Error> {
-    query(
-        "UPDATE signing_key SET state = 'accepted', since = $1, until = $2, sealed = NULL
-         WHERE state = 'signing'",
-    )
-    .bind(now)
-    .bind(now.saturating_add(overlap))
-    .execute(&mut *transaction)
-    .await?;
-    query("UPDATE signing_key SET state = 'signing', since = $1, until = NULL WHERE kid = $2")
-        .bind(now)
-        .bind(kid)
-        .execute(&mut *transaction)
-        .await?;
-    Ok(())
-}
-
-async fn retire(transaction: &mut Transaction, kid: &str, now: u64) -> Result<(), Error> {
-    query("UPDATE signing_key SET state = 'retired', since = $1, until = NULL WHERE kid = $2")
-        .bind(now)
-        .bind(kid)
-        .execute(&mut *transaction)
-        .await?;
-    Ok(())
-}
-
-async fn revoke_all(transaction: &mut Transaction, now: u64) -> Result<(), Error> {
-    query(
-        "UPDATE signing_key SET state = 'revoked', since = $1, until = NULL, sealed = NULL
-         WHERE state IN ('published', 'signing', 'accepted')",
-    )
-    .bind(now)
-    .execute(&mut *transaction)
-    .await?;
-    Ok(())
 }
 
 /// What the roster shows: keys that sign session tokens, and keys that sign rosters from now on, each as

@@ -244,3 +244,28 @@ proptest! {
         prop_assert!(world.attachment.is_held(world.now));
     }
 }
+
+#[test]
+fn a_relay_that_is_never_content_or_grants_for_no_time_is_not_asked_in_a_circle() {
+    for ruling in [Ruling::Prove { cookie: 7 }, Ruling::Granted { lasts: 0 }] {
+        let mut world = World::new();
+        let mut asked = 0;
+        for _ in 0..1_000 {
+            world.now += Duration::from_millis(1);
+            let Some(attach) = world.attachment.poll(world.now, || 1) else {
+                continue;
+            };
+            asked += 1;
+            let verdict = Verdict {
+                flow: attach.place,
+                nonce: attach.nonce,
+                ruling,
+                from: id("t"),
+                to: id("b"),
+                seen: None,
+            };
+            world.attachment.told(&verdict, world.now);
+        }
+        assert!((1..=6).contains(&asked), "{ruling:?}: {asked}");
+    }
+}

@@ -351,6 +351,33 @@ fn a_flows_id_is_whose_it_was_first() {
 }
 
 #[test]
+fn what_comes_from_where_a_flow_or_a_place_is_held_is_known_and_nothing_else() {
+    let mut relay = Relay::new("t1");
+    let (asked, from) = (claim("t1", &["t1"]), at("a", MESH));
+    let known = |relay: &Relay, node: &str, source| {
+        relay.flows.knows(asked.flow, &id(node), source, relay.now)
+    };
+    assert!(!known(&relay, "a", from));
+    assert_eq!(relay.prove(&asked, from), GRANTED);
+    assert!(known(&relay, "a", from));
+    assert!(!known(&relay, "a", elsewhere()));
+    assert!(!known(&relay, "g", from));
+    let attach = Attach {
+        place: Label::from_random(9),
+        nonce: 1,
+        cookie: 0,
+        from: id("b"),
+        to: id("t1"),
+    };
+    assert!(!known(&relay, "b", elsewhere()));
+    assert_eq!(relay.prove_attach(attach, elsewhere()), GRANTED);
+    assert!(known(&relay, "b", elsewhere()));
+    relay.now += ATTACHED;
+    assert!(!known(&relay, "b", elsewhere()));
+    assert_eq!(relay.flows.attached(relay.now), 0);
+}
+
+#[test]
 fn a_flow_ends_unless_it_is_claimed_again() {
     let mut relay = Relay::new("t1");
     let claim = claim("t1", &["t1"]);
