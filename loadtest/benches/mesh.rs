@@ -105,6 +105,9 @@ fn main() {
         (Hop::Dumb, 2),
         (Hop::Blind, 2),
         (Hop::Ending, 2),
+        (Hop::Dumb, 3),
+        (Hop::Blind, 3),
+        (Hop::Ending, 3),
     ];
     let mut figures: BTreeMap<(usize, &'static str, &'static str), Vec<f64>> = BTreeMap::new();
     for round in 1..=rounds {
@@ -167,6 +170,9 @@ fn print(medians: &BTreeMap<(usize, &str, &str), f64>) {
         (2, "dumb"),
         (2, "blind"),
         (2, "ending"),
+        (3, "dumb"),
+        (3, "blind"),
+        (3, "ending"),
     ] {
         let values = FIGURES.map(|name| {
             let value = medians.get(&(hops, hop, name));
@@ -178,7 +184,7 @@ fn print(medians: &BTreeMap<(usize, &str, &str), f64>) {
     println!(
         "blind against dumb (1: the same; more is better), and relay CPU of ending against blind:"
     );
-    for hops in [1, 2] {
+    for hops in [1, 2, 3] {
         let of = |hop, name| medians[&(hops, hop, name)];
         let more = |name| of("blind", name) / of("dumb", name);
         let less = |name| of("dumb", name) / of("blind", name);
@@ -465,23 +471,34 @@ impl Way {
                 at_b.cut(to_a);
                 let relays: Vec<_> = hops
                     .iter()
-                    .zip(["t1", "t2"])
+                    .zip(["t1", "t2", "t3"])
                     .map(|(lane, name)| cluster.transit(lane, name))
                     .collect();
-                if let [one, other] = &relays[..] {
-                    // Both are needed: the first does not reach b, the other is not reached by a.
-                    let ways = wavry_proto::overlay::ways::ways(
-                        &cluster.roster.borrow(),
-                        &id("a"),
-                        &id("b"),
-                        |_| true,
-                    );
-                    let (first, second) = match ways[2].hops[0].address == one.1 {
-                        true => (one, other),
-                        false => (other, one),
-                    };
-                    first.0.cut(to_b);
-                    at_a.cut(second.1);
+                // The way through all of them is the only one: each reaches those beside it and nobody else.
+                let ways = wavry_proto::overlay::ways::ways(
+                    &cluster.roster.borrow(),
+                    &id("a"),
+                    &id("b"),
+                    |_| true,
+                );
+                let way = ways.iter().find(|way| way.hops.len() == count).unwrap();
+                let order: Vec<_> = way
+                    .hops
+                    .iter()
+                    .map(|hop| relays.iter().find(|relay| relay.1 == hop.address).unwrap())
+                    .collect();
+                for (at, (wire, _, _)) in order.iter().enumerate() {
+                    for (other, (_, address, _)) in order.iter().enumerate() {
+                        if at.abs_diff(other) > 1 {
+                            wire.cut(*address);
+                        }
+                    }
+                    if at + 1 < count {
+                        wire.cut(to_b);
+                    }
+                    if at > 0 {
+                        at_a.cut(order[at].1);
+                    }
                 }
                 keep.extend(relays.into_iter().map(|relay| Box::new(relay) as Box<_>));
                 (near, far)
@@ -490,7 +507,7 @@ impl Way {
                 let near = cluster.node(&a, "a", &at_a, None);
                 let far = cluster.node(&b, "b", &at_b, None);
                 let mut next = "b";
-                for (lane, name) in hops.iter().zip(["t1", "t2"]).rev() {
+                for (lane, name) in hops.iter().zip(["t1", "t2", "t3"]).rev() {
                     let wire = lane.run(async { Wire::bind() });
                     let node = cluster.node(lane, name, &wire, None);
                     lane.runtime.spawn(end_and_begin(node, id(next)));

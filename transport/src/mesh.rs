@@ -131,6 +131,7 @@ pub struct Endpoint {
 struct Inner {
     quic: quinn::Endpoint,
     overlay: Arc<Overlay>,
+    server: quinn::ServerConfig,
     client: quinn::ClientConfig,
     config: Config,
     pool: Pool,
@@ -181,7 +182,7 @@ impl Endpoint {
         let overlay = Arc::new(Overlay::new(socket, overlay)?);
         let quic = quinn::Endpoint::new_with_abstract_socket(
             quic::endpoint_config(),
-            Some(server),
+            Some(server.clone()),
             overlay.clone(),
             Arc::new(quinn::TokioRuntime),
         )?;
@@ -190,6 +191,7 @@ impl Endpoint {
         let inner = Arc::new(Inner {
             quic,
             overlay,
+            server,
             client,
             config,
             pool: Pool::default(),
@@ -342,8 +344,10 @@ impl Inner {
         let inner = self.clone();
         tokio::spawn(async move {
             let handshake = async {
+                let mut server = inner.server.clone();
+                server.transport_config(inner.transport_to(incoming.remote_address()));
                 incoming
-                    .accept()
+                    .accept_with(Arc::new(server))
                     .map_err(|error| error.to_string())?
                     .await
                     .map_err(|error| error.to_string())
@@ -363,6 +367,12 @@ impl Inner {
                 }
             }
         });
+    }
+
+    /// QUIC's limits for a connection with the peer under this address.
+    fn transport_to(&self, address: SocketAddr) -> Arc<quinn::TransportConfig> {
+        let congestion = self.overlay.congestion(address);
+        Arc::new(quic::transport(&self.config.limits, congestion))
     }
 
     /// Makes a link of a connection whose handshake is done, if the roster knows the peer's key —
@@ -412,8 +422,9 @@ impl Inner {
         let connections = ::metrics::gauge!(metrics::MESH_CONNECTIONS, "side" => label);
         connections.increment(1.0);
         let serving = link.clone();
+        let turns = self.overlay.turns(link.connection.remote_address());
         tokio::spawn(async move {
-            serving.clone().serve().await;
+            serving.clone().serve(turns).await;
             connections.decrement(1.0);
             let reason = serving.connection.close_reason();
             tracing::info!(peer = %serving.peer, reason = reason.map(|r| r.to_string()), "mesh connection over");
@@ -545,7 +556,8 @@ impl Inner {
         let dialling = async {
             let no_path = || "it is not in the roster".to_owned();
             let address = self.overlay.reach(peer).await.ok_or_else(no_path)?;
-            let client = self.client.clone();
+            let mut client = self.client.clone();
+            client.transport_config(self.transport_to(address));
             let connecting = self.quic.connect_with(client, address, peer.as_str());
             let connection = connecting.map_err(|error| error.to_string())?.await;
             connection.map_err(|error| error.to_string())

@@ -9,6 +9,7 @@
 //! Sending copies a batch once, to put headers between its packets; receiving moves packets together in
 //! place. Neither allocates, and both keep segmentation offload (GSO, GRO).
 
+mod congestion;
 mod places;
 mod receive;
 mod table;
@@ -25,6 +26,7 @@ use std::{
 
 use quinn::{
     AsyncUdpSocket, UdpPoller,
+    congestion::ControllerFactory,
     udp::{RecvMeta, Transmit},
 };
 use rustls::crypto::SecureRandom;
@@ -43,6 +45,7 @@ use wavry_proto::{
     },
 };
 
+pub(crate) use self::congestion::Turn;
 pub use self::places::Attached;
 use self::{
     places::Places,
@@ -186,6 +189,21 @@ impl Overlay {
     pub(crate) fn is_reached(&self, peer: &NodeId) -> bool {
         let peer = table::read(&self.shared.table).peer(peer);
         peer.is_some_and(|peer| *peer.reached.borrow())
+    }
+
+    /// Tells whenever packets to the peer under this address of QUIC's take another path.
+    pub(crate) fn turns(&self, address: SocketAddr) -> Option<watch::Receiver<Turn>> {
+        let peer = table::read(&self.shared.table).at(address)?;
+        Some(table::lock(&peer.turns).subscribe())
+    }
+
+    /// Makes congestion controllers for connections to the peer under this address of QUIC's: they know of its
+    /// paths.
+    pub(crate) fn congestion(
+        &self,
+        address: SocketAddr,
+    ) -> Option<Arc<dyn ControllerFactory + Send + Sync>> {
+        Some(Arc::new(congestion::Factory::new(self.turns(address)?)))
     }
 
     /// The paths to `peer`, if it is being looked after.
@@ -362,7 +380,8 @@ impl Shared {
                 true => passage.roster_changed(now),
                 false => {
                     self.config.leases.source.forget(passage.flow());
-                    table.forget_flow(passage.flow());
+                    // The peer may not know of it yet, and still send over it.
+                    peer.leave_flow(passage.flow());
                 }
             }
             kept
@@ -478,10 +497,11 @@ impl Shared {
             paths.list(&routes, now);
             let sent = peer.sent.load(Ordering::Relaxed);
             let switch = paths.poll(now, sent, || self.draw(), &mut pings);
+            self.publish(peer, &paths, now);
             if let Some(switch) = switch {
+                table::lock(&peer.turns).took(&switch, Instant::now());
                 tell(peer, &switch);
             }
-            self.publish(peer, &paths, now);
             for route in paths.doubted(now) {
                 if let Route::Flow { via, .. } = route {
                     self.places.doubt(via, now);

@@ -218,8 +218,12 @@ impl Passage {
     /// The roster changed: what a relay refused or did not understand, it may grant now. One that is being asked
     /// has time to answer.
     pub fn roster_changed(&mut self, now: Instant) {
-        if !self.open && self.claim_at > now + AGAIN {
-            self.refusals = 0;
+        if self.open {
+            return;
+        }
+        // What was refused under rosters before counts no more, even if the next claim is due anyway.
+        self.refusals = 0;
+        if self.claim_at > now + AGAIN {
             self.again(now);
         }
     }

@@ -30,9 +30,12 @@ pub struct Way {
 /// Relays to which a node attaches itself that cannot be reached otherwise. One may go, and one be about to.
 pub const PLACES: usize = 3;
 
-/// The ways from `from` to `peer` that are kept ready, best first: through each of two relays, and through
-/// both. A peer that is attached to relays is reached through each of these, and through another one and the first
-/// of them. Relays in the region of either end come before others; among equals each pair of nodes has its own
+/// Ways through one relay that are kept ready to a peer that has an address.
+const SINGLE: usize = 2;
+
+/// The ways from `from` to `peer` that are kept ready, best first: through each of two relays, through both, and
+/// through these and a third. A peer that is attached to relays is reached through each of these, and through another
+/// one, or two, and the first of them. Relays in the region of either end come before others; among equals each pair of nodes has its own
 /// order, so that load is spread and a relay that comes or goes changes the ways of few.
 /// `from` sends only to addresses that it `reaches`: a socket for IPv4 reaches no other.
 pub fn ways(
@@ -61,12 +64,10 @@ pub fn ways(
             return Vec::new();
         };
         let last = Next::At(*address);
-        let chosen: Vec<_> = relays.iter().take(MAX_HOPS - 1).collect();
-        let mut ways: Vec<_> = chosen.iter().map(|relay| way(&[*relay], last)).collect();
-        if chosen.len() > 1 {
-            ways.push(way(&chosen, last));
-        }
-        return ways;
+        let chosen: Vec<_> = relays.iter().take(MAX_HOPS).collect();
+        let single = chosen.iter().take(SINGLE).map(|relay| way(&[*relay], last));
+        let longer = (SINGLE..=chosen.len()).map(|hops| way(&chosen[..hops], last));
+        return single.chain(longer).collect();
     }
     let (places, others): (Vec<_>, Vec<_>) = relays
         .iter()
@@ -74,9 +75,15 @@ pub fn ways(
     let places = &places[..places.len().min(PLACES)];
     let last = Next::Attached;
     let mut ways: Vec<_> = places.iter().map(|relay| way(&[*relay], last)).collect();
-    if let (Some(place), Some(other)) = (places.first(), others.first().or(places.get(1))) {
-        ways.push(way(&[*other, *place], last));
-    }
+    let Some(place) = places.first() else {
+        return ways;
+    };
+    // Through a place that is not the last where there is nothing else.
+    let before = match others.is_empty() {
+        true => places.get(1..2).unwrap_or_default(),
+        false => &others[..others.len().min(MAX_HOPS - 1)],
+    };
+    ways.extend((1..=before.len()).map(|hops| way(&[&before[..hops], &[*place]].concat(), last)));
     ways
 }
 

@@ -10,6 +10,7 @@ use std::{
 use bytes::{Buf, Bytes};
 use futures_util::FutureExt;
 use quinn::VarInt;
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use wavry_proto::{
     id::{NodeId, PublicKey},
@@ -26,8 +27,10 @@ use crate::{
         Limits, Requested,
         control::{Control, NoAnswer},
         core::{Core, lock},
+        quic,
     },
     metrics,
+    overlay::Turn,
     session::Closed,
 };
 
@@ -182,8 +185,8 @@ impl Link {
         });
     }
 
-    /// Serves the connection until it is lost, then ends its sessions.
-    pub(super) async fn serve(self: Arc<Self>) {
+    /// Serves the connection until it is lost, then ends its sessions. `turns` tells of changes of the path.
+    pub(super) async fn serve(self: Arc<Self>, turns: Option<watch::Receiver<Turn>>) {
         let link = self.clone();
         let attend = async move { link.datagrams.attend(&*link).await };
         let datagrams = self.runtime.spawn(attend);
@@ -197,7 +200,10 @@ impl Link {
                 self.incoming(None, recv);
             }
         };
-        tokio::join!(bidi, uni);
+        tokio::select! {
+            _ = async { tokio::join!(bidi, uni) } => {}
+            () = self.greet(turns) => {}
+        }
         let error = self.connection.closed().await;
         let closed = Closed::Lost(error.to_string());
         let left: Vec<_> = {
@@ -212,6 +218,21 @@ impl Link {
             core.end(closed.clone());
         }
         let _ = datagrams.await; // ends with the connection
+    }
+
+    /// Asks for an acknowledgement over each path as soon as packets take it. QUIC, to which nothing came back over the
+    /// path before, may not send by itself for long (its probe timeout doubles: RFC 9002, section 6.2.1); by the
+    /// acknowledgement it learns what was lost.
+    async fn greet(&self, turns: Option<watch::Receiver<Turn>>) {
+        if let Some(mut turns) = turns {
+            while turns.changed().await.is_ok() {
+                // Where there is no room for it, others are about to be sent, and do the same.
+                let _ = self.meter.send(&self.connection, 0, Bytes::new());
+                // Wakes QUIC, which has another window now.
+                self.connection.set_send_window(quic::SEND_WINDOW);
+            }
+        }
+        std::future::pending().await
     }
 
     pub(super) fn close(&self, code: u32, reason: &str) {
@@ -444,6 +465,10 @@ impl datagram::Recipients for Link {
     type Id = SessionId;
 
     fn sort(&self, mut datagram: Bytes, own: Option<SessionId>) -> Option<Bytes> {
+        if datagram.is_empty() {
+            // It was to be acknowledged, and QUIC has done so.
+            return None;
+        }
         match get_datagram(&mut datagram) {
             Some(id) if own == Some(id) => return Some(datagram),
             Some(id) => match self.session(id) {

@@ -4,11 +4,16 @@ use std::{io, sync::Arc, time::Duration};
 
 use quinn::{
     IdleTimeout, TransportConfig, VarInt,
+    congestion::ControllerFactory,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use wavry_proto::mesh::ALPN;
 
-use crate::{datagram, mesh::Config, overlay};
+use crate::{
+    datagram,
+    mesh::{Config, Limits},
+    overlay,
+};
 
 /// QUIC packets, in bytes: fixed, and never searched for, because on a path with a smaller limit quinn's
 /// search costs four bursts of loss and up to 1.2 s, and because the overlay changes paths under the
@@ -31,14 +36,16 @@ const STREAM_SHARE: u64 = 4;
 
 /// Bytes that all sessions of a connection may have sent without an acknowledgement: 100 ms at
 /// 1.3 Gbit/s. What sessions leave unread does not count: their own windows hold that.
-const SEND_WINDOW: u64 = 16 * 1024 * 1024;
+pub(super) const SEND_WINDOW: u64 = 16 * 1024 * 1024;
 
 pub(super) fn endpoint_config() -> quinn::EndpointConfig {
     quinn::EndpointConfig::default()
 }
 
+/// QUIC on both sides. What it is told of congestion depends on the peer, so each connection has a copy with a
+/// [`transport`] of its own.
 pub(super) fn configs(config: &Config) -> io::Result<(quinn::ServerConfig, quinn::ClientConfig)> {
-    let transport = Arc::new(transport(config));
+    let transport = Arc::new(transport(&config.limits, None));
 
     let mut tls = (*config.server_tls).clone();
     tls.alpn_protocols = vec![ALPN.to_vec()];
@@ -54,9 +61,16 @@ pub(super) fn configs(config: &Config) -> io::Result<(quinn::ServerConfig, quinn
     Ok((server, client))
 }
 
-fn transport(config: &Config) -> TransportConfig {
+/// Limits of one connection. `congestion` makes its congestion controller; `None`: QUIC's own, for one path.
+pub(super) fn transport(
+    limits: &Limits,
+    congestion: Option<Arc<dyn ControllerFactory + Send + Sync>>,
+) -> TransportConfig {
     let mut transport = TransportConfig::default();
-    let stream_window = VarInt::from_u64(config.limits.session_window / STREAM_SHARE)
+    if let Some(congestion) = congestion {
+        transport.congestion_controller_factory(congestion);
+    }
+    let stream_window = VarInt::from_u64(limits.session_window / STREAM_SHARE)
         .unwrap_or(VarInt::from_u32(u32::MAX));
     transport
         .initial_mtu(MTU)

@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use quinn::udp::{EcnCodepoint, Transmit};
@@ -20,7 +21,7 @@ use wavry_proto::{
     },
 };
 
-use super::dropped;
+use super::{congestion::Turns, dropped};
 use crate::metrics::overlay_drop;
 
 /// A unique local address (RFC 4193): the first 64 bits of the addresses that QUIC knows peers by.
@@ -39,6 +40,8 @@ pub(super) struct Peer {
     /// Paths through transit relays, where this node is who wants to reach the peer.
     pub(super) passages: Mutex<Vec<Passage>>,
     pub(super) hops: RwLock<Hops>,
+    /// Which paths they were.
+    pub(super) turns: Mutex<Turns>,
     held: Mutex<Vec<Held>>,
     /// Whether there is a path that carries something.
     pub(super) reached: watch::Sender<bool>,
@@ -94,7 +97,7 @@ impl Peer {
     /// Somebody wants to reach it.
     pub(super) fn want(&self) {
         self.wanted.fetch_add(1, Ordering::Relaxed);
-        lock(&self.paths).wake(std::time::Instant::now());
+        lock(&self.paths).wake(Instant::now());
         self.changed.notify_one();
     }
 
@@ -123,6 +126,15 @@ impl Peer {
             }
             None
         })
+    }
+
+    /// Nothing is sent over the flow any more. What comes over it is taken until newer flows need its place.
+    pub(super) fn leave_flow(&self, id: Label) {
+        let mut flows = lock(&self.flows);
+        if let Some(at) = flows.iter().position(|flow| *flow == id) {
+            flows.remove(at);
+            flows.push_front(id);
+        }
     }
 
     /// What was held; there is a path.
@@ -186,6 +198,7 @@ impl Table {
             listed: Mutex::default(),
             passages: Mutex::default(),
             hops: RwLock::default(),
+            turns: Mutex::new(Turns::new(Instant::now())),
             held: Mutex::default(),
             reached: watch::Sender::new(false),
             changed: Notify::new(),
@@ -214,13 +227,6 @@ impl Table {
         flows.push_back(id);
         self.by_flow.insert(id, peer.clone());
         true
-    }
-
-    /// The flow is none any more.
-    pub(super) fn forget_flow(&mut self, id: Label) {
-        if let Some(peer) = self.by_flow.remove(&id) {
-            lock(&peer.flows).retain(|flow| *flow != id);
-        }
     }
 
     pub(super) fn remove(&mut self, peer: &Arc<Peer>) {

@@ -259,6 +259,17 @@ fn what_was_refused_is_asked_again_at_once_when_the_roster_changed_and_then_less
     world.passage.roster_changed(world.now);
     world.run(1, |_| false);
     assert_eq!(world.claims, asked + 1);
+    // One that is due in a moment is asked then, and what was refused before does not make the next one wait.
+    let mut due = World::new(1);
+    due.relays.get_mut(&address(1)).unwrap().drain();
+    due.run(740, |_| false);
+    assert!(due.passage.claim_at > due.now && due.passage.claim_at < due.now + AGAIN);
+    let asked = due.claims;
+    due.passage.roster_changed(due.now);
+    due.run(1, |_| false);
+    assert_eq!(due.claims, asked);
+    due.run(200, |_| false);
+    assert_eq!(due.claims, asked + 3);
     // One that is being asked is left alone, however often it changes.
     let mut asking = World::new(1);
     assert!(

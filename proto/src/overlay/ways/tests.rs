@@ -54,16 +54,20 @@ fn through(roster: &Roster, from: &str, to: &str) -> Vec<Vec<String>> {
 }
 
 #[test]
-fn ways_go_through_two_relays_each_and_through_both() {
+fn ways_go_through_two_relays_each_through_both_and_through_a_third() {
     assert!(through(&roster(0), "a", "b").is_empty());
     assert_eq!(through(&roster(1), "a", "b"), [["t1"]]);
     let listed = roster(20);
     let found = through(&listed, "a", "b");
-    let [one, other, both] = &found[..] else {
+    let [one, other, both, three] = &found[..] else {
         panic!("{found:?}");
     };
     assert_ne!(one, other);
     assert_eq!(*both, [&one[..], &other[..]].concat());
+    assert_eq!(three.len(), MAX_HOPS);
+    assert_eq!(three[..2], both[..]);
+    assert!(!both.contains(&three[2]));
+    assert_eq!(through(&roster(2), "a", "b").len(), 3);
     // Neither end is its own relay.
     assert!(!found.iter().flatten().any(|hop| hop == "b"));
     let to_b = Next::At(address(151));
@@ -94,10 +98,12 @@ fn a_peer_that_is_attached_is_reached_through_its_relays_and_never_at_an_address
         .iter()
         .map(|way| names(&way.hops).pop().unwrap())
         .collect();
-    let two_hops = names(&found.last().unwrap().hops);
-    assert_eq!(found.len(), 3);
-    assert_eq!(two_hops.len(), 2);
+    assert_eq!(found.len(), 4);
+    let (two_hops, three_hops) = (names(&found[2].hops), names(&found[3].hops));
+    assert_eq!((two_hops.len(), three_hops.len()), (2, 3));
     assert!(!["t3", "t9"].contains(&two_hops[0].as_str()));
+    assert!(!["t3", "t9"].contains(&three_hops[1].as_str()));
+    assert_eq!(two_hops[0], three_hops[0]);
     last.sort();
     last.dedup();
     assert_eq!(last, ["t3", "t9"]);
