@@ -11,3 +11,4 @@ mod rotation;
 mod sessions;
 mod shares;
 mod transit;
+mod view;

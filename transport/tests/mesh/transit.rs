@@ -117,6 +117,7 @@ impl AsyncUdpSocket for Wire {
 /// A transit relay, until it is dropped.
 pub(crate) struct Relay {
     pub(crate) address: SocketAddr,
+    pub(crate) viewer: transit::Viewer,
     wire: Arc<Wire>,
     draining: CancellationToken,
     running: tokio::task::JoinHandle<()>,
@@ -149,7 +150,7 @@ impl Relay {
             link,
         };
         let transit = Transit::new(wire.clone(), transit).unwrap();
-        let address = transit.local_addr();
+        let (address, viewer) = (transit.local_addr(), transit.viewer());
         // As an exit it is not there at all: nothing answers at its address for that.
         cluster.list(name, key.public, "127.0.0.1:9".parse().unwrap());
         cluster.change(|roster| {
@@ -161,6 +162,7 @@ impl Relay {
         let running = tokio::spawn(transit.run(draining.clone(), stopped.clone()));
         Self {
             address,
+            viewer,
             wire,
             draining,
             running,
@@ -184,15 +186,15 @@ impl Relay {
 }
 
 /// Two nodes whose packets to each other can be cut.
-struct Ends {
-    cluster: Cluster,
-    a: Endpoint,
-    b: Endpoint,
+pub(crate) struct Ends {
+    pub(crate) cluster: Cluster,
+    pub(crate) a: Endpoint,
+    pub(crate) b: Endpoint,
     wires: [Arc<Wire>; 2],
 }
 
 impl Ends {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let cluster = Cluster::new();
         let [(a, at_a), (b, at_b)] = ["a", "b"].map(|name| {
             let key = Arc::new(Key::generate());
@@ -211,12 +213,12 @@ impl Ends {
     }
 
     /// Nothing goes from one to the other directly any more.
-    fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.wires[0].cut(self.b.local_addr());
         self.wires[1].cut(self.a.local_addr());
     }
 
-    async fn session(&self) -> (Session, Session) {
+    pub(crate) async fn session(&self) -> (Session, Session) {
         session(&self.a, "b", &self.b).await
     }
 
@@ -226,7 +228,7 @@ impl Ends {
     }
 
     /// Waits until `a` has such paths.
-    async fn until(&self, what: &str, is: impl Fn(&[View]) -> bool) {
+    pub(crate) async fn until(&self, what: &str, is: impl Fn(&[View]) -> bool) {
         let waiting = async {
             while !is(&self.a.paths(&id("b"))) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -237,7 +239,7 @@ impl Ends {
     }
 }
 
-fn proved_flows(views: &[View]) -> usize {
+pub(crate) fn proved_flows(views: &[View]) -> usize {
     let is = |view: &&View| {
         matches!(view.route, Route::Flow { .. }) && view.standing == Standing::Proved
     };
