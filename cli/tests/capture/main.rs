@@ -2,7 +2,11 @@
 //! their own, in which gateway and exit reach each other through the relay alone, `dumpcap` on its interface, and
 //! `tshark` on what that kept.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and tells what it saw"
+)]
 
 #[path = "../support/mod.rs"]
 mod support;
