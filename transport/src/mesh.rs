@@ -95,13 +95,21 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            shards: 2,
+            shards: shards(),
             session_window: 4 * 1024 * 1024,
             session_streams: 256,
             sessions_per_connection: 4096,
             open_timeout: Duration::from_secs(15),
         }
     }
+}
+
+/// A connection is one task, which keeps one core busy at most: one for each core. Two at least, so that sessions
+/// outlive one that dies, and eight at most, as each is kept alive and takes a handshake at a peer that was started
+/// anew.
+fn shards() -> usize {
+    let cores = std::thread::available_parallelism();
+    cores.map_or(2, std::num::NonZero::get).clamp(2, 8)
 }
 
 /// Sessions asked for that nobody accepted yet. Whoever accepts only hands them on, so 256 are more
@@ -525,14 +533,13 @@ impl Inner {
             return Err(OpenError::Unknown(peer.clone()));
         }
         let connections = self.pool.peer(peer, self.config.limits.shards);
+        let (inner, dialled) = (self.clone(), peer.clone());
+        let dial = async move { inner.dial(&dialled).await };
         let linked = match soon {
-            None => connections.link(async || self.dial(peer).await).await,
+            None => connections.link(dial).await,
             // In a task of its own, which goes on for as long as dialling does.
             Some(soon) => {
-                let (inner, peer) = (self.clone(), peer.clone());
-                let linking = tokio::spawn(async move {
-                    connections.link(async || inner.dial(&peer).await).await
-                });
+                let linking = tokio::spawn(async move { connections.link(dial).await });
                 match tokio::time::timeout(soon, linking).await {
                     Ok(Ok(linked)) => linked,
                     Ok(Err(ended)) => Err(ended.to_string()),

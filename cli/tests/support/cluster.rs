@@ -143,6 +143,11 @@ impl Cluster {
         });
     }
 
+    /// The service that was added last has this host to itself.
+    pub(crate) fn bind_to_host(&mut self, host: &str) {
+        writeln!(self.services, "hosts = [{host:?}]").unwrap();
+    }
+
     /// The service that was added last tells by a close that it refuses a session.
     pub(crate) fn tell_refusals_by_a_close(&mut self) {
         writeln!(self.services, "refuse_with = \"close\"").unwrap();
