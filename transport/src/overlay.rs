@@ -10,9 +10,11 @@
 //! place. Neither allocates, and both keep segmentation offload (GSO, GRO).
 
 mod congestion;
+mod gauges;
 mod places;
 mod receive;
 mod table;
+mod view;
 
 use std::{
     cell::RefCell,
@@ -37,10 +39,10 @@ use wavry_proto::{
     id::NodeId,
     overlay::{
         Authenticator,
-        lease::{Offer, Source},
+        lease::{Offer, Source, Terms},
         packet::{Claim, HEADER_LEN, Header, Kind, Label, Probe},
         passage::Passage,
-        paths::{Paths, Ping, Route, Standing, Switch, View},
+        paths::{Paths, Ping, Route, Standing, View},
         ways,
     },
 };
@@ -113,6 +115,10 @@ impl Source for NoLeases {
     fn offer(&self, _: Label) -> Offer {
         Offer::Nothing
     }
+
+    fn terms(&self, _: Label) -> Option<Terms> {
+        None
+    }
 }
 
 /// A socket for a QUIC endpoint. See the [module](self).
@@ -156,8 +162,10 @@ impl Overlay {
             places: Places::default(),
             stopped: stopped.clone(),
         };
+        let shared = Arc::new(shared);
+        tokio::spawn(shared.clone().keep_gauges());
         Ok(Self {
-            shared: Arc::new(shared),
+            shared,
             overflow: Mutex::default(),
             _stop: stopped.drop_guard(),
         })
@@ -500,7 +508,7 @@ impl Shared {
             self.publish(peer, &paths, now);
             if let Some(switch) = switch {
                 table::lock(&peer.turns).took(&switch, Instant::now());
-                tell(peer, &switch);
+                self.switched(peer, switch, now);
             }
             for route in paths.doubted(now) {
                 if let Route::Flow { via, .. } = route {
@@ -599,12 +607,6 @@ fn forwards(roster: &Roster, route: Route) -> bool {
         Route::Direct(_) => true,
         Route::Flow { via, .. } => roster.nodes.iter().any(|node| node.transit.contains(&via)),
     }
-}
-
-fn tell(peer: &Peer, switch: &Switch) {
-    let cause = switch.cause.as_str();
-    ::metrics::counter!(metrics::OVERLAY_SWITCHES, "cause" => cause).increment(1);
-    tracing::info!(peer = %peer.id, from = ?switch.from, to = ?switch.to, cause, "path taken");
 }
 
 pub(crate) fn draw(random: &dyn SecureRandom) -> u64 {
