@@ -437,9 +437,9 @@ impl Inner {
         let connections = ::metrics::gauge!(metrics::MESH_CONNECTIONS, "side" => label);
         connections.increment(1.0);
         let serving = link.clone();
-        let turns = self.overlay.turns(link.connection.remote_address());
+        let courses = self.overlay.courses(link.connection.remote_address());
         tokio::spawn(async move {
-            serving.clone().serve(turns).await;
+            serving.clone().serve(courses).await;
             connections.decrement(1.0);
             let reason = serving.connection.close_reason();
             tracing::info!(peer = %serving.peer, number = serving.number, reason = reason.map(|r| r.to_string()), "mesh connection over");

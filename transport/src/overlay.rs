@@ -42,12 +42,12 @@ use wavry_proto::{
         lease::{Offer, Source, Terms},
         packet::{Claim, HEADER_LEN, Header, Kind, Label, Probe},
         passage::Passage,
-        paths::{Paths, Ping, Route, Standing, View},
+        paths::{Paths, Ping, Route, Standing, Switch, View},
         ways,
     },
 };
 
-pub(crate) use self::congestion::Turn;
+pub(crate) use self::congestion::Course;
 pub use self::places::Attached;
 use self::{
     places::Places,
@@ -199,10 +199,10 @@ impl Overlay {
         peer.is_some_and(|peer| *peer.reached.borrow())
     }
 
-    /// Tells whenever packets to the peer under this address of QUIC's take another path.
-    pub(crate) fn turns(&self, address: SocketAddr) -> Option<watch::Receiver<Turn>> {
+    /// Tells whenever packets to the peer under this address of QUIC's take other paths.
+    pub(crate) fn courses(&self, address: SocketAddr) -> Option<watch::Receiver<Course>> {
         let peer = table::read(&self.shared.table).at(address)?;
-        Some(table::lock(&peer.turns).subscribe())
+        Some(table::lock(&peer.courses).subscribe())
     }
 
     /// Makes congestion controllers for connections to the peer under this address of QUIC's: they know of its
@@ -211,7 +211,7 @@ impl Overlay {
         &self,
         address: SocketAddr,
     ) -> Option<Arc<dyn ControllerFactory + Send + Sync>> {
-        Some(Arc::new(congestion::Factory::new(self.turns(address)?)))
+        Some(Arc::new(congestion::Factory::new(self.courses(address)?)))
     }
 
     /// The paths to `peer`, if it is being looked after.
@@ -505,9 +505,8 @@ impl Shared {
             paths.list(&routes, now);
             let sent = peer.sent.load(Ordering::Relaxed);
             let switch = paths.poll(now, sent, || self.draw(), &mut pings);
-            self.publish(peer, &paths, now);
+            self.publish(peer, &paths, switch.as_ref(), now);
             if let Some(switch) = switch {
-                table::lock(&peer.turns).took(&switch, Instant::now());
                 self.switched(peer, switch, now);
             }
             for route in paths.doubted(now) {
@@ -524,7 +523,7 @@ impl Shared {
     }
 
     /// Where packets go from now on.
-    fn publish(&self, peer: &Peer, paths: &Paths, now: Instant) {
+    fn publish(&self, peer: &Peer, paths: &Paths, switch: Option<&Switch>, now: Instant) {
         let sending = paths.sending(now);
         let hop = |route| self.hop(route, paths.label(route));
         let hops = Hops {
@@ -532,6 +531,7 @@ impl Shared {
             also: sending.also.and_then(hop),
         };
         *table::write(&peer.hops) = hops;
+        table::lock(&peer.courses).took(sending, switch, Instant::now());
         if let Some(over) = hops.over {
             for held in peer.release() {
                 // If there is no room for it, it is lost, as anything may be.

@@ -34,7 +34,7 @@ use crate::{
         quic,
     },
     metrics,
-    overlay::Turn,
+    overlay::Course,
     session::Closed,
 };
 
@@ -214,8 +214,8 @@ impl Link {
         });
     }
 
-    /// Serves the connection until it is lost, then ends its sessions. `turns` tells of changes of the path.
-    pub(super) async fn serve(self: Arc<Self>, turns: Option<watch::Receiver<Turn>>) {
+    /// Serves the connection until it is lost, then ends its sessions. `courses` tells which paths its packets take.
+    pub(super) async fn serve(self: Arc<Self>, courses: Option<watch::Receiver<Course>>) {
         let link = self.clone();
         let attend = async move { link.datagrams.attend(&*link).await };
         let datagrams = self.runtime.spawn(attend);
@@ -231,7 +231,7 @@ impl Link {
         };
         tokio::select! {
             _ = async { tokio::join!(bidi, uni) } => {}
-            () = self.greet(turns) => {}
+            () = self.greet(courses) => {}
         }
         let error = self.connection.closed().await;
         let closed = Closed::Lost(error.to_string());
@@ -252,9 +252,14 @@ impl Link {
     /// Asks for an acknowledgement over each path as soon as packets take it. QUIC, to which nothing came back over the
     /// path before, may not send by itself for long (its probe timeout doubles: RFC 9002, section 6.2.1); by the
     /// acknowledgement it learns what was lost.
-    async fn greet(&self, turns: Option<watch::Receiver<Turn>>) {
-        if let Some(mut turns) = turns {
-            while turns.changed().await.is_ok() {
+    async fn greet(&self, courses: Option<watch::Receiver<Course>>) {
+        if let Some(mut courses) = courses {
+            let mut last = *courses.borrow_and_update();
+            while courses.changed().await.is_ok() {
+                let before = std::mem::replace(&mut last, *courses.borrow_and_update());
+                if !last.adds_to(&before) {
+                    continue;
+                }
                 // Where there is no room for it, others are about to be sent, and do the same.
                 let _ = self.meter.send(&self.connection, 0, Bytes::new());
                 // Wakes QUIC, which has another window now.

@@ -4,7 +4,8 @@
 //! the path beneath it. RFC 9000, section 9.4 wants another: what one path carried says nothing about the
 //! next, and what a dead one still owes must not keep the next from sending. [`Windows`] is quinn's controller
 //! with one window (CUBIC, RFC 9438) for each path of late: only packets that went over a path count for its
-//! window, and bytes that went over others do not fill it.
+//! window, and bytes that went over others do not fill it. While a path is in doubt packets go over two, and
+//! count for both.
 
 use std::{
     any::Any,
@@ -16,7 +17,7 @@ use std::{
 use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics, CubicConfig};
 use quinn_proto::RttEstimator;
 use tokio::sync::watch;
-use wavry_proto::overlay::paths::{Cause, MAX_PATHS, Route, Switch};
+use wavry_proto::overlay::paths::{Cause, MAX_PATHS, Route, Sending, Switch};
 
 /// Windows that are kept of paths that are not in use. More than those between which a peer's packets alternate.
 const KEPT: usize = 3;
@@ -25,9 +26,18 @@ const KEPT: usize = 3;
 /// begin with for guesses.
 const KEPT_FOR: Duration = Duration::from_secs(10);
 
-/// Since when a peer's packets take a path.
+/// The paths that a peer's packets take: one, or two while that one is in doubt.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Turn {
+pub(crate) struct Course {
+    /// Since when they are these.
+    at: Instant,
+    over: Leg,
+    also: Option<Leg>,
+}
+
+/// A path, and since when packets take it.
+#[derive(Debug, Clone, Copy)]
+struct Leg {
     path: PathNumber,
     since: Instant,
 }
@@ -37,76 +47,117 @@ pub(crate) struct Turn {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct PathNumber(u64);
 
-/// The paths that a peer's packets took, and whoever wants to know of the next.
-pub(super) struct Turns {
-    numbers: VecDeque<(Route, PathNumber)>,
-    next: u64,
-    now: watch::Sender<Turn>,
+impl Course {
+    fn legs(&self) -> impl Iterator<Item = Leg> {
+        [Some(self.over), self.also].into_iter().flatten()
+    }
+
+    fn leg(&self, path: PathNumber) -> Option<Leg> {
+        self.legs().find(|leg| leg.path == path)
+    }
+
+    /// Whether packets take a path now that they did not take before.
+    pub(crate) fn adds_to(&self, before: &Self) -> bool {
+        self.legs().any(|leg| before.leg(leg.path).is_none())
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        let paths = |course: &Self| (course.over.path, course.also.map(|leg| leg.path));
+        paths(self) == paths(other)
+    }
 }
 
-impl Turns {
+/// The courses of a peer's packets, and whoever wants to know of the next.
+pub(super) struct Courses {
+    numbers: VecDeque<(Route, PathNumber)>,
+    next: u64,
+    sending: Sending,
+    now: watch::Sender<Course>,
+}
+
+impl Courses {
     pub(super) fn new(now: Instant) -> Self {
-        let turn = Turn {
+        let nowhere = Leg {
             path: PathNumber(0),
             since: now,
         };
         Self {
             numbers: VecDeque::new(),
             next: 1,
-            now: watch::Sender::new(turn),
+            sending: Sending::default(),
+            now: watch::Sender::new(Course {
+                at: now,
+                over: nowhere,
+                also: None,
+            }),
         }
     }
 
-    pub(super) fn subscribe(&self) -> watch::Receiver<Turn> {
+    pub(super) fn subscribe(&self) -> watch::Receiver<Course> {
         self.now.subscribe()
     }
 
-    /// Packets take another path from now on. To be called when they do, not before: one that is sent meanwhile
-    /// counts for the path before, which does no harm; the other way round a dead path's would fill the window of the
-    /// next.
-    pub(super) fn took(&mut self, switch: &Switch, now: Instant) {
-        if switch.cause == Cause::Silent {
+    /// Packets go there from now on. To be called when they do, not before: one that is sent meanwhile counts for
+    /// the path before, which does no harm; the other way round a dead path's would fill the window of the next.
+    pub(super) fn took(&mut self, sending: Sending, switch: Option<&Switch>, now: Instant) {
+        if let Some(silent) = switch.filter(|switch| switch.cause == Cause::Silent) {
             self.numbers
-                .retain(|(route, _)| Some(*route) != switch.from);
+                .retain(|(route, _)| Some(*route) != silent.from);
+        } else if sending == self.sending {
+            return;
         }
-        let known = self.numbers.iter().find(|(route, _)| *route == switch.to);
-        let path = match known {
-            Some((_, number)) => *number,
-            None => {
-                let number = PathNumber(self.next);
-                self.next += 1;
-                if self.numbers.len() == MAX_PATHS {
-                    self.numbers.pop_front();
-                }
-                self.numbers.push_back((switch.to, number));
-                number
-            }
+        self.sending = sending;
+        let Some(over) = sending.over else {
+            // Nothing goes anywhere until there is another one.
+            return;
         };
-        self.now.send_replace(Turn { path, since: now });
+        let before = *self.now.borrow();
+        let over = self.leg(over, &before, now);
+        let also = sending.also.map(|route| self.leg(route, &before, now));
+        let at = now;
+        self.now.send_replace(Course { at, over, also });
+    }
+
+    /// Packets have taken it for as long as they did without a break.
+    fn leg(&mut self, route: Route, before: &Course, now: Instant) -> Leg {
+        let path = self.number(route);
+        before.leg(path).unwrap_or(Leg { path, since: now })
+    }
+
+    fn number(&mut self, route: Route) -> PathNumber {
+        if let Some((_, number)) = self.numbers.iter().find(|(known, _)| *known == route) {
+            return *number;
+        }
+        let number = PathNumber(self.next);
+        self.next += 1;
+        if self.numbers.len() == MAX_PATHS {
+            self.numbers.pop_front();
+        }
+        self.numbers.push_back((route, number));
+        number
     }
 }
 
 /// Makes the controllers of connections to one peer.
 pub(super) struct Factory {
-    turns: watch::Receiver<Turn>,
+    courses: watch::Receiver<Course>,
     each: Arc<CubicConfig>,
 }
 
 impl Factory {
-    pub(super) fn new(turns: watch::Receiver<Turn>) -> Self {
+    pub(super) fn new(courses: watch::Receiver<Course>) -> Self {
         Self {
-            turns,
+            courses,
             each: Arc::default(),
         }
     }
 }
 
 impl ControllerFactory for Factory {
-    fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
+    fn build(self: Arc<Self>, _: Instant, current_mtu: u16) -> Box<dyn Controller> {
         Box::new(Windows::new(
-            self.turns.clone(),
+            self.courses.clone(),
             self.each.clone(),
-            now,
             current_mtu,
         ))
     }
@@ -114,17 +165,23 @@ impl ControllerFactory for Factory {
 
 /// The congestion controller of a connection whose path may change.
 struct Windows {
-    turns: watch::Receiver<Turn>,
+    courses: watch::Receiver<Course>,
     each: Arc<CubicConfig>,
     mtu: u16,
-    turn: Turn,
-    /// That of the path in use.
-    window: Box<dyn Controller>,
-    /// Those of others, the one that was left last at the end.
-    others: VecDeque<Left>,
+    course: Course,
+    /// Of the paths that packets take, the one in use first.
+    taken: Vec<Window>,
+    /// Of others, the one that was left last at the end.
+    left: VecDeque<Left>,
     /// Bytes in flight, as far as is known here.
     in_flight: u64,
-    /// Those of them that went over other paths.
+}
+
+/// The window of a path that packets take.
+struct Window {
+    leg: Leg,
+    each: Box<dyn Controller>,
+    /// Bytes in flight that did not go over it.
     elsewhere: u64,
 }
 
@@ -132,96 +189,135 @@ struct Windows {
 struct Left {
     path: PathNumber,
     at: Instant,
-    window: Box<dyn Controller>,
+    each: Box<dyn Controller>,
 }
 
-impl Clone for Left {
-    fn clone(&self) -> Self {
-        Self {
-            path: self.path,
-            at: self.at,
-            window: self.window.clone_box(),
+impl Window {
+    /// Whether a packet of that time went over this path.
+    fn carried(&self, sent: Instant) -> bool {
+        sent >= self.leg.since
+    }
+
+    /// A packet of that time arrived; its controller, if that says something of this path.
+    fn acknowledged(&mut self, sent: Instant, bytes: u64) -> Option<&mut Box<dyn Controller>> {
+        if self.carried(sent) {
+            return Some(&mut self.each);
         }
+        self.elsewhere = self.elsewhere.saturating_sub(bytes);
+        None
+    }
+
+    /// Packets were lost, the last of which was sent then; or marked, if none were lost.
+    fn congested(&mut self, now: Instant, sent: Instant, persistent: bool, lost: u64) {
+        if !self.carried(sent) {
+            self.elsewhere = self.elsewhere.saturating_sub(lost);
+            return;
+        }
+        // Of packets marked, none is lost, and nothing is said about older ones. Else all older ones are lost too, and
+        // that they were so for long says nothing about this path.
+        let of_others = lost > 0 && std::mem::take(&mut self.elsewhere) > 0;
+        let persistent = persistent && !of_others;
+        self.each.on_congestion_event(now, sent, persistent, lost);
+    }
+
+    /// Bytes that may be in flight, those that went elsewhere included.
+    fn size(&self) -> u64 {
+        self.elsewhere + self.each.window()
     }
 }
 
 impl Windows {
-    fn new(
-        mut turns: watch::Receiver<Turn>,
-        each: Arc<CubicConfig>,
-        now: Instant,
-        mtu: u16,
-    ) -> Self {
-        let turn = *turns.borrow_and_update();
-        Self {
-            turns,
-            window: each.clone().build(now, mtu),
+    fn new(mut courses: watch::Receiver<Course>, each: Arc<CubicConfig>, mtu: u16) -> Self {
+        let course = *courses.borrow_and_update();
+        let mut windows = Self {
+            courses,
             each,
             mtu,
-            turn,
-            others: VecDeque::new(),
+            course,
+            taken: Vec::new(),
+            left: VecDeque::new(),
             in_flight: 0,
-            elsewhere: 0,
-        }
+        };
+        windows.taken = course.legs().map(|leg| windows.window_of(leg)).collect();
+        windows
     }
 
-    /// The turn that was not followed yet, if it is another path's.
-    fn next(&self) -> Option<Turn> {
-        // Who tells of turns lives as long as the peer; without it there are none.
-        if !self.turns.has_changed().unwrap_or(false) {
+    /// The course that was not followed yet, if it is another one.
+    fn next(&self) -> Option<Course> {
+        // Who tells of courses lives as long as the peer; without it there are none.
+        if !self.courses.has_changed().unwrap_or(false) {
             return None;
         }
-        let turn = *self.turns.borrow();
-        (turn.path != self.turn.path).then_some(turn)
+        let course = *self.courses.borrow();
+        (!course.is(&self.course)).then_some(course)
     }
 
-    fn known(&self, turn: &Turn) -> Option<usize> {
-        let is = |left: &Left| {
-            left.path == turn.path && turn.since.saturating_duration_since(left.at) <= KEPT_FOR
-        };
-        self.others.iter().position(is)
-    }
-
-    /// Takes the window of the path that packets take now.
+    /// Takes the windows of the paths that packets take now.
     fn follow(&mut self) {
-        if !self.turns.has_changed().unwrap_or(false) {
+        if !self.courses.has_changed().unwrap_or(false) {
             return;
         }
-        let turn = *self.turns.borrow_and_update();
-        if turn.path == self.turn.path {
+        let course = *self.courses.borrow_and_update();
+        if course.is(&self.course) {
             return;
         }
-        let known = self.known(&turn).and_then(|at| self.others.remove(at));
-        let window = match known {
-            Some(left) => left.window,
-            None => self.each.clone().build(turn.since, self.mtu),
-        };
-        if self.others.len() == KEPT {
-            self.others.pop_front();
+        self.course = course;
+        let mut before = std::mem::take(&mut self.taken);
+        for leg in course.legs() {
+            let same = before.iter().position(|was| was.leg.path == leg.path);
+            let window = match same {
+                Some(at) => before.swap_remove(at),
+                None => self.window_of(leg),
+            };
+            self.taken.push(window);
         }
-        self.others.push_back(Left {
-            path: self.turn.path,
-            at: turn.since,
-            window: std::mem::replace(&mut self.window, window),
-        });
-        self.turn = turn;
-        self.elsewhere = self.in_flight;
+        for window in before {
+            if self.left.len() == KEPT {
+                self.left.pop_front();
+            }
+            self.left.push_back(Left {
+                path: window.leg.path,
+                at: course.at,
+                each: window.each,
+            });
+        }
     }
 
-    /// A packet of that time arrived; whether it went over the path in use.
-    fn acknowledged(&mut self, sent: Instant, bytes: u64) -> bool {
+    /// That of a path that packets did not take until now.
+    fn window_of(&mut self, leg: Leg) -> Window {
+        let known = self.known(&leg).and_then(|at| self.left.remove(at));
+        Window {
+            leg,
+            each: match known {
+                Some(left) => left.each,
+                None => self.each.clone().build(leg.since, self.mtu),
+            },
+            elsewhere: self.in_flight,
+        }
+    }
+
+    fn known(&self, leg: &Leg) -> Option<usize> {
+        let is = |left: &Left| {
+            left.path == leg.path && leg.since.saturating_duration_since(left.at) <= KEPT_FOR
+        };
+        self.left.iter().position(is)
+    }
+
+    /// The controller of the path in use.
+    fn over(&self) -> &dyn Controller {
+        &*self.taken[0].each
+    }
+
+    /// A packet of that time arrived; the controllers to which that says something.
+    fn acknowledged(
+        &mut self,
+        sent: Instant,
+        bytes: u64,
+    ) -> impl Iterator<Item = &mut Box<dyn Controller>> {
         self.follow();
         self.in_flight = self.in_flight.saturating_sub(bytes);
-        let elsewhere = self.went_elsewhere(sent);
-        if elsewhere {
-            self.elsewhere = self.elsewhere.saturating_sub(bytes);
-        }
-        !elsewhere
-    }
-
-    /// Whether a packet of that time went over another path than the one in use.
-    fn went_elsewhere(&self, sent: Instant) -> bool {
-        sent < self.turn.since
+        let windows = self.taken.iter_mut();
+        windows.filter_map(move |window| window.acknowledged(sent, bytes))
     }
 }
 
@@ -229,7 +325,9 @@ impl Controller for Windows {
     fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
         self.follow();
         self.in_flight += bytes;
-        self.window.on_sent(now, bytes, last_packet_number);
+        for window in &mut self.taken {
+            window.each.on_sent(now, bytes, last_packet_number);
+        }
     }
 
     fn on_ack(
@@ -240,8 +338,8 @@ impl Controller for Windows {
         app_limited: bool,
         rtt: &RttEstimator,
     ) {
-        if self.acknowledged(sent, bytes) {
-            self.window.on_ack(now, sent, bytes, app_limited, rtt);
+        for each in self.acknowledged(sent, bytes) {
+            each.on_ack(now, sent, bytes, app_limited, rtt);
         }
     }
 
@@ -255,10 +353,13 @@ impl Controller for Windows {
         self.follow();
         // What was counted here has packets of acknowledgements alone in it, which QUIC does not count.
         self.in_flight = in_flight;
-        self.elsewhere = self.elsewhere.min(in_flight);
-        let here = in_flight - self.elsewhere;
-        self.window
-            .on_end_acks(now, here, app_limited, largest_packet_num_acked);
+        for window in &mut self.taken {
+            window.elsewhere = window.elsewhere.min(in_flight);
+            let here = in_flight - window.elsewhere;
+            window
+                .each
+                .on_end_acks(now, here, app_limited, largest_packet_num_acked);
+        }
     }
 
     fn on_congestion_event(
@@ -270,57 +371,64 @@ impl Controller for Windows {
     ) {
         self.follow();
         self.in_flight = self.in_flight.saturating_sub(lost_bytes);
-        if self.went_elsewhere(sent) {
-            self.elsewhere = self.elsewhere.saturating_sub(lost_bytes);
-            return;
+        for window in &mut self.taken {
+            window.congested(now, sent, is_persistent_congestion, lost_bytes);
         }
-        // Of packets marked, none is lost, and nothing is said about older ones. Else all older ones are lost too, and
-        // that they were so for long says nothing about this path.
-        let of_others = lost_bytes > 0 && std::mem::take(&mut self.elsewhere) > 0;
-        let is_persistent = is_persistent_congestion && !of_others;
-        self.window
-            .on_congestion_event(now, sent, is_persistent, lost_bytes);
     }
 
     fn on_mtu_update(&mut self, new_mtu: u16) {
         self.mtu = new_mtu;
-        self.window.on_mtu_update(new_mtu);
-        for left in &mut self.others {
-            left.window.on_mtu_update(new_mtu);
+        let taken = self.taken.iter_mut().map(|window| &mut window.each);
+        let left = self.left.iter_mut().map(|left| &mut left.each);
+        for each in taken.chain(left) {
+            each.on_mtu_update(new_mtu);
         }
     }
 
-    /// QUIC compares it with all that is in flight, so what went elsewhere is added to it.
+    /// QUIC compares it with all that is in flight, so what went elsewhere is added to it. While the path in use is in
+    /// doubt the larger one counts: if it is dead, what QUIC has in flight over it fills its own.
     fn window(&self) -> u64 {
-        let Some(turn) = self.next() else {
-            return self.elsewhere + self.window.window();
+        let Some(course) = self.next() else {
+            let sizes = self.taken.iter().map(Window::size);
+            return sizes.max().unwrap_or_default();
         };
-        let window = match self.known(&turn) {
-            Some(at) => self.others[at].window.window(),
-            None => self.window.initial_window(),
-        };
-        self.in_flight + window
+        let sizes = course.legs().map(|leg| {
+            let taken = self.taken.iter().find(|window| window.leg.path == leg.path);
+            let known = || self.known(&leg).map(|at| self.left[at].each.window());
+            match taken {
+                Some(window) => window.size(),
+                None => self.in_flight + known().unwrap_or_else(|| self.initial_window()),
+            }
+        });
+        sizes.max().unwrap_or_default()
     }
 
     fn metrics(&self) -> ControllerMetrics {
-        self.window.metrics()
+        self.over().metrics()
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
+        let taken = self.taken.iter().map(|window| Window {
+            each: window.each.clone_box(),
+            ..*window
+        });
+        let left = self.left.iter().map(|left| Left {
+            each: left.each.clone_box(),
+            ..*left
+        });
         Box::new(Self {
-            turns: self.turns.clone(),
+            courses: self.courses.clone(),
             each: self.each.clone(),
             mtu: self.mtu,
-            turn: self.turn,
-            window: self.window.clone_box(),
-            others: self.others.clone(),
+            course: self.course,
+            taken: taken.collect(),
+            left: left.collect(),
             in_flight: self.in_flight,
-            elsewhere: self.elsewhere,
         })
     }
 
     fn initial_window(&self) -> u64 {
-        self.window.initial_window()
+        self.over().initial_window()
     }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {

@@ -21,7 +21,7 @@ use wavry_proto::{
     },
 };
 
-use super::{congestion::Turns, dropped, view::Switched};
+use super::{congestion::Courses, dropped, view::Switched};
 use crate::metrics::overlay_drop;
 
 /// A unique local address (RFC 4193): the first 64 bits of the addresses that QUIC knows peers by.
@@ -41,7 +41,7 @@ pub(super) struct Peer {
     pub(super) passages: Mutex<Vec<Passage>>,
     pub(super) hops: RwLock<Hops>,
     /// Which paths they were.
-    pub(super) turns: Mutex<Turns>,
+    pub(super) courses: Mutex<Courses>,
     held: Mutex<Vec<Held>>,
     /// Whether there is a path that carries something.
     pub(super) reached: watch::Sender<bool>,
@@ -206,7 +206,7 @@ impl Table {
             listed: Mutex::default(),
             passages: Mutex::default(),
             hops: RwLock::default(),
-            turns: Mutex::new(Turns::new(Instant::now())),
+            courses: Mutex::new(Courses::new(Instant::now())),
             held: Mutex::default(),
             reached: watch::Sender::new(false),
             changed: Notify::new(),

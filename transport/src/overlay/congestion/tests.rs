@@ -16,10 +16,10 @@ fn route(number: u8) -> Route {
 
 /// A connection's controller, and what QUIC knows of its packets.
 struct Connection {
-    turns: Turns,
+    courses: Courses,
     windows: Windows,
     now: Instant,
-    path: u8,
+    sending: Sending,
     /// When each packet was sent, and its bytes.
     sent: VecDeque<(Instant, u64)>,
 }
@@ -27,13 +27,14 @@ struct Connection {
 impl Connection {
     fn new() -> Self {
         let now = Instant::now();
-        let mut turns = Turns::new(now);
-        turns.took(&first(1), now);
+        let mut courses = Courses::new(now);
+        let sending = over(1, None);
+        courses.took(sending, None, now);
         Self {
-            windows: Windows::new(turns.subscribe(), Arc::default(), now, MTU),
-            turns,
+            windows: Windows::new(courses.subscribe(), Arc::default(), MTU),
+            courses,
             now,
-            path: 1,
+            sending,
             sent: VecDeque::new(),
         }
     }
@@ -46,15 +47,29 @@ impl Connection {
         self.windows.window().saturating_sub(self.in_flight())
     }
 
+    /// Packets take this path.
     fn take(&mut self, path: u8, cause: Cause) {
         self.now += ms(1);
+        let sending = over(path, None);
         let switch = Switch {
-            from: Some(route(self.path)),
+            from: self.sending.over,
             to: route(path),
             cause,
         };
-        self.turns.took(&switch, self.now);
-        self.path = path;
+        let changed = self.sending.over != sending.over;
+        let switch = Some(&switch).filter(|_| changed);
+        self.courses.took(sending, switch, self.now);
+        self.sending = sending;
+        self.now += ms(1);
+    }
+
+    /// The path in use is in doubt, or is no more.
+    fn doubt(&mut self, also: Option<u8>) {
+        self.now += ms(1);
+        self.sending.also = also
+            .map(route)
+            .filter(|also| Some(*also) != self.sending.over);
+        self.courses.took(self.sending, None, self.now);
         self.now += ms(1);
     }
 
@@ -80,7 +95,7 @@ impl Connection {
     fn acknowledge(&mut self, count: usize) {
         self.now += ms(1);
         for (at, bytes) in self.sent.drain(..count.min(self.sent.len())) {
-            self.windows.acknowledged(at, bytes);
+            let _ = self.windows.acknowledged(at, bytes).count();
         }
         let in_flight = self.in_flight();
         self.windows.on_end_acks(self.now, in_flight, false, None);
@@ -98,11 +113,10 @@ impl Connection {
     }
 }
 
-fn first(path: u8) -> Switch {
-    Switch {
-        from: None,
-        to: route(path),
-        cause: Cause::First,
+fn over(path: u8, also: Option<u8>) -> Sending {
+    Sending {
+        over: Some(route(path)),
+        also: also.map(route),
     }
 }
 
@@ -131,8 +145,8 @@ fn packets_of_a_path_that_was_left_do_not_count_for_the_next_ones_window() {
     connection.send();
     let (own, _) = connection.sent[owed];
     let window = connection.room();
-    assert!(!connection.copy().acknowledged(first, bytes));
-    assert!(connection.copy().acknowledged(own, bytes));
+    let told = |at| connection.copy().acknowledged(at, bytes).count();
+    assert_eq!((told(first), told(own)), (0, 1));
     connection.acknowledge(owed / 2);
     assert_eq!(connection.room(), window, "what arrived frees nothing here");
     connection.lose(owed - owed / 2, true);
@@ -148,9 +162,9 @@ fn losses_of_both_are_not_persistent_for_the_next() {
     connection.send();
     connection.take(2, Cause::Better);
     connection.send();
-    let before = connection.windows.window.window();
+    let before = connection.windows.over().window();
     connection.lose(2, true);
-    let after = connection.windows.window.window();
+    let after = connection.windows.over().window();
     assert!(after < before && after > before / 2, "{before} {after}");
 }
 
@@ -215,17 +229,65 @@ fn marks_of_congestion_count_where_the_packets_went() {
     let (at, _) = connection.sent[0];
     connection.take(2, Cause::Better);
     connection.send();
-    let before = connection.windows.window.window();
+    let before = connection.windows.over().window();
     connection
         .windows
         .on_congestion_event(connection.now, at, false, 0);
-    assert_eq!(connection.windows.window.window(), before);
+    assert_eq!(connection.windows.over().window(), before);
     let (at, _) = connection.sent[1];
     connection
         .windows
         .on_congestion_event(connection.now, at, false, 0);
-    assert!(connection.windows.window.window() < before);
-    assert_eq!(connection.windows.elsewhere, u64::from(MTU));
+    assert!(connection.windows.over().window() < before);
+    assert_eq!(connection.windows.taken[0].elsewhere, u64::from(MTU));
+}
+
+#[test]
+fn a_path_in_doubt_keeps_nothing_from_going_over_the_other_one_as_well() {
+    let mut connection = Connection::new();
+    connection.fill();
+    let owed = connection.in_flight();
+    let initial = connection.windows.initial_window();
+    connection.doubt(Some(2));
+    assert_eq!(connection.room(), initial, "before anything is sent");
+    connection.send();
+    assert_eq!(connection.room(), initial - u64::from(MTU), "and then");
+    // It was late and no more: what is in flight counts again.
+    connection.doubt(None);
+    assert_eq!(connection.room(), 0);
+    connection.acknowledge(0);
+    connection.doubt(Some(2));
+    connection.send();
+    // It was dead: what went over the other one counts there from the first packet on.
+    connection.take(2, Cause::Silent);
+    assert_eq!(connection.windows.window() - owed - u64::from(MTU), initial);
+    connection.acknowledge(2);
+    connection.lose(usize::MAX, false);
+    assert_eq!(connection.windows.taken.len(), 1);
+    assert_eq!(connection.windows.taken[0].elsewhere, 0);
+}
+
+#[test]
+fn a_doubt_narrows_no_window_that_is_wide() {
+    let mut connection = Connection::new();
+    let wide = connection.windows.window();
+    connection.doubt(Some(2));
+    connection.send();
+    connection.lose(1, false);
+    assert!(
+        connection
+            .windows
+            .taken
+            .iter()
+            .all(|window| window.size() < wide)
+    );
+    let (mut other, narrow) = narrowed();
+    other.doubt(Some(2));
+    assert!(other.room() > narrow);
+    other.send();
+    other.doubt(None);
+    other.send();
+    assert_eq!(other.windows.window(), narrow);
 }
 
 proptest! {
@@ -236,6 +298,8 @@ proptest! {
         let mut connection = Connection::new();
         for (step, path, count) in steps {
             match step {
+                0 if count == 0 => connection.doubt(None),
+                0 if count < 10 => connection.doubt(Some(path)),
                 0 => connection.take(path, Cause::Better),
                 1 => connection.take(path, Cause::Silent),
                 2 => connection.fill(),
@@ -243,14 +307,20 @@ proptest! {
                 4 => connection.lose(count, count % 2 == 0),
                 _ => connection.send(),
             }
+            let foreseen = connection.windows.window();
+            connection.windows.follow();
             let windows = &connection.windows;
-            prop_assert!(windows.others.len() <= KEPT);
+            prop_assert_eq!(windows.window(), foreseen);
+            prop_assert!(windows.left.len() <= KEPT);
             prop_assert_eq!(windows.in_flight, connection.in_flight());
-            let elsewhere = connection.sent.iter().filter(|(at, _)| windows.went_elsewhere(*at));
-            let elsewhere: u64 = elsewhere.map(|(_, bytes)| bytes).sum();
-            prop_assert_eq!(windows.elsewhere, elsewhere);
-            // Two full packets (RFC 9002, section 7.2) are what a window never falls below.
-            prop_assert!(windows.window() >= windows.elsewhere + 2 * u64::from(MTU));
+            prop_assert_eq!(windows.taken.len(), windows.course.legs().count());
+            for window in &windows.taken {
+                let elsewhere = connection.sent.iter().filter(|(at, _)| !window.carried(*at));
+                let elsewhere: u64 = elsewhere.map(|(_, bytes)| bytes).sum();
+                prop_assert_eq!(window.elsewhere, elsewhere);
+                // Two full packets (RFC 9002, section 7.2) are what a window never falls below.
+                prop_assert!(windows.window() >= elsewhere + 2 * u64::from(MTU));
+            }
         }
     }
 }
