@@ -1,6 +1,8 @@
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use proptest::prelude::*;
-use rcgen::{PKCS_ECDSA_P384_SHA384, PKCS_ED25519};
+use rcgen::{PKCS_ECDSA_P384_SHA384, PKCS_ED25519, SigningKey as _};
 use wavry_proto::control::Role;
+use x509_parser::{certification_request::X509CertificationRequest, prelude::FromDer as _};
 
 use super::*;
 use crate::cert::{
@@ -33,6 +35,26 @@ fn request(key: &KeyPair) -> Vec<u8> {
     let params = CertificateParams::new(["master.example".to_owned()]).unwrap();
     params.serialize_request(key).unwrap().der().to_vec()
 }
+
+/// What of a request is signed (CertificationRequestInfo).
+fn info(request: &[u8]) -> &[u8] {
+    let (_, request) = X509CertificationRequest::from_der(request).unwrap();
+    request.certification_request_info.raw
+}
+
+/// An element of DER.
+fn der(tag: u8, content: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(content.len()).unwrap().to_be_bytes();
+    let header = match length {
+        [0, short @ 0..=127] => vec![tag, short],
+        [0, byte] => vec![tag, 0x81, byte],
+        [high, low] => vec![tag, 0x82, high, low],
+    };
+    [header, content.to_vec()].concat()
+}
+
+/// AlgorithmIdentifier of ecdsa-with-SHA256 (RFC 5758, section 3.2).
+const ECDSA_WITH_SHA256: &[u8] = b"\x30\x0a\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x02";
 
 fn p256() -> KeyPair {
     KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap()
@@ -209,7 +231,32 @@ proptest! {
         let at = at % damaged.len();
         damaged[at] ^= 1 << bit;
         if let Ok(read) = Request::read(&damaged) {
-            prop_assert_eq!(read.0.der_bytes(), key.der_bytes());
+            prop_assert_eq!(read.key().der_bytes(), key.der_bytes());
+        }
+    }
+
+    #[test]
+    fn whatever_a_request_asks_for_is_passed_over_or_it_is_none(
+        subject: Vec<u8>, attributes: Vec<u8>, at in 0usize..300, bit in 0u8..8,
+    ) {
+        let key = p256();
+        // Arbitrary contents, and those of a good request with a bit of them changed; both are signed.
+        let good = request(&key);
+        let info = info(&good).to_vec();
+        let mut changed = info.clone();
+        changed[at % info.len()] ^= 1 << bit;
+        let arbitrary = der(0x30, &[
+            &[2, 1, 0][..],
+            &der(0x30, &subject),
+            &key.subject_public_key_info(),
+            &der(0xa0, &attributes),
+        ].concat());
+        for info in [info, changed, arbitrary] {
+            let signature = key.sign(&info).unwrap();
+            let request = [&info[..], ECDSA_WITH_SHA256, &der(3, &[&[0], &signature[..]].concat())];
+            if let Ok(read) = Request::read(&der(0x30, &request.concat())) {
+                prop_assert_eq!(read.key().der_bytes(), key.der_bytes());
+            }
         }
     }
 
