@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -11,15 +11,18 @@ use std::{
 use hyper::Method;
 use serde_json::json;
 use tokio::time::{sleep, timeout};
-use wavry_credentials::{cert, membership};
+use wavry_credentials::{cert, membership, source, token::SigningKey};
 use wavry_master::{
     Config,
     authority::{self, Demand, RawAuthority},
+    database::Location,
+    keyvault,
 };
 use wavry_proto::{control::Role, token::OperatorRole};
 
 use crate::{
     operate::{get, operator},
+    postgres::Server,
     wire::{Wire, json as read_json},
     world::{DEADLINE, Running, World, join, node_id, roster_where},
 };
@@ -359,4 +362,156 @@ async fn what_is_no_request_is_refused_and_a_node_that_asks_too_often_waits() {
     let asked = wire.problem(Method::POST, "/v1/nodes/certificate", Some(&bearer), body);
     assert_eq!(asked.await, (404, "no-authority".to_owned()));
     assert!(kept(&config).is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_needs_a_certificate_finds_the_master_that_signs_one() {
+    let world = World::new();
+    let server = Server::start(false);
+    let database: Location = server.database("authorities").await.parse().unwrap();
+    // The certificates of their HTTPS are from files: both are found throughout.
+    let config = || Config {
+        database: database.clone(),
+        certificate: world.config().certificate,
+        tls_key: world.config().tls_key,
+        ..config(&world, Demand::Required)
+    };
+    let one = world.start_with(config()).await;
+    // Another key, which the first one does not have: it can open the authority no more that signs from now on.
+    let key = SigningKey::generate().to_paserk();
+    source::write_secret(&world.path("master_key"), &key).unwrap();
+    let other = world.start_with(config()).await;
+    for number in 0..8 {
+        let name = format!("gw-{number}");
+        let mut config = world.node(&other, &name, Role::Gateway, &[]);
+        drop(join(config.clone()).await);
+        // What it had got is gone, and which master it asks first is chance.
+        fs::remove_dir_all(config.state_dir.join("certificate")).unwrap();
+        fs::remove_file(config.state_dir.join("roster")).unwrap();
+        config.master = format!("https://{}, https://{}", one.address, other.address);
+        join(config.clone()).await;
+        assert!(kept(&config).is_some());
+    }
+    // Where nobody signs, it waits.
+    let mut config = world.node(&other, "waits", Role::Gateway, &[]);
+    drop(join(config.clone()).await);
+    other.stop().await;
+    fs::remove_dir_all(config.state_dir.join("certificate")).unwrap();
+    fs::remove_file(config.state_dir.join("roster")).unwrap();
+    config.master = format!("https://{}", one.address);
+    let waits = timeout(Duration::from_secs(2), membership::Membership::join(config));
+    assert!(waits.await.is_err(), "it did not wait");
+    one.stop().await;
+}
+
+/// A master with a KeyVault, whose certificates last.
+fn with_keyvault(world: &World) -> Config {
+    let authority = RawAuthority {
+        names: vec!["127.0.0.1".to_owned()],
+        ..RawAuthority::default()
+    };
+    let vault = keyvault::config::Vault::at(world.path("keyvault.sqlite").into());
+    Config {
+        authority: Some(authority.try_into().unwrap()),
+        keyvault: Some(vault),
+        ..config(world, Demand::Optional)
+    }
+}
+
+/// Whether the KeyVault lets in by a certificate.
+async fn is_let_in(world: &World, master: &Running, [chain, key]: &[PathBuf; 2]) -> bool {
+    let trust = cert::Trust::Authorities(world.path("ca.crt"));
+    let tls = cert::client_config_with(&trust, chain, key).unwrap();
+    let mut wire = Wire::over(tls, master.address).await;
+    let sent = wire.send(Method::POST, "/v1/auth/cert/login", None, "{}");
+    let (status, _, body) = sent.await;
+    match status.as_u16() {
+        200 => read_json(&body)["auth"]["client_token"].is_string(),
+        400 => false,
+        _ => panic!("{status}: {}", read_json(&body)),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_masters_keyvault_takes_certificates_of_nodes_as_they_are_listed_and_of_no_revoked_authority()
+ {
+    let world = World::new();
+    let master = world.start_with(with_keyvault(&world)).await;
+    let trusted = async || authority::trusted(&world.database()).await.unwrap();
+    fs::write(world.path("ca.crt"), trusted().await).unwrap();
+    let root = std::cell::RefCell::new(None::<String>);
+    let put = async |path: &str, body: serde_json::Value| {
+        let mut wire = Wire::open(&world, master.address).await;
+        let root = root.borrow().clone();
+        let sent = wire.send(Method::PUT, path, root.as_deref(), body.to_string());
+        let (status, _, body) = sent.await;
+        let said = String::from_utf8_lossy(&body).into_owned();
+        assert!(status.is_success(), "{path}: {status} {said}");
+        serde_json::from_str(&said).unwrap_or(serde_json::Value::Null)
+    };
+    let shares = json!({"secret_shares": 1, "secret_threshold": 1});
+    let made = put("/v1/sys/init", shares).await;
+    put("/v1/sys/unseal", json!({"key": made["keys"][0]})).await;
+    root.replace(Some(made["root_token"].as_str().unwrap().to_owned()));
+    put("/v1/sys/auth/cert", json!({"type": "cert"})).await;
+    // A role that trusts every authority that ever was, and one of somebody else's.
+    let strangers = cert::DevelopmentAuthority::open(&world.path("strangers")).unwrap();
+    let theirs = fs::read_to_string(world.path("strangers/ca.crt")).unwrap();
+    let (role, first) = ("/v1/auth/cert/certs/all", trusted().await);
+    put(role, json!({"certificate": format!("{theirs}{first}")})).await;
+
+    let copied = std::cell::Cell::new(0);
+    let copy = |[chain, key]: [PathBuf; 2]| {
+        copied.set(copied.get() + 1);
+        let copies = ["pem", "key"].map(|end| world.path(&format!("{}.{end}", copied.get())));
+        fs::copy(chain, &copies[0]).unwrap();
+        fs::copy(key, &copies[1]).unwrap();
+        copies
+    };
+    let config = world.node(&master, "gw", Role::Gateway, &[]);
+    let node = join(config.clone()).await;
+    let own = copy(kept_in_time(&config, |_| true).await);
+    assert!(is_let_in(&world, &master, &own).await);
+
+    // Registered anew, the node is let in by its new certificate alone, which the old one's key does not help to.
+    drop(node);
+    let again = membership::Config {
+        state_dir: world.path("gw.again"),
+        ..world.node(&master, "gw", Role::Gateway, &[])
+    };
+    let node = join(again.clone()).await;
+    let anew = copy(kept_in_time(&again, |_| true).await);
+    assert!(is_let_in(&world, &master, &anew).await);
+    assert!(!is_let_in(&world, &master, &own).await, "of a former registration");
+
+    // Revoked, by none.
+    let other = world.node(&master, "other", Role::Relay, &["echo"]);
+    let other_node = join(other.clone()).await;
+    let others = copy(kept_in_time(&other, |_| true).await);
+    let mut wire = Wire::open(&world, master.address).await;
+    let bearer = operator(&world, OperatorRole::Admin);
+    let revoked = wire.send(Method::POST, "/v1/nodes/gw/revoke", Some(&bearer), "");
+    assert_eq!(revoked.await.0, 204);
+    assert!(!is_let_in(&world, &master, &anew).await, "of a revoked node");
+    assert!(is_let_in(&world, &master, &others).await);
+
+    // Somebody has the authority's key: what it signed is of no use any more, although a role trusts it still.
+    let held = kept(&other).unwrap();
+    let body = json!({"reason": "compromise"}).to_string();
+    let rotated = wire.send(Method::POST, "/v1/authorities/rotate", Some(&bearer), body);
+    assert_eq!(rotated.await.0, 201);
+    fs::write(world.path("ca.crt"), trusted().await).unwrap();
+    assert!(!is_let_in(&world, &master, &others).await, "of a revoked authority");
+    let second = trusted().await;
+    put(role, json!({"certificate": format!("{theirs}{first}{second}")})).await;
+    assert!(!is_let_in(&world, &master, &others).await, "of a revoked authority");
+    let renewed = copy(kept_in_time(&other, |chain| chain != held[0]).await);
+    assert!(is_let_in(&world, &master, &renewed).await);
+
+    // Who is no node is a question of the role alone.
+    strangers.issue("unit", &["unit.example"]).unwrap();
+    let unit = ["strangers/unit.crt", "strangers/unit.key"].map(|name| world.path(name));
+    assert!(is_let_in(&world, &master, &unit).await, "a unit of others");
+    drop((node, other_node));
+    master.stop().await;
 }
