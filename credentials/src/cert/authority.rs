@@ -158,7 +158,9 @@ impl Authority {
         name.push(registration, member.registration.to_string());
         let uri = member.uri().try_into().map_err(failed)?;
         params.subject_alt_names = vec![SanType::URI(uri)];
-        let certificate = params.signed_by(request.key(), &self.issuer).map_err(failed)?;
+        let certificate = params
+            .signed_by(request.key(), &self.issuer)
+            .map_err(failed)?;
         Ok(certificate.pem())
     }
 

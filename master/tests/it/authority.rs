@@ -5,24 +5,40 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
-use hyper::Method;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Method, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
 use serde_json::json;
-use tokio::time::{sleep, timeout};
-use wavry_credentials::{cert, membership, source, token::SigningKey};
+use tokio::{
+    net::TcpListener,
+    time::{sleep, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+use wavry_credentials::{
+    cert,
+    membership::{self, Membership},
+    source,
+};
 use wavry_master::{
     Config,
     authority::{self, Demand, RawAuthority},
-    database::Location,
     keyvault,
 };
-use wavry_proto::{control::Role, token::OperatorRole};
+use wavry_proto::{
+    control::{Problem, Role},
+    token::OperatorRole,
+};
 
 use crate::{
     operate::{get, operator},
-    postgres::Server,
     wire::{Wire, json as read_json},
     world::{DEADLINE, Running, World, join, node_id, roster_where},
 };
@@ -92,7 +108,7 @@ async fn shown(world: &World, master: &Running) -> Vec<u8> {
 }
 
 /// The newest pair that a node keeps: certificate and key.
-fn kept(config: &membership::Config) -> Option<[std::path::PathBuf; 2]> {
+fn kept(config: &membership::Config) -> Option<[PathBuf; 2]> {
     let pairs = fs::read_dir(config.state_dir.join("certificate/pairs")).ok()?;
     let mut pairs: Vec<_> = pairs.flatten().map(|entry| entry.path()).collect();
     pairs.sort();
@@ -101,10 +117,7 @@ fn kept(config: &membership::Config) -> Option<[std::path::PathBuf; 2]> {
     Some([newest.join("chain.pem"), newest.join("key.pem")])
 }
 
-async fn kept_in_time(
-    config: &membership::Config,
-    is_new: impl Fn(&Path) -> bool,
-) -> [std::path::PathBuf; 2] {
+async fn kept_in_time(config: &membership::Config, is_new: impl Fn(&Path) -> bool) -> [PathBuf; 2] {
     let found = async {
         loop {
             if let Some(pair) = kept(config).filter(|pair| is_new(&pair[0])) {
@@ -188,7 +201,7 @@ async fn without_a_certificate_that_holds_a_node_is_refused_and_with_anothers_to
     let own = kept_in_time(&config, |_| true).await;
     let others = kept_in_time(&other, |_| true).await;
     // Copies, which the node does not renew.
-    let copy = |[chain, key]: &[std::path::PathBuf; 2], name: &str| {
+    let copy = |[chain, key]: &[PathBuf; 2], name: &str| {
         let copies = [
             world.path(&format!("{name}.pem")),
             world.path(&format!("{name}.key")),
@@ -198,10 +211,10 @@ async fn without_a_certificate_that_holds_a_node_is_refused_and_with_anothers_to
         copies
     };
     let (own, others) = (copy(&own, "own"), copy(&others, "others"));
-    let identity = wavry_credentials::source::read_file(config.identity_key.as_ref().unwrap());
+    let identity = source::read_file(config.identity_key.as_ref().unwrap());
     let identity = wavry_credentials::identity::Identity::from_pem(&identity.unwrap()).unwrap();
     let trust = cert::Trust::Authorities(world.path("ca.crt"));
-    let ask = async |pair: Option<&[std::path::PathBuf; 2]>| {
+    let ask = async |pair: Option<&[PathBuf; 2]>| {
         let tls = match pair {
             None => cert::client_config(&trust),
             Some([chain, key]) => cert::client_config_with(&trust, chain, key),
@@ -364,44 +377,91 @@ async fn what_is_no_request_is_refused_and_a_node_that_asks_too_often_waits() {
     assert!(kept(&config).is_none());
 }
 
+/// Somebody at a master's address, with a master's certificate, that wants a certificate of every node and has none to
+/// give: as a master does that cannot open its authority's key. How often it was asked for one.
+async fn start_without_authority(world: &World) -> (SocketAddr, Arc<AtomicUsize>) {
+    let store = cert::Store::new();
+    let (chain, key) = (world.path("master.crt"), world.path("master.key"));
+    store.load(&chain, &key).unwrap();
+    let tls = TlsAcceptor::from(Arc::new(store.server_config()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (tls, count) = (tls.clone(), count.clone());
+            tokio::spawn(async move {
+                let stream = tls.accept(stream).await.unwrap();
+                let answer = service_fn(move |request: hyper::Request<Incoming>| {
+                    let is_asked = request.uri().path() == "/v1/nodes/certificate";
+                    count.fetch_add(usize::from(is_asked), Ordering::Relaxed);
+                    let (status, word) = match is_asked {
+                        true => (404, "no-authority"),
+                        false => (403, "certificate-required"),
+                    };
+                    let problem = Problem {
+                        r#type: format!("{}{word}", Problem::URN),
+                        title: word.to_owned(),
+                        status,
+                        detail: word.to_owned(),
+                    };
+                    let answer = hyper::Response::builder()
+                        .status(status)
+                        .header("content-type", "application/problem+json")
+                        .body(Full::new(Bytes::from(
+                            serde_json::to_vec(&problem).unwrap(),
+                        )));
+                    async move { answer }
+                });
+                // It ends when the node goes elsewhere.
+                let serving = http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
+                let _ = serving.await;
+            });
+        }
+    });
+    (address, asked)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_needs_a_certificate_finds_the_master_that_signs_one() {
     let world = World::new();
-    let server = Server::start(false);
-    let database: Location = server.database("authorities").await.parse().unwrap();
-    // The certificates of their HTTPS are from files: both are found throughout.
-    let config = || Config {
-        database: database.clone(),
+    let config = Config {
+        // From files: both are found throughout.
         certificate: world.config().certificate,
         tls_key: world.config().tls_key,
         ..config(&world, Demand::Required)
     };
-    let one = world.start_with(config()).await;
-    // Another key, which the first one does not have: it can open the authority no more that signs from now on.
-    let key = SigningKey::generate().to_paserk();
-    source::write_secret(&world.path("master_key"), &key).unwrap();
-    let other = world.start_with(config()).await;
-    for number in 0..8 {
-        let name = format!("gw-{number}");
-        let mut config = world.node(&other, &name, Role::Gateway, &[]);
-        drop(join(config.clone()).await);
-        // What it had got is gone, and which master it asks first is chance.
+    let master = world.start_with(config).await;
+    let (without, asked) = start_without_authority(&world).await;
+    let mut config = world.node(&master, "gw", Role::Gateway, &[]);
+    drop(join(config.clone()).await);
+    let forget = |config: &membership::Config| {
         fs::remove_dir_all(config.state_dir.join("certificate")).unwrap();
         fs::remove_file(config.state_dir.join("roster")).unwrap();
-        config.master = format!("https://{}, https://{}", one.address, other.address);
-        join(config.clone()).await;
+    };
+    config.master = format!("https://{without}, https://{}", master.address);
+    // Which of them it asks first is chance.
+    while asked.load(Ordering::Relaxed) == 0 {
+        forget(&config);
+        drop(join(config.clone()).await);
         assert!(kept(&config).is_some());
     }
-    // Where nobody signs, it waits.
-    let mut config = world.node(&other, "waits", Role::Gateway, &[]);
-    drop(join(config.clone()).await);
-    other.stop().await;
-    fs::remove_dir_all(config.state_dir.join("certificate")).unwrap();
-    fs::remove_file(config.state_dir.join("roster")).unwrap();
-    config.master = format!("https://{}", one.address);
-    let waits = timeout(Duration::from_secs(2), membership::Membership::join(config));
-    assert!(waits.await.is_err(), "it did not wait");
-    one.stop().await;
+    // Where there is no other, it waits for one.
+    forget(&config);
+    config.master = format!("https://{without}");
+    let before = asked.load(Ordering::Relaxed);
+    let joining = tokio::spawn(Membership::join(config.clone()));
+    let asks_again = async {
+        while asked.load(Ordering::Relaxed) < before + 3 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(DEADLINE, asks_again).await.expect("it asks on");
+    assert!(!joining.is_finished());
+    joining.abort();
+    master.stop().await;
 }
 
 /// A master with a KeyVault, whose certificates last.
@@ -482,7 +542,10 @@ async fn the_masters_keyvault_takes_certificates_of_nodes_as_they_are_listed_and
     let node = join(again.clone()).await;
     let anew = copy(kept_in_time(&again, |_| true).await);
     assert!(is_let_in(&world, &master, &anew).await);
-    assert!(!is_let_in(&world, &master, &own).await, "of a former registration");
+    assert!(
+        !is_let_in(&world, &master, &own).await,
+        "of a former registration"
+    );
 
     // Revoked, by none.
     let other = world.node(&master, "other", Role::Relay, &["echo"]);
@@ -492,7 +555,10 @@ async fn the_masters_keyvault_takes_certificates_of_nodes_as_they_are_listed_and
     let bearer = operator(&world, OperatorRole::Admin);
     let revoked = wire.send(Method::POST, "/v1/nodes/gw/revoke", Some(&bearer), "");
     assert_eq!(revoked.await.0, 204);
-    assert!(!is_let_in(&world, &master, &anew).await, "of a revoked node");
+    assert!(
+        !is_let_in(&world, &master, &anew).await,
+        "of a revoked node"
+    );
     assert!(is_let_in(&world, &master, &others).await);
 
     // Somebody has the authority's key: what it signed is of no use any more, although a role trusts it still.
@@ -501,10 +567,20 @@ async fn the_masters_keyvault_takes_certificates_of_nodes_as_they_are_listed_and
     let rotated = wire.send(Method::POST, "/v1/authorities/rotate", Some(&bearer), body);
     assert_eq!(rotated.await.0, 201);
     fs::write(world.path("ca.crt"), trusted().await).unwrap();
-    assert!(!is_let_in(&world, &master, &others).await, "of a revoked authority");
+    assert!(
+        !is_let_in(&world, &master, &others).await,
+        "of a revoked authority"
+    );
     let second = trusted().await;
-    put(role, json!({"certificate": format!("{theirs}{first}{second}")})).await;
-    assert!(!is_let_in(&world, &master, &others).await, "of a revoked authority");
+    put(
+        role,
+        json!({"certificate": format!("{theirs}{first}{second}")}),
+    )
+    .await;
+    assert!(
+        !is_let_in(&world, &master, &others).await,
+        "of a revoked authority"
+    );
     let renewed = copy(kept_in_time(&other, |chain| chain != held[0]).await);
     assert!(is_let_in(&world, &master, &renewed).await);
 
