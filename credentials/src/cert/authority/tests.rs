@@ -251,10 +251,14 @@ proptest! {
             &key.subject_public_key_info(),
             &der(0xa0, &attributes),
         ].concat());
-        for info in [info, changed, arbitrary] {
-            let signature = key.sign(&info).unwrap();
-            let request = [&info[..], ECDSA_WITH_SHA256, &der(3, &[&[0], &signature[..]].concat())];
-            if let Ok(read) = Request::read(&der(0x30, &request.concat())) {
+        let signed = |info: &[u8]| {
+            let signature = key.sign(info).unwrap();
+            let signature = der(3, &[&[0], &signature[..]].concat());
+            der(0x30, &[info, ECDSA_WITH_SHA256, &signature].concat())
+        };
+        prop_assert!(Request::read(&signed(&info)).is_ok());
+        for info in [changed, arbitrary] {
+            if let Ok(read) = Request::read(&signed(&info)) {
                 prop_assert_eq!(read.key().der_bytes(), key.der_bytes());
             }
         }
