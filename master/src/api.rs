@@ -49,6 +49,7 @@ use crate::{
     operate,
     presence::Report,
     problem::Refusal,
+    provision,
     rate::{Rate, network},
     registry::Registry,
     store::{self, Admission, Announcement},
@@ -292,6 +293,8 @@ async fn try_register(
     {
         return Err(Refusal::ServiceNotAllowed(service.clone()));
     }
+    provision::check_names(token.role, &token.placement.names)
+        .map_err(|why| Refusal::Malformed(format!("the token's names {why}")))?;
     let admission = Admission {
         jti: token.jti,
         issued_at: token.validity.iat,

@@ -67,7 +67,8 @@ impl Registry {
             node,
         };
         let validity = Validity::from(now(), config.certificate_lifetime);
-        let chain = signing.admit(request, &member, validity);
+        let names = &listed.placement.names;
+        let chain = signing.admit(request, &member, names, validity);
         let chain = chain.map_err(|error| Refusal::NotCertified(error.into()))?;
         self.detached(move |shared| async move {
             let written = timeout(AUDIT_DEADLINE, async {
