@@ -70,8 +70,6 @@ const ROSTER: &str = "/v1/roster";
 const KEYS: &str = "/.well-known/wavry/keys";
 const SUCCESSION: &str = "/.well-known/wavry/succession";
 
-pub(crate) use certificate::as_listed;
-
 /// What the routes work with.
 pub(crate) struct Api {
     pub(crate) registry: Registry,

@@ -23,7 +23,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
 use wavry_proto::{
-    control::Role,
+    control::{Role, Roster},
     id::{ClusterName, NodeId},
 };
 use x509_parser::{
@@ -74,6 +74,17 @@ impl Member {
             registration: registration.next()?.as_str().ok()?.parse().ok()?,
         };
         part().is_none().then_some(member)
+    }
+}
+
+impl Member {
+    /// Whether this is a node as a roster lists it.
+    pub fn is_listed_in(&self, roster: &Roster) -> bool {
+        let node = roster.node(&self.node);
+        roster.cluster == self.cluster
+            && node.is_some_and(|node| {
+                (node.role, node.registration) == (self.role, self.registration)
+            })
     }
 }
 

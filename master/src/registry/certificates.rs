@@ -38,12 +38,7 @@ impl Registry {
 
     /// Whether this is a node as the roster lists it.
     pub(crate) fn lists(&self, member: &Member) -> bool {
-        let published = self.shared.published.borrow();
-        let node = published.roster.node(&member.node);
-        member.cluster == self.shared.cluster
-            && node.is_some_and(|node| {
-                (node.role, node.registration) == (member.role, member.registration)
-            })
+        member.is_listed_in(&self.shared.published.borrow().roster)
     }
 
     /// Issues a certificate to a node that the roster lists; once this returned, that is on record.
