@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::{SocketAddr, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     sync::Arc,
     time::SystemTime,
@@ -11,12 +11,13 @@ use std::{
 
 use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
-use wavry_credentials::cert::{Trust, client_config, client_config_with};
+use wavry_credentials::cert::{Trust, client_config};
 
 use super::{files, kept, renewals};
 use crate::support::{
     DEADLINE, RoleProcess,
     cluster::Cluster,
+    https::Https,
     keyvault::{KeyVault, ask},
     output, stderr, wait_for, wavry,
 };
@@ -66,17 +67,16 @@ fn shown(authorities: &Path, address: SocketAddr) -> Option<CertificateDer<'stat
     Some(tls.peer_certificates()?[0].clone().into_owned())
 }
 
-/// Status of a login by the certificate that a node keeps.
-fn login(authorities: &Path, address: SocketAddr, state: &Path) -> u16 {
-    let [chain, key] = files(state, renewals(state));
-    let trust = Trust::Authorities(authorities.to_owned());
-    let Ok(config) = client_config_with(&trust, &chain, &key) else {
-        // It is being replaced.
-        return login(authorities, address, state);
-    };
-    crate::support::https::Https::of(authorities, address)
-        .over(config)
-        .status("POST", "/v1/auth/cert/login", b"{}")
+/// Copies of the pair that a node keeps: it may be replaced at any time.
+fn pair(directory: &Path, state: &Path) -> [PathBuf; 2] {
+    let copies = ["shown.pem", "shown.key"].map(|name| directory.join(name));
+    loop {
+        let from = files(state, renewals(state));
+        let mut both = from.iter().zip(&copies);
+        if both.all(|(from, to)| fs::copy(from, to).is_ok()) {
+            return copies;
+        }
+    }
 }
 
 #[test]
@@ -85,9 +85,8 @@ fn it_renews_its_certificate_and_lets_in_whom_the_roster_lists_and_starts_withou
     cluster.add("open", "echo:", false);
     cluster.issue_certificates(LIFETIME);
     let mut cluster = cluster.start();
-    let at = |name: &str| -> std::path::PathBuf { name.into() };
     let directory = cluster.directory().to_owned();
-    let at = |name: &str| directory.join(at(name));
+    let at = |name: &str| directory.join(name);
     let state = at("vault/state");
     let mut vault = KeyVault::start(&directory, command(&cluster, ""));
     let address = vault.process.address();
@@ -106,8 +105,12 @@ fn it_renews_its_certificate_and_lets_in_whom_the_roster_lists_and_starts_withou
     vault.does("POST", "/v1/auth/cert/certs/gateways", &role);
     vault.does("POST", "/v1/sys/mounts/secret", &json!({"type": "kv", "options": {"version": "2"}}));
     vault.does("POST", "/v1/secret/data/a", &json!({"data": {"value": "kept"}}));
-    assert_eq!(login(&authorities, address, &at("edge/state")), 200);
-    assert_eq!(login(&authorities, address, &at("exit/state")), 400);
+    let login = |state: &str| {
+        let https = Https::of(&authorities, address).showing(pair(&directory, &at(state)));
+        ask(&https, "POST", "/v1/auth/cert/login", &[], &json!({})).0
+    };
+    wait_for("the KeyVault has the roster", || login("edge/state") == 200);
+    assert_eq!(login("exit/state"), 400);
 
     // It is renewed, and requests go on.
     let mut seen = vec![first];
@@ -122,11 +125,9 @@ fn it_renews_its_certificate_and_lets_in_whom_the_roster_lists_and_starts_withou
 
     // A gateway that is revoked is let in no more.
     let operator = cluster.operator_token("admin");
-    let revoked = cluster.operate(&operator, &["node", "revoke", "edge", "--yes"]);
+    let revoked = cluster.operate(&operator, &["node", "revoke", "edge"]);
     assert!(revoked.status.success(), "{}", stderr(&revoked));
-    wait_for("the gateway's certificate is none", || {
-        login(&authorities, address, &at("edge/state")) == 400
-    });
+    wait_for("the gateway's certificate is none", || login("edge/state") == 400);
 
     // Without a master it starts with what it kept, sealed, and is unsealed.
     let before = renewals(&state);
@@ -163,7 +164,7 @@ fn it_renews_its_certificate_and_lets_in_whom_the_roster_lists_and_starts_withou
     wait_for("the master's again", || shown(&authorities, address).is_some());
 
     // Revoked, it gets no other, and has none once that has expired.
-    let revoked = cluster.operate(&operator, &["node", "revoke", "vault", "--yes"]);
+    let revoked = cluster.operate(&operator, &["node", "revoke", "vault"]);
     assert!(revoked.status.success(), "{}", stderr(&revoked));
     let (number, last) = kept(&state).unwrap();
     wait_for("it expires", || last.not_after() < SystemTime::now());
@@ -180,18 +181,12 @@ fn where_certificates_are_required_who_shows_none_is_refused() {
     let directory = cluster.directory().to_owned();
     let command = command(&cluster, "node_certificates = \"required\"");
     let process = RoleProcess::start(command, &directory.join("keyvault.ready"));
-    let https = crate::support::https::Https::of(&directory.join("ca.crt"), process.address());
-    let (status, said) = ask(&https, "GET", "/v1/sys/health", &[], &Value::Null);
+    let https = || Https::of(&directory.join("ca.crt"), process.address());
+    let health = |https: Https| ask(&https, "GET", "/v1/sys/health", &[], &Value::Null);
+    let (status, said) = health(https());
     assert_eq!(status, 403, "{said}");
     assert!(said["errors"][0].as_str().unwrap().contains("certificate"));
+    // It was never initialised, and says so to a node.
     let state = directory.join("exit/state");
-    wait_for("the relay is let in", || {
-        let [chain, key] = files(&state, renewals(&state));
-        let trust = Trust::Authorities(directory.join("ca.crt"));
-        let Ok(config) = client_config_with(&trust, &chain, &key) else {
-            return false;
-        };
-        // It was never initialised.
-        https.over(config).status("GET", "/v1/sys/health", b"") == 501
-    });
+    wait_for("the relay is let in", || health(https().showing(pair(&directory, &state))).0 == 501);
 }

@@ -23,7 +23,7 @@ use serde_json::Value;
 use support::{
     DEADLINE, RoleProcess,
     cluster::Cluster,
-    filesystem::Strace,
+    filesystem::Meddled,
     output, signal, stderr, wait_for, wait_until_gone, wavry,
 };
 use wavry_credentials::cert::Pair;
@@ -192,8 +192,7 @@ fn what_a_master_issued_and_did_not_give_out_as_it_was_killed_is_asked_for_again
         wait_for("a certificate of each", || states.iter().all(|state| renewals(state) > 0));
         // What is on record is written by then, and not yet answered.
         let master = cluster.pid("master");
-        let strace = Strace::killing(master, "fdatasync", 1);
-        strace.wait();
+        let _meddled = Meddled::killed_at(master, "fdatasync");
         wait_until_gone(&[master]);
         lost = issued(&cluster).saturating_sub(usize::try_from(had()).unwrap());
         let before = states.each_ref().map(|state| renewals(state));

@@ -501,6 +501,15 @@ impl Cluster {
         self.processes.insert(2, master);
     }
 
+    /// Starts the master that was killed, where it was.
+    pub(crate) fn start_master(&mut self, address: SocketAddr) {
+        let mut command = self.master_command();
+        command.args(["--listen", &address.to_string()]);
+        let ready = self.directory().join("master.again");
+        let master = self.launch("master", command, &ready);
+        self.processes.push(master);
+    }
+
     fn relay_command(&self) -> Command {
         let mut relay = role("relay", &self.directory().join("relay.toml"));
         identity(&mut relay, &self.directory().join("exit"));
