@@ -143,21 +143,27 @@ impl Authority {
         Pair::from_pem(Path::new(NAME), &certificate.pem(), &pem(&key))
     }
 
-    /// Signs a certificate of a node, in PEM, for the key that asks for it.
+    /// Signs a certificate of a node, in PEM, for the key that asks for it. Where the node is found at `names`, it is
+    /// one of a TLS server, too.
     pub fn admit(
         &self,
         request: &Request,
         member: &Member,
+        names: &[String],
         validity: Validity,
     ) -> Result<String, Error> {
-        let mut params = self.leaf(&[], validity)?;
+        let mut params = self.leaf(names, validity)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        if !names.is_empty() {
+            let serves = ExtendedKeyUsagePurpose::ServerAuth;
+            params.extended_key_usages.push(serves);
+        }
         let name = &mut params.distinguished_name;
         name.push(DnType::CommonName, member.node.as_str());
         let registration = DnType::from_oid(&SERIAL_NUMBER);
         name.push(registration, member.registration.to_string());
         let uri = member.uri().try_into().map_err(failed)?;
-        params.subject_alt_names = vec![SanType::URI(uri)];
+        params.subject_alt_names.insert(0, SanType::URI(uri));
         let certificate = params
             .signed_by(request.key(), &self.issuer)
             .map_err(failed)?;

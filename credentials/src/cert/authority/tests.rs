@@ -64,7 +64,7 @@ fn p256() -> KeyPair {
 fn certified(authority: &Authority, member: &Member, at: SystemTime) -> CertificateDer<'static> {
     use rustls_pki_types::pem::PemObject as _;
     let request = Request::read(&request(&p256())).unwrap();
-    let chain = authority.admit(&request, member, Validity::from(at, HOUR));
+    let chain = authority.admit(&request, member, &[], Validity::from(at, HOUR));
     CertificateDer::from_pem_slice(chain.unwrap().as_bytes()).unwrap()
 }
 
@@ -146,6 +146,46 @@ fn what_a_request_says_beside_its_key_is_not_in_the_certificate() {
     let usage = parsed.extended_key_usage().unwrap().unwrap().value;
     assert!(usage.client_auth && !usage.server_auth && !usage.any);
     assert!(!parsed.is_ca());
+}
+
+#[tokio::test]
+async fn a_keyvault_serves_and_asks_by_one_certificate_and_no_other_node_has_names() {
+    let directory = tempfile::tempdir().unwrap();
+    let ours = authority();
+    let member = |role| Member {
+        role,
+        ..member("vault")
+    };
+    let names = ["vault.example", "192.0.2.1"].map(str::to_owned);
+    let issue = |role, key: &KeyPair| {
+        let request = Request::read(&request(key)).unwrap();
+        let validity = Validity::from(now(), HOUR);
+        let chain = ours.admit(&request, &member(role), &names, validity);
+        let key = Secret::new(key.serialize_pem().into_bytes());
+        Pair::from_pem("own".as_ref(), &chain.unwrap(), &key).unwrap()
+    };
+    let pair = issue(Role::KeyVault, &p256());
+    let authorities = Authorities::default();
+    authorities.replace([ours.certificate().clone()]);
+    let said = authorities.member(std::slice::from_ref(pair.leaf()), now());
+    assert_eq!(said.unwrap().0, member(Role::KeyVault));
+    let store = Store::new();
+    store.install_member("own".as_ref(), pair).unwrap();
+    let file = directory.path().join("ca.pem");
+    crate::source::write_public(&file, to_pem(ours.certificate()).as_bytes()).unwrap();
+    let client = || client_config(&Trust::Authorities(file.clone())).unwrap();
+    for (name, is_one) in [
+        ("vault.example", true),
+        ("192.0.2.1", true),
+        ("other", false),
+    ] {
+        let seen = shake_hands(store.server_config(), client(), name).await;
+        assert_eq!(seen.is_ok(), is_one, "{name}: {seen:?}");
+    }
+    // Whoever signed it so, it is none of a gateway's.
+    for role in [Role::Gateway, Role::Relay] {
+        assert_eq!(Member::of(issue(role, &p256()).leaf()), None);
+    }
 }
 
 #[test]
