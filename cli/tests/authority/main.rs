@@ -193,7 +193,7 @@ fn what_a_master_issued_and_did_not_give_out_as_it_was_killed_is_asked_for_again
         });
         // What is on record is written by then, and not yet answered.
         let master = cluster.pid("master");
-        let _meddled = Meddled::killed_at(master, "fdatasync");
+        let _meddled = Meddled::killed_at(master, "fsync,fdatasync");
         wait_until_gone(&[master]);
         lost = issued(&cluster).saturating_sub(usize::try_from(had()).unwrap());
         let before = states.each_ref().map(|state| renewals(state));
