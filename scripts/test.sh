@@ -65,6 +65,9 @@ install_packages() {
     # A DNS server that takes updates, and what asks and changes it.
     [ -x /usr/sbin/named ] || wanted+=(bind9)
     { have dig && have nsupdate; } || wanted+=(bind9-dnsutils)
+    # A test has a network of its own, and captures what goes over it.
+    have_any ip /usr/sbin/ip || wanted+=(iproute2)
+    { have dumpcap && have tshark; } || wanted+=(tshark)
   fi
   if [ ${#wanted[@]} = 0 ]; then
     echo "all there"
@@ -252,7 +255,7 @@ heading "tests"
 if ! cargo nextest --version >/dev/null 2>&1; then
   run_tests_with_cargo
 elif [ -n "$fast" ]; then
-  cargo nextest run --workspace --locked -E 'not (binary(acme) | binary(acme_dns) | binary(alerts) | binary(renewal) | binary(browser) | binary(kms) | binary(peers) | binary(interop))'
+  cargo nextest run --workspace --locked -E 'not (binary(acme) | binary(acme_dns) | binary(alerts) | binary(renewal) | binary(browser) | binary(capture) | binary(kms) | binary(peers) | binary(interop))'
 else
   cargo nextest run --workspace --locked
 fi

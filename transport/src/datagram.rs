@@ -13,7 +13,7 @@ mod tests;
 #[cfg(test)]
 mod wire;
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -28,9 +28,17 @@ use crate::{
     session::{Closed, DatagramError},
 };
 
-/// quinn's datagram send buffer, in bytes, for every connection: 20 ms at 200 Mbit/s, 40 ms at
-/// 100 Mbit/s. What waits longer is better dropped and counted than delivered late.
+/// quinn's datagram send buffer, in bytes, for every connection: 20 ms at 200 Mbit/s. Where a connection sends less in
+/// [`SEND_WAITS`], it takes no more than that.
 pub const SEND_BUFFER: usize = 512 * 1024;
+
+/// For how long a datagram waits to be sent: as long as in a transit relay's queue. One that would wait longer is better
+/// dropped and counted than delivered late.
+pub const SEND_WAITS: Duration = Duration::from_millis(50);
+
+/// But so many bytes wait on any connection: fifty datagrams of full size that came at once, before it is known
+/// how fast it is.
+pub const SEND_BURST: usize = 64 * 1024;
 
 /// quinn's datagram receive buffer, in bytes, for every connection. An [`Inbox`] empties it at once,
 /// or within 20 ms where a session reads for itself; it covers 50 ms at 20,000 full-size datagrams a
@@ -86,6 +94,10 @@ impl Meter {
         encoded: Bytes,
     ) -> Result<(), DatagramError> {
         let len = encoded.len();
+        if !is_sent_soon(connection, len) {
+            self.0.send_buffer_full.increment(1);
+            return Err(DatagramError::Full);
+        }
         // Polled once, `send_datagram_wait` sends if there is room and gives up if there is not,
         // under one lock: no other sender can take the room between a check and the sending.
         match connection.send_datagram_wait(encoded).now_or_never() {
@@ -142,6 +154,21 @@ impl Meter {
     fn session_closed(&self, count: u64) {
         self.0.session_closed.increment(count);
     }
+}
+
+/// Whether what waits on a connection, and `len` bytes more, do not wait for longer than [`SEND_WAITS`].
+fn is_sent_soon(connection: &quinn::Connection, len: usize) -> bool {
+    let waiting = SEND_BUFFER.saturating_sub(connection.datagram_send_buffer_space()) + len;
+    waiting <= SEND_BURST || {
+        let path = connection.stats().path;
+        waiting <= sent_within(SEND_WAITS, path.cwnd, path.rtt)
+    }
+}
+
+/// Bytes that are sent in `time` where a window of them is in a round trip.
+fn sent_within(time: Duration, window: u64, round_trip: Duration) -> usize {
+    let sent = u128::from(window) * time.as_nanos() / round_trip.as_nanos().max(1);
+    usize::try_from(sent).unwrap_or(usize::MAX)
 }
 
 impl Source for quinn::Connection {

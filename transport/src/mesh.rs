@@ -10,6 +10,7 @@ mod pool;
 mod quic;
 mod session;
 mod stream;
+mod viewer;
 
 use std::{
     io,
@@ -47,6 +48,7 @@ pub use crate::overlay::Leases;
 pub use self::{
     session::Session,
     stream::{RecvStream, SendStream},
+    viewer::{NoTrace, Noted, Of, Sessions, Viewer},
 };
 
 /// What a mesh endpoint needs to know.
@@ -93,13 +95,21 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            shards: 2,
+            shards: shards(),
             session_window: 4 * 1024 * 1024,
             session_streams: 256,
             sessions_per_connection: 4096,
             open_timeout: Duration::from_secs(15),
         }
     }
+}
+
+/// A connection is one task, which keeps one core busy at most: one for each core. Two at least, so that sessions
+/// outlive one that dies, and eight at most, as each is kept alive and takes a handshake at a peer that was started
+/// anew.
+fn shards() -> usize {
+    let cores = std::thread::available_parallelism();
+    cores.map_or(2, std::num::NonZero::get).clamp(2, 8)
 }
 
 /// Sessions asked for that nobody accepted yet. Whoever accepts only hands them on, so 256 are more
@@ -243,6 +253,11 @@ impl Endpoint {
     /// Says to transit relays from now on where this node is, because nobody reaches it otherwise: at which ones.
     pub fn attach(&self) -> watch::Receiver<Attached> {
         self.inner.overlay.attach()
+    }
+
+    /// Looks at it, and does not keep it.
+    pub fn viewer(&self) -> Viewer {
+        Viewer::new(&self.inner)
     }
 
     /// The paths to `peer`: none when nobody wants anything of it.
@@ -403,7 +418,7 @@ impl Inner {
             self.requests.clone(),
         );
         count("done");
-        tracing::info!(peer = %link.peer, side = label, remote = %link.connection.remote_address(), "mesh connection made");
+        tracing::info!(peer = %link.peer, number = link.number, side = label, remote = %link.connection.remote_address(), "mesh connection made");
         {
             let mut links = core::lock(&self.links);
             links.retain(|link| link.strong_count() > 0);
@@ -416,7 +431,7 @@ impl Inner {
             serving.clone().serve().await;
             connections.decrement(1.0);
             let reason = serving.connection.close_reason();
-            tracing::info!(peer = %serving.peer, reason = reason.map(|r| r.to_string()), "mesh connection over");
+            tracing::info!(peer = %serving.peer, number = serving.number, reason = reason.map(|r| r.to_string()), "mesh connection over");
         });
         // The roster may have changed since it was looked at and before the link was listed.
         self.check(&self.config.roster.borrow().clone());
@@ -518,14 +533,13 @@ impl Inner {
             return Err(OpenError::Unknown(peer.clone()));
         }
         let connections = self.pool.peer(peer, self.config.limits.shards);
+        let (inner, dialled) = (self.clone(), peer.clone());
+        let dial = async move { inner.dial(&dialled).await };
         let linked = match soon {
-            None => connections.link(async || self.dial(peer).await).await,
+            None => connections.link(dial).await,
             // In a task of its own, which goes on for as long as dialling does.
             Some(soon) => {
-                let (inner, peer) = (self.clone(), peer.clone());
-                let linking = tokio::spawn(async move {
-                    connections.link(async || inner.dial(&peer).await).await
-                });
+                let linking = tokio::spawn(async move { connections.link(dial).await });
                 match tokio::time::timeout(soon, linking).await {
                     Ok(Ok(linked)) => linked,
                     Ok(Err(ended)) => Err(ended.to_string()),

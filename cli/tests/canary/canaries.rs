@@ -7,7 +7,7 @@ use std::{
 
 use wavry_credentials::random;
 
-use crate::scanner::Scanner;
+use crate::support::scanner::Scanner;
 
 /// Letters and digits of one canary.
 const LENGTH: usize = 24;

@@ -15,6 +15,7 @@ pub(crate) mod keyvault;
 pub(crate) mod lossy;
 pub(crate) mod peer;
 pub(crate) mod plain;
+pub(crate) mod scanner;
 pub(crate) mod witness;
 
 use std::{
@@ -91,10 +92,14 @@ pub(crate) fn stderr(output: &Output) -> String {
 }
 
 /// A child that is killed when dropped.
-struct Guard(Option<Child>);
+pub(crate) struct Guard(Option<Child>);
 
 impl Guard {
-    fn get(&mut self) -> &mut Child {
+    pub(crate) fn of(child: Child) -> Self {
+        Self(Some(child))
+    }
+
+    pub(crate) fn get(&mut self) -> &mut Child {
         self.0
             .as_mut()
             .expect("the child is here until it was waited for")
@@ -228,7 +233,8 @@ impl Dev {
     }
 }
 
-fn signal_and_wait(child: &mut Guard, name: &str) -> ExitStatus {
+/// Sends a signal to a child and waits for its end.
+pub(crate) fn signal_and_wait(child: &mut Guard, name: &str) -> ExitStatus {
     signal(child.get().id(), name);
     let deadline = Instant::now() + DEADLINE;
     loop {

@@ -345,3 +345,11 @@ async fn the_task_ends_with_the_connection_whoever_reads() {
         assert_eq!(Arc::strong_count(&connection), 1, "{sessions} sessions");
     }
 }
+
+#[test]
+fn a_connection_sends_a_window_in_a_round_trip() {
+    let ms = Duration::from_millis;
+    assert_eq!(sent_within(ms(50), 20_000, ms(100)), 10_000);
+    assert_eq!(sent_within(ms(50), 20_000, ms(10)), 100_000);
+    assert_eq!(sent_within(ms(50), u64::MAX, Duration::ZERO), usize::MAX);
+}

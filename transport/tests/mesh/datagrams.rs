@@ -6,14 +6,18 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+use wavry_proto::overlay::transit::Limits;
 use wavry_transport::session::{DatagramError, Session};
 
-use crate::nodes::{Cluster, one_connection, session};
+use crate::{
+    nodes::{Cluster, one_connection, session},
+    transit::{Ends, Relay},
+};
 
 /// Counts by name and labels.
 #[derive(Default)]
@@ -118,4 +122,55 @@ async fn every_datagram_arrives_or_is_counted_as_dropped() {
         other.recv_datagram().await.unwrap();
         assert_eq!(counts.dropped("unknown_session"), 1);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn datagrams_that_a_slow_path_does_not_take_are_dropped_and_not_late() {
+    // 8 Mbit/s, and twice of that is sent: the send buffer alone would hold half a second of it.
+    const LINK: u64 = 1_000_000;
+    const LASTS: Duration = Duration::from_secs(3);
+    let ends = Ends::new();
+    let _relay = Relay::on_a_link(&ends.cluster, "t1", Limits::default(), Some(LINK));
+    ends.cut();
+    let (here, there) = ends.session().await;
+    let begun = Instant::now();
+    let sending = async {
+        let mut dropped = 0;
+        let mut tick = tokio::time::interval(Duration::from_millis(1));
+        while begun.elapsed() < LASTS {
+            tick.tick().await;
+            for _ in 0..2 {
+                let mut datagram = vec![0; 1_000];
+                let sent = begun.elapsed().as_micros() as u64;
+                datagram[..8].copy_from_slice(&sent.to_be_bytes());
+                match here.send_datagram(datagram.into()) {
+                    Ok(()) => {}
+                    Err(DatagramError::Full) => dropped += 1,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+        dropped
+    };
+    let receiving = async {
+        let mut late = Vec::new();
+        while let Ok(Ok(datagram)) =
+            tokio::time::timeout(Duration::from_secs(1), there.recv_datagram()).await
+        {
+            let sent = u64::from_be_bytes(*datagram.first_chunk().unwrap());
+            late.push(begun.elapsed() - Duration::from_micros(sent));
+        }
+        late
+    };
+    let (dropped, mut late) = tokio::join!(sending, receiving);
+    // How fast the path is, is known by then.
+    late.drain(..late.len() / 2);
+    late.sort();
+    let (half, most) = (late[late.len() / 2], late[late.len() - 1]);
+    println!(
+        "{dropped} dropped; of {} half were under way for {half:?}, all for {most:?}",
+        late.len()
+    );
+    assert!(dropped > 0 && late.len() > 500);
+    assert!(half < Duration::from_millis(250), "{half:?}");
 }

@@ -1,27 +1,19 @@
 //! Strangers, revoked nodes, peers that vanish.
 
 use std::{
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::{Context, Poll},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use quinn::{
-    AsyncUdpSocket, UdpPoller,
-    udp::{RecvMeta, Transmit},
-};
 use wavry_transport::{
-    mesh::{self, Endpoint, Limits, OpenError},
+    mesh::{Endpoint, Limits, OpenError},
     session::{Closed, Session},
 };
 
-use crate::nodes::{Cluster, Key, id, request, session};
+use crate::{
+    nodes::{Cluster, Key, id, request, session},
+    wire::Wire,
+};
 
 #[tokio::test]
 async fn a_node_that_the_roster_does_not_list_gets_no_session() {
@@ -85,64 +77,21 @@ async fn a_key_that_is_added_and_removed_again_leaves_the_sessions_of_the_other_
     );
 }
 
-/// A socket whose packets can be made to vanish, in both directions, as when its host dies.
-#[derive(Debug)]
-struct Mortal {
-    inner: Arc<dyn AsyncUdpSocket>,
-    dead: Arc<AtomicBool>,
-}
-
-impl AsyncUdpSocket for Mortal {
-    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        self.inner.clone().create_io_poller()
-    }
-
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        if self.dead.load(Ordering::SeqCst) {
-            return Ok(());
-        }
-        self.inner.try_send(transmit)
-    }
-
-    fn poll_recv(
-        &self,
-        cx: &mut Context<'_>,
-        bufs: &mut [io::IoSliceMut<'_>],
-        meta: &mut [RecvMeta],
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            let received = std::task::ready!(self.inner.poll_recv(cx, bufs, meta));
-            if !self.dead.load(Ordering::SeqCst) {
-                return Poll::Ready(received);
-            }
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.inner.local_addr()
-    }
-}
-
 #[tokio::test]
 async fn a_peer_that_vanishes_without_a_word_is_noticed_within_two_seconds() {
     let cluster = Cluster::new();
     let a = cluster.node("a");
-    let dead = Arc::new(AtomicBool::new(false));
-    let key = Arc::new(Key::generate());
-    let socket = Arc::new(Mortal {
-        inner: mesh::bind("127.0.0.1:0".parse().unwrap()).unwrap(),
-        dead: dead.clone(),
-    });
-    let b = Endpoint::new(socket, cluster.config("b", &key, Limits::default())).unwrap();
+    let (key, wire) = (Arc::new(Key::generate()), Wire::new());
+    let b = Endpoint::new(wire.clone(), cluster.config("b", &key, Limits::default())).unwrap();
     cluster.list("b", key.public, b.local_addr());
     let (here, _there) = session(&a, "b", &b).await;
-    dead.store(true, Ordering::SeqCst);
+    wire.set_dead(true);
     let vanished = Instant::now();
     assert!(matches!(here.closed().await, Closed::Lost(_)));
     let took = vanished.elapsed();
     assert!(took <= Duration::from_secs(2), "took {took:?}");
     // And it is found again under the same address once it is back.
-    dead.store(false, Ordering::SeqCst);
+    wire.set_dead(false);
     session(&a, "b", &b).await;
 }
 
@@ -151,19 +100,14 @@ async fn a_peer_that_has_vanished_is_given_up_within_a_second_by_who_can_do_with
     const SOON: Duration = Duration::from_millis(500);
     let cluster = Cluster::new();
     let a = cluster.node("a");
-    let dead = Arc::new(AtomicBool::new(false));
-    let key = Arc::new(Key::generate());
-    let socket = Arc::new(Mortal {
-        inner: mesh::bind("127.0.0.1:0".parse().unwrap()).unwrap(),
-        dead: dead.clone(),
-    });
-    let b = Endpoint::new(socket, cluster.config("b", &key, Limits::default())).unwrap();
+    let (key, wire) = (Arc::new(Key::generate()), Wire::new());
+    let b = Endpoint::new(wire.clone(), cluster.config("b", &key, Limits::default())).unwrap();
     cluster.list("b", key.public, b.local_addr());
     let (here, _there) = session(&a, "b", &b).await;
     assert!(a.round_trip_time(&id("b")).is_some());
     a.reach(&id("b")).await.unwrap();
 
-    dead.store(true, Ordering::SeqCst);
+    wire.set_dead(true);
     // Over the connection that is there, then without one: each a second attempt's time at most.
     for connected in [true, false] {
         if !connected {
@@ -176,7 +120,7 @@ async fn a_peer_that_has_vanished_is_given_up_within_a_second_by_who_can_do_with
         assert!(took < Duration::from_secs(1), "took {took:?}");
     }
     assert_eq!(a.round_trip_time(&id("b")), None);
-    dead.store(false, Ordering::SeqCst);
+    wire.set_dead(false);
     session(&a, "b", &b).await;
 }
 

@@ -2,20 +2,13 @@
 //! relays see of them.
 
 use std::{
-    collections::HashSet,
     io,
     net::{SocketAddr, UdpSocket},
-    pin::Pin,
-    sync::{Arc, Mutex},
-    task::{Context, Poll},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use quinn::{
-    AsyncUdpSocket, UdpPoller,
-    udp::{RecvMeta, Transmit},
-};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use wavry_proto::{
@@ -36,87 +29,16 @@ use wavry_transport::{
 use crate::{
     nodes::{Cluster, Credulous, Key, id, request, session},
     sessions::read_all,
+    wire::Wire,
 };
 
 /// Long enough for anything that happens at all.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
-/// A socket from which nothing goes to some addresses, and that keeps what goes through it.
-#[derive(Debug)]
-struct Wire {
-    inner: Arc<dyn AsyncUdpSocket>,
-    cut: Mutex<HashSet<SocketAddr>>,
-    /// The next packet of this kind is lost.
-    loses: Mutex<Option<Kind>>,
-    seen: Option<Mutex<Vec<u8>>>,
-}
-
-impl Wire {
-    fn new(captures: bool) -> Arc<Self> {
-        Arc::new(Self {
-            inner: mesh::bind("127.0.0.1:0".parse().unwrap()).unwrap(),
-            cut: Mutex::default(),
-            loses: Mutex::default(),
-            seen: captures.then(Mutex::default),
-        })
-    }
-
-    fn cut(&self, to: SocketAddr) {
-        self.cut.lock().unwrap().insert(to);
-    }
-
-    fn mend(&self) {
-        self.cut.lock().unwrap().clear();
-    }
-}
-
-impl AsyncUdpSocket for Wire {
-    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        self.inner.clone().create_io_poller()
-    }
-
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        if self.cut.lock().unwrap().contains(&transmit.destination) {
-            return Ok(());
-        }
-        let kind = Header::read(transmit.contents).map(|(header, _)| header.kind);
-        let mut loses = self.loses.lock().unwrap();
-        if loses.is_some() && *loses == kind {
-            *loses = None;
-            return Ok(());
-        }
-        drop(loses);
-        if let Some(seen) = &self.seen {
-            seen.lock().unwrap().extend_from_slice(transmit.contents);
-        }
-        self.inner.try_send(transmit)
-    }
-
-    fn poll_recv(
-        &self,
-        cx: &mut Context<'_>,
-        bufs: &mut [io::IoSliceMut<'_>],
-        meta: &mut [RecvMeta],
-    ) -> Poll<io::Result<usize>> {
-        self.inner.poll_recv(cx, bufs, meta)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.inner.local_addr()
-    }
-
-    fn max_transmit_segments(&self) -> usize {
-        self.inner.max_transmit_segments()
-    }
-
-    fn max_receive_segments(&self) -> usize {
-        self.inner.max_receive_segments()
-    }
-}
-
 /// A transit relay, until it is dropped.
 pub(crate) struct Relay {
     pub(crate) address: SocketAddr,
+    pub(crate) viewer: transit::Viewer,
     wire: Arc<Wire>,
     draining: CancellationToken,
     running: tokio::task::JoinHandle<()>,
@@ -137,7 +59,7 @@ impl Relay {
     ) -> Self {
         let key = Arc::new(Key::generate());
         let config = cluster.config(name, &key, mesh::Limits::default());
-        let wire = Wire::new(true);
+        let wire = Wire::that_captures();
         let transit = transit::Config {
             node: config.node,
             roster: config.roster,
@@ -149,7 +71,7 @@ impl Relay {
             link,
         };
         let transit = Transit::new(wire.clone(), transit).unwrap();
-        let address = transit.local_addr();
+        let (address, viewer) = (transit.local_addr(), transit.viewer());
         // As an exit it is not there at all: nothing answers at its address for that.
         cluster.list(name, key.public, "127.0.0.1:9".parse().unwrap());
         cluster.change(|roster| {
@@ -161,6 +83,7 @@ impl Relay {
         let running = tokio::spawn(transit.run(draining.clone(), stopped.clone()));
         Self {
             address,
+            viewer,
             wire,
             draining,
             running,
@@ -184,19 +107,19 @@ impl Relay {
 }
 
 /// Two nodes whose packets to each other can be cut.
-struct Ends {
-    cluster: Cluster,
-    a: Endpoint,
-    b: Endpoint,
+pub(crate) struct Ends {
+    pub(crate) cluster: Cluster,
+    pub(crate) a: Endpoint,
+    pub(crate) b: Endpoint,
     wires: [Arc<Wire>; 2],
 }
 
 impl Ends {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let cluster = Cluster::new();
         let [(a, at_a), (b, at_b)] = ["a", "b"].map(|name| {
             let key = Arc::new(Key::generate());
-            let wire = Wire::new(false);
+            let wire = Wire::new();
             let config = cluster.config(name, &key, mesh::Limits::default());
             let endpoint = Endpoint::new(wire.clone(), config).unwrap();
             cluster.list(name, key.public, endpoint.local_addr());
@@ -211,12 +134,12 @@ impl Ends {
     }
 
     /// Nothing goes from one to the other directly any more.
-    fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.wires[0].cut(self.b.local_addr());
         self.wires[1].cut(self.a.local_addr());
     }
 
-    async fn session(&self) -> (Session, Session) {
+    pub(crate) async fn session(&self) -> (Session, Session) {
         session(&self.a, "b", &self.b).await
     }
 
@@ -226,7 +149,7 @@ impl Ends {
     }
 
     /// Waits until `a` has such paths.
-    async fn until(&self, what: &str, is: impl Fn(&[View]) -> bool) {
+    pub(crate) async fn until(&self, what: &str, is: impl Fn(&[View]) -> bool) {
         let waiting = async {
             while !is(&self.a.paths(&id("b"))) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -237,7 +160,7 @@ impl Ends {
     }
 }
 
-fn proved_flows(views: &[View]) -> usize {
+pub(crate) fn proved_flows(views: &[View]) -> usize {
     let is = |view: &&View| {
         matches!(view.route, Route::Flow { .. }) && view.standing == Standing::Proved
     };
@@ -326,7 +249,7 @@ async fn nodes_that_cannot_reach_each_other_do_so_through_a_transit_relay() {
 async fn who_is_dialled_answers_although_its_own_path_is_proved_later() {
     let ends = Ends::new();
     // The answer to the first probe of b, which has to ask again: the handshake of a comes before that.
-    *ends.wires[0].loses.lock().unwrap() = Some(Kind::Pong);
+    ends.wires[0].lose_next(Kind::Pong);
     // What b says meanwhile is not lost: then QUIC would ask again after a second.
     let soon = Duration::from_millis(700);
     let answering = async {
@@ -337,7 +260,7 @@ async fn who_is_dialled_answers_although_its_own_path_is_proved_later() {
     let to = id("b");
     let (opened, _there) = tokio::join!(ends.a.open_soon(&to, request("/"), soon), answering);
     assert!(opened.is_ok(), "{:?}", opened.err());
-    assert!(ends.wires[0].loses.lock().unwrap().is_none());
+    assert!(!ends.wires[0].is_to_lose());
 }
 
 #[tokio::test]
@@ -360,7 +283,7 @@ async fn two_transit_relays_one_behind_the_other_carry_a_session() {
     question_and_answer(&there, &here).await;
     assert_eq!(via(ends.active().unwrap().route), first.address);
     // Neither answered by itself: packets of b came to the second one.
-    let seen = second.wire.seen.as_ref().unwrap().lock().unwrap().len();
+    let seen = second.wire.seen().len();
     assert!(seen > 2 * 1288, "{seen}");
 }
 
@@ -478,7 +401,7 @@ async fn a_relay_sees_nothing_of_what_it_carries() {
     send.finish().unwrap();
     let mut recv = there.accept_uni().await.unwrap();
     assert_eq!(read_all(&mut recv).await, CANARY.repeat(200));
-    let seen = relay.wire.seen.as_ref().unwrap().lock().unwrap().clone();
+    let seen = relay.wire.seen();
     assert!(seen.len() > 200 * CANARY.len(), "{}", seen.len());
     assert!(!seen.windows(8).any(|bytes| bytes == &CANARY[..8]));
     // Its own ids it does see: the capture is one.
@@ -514,7 +437,7 @@ async fn a_relay_forwards_nothing_for_strangers_and_to_nobody_else() {
     }
     // What came before them came through, so they were looked at.
     question_and_answer(&here, &there).await;
-    let seen = relay.wire.seen.as_ref().unwrap().lock().unwrap().clone();
+    let seen = relay.wire.seen();
     assert!(!seen.windows(32).any(|bytes| bytes == [0x41; 32]));
     assert_eq!(
         stranger.recv(&mut [0; 2000]).unwrap_err().kind(),
@@ -574,10 +497,10 @@ async fn a_node_that_is_revoked_is_forwarded_for_no_more() {
     ends.cluster.unlist("b");
     here.closed().await;
     assert!(ends.a.open(&id("b"), request("/")).await.is_err());
-    let before = relay.wire.seen.as_ref().unwrap().lock().unwrap().len();
+    let before = relay.wire.seen().len();
     let refused = ends.a.open(&id("b"), request("/")).await;
     assert!(refused.is_err());
-    let after = relay.wire.seen.as_ref().unwrap().lock().unwrap().len();
+    let after = relay.wire.seen().len();
     assert_eq!(before, after);
 }
 
