@@ -115,11 +115,6 @@ fn it_renews_its_certificate_and_lets_in_whom_the_roster_lists_and_starts_withou
     vault.does("POST", "/v1/auth/cert/certs/gateways", &role);
     vault.does(
         "POST",
-        "/v1/sys/mounts/secret",
-        &json!({"type": "kv", "options": {"version": "2"}}),
-    );
-    vault.does(
-        "POST",
         "/v1/secret/data/a",
         &json!({"data": {"value": "kept"}}),
     );
