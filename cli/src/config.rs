@@ -22,7 +22,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use wavry_credentials::redact::Place;
 use wavry_proto::config::Invalid;
 
-use crate::{log, ops};
+use crate::{
+    log, ops,
+    roles::{Gateway, Relay},
+};
 
 /// Tables that a file or a variable may have.
 const TABLES: [&str; 6] = ["master", "keyvault", "gateway", "relay", "ops", "log"];
@@ -159,6 +162,19 @@ pub(crate) fn load<T: Table>(
     })
 }
 
+/// Where the ops listener is of the gateway or relay that a file configures.
+pub(crate) fn ops_of_node(
+    file: &Path,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<ops::Config, Error> {
+    let document = parse_file(file)?;
+    let flags = Flags::default();
+    match document.as_table().contains_key(Relay::NAME) {
+        true => Layers::read::<Relay>(Some(file), environment, &flags)?.ops(Relay::OPS),
+        false => Layers::read::<Gateway>(Some(file), environment, &flags)?.ops(Gateway::OPS),
+    }
+}
+
 /// The places that can set a key, kept to tell which one did.
 struct Layers<'a> {
     path: Option<PathBuf>,
@@ -189,6 +205,17 @@ impl<'a> Layers<'a> {
             }
         }
         Ok(layers)
+    }
+
+    /// `[ops]` alone, of a role whose listener is at `listen` unless it is said where.
+    fn ops(&self, listen: &str) -> Result<ops::Config, Error> {
+        let figment = Figment::new()
+            .merge(Serialized::default("ops", ops::Raw::at(listen)))
+            .merge(Layer("file", self.file_values()))
+            .merge(Layer("environment", nested(self.environment.iter())));
+        let raw: ops::Raw = self.extract(&figment, "ops")?;
+        raw.try_into()
+            .map_err(|invalid| self.invalid(&figment, "ops", invalid))
     }
 
     fn file_values(&self) -> Dict {

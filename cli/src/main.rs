@@ -8,6 +8,7 @@ mod config;
 mod demo;
 mod dev;
 mod log;
+mod mesh;
 mod operate;
 mod ops;
 mod probe;
@@ -60,6 +61,9 @@ enum Command {
     /// Look at the cluster's gateways and relays, and revoke them (see also `wavry relay identity`)
     #[command(subcommand, after_long_help = NODE_HELP)]
     Node(operate::NodeCommand),
+    /// Look at the mesh: nodes, paths in use, flows and leases, and how long packets take to each hop
+    #[command(subcommand, after_long_help = MESH_HELP)]
+    Mesh(mesh::MeshCommand),
     /// Look at services, and make, change and delete them
     #[command(subcommand, after_long_help = SERVICE_HELP)]
     Service(operate::ServiceCommand),
@@ -276,6 +280,22 @@ on, and live ones stay where they are.
 A revoked node leaves the roster at once, and every node closes its connections to it. Its keys never
 register again. To take it back, provision it anew, 30 s later or more, with a new identity.";
 
+const MESH_HELP: &str = "\
+  wavry mesh paths                                # of the gateway and the relay on this host
+  wavry mesh paths exit-1 --config /etc/wavry/gateway.toml --watch
+  wavry mesh flows --ops http://10.0.0.1:9641,http://10.0.0.2:9641 --json
+  wavry mesh transit --ops 10.0.0.7:9642          # what a transit relay carries, and what it drops
+  wavry mesh trace exit-1                         # each relay on the way, measured now
+  wavry mesh trace --session 4711                 # the same, for a session by its id in the node's log
+  wavry mesh nodes                                # needs a master: see `wavry node`
+
+Nodes tell at their ops listeners (GET /mesh, GET /mesh/trace), which are on loopback unless ops.allow_remote
+is set: ask on the node's host, or through an SSH tunnel.
+
+A trace has a row for each relay on the way and one for the peer. LAST is the newest round trip, ADDED what it
+takes longer than to the hop before, and * stands for no answer. A relay's answer is a verdict on a claim, which
+takes the way of packets and the relay some tens of microseconds.";
+
 const SERVICE_HELP: &str = "\
   export WAVRY_MASTER=https://master.example:8443 WAVRY_CA_FILE=ca.crt
   export WAVRY_OPERATOR_TOKEN_FILE=operator.token       # see `wavry token operator`
@@ -384,6 +404,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Sample(args) => sample::run(&args).await?,
         Command::Provision(args) => provision::node(&args).await?,
         Command::Node(command) => operate::node(&command).await?,
+        Command::Mesh(command) => mesh::run(&command).await?,
         Command::Service(command) => operate::service(&command).await?,
         Command::Token(Token::Session(args)) => provision::session(&args).await?,
         Command::Token(Token::Operator(args)) => provision::operator(&args).await?,

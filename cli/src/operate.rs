@@ -215,8 +215,7 @@ pub(crate) struct Master {
 pub(crate) async fn node(command: &NodeCommand) -> anyhow::Result<()> {
     match command {
         NodeCommand::List(master) => {
-            let page = |page: NodePage| (page.nodes, page.next);
-            let nodes = master.open().await?.all("/v1/nodes", page).await?;
+            let nodes = nodes(master).await?;
             match master.json {
                 true => say_json(&nodes),
                 false => say_table(&HEADINGS, &nodes.iter().map(row).collect::<Vec<_>>()),
@@ -270,6 +269,12 @@ pub(crate) async fn node(command: &NodeCommand) -> anyhow::Result<()> {
             }
         }
     }
+}
+
+/// All nodes that the master has.
+pub(crate) async fn nodes(master: &Master) -> anyhow::Result<Vec<NodeStatus>> {
+    let page = |page: NodePage| (page.nodes, page.next);
+    master.open().await?.all("/v1/nodes", page).await
 }
 
 /// Runs a command about services.
@@ -413,6 +418,11 @@ const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 impl Master {
+    /// Whether JSON is to be printed.
+    pub(crate) fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// Connects with the secret `operator_token`.
     async fn open(&self) -> anyhow::Result<Operator> {
         let token = Token::read(&source::read("operator_token")?);

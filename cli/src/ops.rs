@@ -1,5 +1,7 @@
-//! The ops listener of every role: `/metrics`, `/healthz`, `/readyz`. Plain HTTP, on loopback
+//! The ops listener of every role: `/metrics`, `/healthz`, `/readyz`, and of nodes `/mesh`. Plain HTTP, on loopback
 //! unless remote access is allowed in so many words.
+
+mod mesh;
 
 use std::{
     future::IntoFuture as _,
@@ -18,6 +20,8 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use wavry_proto::config::Invalid;
+
+pub(crate) use self::mesh::Mesh;
 
 /// What may stand in `[ops]`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -101,6 +105,7 @@ pub(crate) struct Ops {
     address: SocketAddr,
     metrics: PrometheusHandle,
     ready: Ready,
+    mesh: Mesh,
 }
 
 impl Ops {
@@ -109,6 +114,7 @@ impl Ops {
         config: &Config,
         metrics: PrometheusHandle,
         ready: Ready,
+        mesh: Mesh,
     ) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(config.listen)
             .await
@@ -119,6 +125,7 @@ impl Ops {
             address,
             metrics,
             ready,
+            mesh,
         })
     }
 
@@ -137,7 +144,7 @@ impl Ops {
                 metrics.run_upkeep();
             }
         };
-        let router = router(self.metrics, self.ready);
+        let router = router(self.metrics, self.ready).merge(self.mesh.routes());
         tokio::select! {
             result = axum::serve(self.listener, router).into_future() => {
                 if let Err(error) = result {
@@ -208,7 +215,7 @@ mod tests {
         let config = Config {
             listen: ([127, 0, 0, 1], 0).into(),
         };
-        let ops = Ops::bind(&config, recorder.handle(), ready.clone())
+        let ops = Ops::bind(&config, recorder.handle(), ready.clone(), Mesh::default())
             .await
             .unwrap();
         let address = ops.address();
@@ -235,11 +242,42 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_role_without_a_part_in_the_mesh_says_so_and_one_that_starts_does_too() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let config = Config {
+            listen: ([127, 0, 0, 1], 0).into(),
+        };
+        let mesh = Mesh::default();
+        let (metrics, ready) = (recorder.handle(), Ready::default());
+        let ops = Ops::bind(&config, metrics, ready, mesh.clone())
+            .await
+            .unwrap();
+        let address = ops.address();
+        let shutdown = CancellationToken::new();
+        let running = tokio::spawn(ops.run(shutdown.clone()));
+        for path in ["/mesh", "/mesh/trace?peer=exit"] {
+            let (status, text) = status_of(address, path).await;
+            assert_eq!(status, 503);
+            assert!(text.ends_with("the node starts\n"), "{text}");
+        }
+        mesh.serves(None);
+        assert_eq!(status_of(address, "/mesh").await.0, 404);
+        shutdown.cancel();
+        running.await.unwrap();
+    }
+
+    #[tokio::test]
     async fn a_taken_port_is_named() {
         let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let listen = taken.local_addr().unwrap();
         let metrics = PrometheusBuilder::new().build_recorder().handle();
-        let error = Ops::bind(&Config { listen }, metrics, Ready::default()).await;
+        let error = Ops::bind(
+            &Config { listen },
+            metrics,
+            Ready::default(),
+            Mesh::default(),
+        )
+        .await;
         let text = format!("{:#}", error.err().unwrap());
         assert!(text.contains(&listen.to_string()), "{text}");
     }

@@ -10,6 +10,7 @@ use std::{
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 use wavry_credentials::source::Finding;
+use wavry_transport::mesh::Viewer;
 
 use crate::{check, config, log, ops, ready, shutdown};
 
@@ -35,6 +36,10 @@ pub(crate) trait Role: config::Table {
             ready.set(true);
             pending().await
         }
+    }
+    /// Looks at its part of the mesh, if it has one.
+    fn viewer(_running: &Self::Running) -> Option<Viewer> {
+        None
     }
     /// Serves until `shutdown`, then drains.
     fn run(
@@ -98,7 +103,8 @@ pub(crate) async fn run<R: Role>(args: &Args, flags: &config::Flags) -> anyhow::
         shutdown::on_stdin_end(shutdown.clone());
     }
     let is_ready = ops::Ready::default();
-    let ops = ops::Ops::bind(&ops, metrics, is_ready.clone()).await?;
+    let mesh = ops::Mesh::default();
+    let ops = ops::Ops::bind(&ops, metrics, is_ready.clone(), mesh.clone()).await?;
     let ops_address = ops.address();
     // Ops answers until the very end, also while the role drains.
     let ops_shutdown = CancellationToken::new();
@@ -109,6 +115,7 @@ pub(crate) async fn run<R: Role>(args: &Args, flags: &config::Flags) -> anyhow::
         () = shutdown.cancelled() => return Ok(()),
     };
     let address = R::address(&running);
+    mesh.serves(R::viewer(&running));
     is_ready.set(true);
     let readiness = R::keep_ready(&running, is_ready.clone());
     tracing::info!(role = R::NAME, %address, ops = %ops_address, "serving");
@@ -233,6 +240,7 @@ mod tests {
             include_str!("../../deploy/prometheus/certificates.rules.yml"),
             include_str!("../../deploy/prometheus/identity.rules.yml"),
             include_str!("../../deploy/prometheus/keyvault.rules.yml"),
+            include_str!("../../deploy/prometheus/mesh.rules.yml"),
         ];
         for rules in rules {
             let words = rules.split(|c: char| c != '_' && !c.is_ascii_alphanumeric());

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use wavry_credentials::source::Finding;
 use wavry_master::keyvault;
 use wavry_proto::config::Invalid;
+use wavry_transport::mesh::Viewer;
 
 use crate::{
     backup,
@@ -140,6 +141,10 @@ impl Role for Gateway {
         ready_while(ready, running.roster(), |roster| !roster.is_empty())
     }
 
+    fn viewer(running: &Self::Running) -> Option<Viewer> {
+        Some(running.viewer())
+    }
+
     async fn run(running: Self::Running, shutdown: CancellationToken) -> anyhow::Result<()> {
         Ok(running.run(shutdown).await?)
     }
@@ -169,6 +174,10 @@ impl Role for Relay {
         ready: Ready,
     ) -> impl Future<Output = Infallible> + Send + use<> {
         ready_while(ready, running.roster(), |roster| !roster.is_empty())
+    }
+
+    fn viewer(running: &Self::Running) -> Option<Viewer> {
+        Some(running.viewer())
     }
 
     async fn run(running: Self::Running, shutdown: CancellationToken) -> anyhow::Result<()> {

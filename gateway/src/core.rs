@@ -45,6 +45,8 @@ pub(crate) struct Core {
     pub(crate) standing: Standings,
     pub(crate) mesh: mesh::Endpoint,
     pub(crate) exits: Exits,
+    /// Where live sessions are.
+    pub(crate) sessions: mesh::Sessions,
     pub(crate) limits: Limits,
     /// Until when live sessions with tokens may live.
     pub(crate) expiries: Arc<expiry::Table>,
@@ -83,6 +85,7 @@ impl Core {
             standing: Standings::default(),
             mesh,
             exits: Exits::default(),
+            sessions: mesh::Sessions::default(),
             limits: Limits::new(
                 config.max_sessions,
                 config.sessions_per_ip,

@@ -192,6 +192,12 @@ impl Gateway {
         self.membership.roster()
     }
 
+    /// Looks at its part of the mesh.
+    pub fn viewer(&self) -> mesh::Viewer {
+        let core = &self.front.core;
+        core.mesh.viewer().with_sessions(core.sessions.clone())
+    }
+
     /// Serves until `shutdown`, then drains and returns within `drain_timeout` and a few seconds.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
         let outcome = tokio::select! {
@@ -262,14 +268,15 @@ impl Front {
     /// Takes one request as far as it gets, in a task of its own.
     fn take(&self, requested: webtransport::Requested) {
         let core = self.core.clone();
+        let id = core.next_id();
         let span = info_span!(
             "session",
-            id = core.next_id(),
+            id,
             client = %requested.remote_address(),
             service = tracing::field::Empty,
         );
         self.sessions
-            .spawn(async move { session::serve(&core, requested).await }.instrument(span));
+            .spawn(async move { session::serve(&core, id, requested).await }.instrument(span));
     }
 
     /// Lets sessions finish until the deadline and closes the rest. Requests get 503.

@@ -45,12 +45,12 @@ const MAX_ATTEMPTS: usize = 3;
 /// session reaches one that lives within a second or so of two that do not.
 const SOON: Duration = Duration::from_millis(500);
 
-/// Takes one request as far as it gets.
-pub(crate) async fn serve(core: &Core, requested: webtransport::Requested) {
+/// Takes one request as far as it gets; `number` is its id in the log.
+pub(crate) async fn serve(core: &Core, number: u64, requested: webtransport::Requested) {
     if refresh::is_meant(&requested.request().path) {
         return refresh::serve(core, requested, since_epoch().as_secs()).await;
     }
-    let authenticated = match Accepted::new(core, requested).authenticate() {
+    let authenticated = match Accepted::new(core, number, requested).authenticate() {
         Ok(authenticated) => authenticated,
         Err(refused) => return refused.answer().await,
     };
@@ -67,6 +67,7 @@ pub(crate) async fn serve(core: &Core, requested: webtransport::Requested) {
 /// A session that a client asks for.
 struct Accepted<'c> {
     core: &'c Core,
+    number: u64,
     requested: Box<webtransport::Requested>,
     since: Instant,
 }
@@ -100,6 +101,7 @@ struct Live<'c> {
     exit: mesh::Session,
     load: Load<'c>,
     _permit: Permit,
+    _noted: mesh::Noted,
 }
 
 /// A request that does not become a session.
@@ -111,10 +113,11 @@ struct Refused<'c> {
 }
 
 impl<'c> Accepted<'c> {
-    fn new(core: &'c Core, requested: webtransport::Requested) -> Self {
+    fn new(core: &'c Core, number: u64, requested: webtransport::Requested) -> Self {
         let since = Instant::now();
         Self {
             core,
+            number,
             requested: Box::new(requested),
             since,
         }
@@ -281,6 +284,7 @@ impl<'c> Routed<'c> {
             service,
             expiry,
             client,
+            _noted: core.sessions.note(accepted.number, &exit),
             exit,
             load,
             _permit: permit,

@@ -12,6 +12,7 @@
 //! * [`mesh`]: the frames that carry a session between two nodes.
 //! * [`overlay`]: how packets between two nodes come over one of several paths.
 //! * [`control`]: messages between nodes and the master, and the roster.
+//! * [`view`]: what a node tells of its part of the mesh.
 //! * [`placement`]: by what a gateway chooses among exits.
 //! * [`token`]: the outside of a PASETO token: its grammar, its purpose, its claims.
 //! * [`config`], [`duration`]: what is wrong with configuration, and durations as people write them.
@@ -27,4 +28,5 @@ pub mod placement;
 pub mod session;
 pub mod token;
 pub mod varint;
+pub mod view;
 pub mod webtransport;

@@ -8,6 +8,7 @@
 //! * [`lease`]: who may have a flow carried.
 //! * [`packet`]: what the packets look like.
 //! * [`paths`]: which paths to a peer there are, how they do, and which one is taken.
+//! * [`round_trip`]: how long a peer's or a relay's answer takes.
 //! * [`ways`]: through which transit relays a peer is reached.
 //! * [`passage`]: a path through them, as the node at its end makes it.
 //! * [`attachment`]: a place at a transit relay, of a node that cannot be reached otherwise.
@@ -22,6 +23,7 @@ pub mod lease;
 pub mod packet;
 pub mod passage;
 pub mod paths;
+pub mod round_trip;
 #[cfg(test)]
 mod simulation;
 pub mod transit;

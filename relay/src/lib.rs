@@ -89,6 +89,8 @@ struct Exit {
     /// What goes through mirrored sessions.
     ledger: Ledger,
     requests: AtomicU64,
+    /// Where live sessions are.
+    sessions: mesh::Sessions,
     /// The relay takes no new sessions, and live ones are asked to finish.
     draining: CancellationToken,
     /// Live sessions are closed.
@@ -203,6 +205,13 @@ impl Relay {
         self.membership.roster()
     }
 
+    /// Looks at its part of the mesh.
+    pub fn viewer(&self) -> mesh::Viewer {
+        let transit = self.transit.as_ref().map(Forwarding::viewer);
+        let viewer = self.mesh.viewer().with_transit(transit);
+        viewer.with_sessions(self.exit.sessions.clone())
+    }
+
     /// Serves until `shutdown`, then drains and returns within `drain_timeout` and a few seconds.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), RunError> {
         let mut attached = self.attached.take();
@@ -292,6 +301,7 @@ impl Exit {
             max_sessions,
             ledger: Ledger::default(),
             requests: AtomicU64::new(0),
+            sessions: mesh::Sessions::default(),
             draining: CancellationToken::new(),
             closing: CancellationToken::new(),
         }
@@ -300,18 +310,19 @@ impl Exit {
     /// Serves one session in a task of its own.
     fn take(self: &Arc<Self>, requested: mesh::Requested, sessions: &TaskTracker) {
         let exit = self.clone();
+        let id = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
         let span = info_span!(
             "session",
-            id = self.requests.fetch_add(1, Ordering::Relaxed) + 1,
+            id,
             gateway = %requested.peer(),
             service = %requested.open().service,
             client = %requested.open().client,
         );
-        sessions.spawn(async move { exit.serve(requested).await }.instrument(span));
+        sessions.spawn(async move { exit.serve(id, requested).await }.instrument(span));
     }
 
-    /// Takes one session as far as it gets.
-    async fn serve(&self, requested: mesh::Requested) {
+    /// Takes one session as far as it gets; `number` is its id in the log.
+    async fn serve(&self, number: u64, requested: mesh::Requested) {
         if self.draining.is_cancelled() {
             return refuse(requested, "draining", 503).await;
         }
@@ -345,6 +356,7 @@ impl Exit {
         match requested.accept(response).await {
             Ok(session) => {
                 let _live = Live::new(&service, upstream.kind());
+                let _noted = self.sessions.note(number, &session);
                 let reason = self.carry(session, &dialled).await;
                 counter!(names::ENDED, "service" => service, "reason" => reason).increment(1);
             }

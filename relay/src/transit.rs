@@ -22,6 +22,7 @@ pub(crate) struct Forwarding {
     stopped: CancellationToken,
     /// Closed when the thread is over.
     over: oneshot::Receiver<()>,
+    viewer: transit::Viewer,
 }
 
 impl Forwarding {
@@ -65,7 +66,7 @@ impl Forwarding {
                     match transit {
                         Ok(transit) => {
                             // Whoever waits for it may have given up.
-                            let _ = bound.send(Ok(transit.local_addr()));
+                            let _ = bound.send(Ok((transit.local_addr(), transit.viewer())));
                             transit.run(drains, stops).await;
                         }
                         Err(error) => {
@@ -75,7 +76,7 @@ impl Forwarding {
                 });
             })?;
         let gone = |_| io::Error::other("the thread that forwards packets is gone");
-        let address = binding.await.map_err(gone)??;
+        let (address, viewer) = binding.await.map_err(gone)??;
         let advertised = match config.advertise.is_empty() {
             true => vec![address],
             false => config.advertise.clone(),
@@ -86,12 +87,18 @@ impl Forwarding {
             draining,
             stopped,
             over,
+            viewer,
         })
     }
 
     /// The socket's address.
     pub(crate) fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Looks at it.
+    pub(crate) fn viewer(&self) -> transit::Viewer {
+        self.viewer.clone()
     }
 
     /// Where other nodes find it.

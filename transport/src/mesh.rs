@@ -10,6 +10,7 @@ mod pool;
 mod quic;
 mod session;
 mod stream;
+mod viewer;
 
 use std::{
     io,
@@ -47,6 +48,7 @@ pub use crate::overlay::Leases;
 pub use self::{
     session::Session,
     stream::{RecvStream, SendStream},
+    viewer::{NoTrace, Noted, Of, Sessions, Viewer},
 };
 
 /// What a mesh endpoint needs to know.
@@ -253,6 +255,11 @@ impl Endpoint {
         self.inner.overlay.attach()
     }
 
+    /// Looks at it, and does not keep it.
+    pub fn viewer(&self) -> Viewer {
+        Viewer::new(&self.inner)
+    }
+
     /// The paths to `peer`: none when nobody wants anything of it.
     pub fn paths(&self, peer: &NodeId) -> Vec<View> {
         self.inner.overlay.views(peer)
@@ -411,7 +418,7 @@ impl Inner {
             self.requests.clone(),
         );
         count("done");
-        tracing::info!(peer = %link.peer, side = label, remote = %link.connection.remote_address(), "mesh connection made");
+        tracing::info!(peer = %link.peer, number = link.number, side = label, remote = %link.connection.remote_address(), "mesh connection made");
         {
             let mut links = core::lock(&self.links);
             links.retain(|link| link.strong_count() > 0);
@@ -424,7 +431,7 @@ impl Inner {
             serving.clone().serve().await;
             connections.decrement(1.0);
             let reason = serving.connection.close_reason();
-            tracing::info!(peer = %serving.peer, reason = reason.map(|r| r.to_string()), "mesh connection over");
+            tracing::info!(peer = %serving.peer, number = serving.number, reason = reason.map(|r| r.to_string()), "mesh connection over");
         });
         // The roster may have changed since it was looked at and before the link was listed.
         self.check(&self.config.roster.borrow().clone());

@@ -37,6 +37,17 @@ pub const MESH_RETIRED: &str = "wavry_transport_mesh_retired_total";
 pub const MESH_VIOLATIONS: &str = "wavry_transport_mesh_violations_total";
 /// Times that another path to a peer was taken, by `cause` (`first`, `silent`, `gone`, `better`).
 pub const OVERLAY_SWITCHES: &str = "wavry_transport_overlay_switches_total";
+/// Peers that this node wants to reach or is heard by, by `state` (`reached`; `unreached`: wanted, and there is no
+/// path).
+pub const OVERLAY_PEERS: &str = "wavry_transport_overlay_peers";
+/// Paths to peers, by `standing` (`asked`, `proved`, `silent`).
+pub const OVERLAY_PATHS: &str = "wavry_transport_overlay_paths";
+/// Flows that this node keeps ready, by `state` (`open`: all relays on the way carry it; `closed`).
+pub const OVERLAY_FLOWS: &str = "wavry_transport_overlay_flows";
+/// Smoothed round trip of the path in use to a `peer`.
+pub const OVERLAY_ROUND_TRIP: &str = "wavry_transport_overlay_path_round_trip_seconds";
+/// Of the last probes of the path in use to a `peer`, the part that was lost.
+pub const OVERLAY_LOSS: &str = "wavry_transport_overlay_path_loss_ratio";
 /// Probes sent, by `kind` (`ping`, `pong`).
 pub const OVERLAY_PROBES: &str = "wavry_transport_overlay_probes_total";
 /// Packets that went over a second path too, as the one in use was in doubt.
@@ -270,6 +281,27 @@ pub fn describe() {
         OVERLAY_SWITCHES,
         Unit::Count,
         "Times that another path to a peer was taken"
+    );
+    describe_gauge!(
+        OVERLAY_PEERS,
+        Unit::Count,
+        "Peers that this node wants to reach or is heard by"
+    );
+    describe_gauge!(OVERLAY_PATHS, Unit::Count, "Paths to peers");
+    describe_gauge!(
+        OVERLAY_FLOWS,
+        Unit::Count,
+        "Flows that this node keeps ready"
+    );
+    describe_gauge!(
+        OVERLAY_ROUND_TRIP,
+        Unit::Seconds,
+        "Smoothed round trip of the path in use to a peer"
+    );
+    describe_gauge!(
+        OVERLAY_LOSS,
+        Unit::Count,
+        "Part of the last probes of the path in use to a peer that was lost, from 0 to 1"
     );
     describe_counter!(
         OVERLAY_PROBES,

@@ -9,9 +9,11 @@
 //! Sending copies a batch once, to put headers between its packets; receiving moves packets together in
 //! place. Neither allocates, and both keep segmentation offload (GSO, GRO).
 
+mod gauges;
 mod places;
 mod receive;
 mod table;
+mod view;
 
 use std::{
     cell::RefCell,
@@ -35,10 +37,10 @@ use wavry_proto::{
     id::NodeId,
     overlay::{
         Authenticator,
-        lease::{Offer, Source},
+        lease::{Offer, Source, Terms},
         packet::{Claim, HEADER_LEN, Header, Kind, Label, Probe},
         passage::Passage,
-        paths::{Paths, Ping, Route, Standing, Switch, View},
+        paths::{Paths, Ping, Route, Standing, View},
         ways,
     },
 };
@@ -114,6 +116,10 @@ impl Source for NoLeases {
     fn offer(&self, _: Label) -> Offer {
         Offer::Nothing
     }
+
+    fn terms(&self, _: Label) -> Option<Terms> {
+        None
+    }
 }
 
 /// A socket for a QUIC endpoint. See the [module](self).
@@ -157,8 +163,10 @@ impl Overlay {
             places: Places::default(),
             stopped: stopped.clone(),
         };
+        let shared = Arc::new(shared);
+        tokio::spawn(shared.clone().keep_gauges());
         Ok(Self {
-            shared: Arc::new(shared),
+            shared,
             overflow: Mutex::default(),
             _stop: stopped.drop_guard(),
         })
@@ -488,7 +496,7 @@ impl Shared {
             let sent = peer.sent.load(Ordering::Relaxed);
             let switch = paths.poll(now, sent, || self.draw(), &mut pings);
             if let Some(switch) = switch {
-                tell(peer, &switch);
+                self.switched(peer, switch, now);
             }
             self.publish(peer, &paths, now);
             for route in paths.doubted(now) {
@@ -588,12 +596,6 @@ fn forwards(roster: &Roster, route: Route) -> bool {
         Route::Direct(_) => true,
         Route::Flow { via, .. } => roster.nodes.iter().any(|node| node.transit.contains(&via)),
     }
-}
-
-fn tell(peer: &Peer, switch: &Switch) {
-    let cause = switch.cause.as_str();
-    ::metrics::counter!(metrics::OVERLAY_SWITCHES, "cause" => cause).increment(1);
-    tracing::info!(peer = %peer.id, from = ?switch.from, to = ?switch.to, cause, "path taken");
 }
 
 pub(crate) fn draw(random: &dyn SecureRandom) -> u64 {

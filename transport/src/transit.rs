@@ -5,7 +5,10 @@
 //! the link is full: then packets wait, and flows take turns ([`wavry_proto::overlay::egress`]).
 //! Claims are checked against the roster ([`wavry_proto::overlay::transit`]) and answered on the same socket.
 
+mod view;
+
 use std::{
+    collections::BTreeMap,
     future::{Future, poll_fn},
     io::{self, IoSliceMut},
     net::SocketAddr,
@@ -20,7 +23,10 @@ use quinn::{
     udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, Transmit},
 };
 use rustls::crypto::SecureRandom;
-use tokio::{sync::watch, time::MissedTickBehavior};
+use tokio::{
+    sync::{mpsc, watch},
+    time::MissedTickBehavior,
+};
 use tokio_util::sync::CancellationToken;
 use wavry_proto::{
     control::Roster,
@@ -34,6 +40,8 @@ use wavry_proto::{
     },
 };
 
+use self::view::Look;
+pub use self::view::Viewer;
 use crate::{
     metrics::{self, transit_drop},
     overlay::{canonical, draw, for_socket},
@@ -86,6 +94,11 @@ pub struct Transit {
     claims_left: u32,
     known_left: u32,
     tally: Tally,
+    /// What was done since the start, but for what is in `tally`.
+    total: Tally,
+    drops: Drops,
+    viewer: Viewer,
+    looks: mpsc::Receiver<Look>,
 }
 
 /// Packets of one flow that wait.
@@ -109,10 +122,30 @@ struct Tally {
     bytes: u64,
 }
 
+/// Packets that were not forwarded, by reason.
+#[derive(Default)]
+struct Drops(BTreeMap<&'static str, u64>);
+
+impl Drops {
+    fn count(&mut self, reason: &'static str, packets: u64) {
+        *self.0.entry(reason).or_default() += packets;
+        ::metrics::counter!(metrics::TRANSIT_DROPPED, "reason" => reason).increment(packets);
+    }
+
+    fn overdue(&mut self, batch: &Batch, reason: Overdue) {
+        self.count(reason.as_str(), batch.count() as u64);
+    }
+}
+
 impl Transit {
     /// One on `socket`, which is from [`mesh::bind`](crate::mesh::bind).
     pub fn new(socket: Arc<dyn AsyncUdpSocket>, config: Config) -> io::Result<Self> {
+        let (viewer, looks) = Viewer::new();
         Ok(Self {
+            viewer,
+            looks,
+            total: Tally::default(),
+            drops: Drops::default(),
             address: socket.local_addr()?,
             writable: socket.clone().create_io_poller(),
             socket,
@@ -132,6 +165,11 @@ impl Transit {
     /// The socket's address.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Looks at it while it runs.
+    pub fn viewer(&self) -> Viewer {
+        self.viewer.clone()
     }
 
     /// Forwards until `stopped`. Once `draining`, no flow is granted or prolonged, and it ends as soon as nothing
@@ -207,6 +245,8 @@ impl Transit {
             .set(self.flows.attached(Instant::now()) as f64);
         ::metrics::gauge!(metrics::TRANSIT_QUEUED).set(self.egress.bytes() as f64);
         let Tally { packets, bytes } = std::mem::take(&mut self.tally);
+        self.total.packets += packets;
+        self.total.bytes += bytes;
         ::metrics::counter!(metrics::TRANSIT_PACKETS).increment(packets);
         ::metrics::counter!(metrics::TRANSIT_BYTES).increment(bytes);
         packets > 0
@@ -214,6 +254,7 @@ impl Transit {
 
     /// Sends what waits, and takes what is there, once.
     fn poll_work(&mut self, cx: &mut Context<'_>, memory: &mut [u8]) -> Poll<io::Result<()>> {
+        self.poll_looks(cx);
         if self.refused.is_some() || !self.egress.is_empty() {
             self.flush(cx);
         }
@@ -254,7 +295,7 @@ impl Transit {
                 | Some(Header {
                     kind: Kind::Direct, ..
                 }) => {
-                    dropped(transit_drop::MALFORMED, 1);
+                    self.drops.count(transit_drop::MALFORMED, 1);
                     None
                 }
                 Some(header) if header.kind == Kind::Claim && self.claimed(packet, source, now) => {
@@ -306,7 +347,7 @@ impl Transit {
             let to = match self.flows.forward(id, source, count, batch.len(), now) {
                 Ok(to) => to,
                 Err(reason) => {
-                    dropped(reason.as_str(), count as u64);
+                    self.drops.count(reason.as_str(), count as u64);
                     continue;
                 }
             };
@@ -350,7 +391,7 @@ impl Transit {
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-            Err(_) => dropped(transit_drop::SEND_FAILED, count as u64),
+            Err(_) => self.drops.count(transit_drop::SEND_FAILED, count as u64),
         }
         true
     }
@@ -365,6 +406,8 @@ impl Transit {
             false => Class::Data,
         };
         let bytes = batch.packets.len();
+        let drops = &mut self.drops;
+        let overdue = |batch: Batch, reason| drops.overdue(&batch, reason);
         self.egress.push(flow, class, batch, bytes, now, overdue);
     }
 
@@ -381,6 +424,8 @@ impl Transit {
                 }
             }
             let refused = self.refused.take();
+            let drops = &mut self.drops;
+            let overdue = |batch: Batch, reason| drops.overdue(&batch, reason);
             let Some(batch) = refused.or_else(|| self.egress.pop(now, overdue)) else {
                 return;
             };
@@ -396,7 +441,7 @@ impl Transit {
     /// Rules on a claim; `false` where it is for another relay, and is to be forwarded as any packet.
     fn claimed(&mut self, packet: &[u8], source: SocketAddr, now: Instant) -> bool {
         let Ok(received) = Claim::read(packet) else {
-            dropped(transit_drop::MALFORMED, 1);
+            self.drops.count(transit_drop::MALFORMED, 1);
             return true;
         };
         let claim = &received.said;
@@ -423,11 +468,11 @@ impl Transit {
     /// Rules on an attach.
     fn attached(&mut self, packet: &[u8], source: SocketAddr, now: Instant) {
         let Ok(received) = Attach::read(packet) else {
-            return dropped(transit_drop::MALFORMED, 1);
+            return self.drops.count(transit_drop::MALFORMED, 1);
         };
         let attach = &received.said;
         if attach.to != self.config.node {
-            return dropped(transit_drop::MALFORMED, 1);
+            return self.drops.count(transit_drop::MALFORMED, 1);
         }
         let is_known = self.flows.knows(attach.place, &attach.from, source, now);
         let Some(roster) = self.authentic(&received, &attach.from, is_known) else {
@@ -454,7 +499,7 @@ impl Transit {
     ) -> Option<Arc<Roster>> {
         let roster = self.config.roster.borrow().clone();
         if roster.node(from).is_none() {
-            dropped(transit_drop::UNKNOWN_SENDER, 1);
+            self.drops.count(transit_drop::UNKNOWN_SENDER, 1);
             return None;
         }
         // Strangers who flood with the names of members do not end what is there.
@@ -463,13 +508,13 @@ impl Transit {
             false => &mut self.claims_left,
         };
         let Some(fewer) = left.checked_sub(1) else {
-            dropped(transit_drop::TOO_MANY_CLAIMS, 1);
+            self.drops.count(transit_drop::TOO_MANY_CLAIMS, 1);
             return None;
         };
         *left = fewer;
         let authenticator = &self.config.authenticator;
         if !authenticator.verify(from, &received.covered, &received.tags) {
-            dropped(transit_drop::UNAUTHENTICATED, 1);
+            self.drops.count(transit_drop::UNAUTHENTICATED, 1);
             return None;
         }
         Some(roster)
@@ -511,12 +556,4 @@ impl Transit {
     fn for_socket(&self, address: SocketAddr) -> SocketAddr {
         for_socket(self.address, address)
     }
-}
-
-fn overdue(batch: Batch, reason: Overdue) {
-    dropped(reason.as_str(), batch.count() as u64);
-}
-
-fn dropped(reason: &'static str, count: u64) {
-    ::metrics::counter!(metrics::TRANSIT_DROPPED, "reason" => reason).increment(count);
 }

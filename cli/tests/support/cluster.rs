@@ -77,8 +77,8 @@ impl Cluster {
         cluster
     }
 
-    /// A line of the table of `master`, `gateway` or `relay`: all of them, or only the first relay (`exit`) or those
-    /// beside it (`further`).
+    /// A line of the table of `master`, `gateway` or `relay`: all of them, or only the first relay (`exit`), those
+    /// beside it (`further`), or one of these by its name.
     pub(crate) fn set(&mut self, role: &'static str, line: &str) {
         let lines = self.settings.entry(role).or_default();
         writeln!(lines, "{line}").unwrap();
@@ -275,11 +275,12 @@ impl Cluster {
                 .args(services)
                 .arg(&directory));
             let text = format!(
-                "[relay]\nmesh_listen = \"{host}:0\"\nstate_dir = {:?}\n{node}\n{}\n{}\n\
+                "[relay]\nmesh_listen = \"{host}:0\"\nstate_dir = {:?}\n{node}\n{}\n{}\n{}\n\
                  [relay.upstreams.{}]\nurl = {:?}\n{OPS}\n",
                 directory.join("state"),
                 self.settings("relay"),
                 self.settings("further"),
+                self.settings(further.name),
                 further.service,
                 further.upstream
             );
@@ -400,11 +401,15 @@ impl Cluster {
 
     /// The same of a relay beside the first.
     pub(crate) fn metric_of(&self, relay: &str, name: &str) -> f64 {
+        sum(&super::http_get(&self.metrics_of(relay)).1, name)
+    }
+
+    /// Where the metrics of a relay beside the first are.
+    pub(crate) fn metrics_of(&self, relay: &str) -> String {
         let mut more = self.more.iter();
         let further = more.find(|further| further.name == relay).unwrap();
         let process = further.process.as_ref().expect("it runs");
-        let url = process.ready["ops"].as_str().unwrap();
-        sum(&super::http_get(url).1, name)
+        process.ready["ops"].as_str().unwrap().to_owned()
     }
 }
 
@@ -691,7 +696,7 @@ const OPS: &str = "[ops]\nlisten = \"127.0.0.1:0\"";
 
 /// The configuration of a relay beside the first.
 /// An address of this host that no other test has: a relay that is killed finds its port there when it comes back.
-fn own_host() -> Ipv4Addr {
+pub(crate) fn own_host() -> Ipv4Addr {
     let [_, high, middle, low] = std::process::id().to_be_bytes();
     Ipv4Addr::new(127, 1 + high % 254, middle, low.clamp(1, 254))
 }

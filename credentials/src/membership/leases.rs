@@ -21,7 +21,7 @@ use wavry_proto::{
     },
     id::NodeId,
     overlay::{
-        lease::{Offer, Source, Verifier as _},
+        lease::{Offer, Source, Terms, Verifier as _},
         packet::Label,
     },
     token::pack,
@@ -176,5 +176,9 @@ impl Source for Leases {
 
     fn offer(&self, flow: Label) -> Offer {
         self.shared.book().offer(flow, since_epoch())
+    }
+
+    fn terms(&self, flow: Label) -> Option<Terms> {
+        self.shared.book().terms(flow, since_epoch())
     }
 }

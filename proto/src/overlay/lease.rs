@@ -72,6 +72,20 @@ pub trait Source: Send + Sync {
 
     /// What a claim of this flow is to carry now.
     fn offer(&self, flow: Label) -> Offer;
+
+    /// What the lease of this flow says that is offered now, if one is.
+    fn terms(&self, flow: Label) -> Option<Terms>;
+}
+
+/// What a lease says, for whoever looks at it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// For how long it holds yet.
+    pub left: Duration,
+    /// Bits that its flow may carry in a second.
+    pub bits_per_second: u64,
+    /// Packets that its flow may carry in a second.
+    pub packets_per_second: u64,
 }
 
 /// What a claim carries.

@@ -13,7 +13,8 @@ use crate::{
         lease::Offer,
         packet::{Claim, Label, Next, Refusal, Ruling, Verdict},
         paths::Route,
-        ways::Way,
+        round_trip::RoundTrip,
+        ways::{Hop, Way},
     },
 };
 
@@ -33,6 +34,8 @@ const AFTER_REFUSAL_MOST: Duration = Duration::from_secs(5);
 const NO_LEASE_YET: Duration = Duration::from_secs(5);
 /// From a claim that was granted to the next one at the least, however soon the flow ends.
 const APART: Duration = Duration::from_secs(1);
+/// From a claim out of turn to the next one, at the least.
+pub const MEASURES_APART: Duration = Duration::from_secs(1);
 
 /// A way to a peer through transit relays, on which the node at its end makes a flow.
 #[derive(Debug)]
@@ -49,7 +52,11 @@ pub struct Passage {
     count: u32,
     /// The relay that is asked, or is to be.
     step: usize,
-    asked: Option<u64>,
+    asked: Option<Asked>,
+    /// What each relay said last.
+    told: Vec<Told>,
+    /// When it was last claimed out of turn.
+    measured_at: Option<Instant>,
     cookie: u64,
     tries: u32,
     /// Refusals in a row.
@@ -60,10 +67,29 @@ pub struct Passage {
     ends: Option<Instant>,
 }
 
+/// A claim that was not answered yet.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    nonce: u64,
+    at: Instant,
+}
+
+/// What is known of a relay on the way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Told {
+    /// What it said last.
+    pub ruling: Option<Ruling>,
+    /// From a claim to its verdict, which take the way of packets: through all relays before it, and back. In that
+    /// is what the relay needs for its tags, and at first for the lease's signature.
+    pub round_trip: Option<RoundTrip>,
+}
+
 impl Passage {
     /// From `from` to `peer`.
     pub fn new(from: NodeId, way: Way, peer: NodeId, flow: Label, now: Instant) -> Self {
         Self {
+            told: vec![Told::default(); way.hops.len()],
+            measured_at: None,
             from,
             peer,
             way,
@@ -101,10 +127,32 @@ impl Passage {
         &self.way
     }
 
+    /// The relays on the way, in their order, and what each said.
+    pub fn hops(&self) -> impl Iterator<Item = (&Hop, Told)> {
+        self.way.hops.iter().zip(self.told.iter().copied())
+    }
+
+    /// Until when all relays carry it; `None` where they do not.
+    pub fn open_until(&self, now: Instant) -> Option<Instant> {
+        self.ends.filter(|ends| self.open && *ends > now)
+    }
+
+    /// Claims it now, although it is not due, so that the round trip to each relay is measured. That is done each
+    /// [`MEASURES_APART`] at most, and only while all relays carry it and none is being asked.
+    pub fn measure(&mut self, now: Instant) {
+        let is_idle = self.open && self.step == 0 && self.asked.is_none();
+        let rested = self
+            .measured_at
+            .is_none_or(|at| now.saturating_duration_since(at) >= MEASURES_APART);
+        if is_idle && rested {
+            self.measured_at = Some(now);
+            self.claim_at = self.claim_at.min(now);
+        }
+    }
+
     /// As a path, while all relays carry it.
     pub fn route(&self, now: Instant) -> Option<Route> {
-        let is_open = self.open && self.ends.is_some_and(|ends| ends > now);
-        is_open.then(|| Route::Flow {
+        self.open_until(now).map(|_| Route::Flow {
             via: self.way.hops[0].address,
             id: self.flow,
         })
@@ -136,7 +184,7 @@ impl Passage {
         }
         self.count += 1;
         let nonce = u64::from(self.count) << 32 | draw() & 0xffff_ffff;
-        self.asked = Some(nonce);
+        self.asked = Some(Asked { nonce, at: now });
         self.claim_at = now + (AGAIN * (1 << self.tries.min(8))).min(AGAIN_MOST);
         self.tries = self.tries.saturating_add(1);
         let hops = &self.way.hops;
@@ -169,10 +217,15 @@ impl Passage {
 
     /// A relay's answer, whose tags were checked: a refusal, if it was one to what was asked.
     pub fn told(&mut self, verdict: &Verdict, now: Instant) -> Option<Refusal> {
-        if self.asked != Some(verdict.nonce) || verdict.from != self.way.hops[self.step].node {
+        let asked = self.asked.filter(|asked| asked.nonce == verdict.nonce)?;
+        if verdict.from != self.way.hops[self.step].node {
             return None;
         }
         self.asked = None;
+        let latest = now.saturating_duration_since(asked.at);
+        let told = &mut self.told[self.step];
+        told.ruling = Some(verdict.ruling);
+        told.round_trip = Some(RoundTrip::after(told.round_trip, latest, now));
         let has_proved = self.cookie != 0;
         self.tries = 0;
         self.cookie = 0;

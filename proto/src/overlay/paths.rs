@@ -17,7 +17,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::overlay::packet::Label;
+use serde::{Deserialize, Serialize};
+
+use crate::overlay::{packet::Label, round_trip::RoundTrip};
 
 /// A way to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -76,6 +78,9 @@ const BUSY_PACKETS: u64 = 4;
 /// While little is sent, one probe of so many is of full size, so that a path that became narrower is found.
 const FULL_EACH: u32 = 4;
 
+/// From a probe to one that somebody asks for, at the least.
+const ASKED_APART: Duration = Duration::from_secs(1);
+
 /// A path that is better has to be so for this long.
 const STEADY: Duration = Duration::from_secs(1);
 /// Between two changes that nothing forces.
@@ -110,7 +115,8 @@ pub struct Sending {
 }
 
 /// Why another path was taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Cause {
     /// It is the first.
     First,
@@ -146,7 +152,8 @@ pub struct Switch {
 }
 
 /// How a path does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Standing {
     /// No probe of full size was answered yet.
     Asked,
@@ -154,6 +161,20 @@ pub enum Standing {
     Proved,
     /// It did, and is not heard of any more.
     Silent,
+}
+
+impl Standing {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Asked, Self::Proved, Self::Silent];
+
+    /// The standing as a word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Asked => "asked",
+            Self::Proved => "proved",
+            Self::Silent => "silent",
+        }
+    }
 }
 
 /// What is to be told of a path.
@@ -167,6 +188,10 @@ pub struct View {
     pub active: bool,
     /// Its round trip, smoothed (RFC 9002, section 5.3).
     pub round_trip: Option<Duration>,
+    /// Its round trips, if a probe was ever answered over it; the last one ended with the last answer.
+    pub measured: Option<RoundTrip>,
+    /// Since when it is in doubt, or from when on it will be unless an answer comes.
+    pub doubt_at: Option<Instant>,
     /// Of the last probes, the part that was lost, from 0 to 1.
     pub loss: f32,
 }
@@ -209,13 +234,6 @@ struct Asked {
     nonce: u64,
     at: Instant,
     full: bool,
-}
-
-/// Round trips, as RFC 9002, section 5.3 smooths them.
-#[derive(Debug, Clone, Copy)]
-struct RoundTrip {
-    smoothed: Duration,
-    variation: Duration,
 }
 
 impl Paths {
@@ -386,8 +404,21 @@ impl Paths {
             standing: path.standing,
             active: self.active == Some(path.route),
             round_trip: path.round_trip.map(|round_trip| round_trip.smoothed),
+            measured: path.round_trip,
+            doubt_at: path.doubted_at(),
             loss: path.loss,
         })
+    }
+
+    /// Somebody wants to know how long an answer takes: this one is probed now, unless it was within a second.
+    pub fn ask(&mut self, route: Route, now: Instant) {
+        if let Some(path) = self.path(route) {
+            let answered = path.round_trip.map(|of| of.at);
+            let last = path.last_asked().max(answered);
+            if last.is_none_or(|at| now.saturating_duration_since(at) >= ASKED_APART) {
+                path.ping_at = path.ping_at.min(now);
+            }
+        }
     }
 
     fn choose(&mut self, now: Instant) -> Option<Switch> {
@@ -499,28 +530,13 @@ impl Path {
         }
         self.loss *= 0.9;
         self.label = Some(label);
-        self.sample(now.saturating_duration_since(answered.at));
+        let latest = now.saturating_duration_since(answered.at);
+        self.round_trip = Some(RoundTrip::after(self.round_trip, latest, now));
         if answered.full {
             self.tries = 0;
             self.standing = Standing::Proved;
         }
         true
-    }
-
-    fn sample(&mut self, latest: Duration) {
-        self.round_trip = Some(match self.round_trip {
-            None => RoundTrip {
-                smoothed: latest,
-                variation: latest / 2,
-            },
-            Some(RoundTrip {
-                smoothed,
-                variation,
-            }) => RoundTrip {
-                variation: (3 * variation + smoothed.abs_diff(latest)) / 4,
-                smoothed: (7 * smoothed + latest) / 8,
-            },
-        });
     }
 
     /// After how long a probe is late.

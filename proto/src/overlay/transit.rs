@@ -217,6 +217,24 @@ impl Flows {
             .count()
     }
 
+    /// Who has flows, and how many.
+    pub fn claimants(&self) -> impl Iterator<Item = (&NodeId, usize)> {
+        self.each.iter().map(|(node, count)| (node, *count))
+    }
+
+    /// The nodes that are attached.
+    pub fn attached_nodes(&self, now: Instant) -> impl Iterator<Item = &NodeId> {
+        let numbers = self.places.numbers.iter();
+        numbers
+            .filter(move |(_, number)| self.places.at(**number, now).is_some())
+            .map(|(node, _)| node)
+    }
+
+    /// Whether new flows are refused, and none is prolonged.
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
     /// Whether this claim, or this attach, comes from where what it names is held already.
     pub fn knows(&self, named: Label, from: &NodeId, source: SocketAddr, now: Instant) -> bool {
         let is_flows = self

@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     future::Future,
-    sync::{Arc, Mutex, Weak},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,6 +21,7 @@ use wavry_proto::{
         header::{SessionId, Side, StreamHeader, get_datagram, reset_code, split_reset_code},
     },
     session::Response,
+    view,
 };
 
 use crate::{
@@ -60,7 +64,12 @@ pub(super) mod code {
     pub(in crate::mesh) const PROTOCOL: u32 = 2;
 }
 
+/// Connections made by this process.
+static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
+
 pub(super) struct Link {
+    /// Its number in this process, from 1.
+    pub(super) number: u64,
     pub(super) connection: quinn::Connection,
     pub(super) peer: NodeId,
     /// The key that the peer proved to hold, and the registration that the roster showed with it.
@@ -111,6 +120,7 @@ impl Link {
         connection.set_max_concurrent_uni_streams(varint(SPARE_UNI));
         let meter = datagram::Meter::new(metrics::link::MESH);
         Arc::new(Self {
+            number: CONNECTIONS.fetch_add(1, Ordering::Relaxed) + 1,
             datagrams: datagram::Inbox::new(connection.clone(), meter.clone()),
             connection,
             peer,
@@ -140,6 +150,25 @@ impl Link {
             if heard() == before {
                 return;
             }
+        }
+    }
+
+    /// What is to be told of it.
+    pub(super) fn view(&self) -> view::Connection {
+        let (sessions, retired) = {
+            let sessions = lock(&self.sessions);
+            (sessions.live.len(), sessions.retired)
+        };
+        let path = self.connection.stats().path;
+        view::Connection {
+            number: self.number,
+            dialled: matches!(self.side, Side::Client),
+            sessions,
+            retired,
+            round_trip_ms: view::millis(path.rtt),
+            packets_sent: path.sent_packets,
+            packets_lost: path.lost_packets,
+            congestion_window: path.cwnd,
         }
     }
 

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use wavry_proto::mesh::header::{StreamHeader, put_datagram};
+use wavry_proto::{
+    id::NodeId,
+    mesh::header::{StreamHeader, put_datagram},
+};
 
 use crate::{
     mesh::{
@@ -21,6 +24,16 @@ pub struct Session {
 impl Session {
     pub(super) fn new(core: Arc<Core>) -> Self {
         Self { core }
+    }
+
+    /// The node at the other end.
+    pub fn peer(&self) -> &NodeId {
+        &self.core.link.peer
+    }
+
+    /// The number that the connection it is on has in this process.
+    pub fn connection(&self) -> u64 {
+        self.core.link.number
     }
 
     fn header(&self) -> Bytes {

@@ -18,6 +18,7 @@ use wavry_proto::{
         packet::{Attach, Label, Verdict},
         ways,
     },
+    view::Place,
 };
 
 use super::{NOTHING_DUE, Shared, table::lock};
@@ -60,6 +61,17 @@ impl Places {
             tracing::warn!(relay = %verdict.from, reason, "no place at this relay");
         }
         self.changed.notify_one();
+    }
+
+    /// What there is of them now.
+    pub(super) fn view(&self, now: Instant) -> Vec<Place> {
+        let held = lock(&self.held);
+        let places = held.iter().map(|attachment| Place {
+            relay: attachment.relay().node.clone(),
+            held: attachment.is_held(now),
+            seen: attachment.seen(now),
+        });
+        places.collect()
     }
 
     /// Something that should have come through the relay at this address did not.

@@ -203,6 +203,7 @@ impl Shared {
             ::metrics::counter!(metrics::OVERLAY_REFUSALS, "reason" => reason).increment(1);
             tracing::warn!(peer = %peer.id, relay = %verdict.from, reason, "no flow through this relay");
         }
+        peer.answered.notify_waiters();
         peer.changed.notify_one();
     }
 
@@ -255,6 +256,7 @@ impl Shared {
                 if !table::lock(&peer.paths).answered(probe.nonce, probe.label, now) {
                     return;
                 }
+                peer.answered.notify_waiters();
             }
         }
         // At once, not when its task gets to run: a QUIC packet may be behind it.

@@ -20,7 +20,7 @@ use wavry_proto::{
     },
 };
 
-use super::dropped;
+use super::{dropped, view::Switched};
 use crate::metrics::overlay_drop;
 
 /// A unique local address (RFC 4193): the first 64 bits of the addresses that QUIC knows peers by.
@@ -44,6 +44,9 @@ pub(super) struct Peer {
     pub(super) reached: watch::Sender<bool>,
     /// There is something to do for whoever looks after it.
     pub(super) changed: Notify,
+    /// A probe or a claim was answered.
+    pub(super) answered: Notify,
+    pub(super) switched: Mutex<Switched>,
     /// Packets sent to it.
     pub(super) sent: AtomicU64,
     wanted: AtomicU64,
@@ -157,6 +160,11 @@ impl Table {
         self.by_id.get(id).cloned()
     }
 
+    /// All of them, in no order.
+    pub(super) fn peers(&self) -> impl Iterator<Item = &Arc<Peer>> {
+        self.by_id.values()
+    }
+
     /// The peer under this address of QUIC's.
     pub(super) fn at(&self, address: SocketAddr) -> Option<Arc<Peer>> {
         self.by_number.get(&number(address)?).cloned()
@@ -189,6 +197,8 @@ impl Table {
             held: Mutex::default(),
             reached: watch::Sender::new(false),
             changed: Notify::new(),
+            answered: Notify::new(),
+            switched: Mutex::default(),
             sent: AtomicU64::new(0),
             wanted: AtomicU64::new(0),
             flows: Mutex::default(),

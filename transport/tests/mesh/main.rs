@@ -12,4 +12,5 @@ mod rotation;
 mod sessions;
 mod shares;
 mod transit;
+mod view;
 mod wire;

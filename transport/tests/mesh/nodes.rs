@@ -23,7 +23,7 @@ use wavry_proto::{
     mesh::Open,
     overlay::{
         Authenticator, Tag,
-        lease::{self, Offer, Unfit, Verified, Verifier},
+        lease::{self, Offer, Terms, Unfit, Verified, Verifier},
         packet::Label,
     },
     session::Request,
@@ -205,6 +205,15 @@ impl lease::Source for Signed {
             },
         };
         Offer::Lease(serde_json::to_vec(&lease).unwrap().into())
+    }
+
+    fn terms(&self, flow: Label) -> Option<Terms> {
+        let ways = self.ways.lock().unwrap();
+        ways.contains_key(&flow).then_some(Terms {
+            left: Duration::from_secs(3600),
+            bits_per_second: 8_000_000_000,
+            packets_per_second: 1_000_000,
+        })
     }
 }
 

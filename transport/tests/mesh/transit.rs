@@ -38,6 +38,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 /// A transit relay, until it is dropped.
 pub(crate) struct Relay {
     pub(crate) address: SocketAddr,
+    pub(crate) viewer: transit::Viewer,
     wire: Arc<Wire>,
     draining: CancellationToken,
     running: tokio::task::JoinHandle<()>,
@@ -70,7 +71,7 @@ impl Relay {
             link,
         };
         let transit = Transit::new(wire.clone(), transit).unwrap();
-        let address = transit.local_addr();
+        let (address, viewer) = (transit.local_addr(), transit.viewer());
         // As an exit it is not there at all: nothing answers at its address for that.
         cluster.list(name, key.public, "127.0.0.1:9".parse().unwrap());
         cluster.change(|roster| {
@@ -82,6 +83,7 @@ impl Relay {
         let running = tokio::spawn(transit.run(draining.clone(), stopped.clone()));
         Self {
             address,
+            viewer,
             wire,
             draining,
             running,
@@ -107,8 +109,8 @@ impl Relay {
 /// Two nodes whose packets to each other can be cut.
 pub(crate) struct Ends {
     pub(crate) cluster: Cluster,
-    a: Endpoint,
-    b: Endpoint,
+    pub(crate) a: Endpoint,
+    pub(crate) b: Endpoint,
     wires: [Arc<Wire>; 2],
 }
 
@@ -147,7 +149,7 @@ impl Ends {
     }
 
     /// Waits until `a` has such paths.
-    async fn until(&self, what: &str, is: impl Fn(&[View]) -> bool) {
+    pub(crate) async fn until(&self, what: &str, is: impl Fn(&[View]) -> bool) {
         let waiting = async {
             while !is(&self.a.paths(&id("b"))) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -158,7 +160,7 @@ impl Ends {
     }
 }
 
-fn proved_flows(views: &[View]) -> usize {
+pub(crate) fn proved_flows(views: &[View]) -> usize {
     let is = |view: &&View| {
         matches!(view.route, Route::Flow { .. }) && view.standing == Standing::Proved
     };

@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use wavry_proto::{
     control::lease::{MAX_LEASES, Way},
     id::Epoch,
-    overlay::{lease::Offer, packet::Label},
+    overlay::{
+        lease::{Offer, Terms},
+        packet::Label,
+    },
     token::Lease,
 };
 
@@ -37,6 +40,8 @@ struct Held {
     packed: Arc<[u8]>,
     epoch: Epoch,
     ends: Duration,
+    bits_per_second: u64,
+    packets_per_second: u64,
 }
 
 /// What the master said of one way.
@@ -73,13 +78,26 @@ impl Book {
 
     /// What a claim of this flow is to carry.
     pub(super) fn offer(&self, flow: Label, now: Duration) -> Offer {
-        let entry = self.entries.get(&flow);
-        let held = entry.and_then(|entry| entry.held.as_ref());
-        match held.filter(|held| held.holds(self.since, now)) {
+        match self.held(flow, now) {
             Some(held) => Offer::Lease(held.packed.clone()),
             None if self.is_unanswered => Offer::Nothing,
             None => Offer::Wait,
         }
+    }
+
+    /// What the lease says that is offered.
+    pub(super) fn terms(&self, flow: Label, now: Duration) -> Option<Terms> {
+        let held = self.held(flow, now)?;
+        Some(Terms {
+            left: held.ends.saturating_sub(now),
+            bits_per_second: held.bits_per_second,
+            packets_per_second: held.packets_per_second,
+        })
+    }
+
+    fn held(&self, flow: Label, now: Duration) -> Option<&Held> {
+        let held = self.entries.get(&flow)?.held.as_ref();
+        held.filter(|held| held.holds(self.since, now))
     }
 
     /// Leases that were signed before hold no more.
@@ -141,6 +159,8 @@ impl Book {
                         packed: packed.into(),
                         epoch: lease.epoch,
                         ends,
+                        bits_per_second: lease.bps,
+                        packets_per_second: lease.pps,
                     });
                     // At half of its life, and a while before so that many do not come at once. One under a roster
                     // that is older than a revocation is none, and asked for again.
@@ -232,12 +252,15 @@ mod tests {
         assert_eq!(book.due(NOW), [way(1)]);
         book.answered([lease(1, 7, 100)], NOW, || 1.0);
         assert_eq!(book.offer(flow, NOW), offered(7));
+        let terms = book.terms(flow, NOW + seconds(30)).unwrap();
+        assert_eq!((terms.left, terms.bits_per_second), (seconds(70), 1));
         assert_eq!(book.next(NOW), Some(NOW + seconds(40)));
         assert!(book.due(NOW + seconds(39)).is_empty());
         assert_eq!(book.due(NOW + seconds(40)), [way(1)]);
         // It is offered for as long as it holds.
         assert_eq!(book.offer(flow, NOW + seconds(99)), offered(7));
         assert_eq!(book.offer(flow, NOW + seconds(100)), Offer::Wait);
+        assert_eq!(book.terms(flow, NOW + seconds(100)), None);
         book.answered([lease(1, 8, 100)], NOW + seconds(40), || 0.0);
         assert_eq!(book.offer(flow, NOW + seconds(139)), offered(8));
         assert_eq!(book.next(NOW), Some(NOW + seconds(90)));

@@ -59,6 +59,10 @@ struct World {
     drawn: u64,
     claims: u32,
     offer: Offer,
+    /// How long a packet takes to each relay, from the one before it; no time where none is given.
+    delays: Vec<Duration>,
+    /// Verdicts on their way, and when they come.
+    coming: Vec<(Instant, Verdict)>,
 }
 
 impl World {
@@ -92,6 +96,8 @@ impl World {
             drawn: 0,
             claims: 0,
             offer: Offer::Nothing,
+            delays: Vec::new(),
+            coming: Vec::new(),
         }
     }
 
@@ -104,6 +110,7 @@ impl World {
     fn run(&mut self, steps: u32, mut lost: impl FnMut(u32) -> bool) {
         for _ in 0..steps {
             self.now += Duration::from_millis(10);
+            self.deliver();
             let drawn = self.draw();
             let Some((claim, via)) = self.passage.poll(self.now, || self.offer.clone(), || drawn)
             else {
@@ -117,6 +124,7 @@ impl World {
             // Along the relays before it, which forward it only if they carry the flow.
             let mut source = address(200);
             let mut at = via;
+            let mut passed = 0;
             let verdict = loop {
                 let Some(relay) = self.relays.get_mut(&at) else {
                     break None;
@@ -133,6 +141,7 @@ impl World {
                     break None;
                 };
                 (source, at) = (at, next);
+                passed += 1;
             };
             if let Some(ruling) = verdict {
                 let verdict = Verdict {
@@ -143,9 +152,29 @@ impl World {
                     to: claim.from,
                     seen: None,
                 };
-                self.passage.told(&verdict, self.now);
+                let travelled: Duration = self.delays.iter().take(passed + 1).sum();
+                self.coming.push((self.now + 2 * travelled, verdict));
             }
+            self.deliver();
         }
+    }
+
+    /// Gives the passage the verdicts that have come.
+    fn deliver(&mut self) {
+        let now = self.now;
+        for (_, verdict) in self.coming.extract_if(.., |(at, _)| *at <= now) {
+            self.passage.told(&verdict, now);
+        }
+    }
+
+    /// The last round trip to each relay in milliseconds, and how many milliseconds ago that was.
+    fn timing(&self) -> Vec<(u128, u128)> {
+        let timings = self.passage.hops().map(|(_, told)| {
+            let measured = told.round_trip.unwrap();
+            let ago = self.now.saturating_duration_since(measured.at);
+            (measured.latest.as_millis(), ago.as_millis())
+        });
+        timings.collect()
     }
 
     /// Whether a packet comes through, both ways.
@@ -363,4 +392,75 @@ proptest! {
         prop_assert!(world.carries());
         prop_assert!(world.now > world.start);
     }
+}
+
+/// Links of 10, 30 and 20 ms.
+fn delayed() -> World {
+    let mut world = World::new(3);
+    world.delays = [10, 30, 20].map(Duration::from_millis).to_vec();
+    world.run(60, |_| false);
+    world
+}
+
+#[test]
+fn the_way_to_each_relay_and_back_is_timed_by_its_verdict() {
+    let world = delayed();
+    let times: Vec<_> = world.timing().iter().map(|(time, _)| *time).collect();
+    assert_eq!(times, [20, 80, 120]);
+    let granted = Some(Ruling::Granted { lasts: 60 });
+    assert!(world.passage.hops().all(|(_, told)| told.ruling == granted));
+}
+
+#[test]
+fn claims_that_are_lost_are_not_timed_and_the_next_one_is_timed_by_itself() {
+    let mut world = World::new(1);
+    world.delays = vec![Duration::from_millis(40)];
+    world.run(200, |claim| claim <= 3);
+    assert_eq!(world.timing()[0].0, 80);
+    // A verdict on a claim before the newest one comes too late to say anything.
+    world.delays = vec![Duration::from_millis(200)];
+    world.passage.measure(world.now);
+    let before = world.claims;
+    world.run(45, |_| false);
+    assert_eq!(world.claims - before, 2);
+    assert_eq!(world.timing()[0].0, 80);
+}
+
+#[test]
+fn whoever_wants_to_know_has_every_relay_timed_anew_and_nobody_has_it_done_more_than_once_a_second()
+{
+    let mut world = delayed();
+    world.run(500, |_| false);
+    assert!(world.timing().iter().all(|(_, ago)| *ago >= 5_000));
+    // The second relay is farther away now.
+    world.delays[1] = Duration::from_millis(80);
+    let before = world.claims;
+    for _ in 0..50 {
+        world.passage.measure(world.now);
+        world.run(1, |_| false);
+    }
+    let (times, ages): (Vec<_>, Vec<_>) = world.timing().into_iter().unzip();
+    assert_eq!(times, [20, 180, 220]);
+    assert!(ages.iter().all(|ago| *ago < 500), "{ages:?}");
+    assert_eq!(world.claims - before, 3);
+    // Packets came through all the time.
+    assert!(world.carries());
+    world.run(60, |_| false);
+    world.passage.measure(world.now);
+    world.run(60, |_| false);
+    assert_eq!(world.claims - before, 6);
+}
+
+#[test]
+fn a_passage_that_is_not_open_is_not_claimed_out_of_turn() {
+    let mut world = World::new(1);
+    world.relays.get_mut(&address(1)).unwrap().drain();
+    world.run(6_000, |_| false);
+    let before = world.claims;
+    world.passage.measure(world.now);
+    world.run(10, |_| false);
+    assert!(world.claims - before <= 1);
+    let told = world.passage.hops().next().unwrap().1;
+    assert_eq!(told.ruling, Some(Ruling::Refused(Refusal::Draining)));
+    assert_eq!(world.passage.open_until(world.now), None);
 }
