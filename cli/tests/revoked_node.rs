@@ -178,7 +178,7 @@ impl Node {
         let mut provision = cluster.signing(&["provision", "gateway", NODE, "--out"]);
         let done = provision.arg(&directory).output().unwrap();
         assert!(done.status.success(), "{}", stderr(&done));
-        let joining = Membership::join(membership::Config {
+        let joining = Box::pin(Membership::join(membership::Config {
             master: format!("https://{}", cluster.master()),
             ca_file: cluster.directory().join("ca.crt"),
             state_dir: directory.join("state"),
@@ -187,7 +187,7 @@ impl Node {
             identity_lifetime: Duration::from_secs(3600 * 24 * 30),
             identity_key: Some(directory.join("identity.key")),
             registration_token: Some(directory.join("registration.token")),
-        });
+        }));
         let membership = within(DEADLINE, "a place in the cluster", joining)
             .await
             .unwrap();
