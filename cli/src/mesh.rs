@@ -137,23 +137,19 @@ impl Looked {
 impl TraceArgs {
     async fn show(&self) -> anyhow::Result<()> {
         let chosen = self.nodes.choose()?;
-        let path = match (&self.peer, self.session) {
-            (Some(peer), _) => format!("{}?peer={peer}", view::TRACE),
+        let of = match (&self.peer, self.session) {
+            (Some(peer), _) => format!("peer={peer}"),
             (None, session) => {
                 let session = session.context("a peer or a session is to be given")?;
-                format!("{}?session={session}", view::TRACE)
+                format!("session={session}")
             }
         };
+        let path = format!("{}?{of}&all={}", view::TRACE, self.all);
         // Of several nodes, some may have nothing to do with the peer.
         let excuses = |status| status == StatusCode::NOT_FOUND;
         self.shown
             .show(async || {
-                let mut traces = chosen.ask::<view::Trace>(&path, excuses).await?;
-                if !self.all {
-                    for trace in &mut traces {
-                        trace.paths.retain(|path| path.in_use);
-                    }
-                }
+                let traces = chosen.ask::<view::Trace>(&path, excuses).await?;
                 match self.json {
                     true => operate::say_json(&traces),
                     false => tables::traces(&traces),

@@ -8,7 +8,13 @@
 
 mod support;
 
-use std::{net::SocketAddr, process::Output, time::Duration};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    process::{Child, Output, Stdio},
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use support::{
@@ -188,13 +194,16 @@ async fn the_path_in_use_is_shown_hop_by_hop_and_another_one_once_a_relay_on_it_
     wait_for("the best path is in use", || {
         bed.path_in_use() == through(&[first, second])
     });
-    let table = bed.table("edge", &["paths"]);
-    let line = table.lines().find(|line| line.contains(" in use "));
-    let line = line.unwrap_or_else(|| panic!("no path in use: {table}"));
-    assert!(line.starts_with("edge "), "{table}");
-    assert!(line.contains(&format!("via {first}, {second}")), "{table}");
-    assert!(line.contains(" proved "), "{table}");
-    assert!(table.contains("direct, "), "{table}");
+    let way = format!(" via {first}, {second} ");
+    wait_for("the table has it", || {
+        let table = bed.table("edge", &["paths"]);
+        let is = |line: &str| {
+            let words = [&way, " in use ", " proved "];
+            line.starts_with("edge ") && words.iter().all(|word| line.contains(*word))
+        };
+        assert!(table.contains(" direct, "), "{table}");
+        table.lines().any(is)
+    });
 
     // Each hop is as far away as its links make it; never nearer, and soon enough no farther.
     let least = [
@@ -230,14 +239,12 @@ async fn the_path_in_use_is_shown_hop_by_hop_and_another_one_once_a_relay_on_it_
     let connections = bed.exit()["connections"].as_array().unwrap().clone();
     let on = connections.iter().find(|on| on["number"] == *connection);
     assert_eq!(on.unwrap()["sessions"], 1, "{connections:?}");
-    let table = bed.table("edge", &["trace", "exit"]);
-    for (hop, node) in ["1", "2", "3"].iter().zip([first, second, "exit"]) {
-        let start = format!("{hop:<3}  {node}");
-        assert!(
-            table.lines().any(|line| line.starts_with(&start)),
-            "{table}"
-        );
-    }
+    wait_for("a table has each hop", || {
+        let table = bed.table("edge", &["trace", "exit"]);
+        let hops = ["1", "2", "3"].iter().zip([first, second, "exit"]);
+        let mut starts = hops.map(|(hop, node)| format!("{hop:<3}  {node}"));
+        starts.all(|start| table.lines().any(|line| line.starts_with(&start)))
+    });
 
     // What flows there are, with their leases; and what the relay says of that.
     let flows = || bed.exit()["flows"].as_array().unwrap().clone();
@@ -265,15 +272,14 @@ async fn the_path_in_use_is_shown_hop_by_hop_and_another_one_once_a_relay_on_it_
     assert!(by(first) && by(second), "{seen:?}");
 
     // No id of a flow is told, to nobody.
+    assert!(names_a_flow(r#"{"flow":"0123456789ab"}"#));
     for node in ["edge", "exit", first] {
         for path in ["/mesh", "/mesh/trace?peer=exit"] {
             let ops = bed.ops(node);
             let ops = ops.trim_start_matches("http://");
             let ops = ops.trim_end_matches("/metrics");
             let (_, answer) = support::http_get(&format!("http://{ops}{path}"));
-            let words = answer.split(|c: char| !c.is_ascii_alphanumeric());
-            let is_label = |word: &str| word.len() == 12 && word.parse::<Label>().is_ok();
-            assert!(!words.into_iter().any(is_label), "{answer}");
+            assert!(!names_a_flow(&answer), "{answer}");
         }
     }
 
@@ -288,10 +294,21 @@ async fn the_path_in_use_is_shown_hop_by_hop_and_another_one_once_a_relay_on_it_
     assert!(exit["last_switch"]["from"].is_object(), "{exit}");
     let table = bed.table("edge", &["paths"]);
     assert!(table.contains(", silent "), "{table}");
-    let trace = bed.json("edge", &["trace", "exit"]);
-    let taken = round_trips(&trace);
-    assert!(taken[0] >= 2.0 * ms(FAR) - EARLY, "{trace}");
-    assert!(taken[1] >= taken[0], "{trace}");
+    wait_for("the other way is traced", || {
+        let trace = bed.json("edge", &["trace", "exit"]);
+        if trace["paths"][0]["way"] != through(&[second]) {
+            return false;
+        }
+        let taken = round_trips(&trace);
+        assert!(taken[0] >= 2.0 * ms(FAR) - EARLY, "{trace}");
+        taken.len() == 2
+    });
+}
+
+/// Whether a word of it could be the id of a flow.
+fn names_a_flow(text: &str) -> bool {
+    let mut words = text.split(|c: char| !c.is_ascii_alphanumeric());
+    words.any(|word| word.parse::<Label>().is_ok())
 }
 
 #[test]
@@ -330,4 +347,53 @@ fn what_is_asked_for_and_not_there_is_named() {
     for node in ["edge", "exit"] {
         assert!(nodes.lines().any(|line| line.starts_with(node)), "{nodes}");
     }
+}
+
+/// A command that goes on, until this is dropped.
+struct Watching(Child);
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn nodes_are_found_by_their_configuration_and_shown_again_and_again() {
+    let mut cluster = Cluster::new();
+    cluster.add("open", "echo:", false);
+    let cluster = cluster.start();
+    let at = |name: &str| cluster.directory().join(name).display().to_string();
+    let paths = |file: &str| wavry(&["mesh", "paths", "--json", "--config", &at(file)]);
+    // It has any port, so that the file does not say which; the environment does.
+    let refused = output(paths("gateway.toml"));
+    let said = stderr(&refused);
+    assert!(!refused.status.success());
+    assert!(
+        said.contains("gateway.toml") && said.contains("--ops"),
+        "{said}"
+    );
+    let asked = |mut command: std::process::Command, listen: Option<SocketAddr>| {
+        command.envs(listen.map(|listen| ("WAVRY_OPS__LISTEN", listen.to_string())));
+        let asked = output(command);
+        assert!(asked.status.success(), "{}", stderr(&asked));
+        serde_json::from_slice::<Value>(&asked.stdout).unwrap()
+    };
+    let gateway = cluster.ops_address("gateway");
+    let told = asked(paths("gateway.toml"), Some(gateway));
+    assert_eq!(told[0]["node"], "edge");
+    let relay = cluster.ops_address("relay");
+    let file = format!("[relay]\n[ops]\nlisten = \"{relay}\"\n");
+    fs::write(at("found.toml"), file).unwrap();
+    assert_eq!(asked(paths("found.toml"), None)[0]["node"], "exit");
+
+    let ops = format!("{gateway},{relay}");
+    let watching = wavry(&["mesh", "paths", "--watch=20ms", "--ops", &ops])
+        .stdout(Stdio::piped())
+        .spawn();
+    let mut watching = Watching(watching.unwrap());
+    let shown = BufReader::new(watching.0.stdout.take().unwrap()).lines();
+    let mut tables = shown.filter(|line| line.as_ref().unwrap().starts_with("NODE "));
+    assert!(tables.nth(2).is_some(), "it ended before the third time");
 }

@@ -24,7 +24,8 @@ use crate::{
 
 /// `GET`: [`Mesh`]. Query: `peer`, for one alone; `limit`, for how many peers and claimants at most.
 pub const MESH: &str = "/mesh";
-/// `GET`: [`Trace`], measured now. Query: `peer`, or `session` for the peer that a session is with.
+/// `GET`: [`Trace`], measured now. Query: `peer`, or `session` for the peer that a session is with; `all=true` for the
+/// paths that stand by as well.
 pub const TRACE: &str = "/mesh/trace";
 
 /// Peers, and claimants, in an answer unless it is said how many.
@@ -283,7 +284,8 @@ pub struct Trace {
     /// The session that was asked for, and the connection that it is on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<OnConnection>,
-    /// The paths that carry something, the one in use first.
+    /// The path in use first, and those that carry something and stand by, where all were asked for. None where no path
+    /// carries anything.
     pub paths: Vec<Traced>,
 }
 

@@ -67,6 +67,10 @@ const FULL: usize = PAYLOAD as usize + HEADER_LEN;
 /// connection that is there sends more often than that.
 const ASLEEP: Duration = Duration::from_secs(30);
 
+/// What is sent to a peer that left the roster goes where it went for so long yet, so that QUIC tells it why its
+/// connections are closed. It is heard no more.
+const LAST_WORDS: Duration = Duration::from_millis(250);
+
 /// Probes whose tags are looked at, each second. A check takes about a microsecond, so a flood of forged
 /// ones takes 2 % of a core; a thousand peers that are all busy send as many.
 const CHECKS: u32 = 20_000;
@@ -452,7 +456,7 @@ impl Shared {
         let mut roster = self.config.roster.clone();
         let mut leases = self.config.leases.changed.clone();
         let (mut news, mut leased) = (true, true);
-        let mut wanted = false;
+        let (mut wanted, mut unlisted) = (false, false);
         let mut used = (peer.uses(), Instant::now());
         loop {
             let now = Instant::now();
@@ -475,6 +479,7 @@ impl Shared {
                     Ok(()) => {
                         let roster = roster.borrow_and_update().clone();
                         if !self.follow(&roster, &peer) {
+                            unlisted = true;
                             break;
                         }
                     }
@@ -490,9 +495,13 @@ impl Shared {
         for passage in table::lock(&peer.passages).drain(..) {
             self.config.leases.source.forget(passage.flow());
         }
+        table::write(&self.table).silence(&peer);
+        peer.reached.send_replace(false);
+        if unlisted {
+            let _ = tokio::time::timeout(LAST_WORDS, self.stopped.cancelled()).await;
+        }
         table::write(&self.table).remove(&peer);
         *table::write(&peer.hops) = Hops::default();
-        peer.reached.send_replace(false);
     }
 
     /// Sends the claims and probes that are due, and takes over what became of the paths; returns when to look

@@ -460,7 +460,7 @@ impl Transit {
             .claim(claim, source, &roster, verifier, draw, now);
         let word = ruling.as_str();
         ::metrics::counter!(metrics::TRANSIT_CLAIMS, "ruling" => word).increment(1);
-        tracing::debug!(claimant = %claim.from, peer = %claim.peer, flow = %claim.flow, ruling = word, "claim");
+        tracing::debug!(claimant = %claim.from, peer = %claim.peer, hops = ?claim.hops, ruling = word, "claim");
         self.answer(claim.flow, claim.nonce, ruling, &claim.from, source, None);
         true
     }

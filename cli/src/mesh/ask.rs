@@ -30,6 +30,10 @@ const USUAL: [&str; 2] = [
     <crate::roles::Relay as config::Table>::OPS,
 ];
 
+/// What is said where neither of them is there.
+const NOBODY_HERE: &str = "no gateway or relay of this host is where it listens by default: name its ops listener with \
+                           --ops, or its configuration with --config";
+
 /// Which nodes are asked.
 #[derive(Debug, clap::Args)]
 pub(super) struct Nodes {
@@ -150,17 +154,20 @@ fn configured(file: &Path) -> anyhow::Result<Place> {
 
 impl Chosen {
     /// What each of them answers. Those that had to be there and were not are named; it is an error if none is.
-    pub(super) async fn ask<T: DeserializeOwned>(
+    pub(super) async fn ask<T: DeserializeOwned + Send + 'static>(
         &self,
         path: &str,
         excuses: impl Fn(StatusCode) -> bool,
     ) -> anyhow::Result<Vec<T>> {
-        let asking = self.places.iter().map(|place| get(place, path));
+        // All at once, so that what they tell is of the same moment; in the order in which they were given.
+        let asking = self.places.iter();
+        let asking: Vec<_> = asking
+            .map(|place| tokio::spawn(get(place.clone(), path.to_owned())))
+            .collect();
         let mut answers = Vec::new();
         let mut failures = Vec::new();
-        // One after the other: they are few, and a table has them in this order.
         for asked in asking {
-            match asked.await {
+            match asked.await? {
                 Ok(answer) => answers.push(answer),
                 Err(failure) => failures.push(failure),
             }
@@ -177,17 +184,20 @@ impl Chosen {
             None => None,
         };
         match failure {
+            Some(failure @ Failure::Unreachable { .. }) if !self.all => {
+                Err(anyhow::Error::new(failure).context(NOBODY_HERE))
+            }
             Some(failure) => Err(failure.into()),
             None => Ok(answers),
         }
     }
 }
 
-async fn get<T: DeserializeOwned>(at: &Place, path: &str) -> Result<T, Failure> {
-    let late = || Failure::Late { at: at.clone() };
-    timeout(DEADLINE, get_in_time(at, path))
-        .await
-        .unwrap_or_else(|_| Err(late()))
+async fn get<T: DeserializeOwned>(at: Place, path: String) -> Result<T, Failure> {
+    match timeout(DEADLINE, get_in_time(&at, &path)).await {
+        Ok(got) => got,
+        Err(_) => Err(Failure::Late { at }),
+    }
 }
 
 async fn get_in_time<T: DeserializeOwned>(at: &Place, path: &str) -> Result<T, Failure> {

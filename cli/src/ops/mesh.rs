@@ -48,6 +48,8 @@ struct WhichPeers {
 struct WhichWay {
     peer: Option<NodeId>,
     session: Option<u64>,
+    #[serde(default)]
+    all: bool,
 }
 
 /// Why there is no answer: a status, and a line for people.
@@ -103,12 +105,13 @@ async fn trace(
     which: Result<Query<WhichWay>, QueryRejection>,
 ) -> Result<Response, Refusal> {
     let viewer = mesh.viewer()?;
-    let of = match which.ok().map(|Query(which)| (which.peer, which.session)) {
-        Some((Some(peer), None)) => Of::Peer(peer),
-        Some((None, Some(session))) => Of::Session(session),
+    let which = which.map(|Query(which)| (which.peer, which.session, which.all));
+    let (of, all) = match which {
+        Ok((Some(peer), None, all)) => (Of::Peer(peer), all),
+        Ok((None, Some(session), all)) => (Of::Session(session), all),
         _ => {
-            let known =
-                "either peer is a node's id, or session the number of a session in the node's log";
+            let known = "either peer is a node's id, or session the number of a session in the node's log; \
+                         all is true or false";
             return refused(StatusCode::BAD_REQUEST, known);
         }
     };
@@ -116,7 +119,7 @@ async fn trace(
         let many = "too many traces at once";
         return refused(StatusCode::SERVICE_UNAVAILABLE, many);
     };
-    match viewer.trace(of).await {
+    match viewer.trace(of, all).await {
         Ok(trace) => Ok(Json(trace).into_response()),
         Err(error) => {
             let status = match error {

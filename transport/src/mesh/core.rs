@@ -223,6 +223,11 @@ impl Core {
 
     /// Ends the session unless it is over. Never waits.
     pub(super) fn end(&self, closed: Closed) {
+        // Streams only know that their connection is lost: it knows why.
+        let closed = match (closed, self.link.connection.close_reason()) {
+            (Closed::Lost(_), Some(reason)) => Closed::Lost(reason.to_string()),
+            (closed, _) => closed,
+        };
         if matches!(closed, Closed::Here(_)) {
             let mut flushing = lock(&self.flushing);
             if self.over.set(closed).is_err() {

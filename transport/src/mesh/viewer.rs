@@ -85,8 +85,9 @@ impl Viewer {
         })
     }
 
-    /// How long packets take to each hop on the way to a peer, measured now.
-    pub async fn trace(&self, of: Of) -> Result<Trace, NoTrace> {
+    /// How long packets take to each hop on the path to a peer that is in use, or on all that carry something, measured
+    /// now.
+    pub async fn trace(&self, of: Of, all: bool) -> Result<Trace, NoTrace> {
         let (peer, session) = match of {
             Of::Peer(peer) => (peer, None),
             Of::Session(number) => {
@@ -102,7 +103,7 @@ impl Viewer {
             }
         };
         let inner = self.inner.upgrade().ok_or(NoTrace::Gone)?;
-        let paths = inner.overlay.trace(&peer).await;
+        let paths = inner.overlay.trace(&peer, all).await;
         Ok(Trace {
             node: inner.config.node.clone(),
             paths: paths.ok_or_else(|| NoTrace::NoPeer(peer.clone()))?,

@@ -239,14 +239,19 @@ impl Table {
         true
     }
 
-    pub(super) fn remove(&mut self, peer: &Arc<Peer>) {
+    /// The peer is heard no more, and found under its address alone.
+    pub(super) fn silence(&mut self, peer: &Arc<Peer>) {
         self.by_id.remove(&peer.id);
         self.by_label.remove(&peer.label);
-        if let Some(number) = number(peer.address) {
-            self.by_number.remove(&number);
-        }
         for id in lock(&peer.flows).drain(..) {
             self.by_flow.remove(&id);
+        }
+    }
+
+    /// Nothing is sent any more to a peer that was [silenced](Self::silence).
+    pub(super) fn remove(&mut self, peer: &Arc<Peer>) {
+        if let Some(number) = number(peer.address) {
+            self.by_number.remove(&number);
         }
     }
 }

@@ -10,7 +10,7 @@ use wavry_proto::{
     overlay::{
         lease::Offer,
         passage::{MEASURES_APART, Passage},
-        paths::{Cause, Route, Standing, Switch, View},
+        paths::{Cause, Paths, Route, Standing, Switch, View},
     },
     view::{self, Flow, Hop, Lease, Place, Timing, Traced, Way},
 };
@@ -62,21 +62,21 @@ impl Overlay {
         self.shared.places.view(Instant::now())
     }
 
-    /// Measures the paths to `peer` that carry something, and the flows that they take, now, or has what was measured
-    /// a moment ago. `None` where the peer is not looked after.
-    pub(crate) async fn trace(&self, peer: &NodeId) -> Option<Vec<Traced>> {
+    /// Measures the path to `peer` that is in use, or all that carry something, and the flows that they take, now, or
+    /// has what was measured a moment ago. `None` where the peer is not looked after.
+    pub(crate) async fn trace(&self, peer: &NodeId, all: bool) -> Option<Vec<Traced>> {
         let peer = table::read(&self.shared.table).peer(peer)?;
         // What was asked for out of turn by somebody else is new enough.
         let since = Instant::now()
             .checked_sub(MEASURES_APART)
             .unwrap_or_else(Instant::now);
-        self.shared.measure(&peer);
+        self.shared.measure(&peer, all);
         let measured = async {
             loop {
                 let answered = peer.answered.notified();
                 tokio::pin!(answered);
                 answered.as_mut().enable();
-                if self.shared.is_measured(&peer, since) {
+                if self.shared.is_measured(&peer, all, since) {
                     return;
                 }
                 answered.await;
@@ -84,7 +84,7 @@ impl Overlay {
         };
         // What does not answer is told as it was.
         let _ = timeout(PATIENCE, measured).await;
-        Some(self.shared.traced(&peer))
+        Some(self.shared.traced(&peer, all))
     }
 }
 
@@ -178,12 +178,11 @@ impl Shared {
         }
     }
 
-    /// Has all that carries something probed, and claimed, out of turn.
-    fn measure(&self, peer: &Peer) {
+    /// Has what is traced probed, and claimed, out of turn.
+    fn measure(&self, peer: &Peer, all: bool) {
         let now = Instant::now();
         let mut paths = table::lock(&peer.paths);
-        let proved: Vec<_> = paths.views().filter(is_proved).collect();
-        for view in proved {
+        for view in to_trace(&paths, all) {
             paths.ask(view.route, now);
             let mut passages = table::lock(&peer.passages);
             if let Some(passage) = passage_of(&mut passages, view.route) {
@@ -193,11 +192,11 @@ impl Shared {
         peer.changed.notify_one();
     }
 
-    /// Whether all that carries something was measured since then.
-    fn is_measured(&self, peer: &Peer, since: Instant) -> bool {
-        let proved: Vec<_> = table::lock(&peer.paths).views().filter(is_proved).collect();
+    /// Whether what is traced was measured since then.
+    fn is_measured(&self, peer: &Peer, all: bool, since: Instant) -> bool {
+        let views = to_trace(&table::lock(&peer.paths), all);
         let mut passages = table::lock(&peer.passages);
-        proved.iter().all(|view| {
+        views.iter().all(|view| {
             let hops = passage_of(&mut passages, view.route).into_iter();
             let mut hops = hops.flat_map(|passage| passage.hops());
             view.measured.is_some_and(|of| of.at >= since)
@@ -205,12 +204,12 @@ impl Shared {
         })
     }
 
-    fn traced(&self, peer: &Peer) -> Vec<Traced> {
+    fn traced(&self, peer: &Peer, all: bool) -> Vec<Traced> {
         let now = Instant::now();
-        let mut proved: Vec<_> = table::lock(&peer.paths).views().filter(is_proved).collect();
-        proved.sort_by_key(|view| (!view.active, view.round_trip));
+        let mut views = to_trace(&table::lock(&peer.paths), all);
+        views.sort_by_key(|view| (!view.active, view.round_trip));
         let mut passages = table::lock(&peer.passages);
-        let traced = proved.iter().map(|view| Traced {
+        let traced = views.iter().map(|view| Traced {
             way: self.way(&passages, view.route),
             in_use: view.active,
             hops: passage_of(&mut passages, view.route)
@@ -221,8 +220,10 @@ impl Shared {
     }
 }
 
-fn is_proved(view: &View) -> bool {
-    view.standing == Standing::Proved
+/// The path in use, or all, of those that carry something.
+fn to_trace(paths: &Paths, all: bool) -> Vec<View> {
+    let carries = |view: &View| view.standing == Standing::Proved && (all || view.active);
+    paths.views().filter(carries).collect()
 }
 
 fn passage_of(passages: &mut [Passage], route: Route) -> Option<&mut Passage> {

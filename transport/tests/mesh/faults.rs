@@ -53,7 +53,10 @@ async fn live_connections_of_a_revoked_node_are_closed_and_others_stay() {
     let (from_c, _at_b) = session(&c, "b", &b).await;
     cluster.unlist("a");
     assert!(matches!(at_b.closed().await, Closed::Lost(_)));
-    assert!(matches!(from_a.closed().await, Closed::Lost(_)));
+    let Closed::Lost(reason) = from_a.closed().await else {
+        panic!("it is cut");
+    };
+    assert!(reason.contains("(code 1)"), "it is told why: {reason}");
     assert!(a.open(&id("b"), request("/")).await.is_err());
     assert!(
         tokio::time::timeout(Duration::from_millis(200), from_c.closed())

@@ -57,6 +57,15 @@ async fn whoever_looks_is_told_of_paths_flows_leases_connections_and_what_a_rela
             .round_trip
             .is_some_and(|timing| timing.last_ms > 0.0)
     );
+    // A trace is of the path in use, or of both.
+    for (all, paths) in [(false, 1), (true, 2)] {
+        let trace = viewer.trace(of_b(), all).await.unwrap();
+        assert_eq!(trace.paths.len(), paths, "{trace:?}");
+        assert!(trace.paths[0].in_use && trace.paths[0].hops.is_empty());
+        assert!(trace.paths[0].end.is_some(), "{trace:?}");
+        let hops = trace.paths.get(1).map(|path| path.hops.len());
+        assert_eq!(hops, all.then_some(1));
+    }
     let last = peer.last_switch.as_ref().unwrap();
     assert_eq!((peer.switches, last.cause), (1, Cause::First));
     assert_eq!((&last.to, &last.from), (&direct.way, &None));
@@ -115,7 +124,7 @@ async fn a_trace_measures_each_hop_anew() {
     };
     tokio::time::timeout(DEADLINE, measured).await.unwrap();
     let asked = Instant::now();
-    let trace = viewer.trace(of_b()).await.unwrap();
+    let trace = viewer.trace(of_b(), false).await.unwrap();
     let took = asked.elapsed().as_secs_f64();
     assert_eq!(trace.paths[0].way, Way::Relays(vec![id("t1")]));
     // The relay's answer is to this; the peer is probed all the time.
@@ -130,13 +139,13 @@ async fn a_session_is_traced_by_its_number_while_it_is_there() {
     let sessions = Sessions::default();
     let viewer = ends.a.viewer().with_sessions(sessions.clone());
     let noted = sessions.note(7, &here);
-    let trace = viewer.trace(Of::Session(7)).await.unwrap();
+    let trace = viewer.trace(Of::Session(7), false).await.unwrap();
     let on = trace.session.unwrap();
     assert_eq!((trace.peer, on.session), (id("b"), 7));
     assert_eq!(on.connection, here.connection());
     drop(noted);
-    let refused = viewer.trace(Of::Session(7)).await;
+    let refused = viewer.trace(Of::Session(7), false).await;
     assert!(matches!(refused, Err(NoTrace::NoSession(7))), "{refused:?}");
-    let refused = viewer.trace(Of::Peer(id("c"))).await;
+    let refused = viewer.trace(Of::Peer(id("c")), true).await;
     assert!(matches!(refused, Err(NoTrace::NoPeer(_))), "{refused:?}");
 }
