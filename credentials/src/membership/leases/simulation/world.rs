@@ -15,10 +15,10 @@ use wavry_proto::{
     id::{Epoch, NodeId},
     overlay::{
         TAG_LEN,
-        lease::{Offer, Silence, Unfit, Verified},
+        lease::{Offer, Unfit, Verified},
         packet::{Claim, Label, Next, Ruling, Verdict},
         passage::Passage,
-        transit::{Flows, LASTS, Limits},
+        transit::{Flows, Limits},
         ways::{self, Hop},
     },
     token::{KeyId, Lease, Validity, pack},
