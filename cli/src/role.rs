@@ -165,7 +165,7 @@ fn count_build(role: &'static str) {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, sync::Mutex};
+    use std::{collections::BTreeSet, fs, sync::Mutex};
 
     use metrics::{
         Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
@@ -236,16 +236,16 @@ mod tests {
             assert_eq!(name.ends_with("_total"), *kind == "counter", "{name}");
         }
 
-        let rules = [
-            include_str!("../../deploy/prometheus/certificates.rules.yml"),
-            include_str!("../../deploy/prometheus/identity.rules.yml"),
-            include_str!("../../deploy/prometheus/keyvault.rules.yml"),
-            include_str!("../../deploy/prometheus/mesh.rules.yml"),
-        ];
-        for rules in rules {
+        let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/prometheus");
+        let entries = fs::read_dir(directory).unwrap();
+        let files = entries.map(|entry| entry.unwrap().path());
+        let files: Vec<_> = files.filter(|file| file.is_file()).collect();
+        assert!(files.len() > 3, "{files:?}");
+        for file in files {
+            let rules = fs::read_to_string(&file).unwrap();
             let words = rules.split(|c: char| c != '_' && !c.is_ascii_alphanumeric());
             let mut used = words.filter(|word| word.starts_with("wavry_")).peekable();
-            assert!(used.peek().is_some());
+            assert!(used.peek().is_some(), "{} uses none", file.display());
             for name in used {
                 let is_described = described.iter().any(|(known, _)| known == name);
                 assert!(

@@ -10,7 +10,7 @@ use std::{
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData as _,
 };
 use rustls::{
     RootCertStore,
@@ -57,12 +57,18 @@ impl DevelopmentAuthority {
             // The key is written first: one without a certificate was never used.
             (false, _) => make_root(directory, &certificate_file, &key_file)?,
         }
-        let certificate = read_certificates(&certificate_file)?.swap_remove(0);
-        // Proves that the two belong together.
-        certified_key(&certificate_file, &key_file)?;
         let pem = source::read_file(&key_file)?;
         let key = issuing_from_pem(&pem)
             .map_err(|_| Error::malformed(&key_file, "has no private key in PEM"))?;
+        // Others that are trusted may stand beside its own.
+        let mut trusted = read_certificates(&certificate_file)?.into_iter();
+        let certificate = trusted.find(|one| is_of(one, &key)).ok_or_else(|| {
+            let file = certificate_file.display();
+            Error::malformed(
+                &key_file,
+                format!("does not belong to a certificate in {file}"),
+            )
+        })?;
         let issuer = Issuer::from_ca_cert_der(&certificate, key)
             .map_err(|_| Error::malformed(&certificate_file, "is not an authority"))?;
         Ok(Self {
@@ -163,6 +169,12 @@ fn make_root(directory: &Path, certificate_file: &Path, key_file: &Path) -> Resu
     Ok(())
 }
 
+/// Whether a certificate is for this key.
+fn is_of(certificate: &CertificateDer<'_>, key: &KeyPair) -> bool {
+    x509_parser::parse_x509_certificate(certificate)
+        .is_ok_and(|(_, parsed)| parsed.public_key().subject_public_key.data == key.der_bytes())
+}
+
 fn new_key(file: &Path) -> Result<KeyPair, Error> {
     KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| failed(file, error))
 }
@@ -208,6 +220,23 @@ mod tests {
             .issue("master", &["127.0.0.1", "::1", "localhost"])
             .unwrap();
         assert!(first.is_fresh("master"));
+    }
+
+    #[test]
+    fn an_authority_is_found_among_others_that_are_trusted() {
+        let directory = tempfile::tempdir().unwrap();
+        let (own, other) = (directory.path().join("own"), directory.path().join("other"));
+        let authority = DevelopmentAuthority::open(&own).unwrap();
+        DevelopmentAuthority::open(&other).unwrap();
+        let read = |directory: &Path| fs::read_to_string(directory.join("ca.crt")).unwrap();
+        let (ours, theirs) = (read(&own), read(&other));
+        for trusted in [format!("{theirs}{ours}"), format!("{ours}{theirs}")] {
+            write_public(&own.join("ca.crt"), trusted.as_bytes()).unwrap();
+            let again = DevelopmentAuthority::open(&own).unwrap();
+            assert_eq!(again.certificate, authority.certificate);
+        }
+        write_public(&own.join("ca.crt"), theirs.as_bytes()).unwrap();
+        assert!(DevelopmentAuthority::open(&own).is_err());
     }
 
     #[test]

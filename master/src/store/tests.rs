@@ -8,7 +8,7 @@ use wavry_credentials::{
     token::SigningKey,
 };
 
-use super::*;
+use super::{keys::Kept, *};
 use crate::{
     audit_sink::Log as _, keys::Pace, postgres_server::Server, ring::Ring, signing::Custody,
 };
