@@ -8,7 +8,13 @@
 
 mod support;
 
-use std::{net::SocketAddr, process::Output, time::Duration};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    process::{Child, Output, Stdio},
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use support::{
@@ -341,4 +347,53 @@ fn what_is_asked_for_and_not_there_is_named() {
     for node in ["edge", "exit"] {
         assert!(nodes.lines().any(|line| line.starts_with(node)), "{nodes}");
     }
+}
+
+/// A command that goes on, until this is dropped.
+struct Watching(Child);
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn nodes_are_found_by_their_configuration_and_shown_again_and_again() {
+    let mut cluster = Cluster::new();
+    cluster.add("open", "echo:", false);
+    let cluster = cluster.start();
+    let at = |name: &str| cluster.directory().join(name).display().to_string();
+    let paths = |file: &str| wavry(&["mesh", "paths", "--json", "--config", &at(file)]);
+    // It has any port, so that the file does not say which; the environment does.
+    let refused = output(paths("gateway.toml"));
+    let said = stderr(&refused);
+    assert!(!refused.status.success());
+    assert!(
+        said.contains("gateway.toml") && said.contains("--ops"),
+        "{said}"
+    );
+    let asked = |mut command: std::process::Command, listen: Option<SocketAddr>| {
+        command.envs(listen.map(|listen| ("WAVRY_OPS__LISTEN", listen.to_string())));
+        let asked = output(command);
+        assert!(asked.status.success(), "{}", stderr(&asked));
+        serde_json::from_slice::<Value>(&asked.stdout).unwrap()
+    };
+    let gateway = cluster.ops_address("gateway");
+    let told = asked(paths("gateway.toml"), Some(gateway));
+    assert_eq!(told[0]["node"], "edge");
+    let relay = cluster.ops_address("relay");
+    let file = format!("[relay]\n[ops]\nlisten = \"{relay}\"\n");
+    fs::write(at("found.toml"), file).unwrap();
+    assert_eq!(asked(paths("found.toml"), None)[0]["node"], "exit");
+
+    let ops = format!("{gateway},{relay}");
+    let watching = wavry(&["mesh", "paths", "--watch=20ms", "--ops", &ops])
+        .stdout(Stdio::piped())
+        .spawn();
+    let mut watching = Watching(watching.unwrap());
+    let shown = BufReader::new(watching.0.stdout.take().unwrap()).lines();
+    let mut tables = shown.filter(|line| line.as_ref().unwrap().starts_with("NODE "));
+    assert!(tables.nth(2).is_some(), "it ended before the third time");
 }

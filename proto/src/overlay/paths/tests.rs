@@ -459,3 +459,35 @@ proptest! {
         prop_assert!(world.paths.is_reached());
     }
 }
+
+#[test]
+fn a_path_is_probed_for_whoever_asks_but_not_within_a_second_of_a_probe_or_an_answer() {
+    let standby = direct(2);
+    let mut world = World::new(&[(direct(1), link(10)), (standby, link(40))], 0);
+    world.run(10_000);
+    let probes = |world: &World| {
+        let pings = world.pings.iter();
+        let pings = pings.filter(|(_, ping)| ping.route == standby);
+        pings.map(|(at, _)| *at).collect::<Vec<_>>()
+    };
+    // While nothing is sent it is probed each two seconds.
+    let rested = |world: &World| world.elapsed() - *probes(world).last().unwrap();
+    while rested(&world) < ms(1_200) {
+        world.step();
+    }
+    let before = probes(&world).len();
+    world.paths.ask(standby, world.now);
+    world.step();
+    assert_eq!(probes(&world).len(), before + 1);
+    for _ in 0..900 {
+        world.paths.ask(standby, world.now);
+        world.step();
+    }
+    assert_eq!(probes(&world).len(), before + 1);
+    let mut views = world.paths.views();
+    let view = views.find(|view| view.route == standby).unwrap();
+    let measured = view.measured.unwrap();
+    assert_eq!(measured.latest, ms(40));
+    assert!(world.now - measured.at < ms(900));
+    assert_eq!(view.doubt_at, None);
+}
