@@ -55,10 +55,10 @@ enum Command {
     /// Drive a system as many clients do, and print the figures
     #[command(subcommand, after_long_help = LOADTEST_HELP)]
     Loadtest(wavry_loadtest::Scenario),
-    /// Make a relay's or gateway's identity and registration token
+    /// Make the identity and registration token of a relay, a gateway or a KeyVault
     #[command(after_long_help = PROVISION_HELP)]
     Provision(provision::NodeArgs),
-    /// Look at the cluster's gateways and relays, and revoke them (see also `wavry relay identity`)
+    /// Look at the cluster's gateways, relays and KeyVaults, and revoke them (see also `wavry relay identity`)
     #[command(subcommand, after_long_help = NODE_HELP)]
     Node(operate::NodeCommand),
     /// Look at the mesh: nodes, paths in use, flows and leases, and how long packets take to each hop
@@ -150,6 +150,15 @@ const KEYVAULT_HELP: &str = "\
   database = \"/var/lib/wavry/keyvault.sqlite\"   # or postgres://wavry@db.example/keyvault?sslrootcert=FILE
   certificate = \"/etc/wavry/keyvault.crt\"
   seal = \"shares\"                              # or \"key\": secret keyvault_key
+
+With a master that has [master.authority] it is a node of that cluster, and has its certificate from there:
+
+  wavry provision keyvault vault-1 --names vault.example,192.0.2.7 --out vault-1
+  export WAVRY_IDENTITY_KEY_FILE=vault-1/identity.key WAVRY_REGISTRATION_TOKEN_FILE=vault-1/registration.token
+
+  master = \"https://master.example:8443\"        # certificate may be left out then
+  ca_file = \"/etc/wavry/ca.pem\"                # `wavry master authority show`
+  state_dir = \"/var/lib/wavry/keyvault\"
 
 It speaks HashiCorp Vault's HTTP API: `vault operator init`, `vault operator unseal`, and then any of
 Vault's clients. Secrets: audit_key, tls_key, and keyvault_key with seal = \"key\". Each is read from the
@@ -381,9 +390,12 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             // Its configuration is large.
             None => Box::pin(role::run::<roles::Master>(&args.role, &args.flags())).await?,
         },
-        Command::KeyVault(args) => {
-            role::run::<roles::KeyVault>(&args.role, &args.flags()).await?;
-        }
+        Command::KeyVault(args) => match &args.command {
+            Some(roles::NodeCommand::Identity(command)) => {
+                operate::identity(Role::KeyVault, command).await?;
+            }
+            None => role::run::<roles::KeyVault>(&args.role, &args.flags()).await?,
+        },
         Command::Gateway(args) => match &args.command {
             Some(roles::NodeCommand::Identity(command)) => {
                 operate::identity(Role::Gateway, command).await?;

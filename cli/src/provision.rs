@@ -33,6 +33,9 @@ pub(crate) enum NodeRole {
     Relay,
     /// Terminates WebTransport
     Gateway,
+    /// A KeyVault that runs alone, and has its certificate from the master
+    #[value(name = "keyvault")]
+    KeyVault,
 }
 
 /// `wavry provision`.
@@ -45,6 +48,9 @@ pub(crate) struct NodeArgs {
     /// Services a relay may announce, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "A,B")]
     services: Vec<ServiceName>,
+    /// Names and addresses at which clients find a KeyVault, separated by commas: those of its certificate
+    #[arg(long, value_delimiter = ',', value_name = "A,B")]
+    names: Vec<String>,
     /// Region that the node is in; gateways prefer relays in their own
     #[arg(long, value_name = "REGION")]
     region: Option<RegionName>,
@@ -176,11 +182,15 @@ pub(crate) async fn node(args: &NodeArgs) -> anyhow::Result<()> {
     }
     at_most(args.ttl, MAX_LIFETIME)?;
     let role = args.role.role();
+    if let Err(why) = provision::check_names(role, &args.names) {
+        bail!("--names {why}");
+    }
     let authority = args.record.authority(&args.cluster).await?;
     let (name, services) = (args.name.clone(), args.services.clone());
     let placement = Placement {
         region: args.region.clone(),
         weight: args.weight,
+        names: args.names.clone(),
     };
     let issuer = &authority.issuer;
     let issue = issuer.registration(name, role, services, placement, args.ttl)?;
@@ -235,6 +245,7 @@ impl NodeRole {
         match self {
             Self::Relay => Role::Relay,
             Self::Gateway => Role::Gateway,
+            Self::KeyVault => Role::KeyVault,
         }
     }
 }

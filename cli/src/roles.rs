@@ -259,7 +259,10 @@ impl MasterArgs {
 
 /// `wavry keyvault`.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct KeyVaultArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<NodeCommand>,
     #[command(flatten)]
     pub(crate) role: Args,
     /// TCP address of the HTTPS listener; overrides keyvault.listen
@@ -274,6 +277,8 @@ pub(crate) struct KeyVaultArgs {
     /// Take a store for current that is older than one seen before: a restored backup. Audited
     #[arg(long)]
     accept_rollback: bool,
+    #[command(flatten)]
+    node: NodeArgs,
 }
 
 impl KeyVaultArgs {
@@ -291,11 +296,12 @@ impl KeyVaultArgs {
             "--accept-rollback",
             self.accept_rollback.then_some(true),
         );
+        self.node.add(KeyVault::NAME, &mut flags);
         flags
     }
 }
 
-/// What is asked of a master about a gateway or relay that runs.
+/// What is asked of a master about a node that runs.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum NodeCommand {
     /// The key by which a node is known

@@ -172,6 +172,7 @@ fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error>
 }
 
 /// What a certificate says of itself.
+#[derive(Clone)]
 struct Facts {
     /// Its DNS names, lower case; `*.` in front of one stands for any one label.
     dns_names: Vec<String>,

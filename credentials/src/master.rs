@@ -224,9 +224,10 @@ impl Failure {
 
     /// Whether waiting does not help.
     pub fn is_final(&self) -> bool {
-        // 408 and 429 are about the moment, not about the request.
-        matches!(self, Self::Refused { status, .. }
-            if (400..500).contains(status) && ![408, 429].contains(status))
+        // 408 and 429 are about the moment, not about the request; and where one master signs no certificates, another
+        // does, or this one in a while.
+        matches!(self, Self::Refused { status, word, .. }
+            if (400..500).contains(status) && ![408, 429].contains(status) && word != "no-authority")
     }
 }
 

@@ -19,7 +19,7 @@ mod work;
 use std::{
     fs,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -31,6 +31,7 @@ use wavry_proto::{
 };
 
 use crate::{
+    cert,
     clock::unix_time,
     identity::{Identity, MeshTls, Shown, rotation::Pace},
     master::{self, Failure},
@@ -189,6 +190,19 @@ impl Candidate {
             certificates: Certificates::in_directory(&config.state_dir),
             standing,
         })
+    }
+
+    /// Has `store` serve with the node's certificate, which is one of a TLS server where the node is a KeyVault: in
+    /// the place of what it has from `origin`, at once with the one that is kept, if there is one that has not
+    /// expired, and with each that is issued from now on.
+    #[must_use]
+    pub fn serving(mut self, store: cert::Store, origin: &Path) -> Self {
+        let record = match &self.standing {
+            Standing::Registered { record, .. } => Some(record),
+            Standing::ToRegister { .. } => None,
+        };
+        self.certificates.serve(store, origin, record);
+        self
     }
 
     /// Registers if that is still to be done, and waits for the first roster: the master's, or, where

@@ -49,6 +49,7 @@ use crate::{
     operate,
     presence::Report,
     problem::Refusal,
+    provision,
     rate::{Rate, network},
     registry::Registry,
     store::{self, Admission, Announcement},
@@ -68,8 +69,6 @@ const HEARTBEAT: &str = "/v1/nodes/heartbeat";
 const ROSTER: &str = "/v1/roster";
 const KEYS: &str = "/.well-known/wavry/keys";
 const SUCCESSION: &str = "/.well-known/wavry/succession";
-
-pub(crate) use certificate::as_listed;
 
 /// What the routes work with.
 pub(crate) struct Api {
@@ -292,6 +291,8 @@ async fn try_register(
     {
         return Err(Refusal::ServiceNotAllowed(service.clone()));
     }
+    provision::check_names(token.role, &token.placement.names)
+        .map_err(|why| Refusal::Malformed(format!("the token's names {why}")))?;
     let admission = Admission {
         jti: token.jti,
         issued_at: token.validity.iat,

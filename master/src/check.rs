@@ -5,6 +5,7 @@ use std::path::Path;
 use wavry_credentials::{
     audit, cert,
     key::{aead, format},
+    membership,
     source::{self, Finding},
     token::SigningKey,
 };
@@ -70,8 +71,13 @@ pub async fn check_keyvault(config: &keyvault::config::Standalone) -> Vec<Findin
             audit::Key::read(text, config.cluster.clone())
         })
         .await,
-        cert::check(&config.certificate, None),
     ];
+    if let Some(chain) = &config.certificate {
+        findings.push(cert::check(chain, None));
+    }
+    if let Some(node) = &config.node {
+        findings.extend(membership::check(&node.membership).await);
+    }
     if let Some(clients) = &config.clients {
         findings.push(authorities("client_ca", &clients.authorities));
     }

@@ -29,6 +29,7 @@ mod dispatch;
 mod engine;
 mod keyring;
 pub mod login;
+mod member;
 pub mod mount;
 mod namespace;
 mod parameter;

@@ -49,6 +49,7 @@ mod rate;
 mod registry;
 mod ring;
 mod server;
+mod shown;
 pub mod signing;
 #[cfg(test)]
 mod simulation;
@@ -68,6 +69,7 @@ pub use error::StartError;
 pub use metrics::{describe as describe_metrics, describe_keyvault as describe_keyvault_metrics};
 
 use audited::Strangers;
+use authority::Demand;
 use once::UnderWay;
 use registry::{Registry, Times};
 use signing::Custody;
@@ -229,7 +231,8 @@ impl Master {
         let router = match &keyvault {
             Some(vault) => {
                 let vault = keyvault::api::router(vault.clone());
-                router.fallback_service(api::as_listed(vault, registry.clone()))
+                let vault = shown::as_listed(vault, registry.clone(), Demand::Optional);
+                router.fallback_service(vault)
             }
             None => router,
         };

@@ -82,9 +82,12 @@ pub struct NodeStatus {
     /// Its id.
     #[schema(example = "edge-1")]
     pub id: String,
-    /// `gateway` or `relay`.
+    /// `gateway`, `relay` or `keyvault`.
     #[schema(example = "relay")]
     pub role: String,
+    /// Names and addresses of its certificate, if it is a KeyVault.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
     /// `present`, `draining`, `suspect` (not heard for `suspect_after`) or `gone` (not heard for
     /// `gone_after`).
     #[schema(example = "present")]
@@ -635,6 +638,7 @@ fn status((node, whereabouts): &(Node, Option<Whereabouts>), lives: Option<Lives
     NodeStatus {
         id: node.id.to_string(),
         role: node.role.as_str().to_owned(),
+        names: node.placement.names.clone(),
         state: state.as_str().to_owned(),
         heard_seconds_ago: whereabouts.as_ref().map_or(0, |w| w.heard.as_secs()),
         addresses: node.addresses.iter().map(ToString::to_string).collect(),

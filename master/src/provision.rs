@@ -8,6 +8,7 @@ use wavry_credentials::{
         Action, Event,
         file::{Error, Log},
     },
+    cert::authority::is_name,
     clock::unix_time,
     random,
     signer::{self, SignError, Signer},
@@ -16,7 +17,7 @@ use wavry_credentials::{
 use wavry_proto::{
     control::Role,
     id::{ClusterName, NodeId, ServiceName},
-    placement::Placement,
+    placement::{MAX_NAMES, Placement},
     token::{Operator, OperatorRole, Registration, Session, Validity},
 };
 
@@ -100,6 +101,21 @@ impl Issuer {
         event.secret = Some(self.log.key().identifier(&jti));
         self.log.append(&event)?;
         Ok(jti)
+    }
+}
+
+/// Whether a node of this role may have a certificate with these names; else what is wrong with them.
+pub fn check_names(role: Role, names: &[String]) -> Result<(), &'static str> {
+    match role {
+        Role::Gateway | Role::Relay if names.is_empty() => Ok(()),
+        Role::Gateway | Role::Relay => Err("are for a keyvault alone"),
+        Role::KeyVault if !(1..=MAX_NAMES).contains(&names.len()) => {
+            Err("of a keyvault must be 1 to 16")
+        }
+        Role::KeyVault if !names.iter().all(|name| is_name(name)) => {
+            Err("must be DNS names or addresses, without port")
+        }
+        Role::KeyVault => Ok(()),
     }
 }
 

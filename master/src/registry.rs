@@ -462,7 +462,7 @@ impl Registry {
 
     fn report_nodes(&self) {
         let nodes = self.nodes();
-        for role in [Role::Gateway, Role::Relay] {
+        for role in Role::ALL {
             for state in State::ALL {
                 let of_both = |(node, whereabouts): &&(Node, Option<Whereabouts>)| {
                     node.role == role && whereabouts.as_ref().is_some_and(|w| w.state == state)

@@ -627,12 +627,12 @@ async fn write_node(
     let id = admission.node.as_str();
     let placement = &admission.placement;
     query(
-        "INSERT INTO node (id, role, registered_by, registration, region, weight)
-         VALUES ($1, $2, $3, $4, $5, $6)
+        "INSERT INTO node (id, role, registered_by, registration, region, weight, names)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)
          ON CONFLICT (id) DO UPDATE
          SET role = excluded.role, registered_by = excluded.registered_by,
              registration = excluded.registration, rotation_ordered = NULL,
-             region = excluded.region, weight = excluded.weight",
+             region = excluded.region, weight = excluded.weight, names = excluded.names",
     )
     .bind(id)
     .bind(admission.role.as_str())
@@ -645,6 +645,7 @@ async fn write_node(
             .map_or("", |region| region.as_str()),
     )
     .bind(u64::from(placement.weight.get()))
+    .bind(placement::written(&placement.names))
     .execute(&mut *transaction)
     .await?;
     for table in [
@@ -766,17 +767,13 @@ async fn read_nodes(transaction: &mut Transaction) -> Result<(Vec<Node>, Vec<Liv
     let mut offers = Vec::new();
     let mut position = HashMap::new();
     let listed = query(
-        "SELECT id, role, draining OR silent, registration, region, weight, leases_since, flow_bits,
-             flow_packets
+        "SELECT id, role, draining OR silent, registration, region, weight, names, leases_since,
+             flow_bits, flow_packets
          FROM node ORDER BY id",
     );
     for row in listed.all(&mut *transaction).await? {
         let id: String = row.get(0)?;
-        let role = match row.get::<String>(1)?.as_str() {
-            "gateway" => Role::Gateway,
-            "relay" => Role::Relay,
-            _ => return Err(Error::Row("node")),
-        };
+        let role = Role::named(&row.get::<String>(1)?).ok_or(Error::Row("node"))?;
         offers.push(!row.get::<bool>(2)?);
         position.insert(id.clone(), nodes.len());
         nodes.push(Node {
@@ -788,7 +785,7 @@ async fn read_nodes(transaction: &mut Transaction) -> Result<(Vec<Node>, Vec<Liv
             attached: Vec::new(),
             services: Vec::new(),
             registration: row.number(3)?,
-            leases: placement::terms(&row, 6)?,
+            leases: placement::terms(&row, 7)?,
             placement: placement::read(&row, 4)?,
         });
     }
@@ -808,6 +805,8 @@ async fn read_nodes(transaction: &mut Transaction) -> Result<(Vec<Node>, Vec<Liv
         let at = of(row.get(0)?)?;
         let node = &mut nodes[at];
         match row.get::<bool>(2)? {
+            // Nobody in the mesh is to send anything there.
+            _ if !node.role.is_in_mesh() => {}
             false => node.addresses.push(address),
             // A relay that leaves or is not heard of forwards nothing for others.
             true if offers[at] && node.role == Role::Relay => node.transit.push(address),

@@ -16,7 +16,7 @@ use crate::{
     placement::Placement,
 };
 
-/// What a node does in the mesh.
+/// What a node does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -24,15 +24,31 @@ pub enum Role {
     Gateway,
     /// Takes mesh sessions and dials upstreams.
     Relay,
+    /// Keeps secrets. It is listed for its certificate's sake, and has no part in the mesh.
+    KeyVault,
 }
 
 impl Role {
+    /// Every role.
+    pub const ALL: [Self; 3] = [Self::Gateway, Self::Relay, Self::KeyVault];
+
     /// The role as it is written on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Gateway => "gateway",
             Self::Relay => "relay",
+            Self::KeyVault => "keyvault",
         }
+    }
+
+    /// The role that is written so.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.as_str() == name)
+    }
+
+    /// Whether nodes of this role have connections with others, and packets under way.
+    pub fn is_in_mesh(self) -> bool {
+        self != Self::KeyVault
     }
 }
 
@@ -501,7 +517,7 @@ mod tests {
     prop_compose! {
         fn node()(
             id in name(),
-            is_relay: bool,
+            role in prop::sample::select(&Role::ALL[..]),
             keys in prop::collection::vec(any::<[u8; 32]>(), 0..3),
             addresses in prop::collection::vec(any::<SocketAddr>(), 0..3),
             transit in prop::collection::vec(any::<SocketAddr>(), 0..3),
@@ -511,10 +527,11 @@ mod tests {
             leases in (any::<u64>(), any::<Option<u64>>(), any::<Option<u64>>()),
             region in prop::option::of(name()),
             weight in 1u16..=1000,
+            names in prop::collection::vec(name(), 0..3),
         ) -> Node {
             Node {
                 id: id.parse().unwrap(),
-                role: if is_relay { Role::Relay } else { Role::Gateway },
+                role,
                 keys: keys.into_iter().map(PublicKey).collect(),
                 // Flow label and scope have no meaning between hosts and no place in the text.
                 addresses: addresses
@@ -536,6 +553,7 @@ mod tests {
                 placement: Placement {
                     region: region.map(|region| region.parse().unwrap()),
                     weight: weight.try_into().unwrap(),
+                    names,
                 },
             }
         }

@@ -16,7 +16,13 @@ pub struct Placement {
     /// The share of sessions that an exit is to take, beside others for the same service.
     #[serde(default, skip_serializing_if = "Weight::is_default")]
     pub weight: Weight,
+    /// Names and addresses at which clients find a KeyVault: those of its certificate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
 }
+
+/// Names that a KeyVault may have.
+pub const MAX_NAMES: usize = 16;
 
 impl Placement {
     /// Whether it says nothing; then it is left out, so that nodes that do not know it read the roster.
@@ -155,9 +161,11 @@ mod tests {
         let placement = Placement {
             region: Some("eu-west".parse().unwrap()),
             weight: Weight::try_from(5).unwrap(),
+            names: vec!["vault.example".to_owned()],
         };
         let text = serde_json::to_string(&placement).unwrap();
-        assert_eq!(text, r#"{"region":"eu-west","weight":5}"#);
+        let written = r#"{"region":"eu-west","weight":5,"names":["vault.example"]}"#;
+        assert_eq!(text, written);
         assert_eq!(serde_json::from_str::<Placement>(&text).unwrap(), placement);
         for no_placement in [
             r#"{"weight":0}"#,

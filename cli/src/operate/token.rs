@@ -62,6 +62,9 @@ pub(crate) struct RegistrationArgs {
     /// Services a relay may announce, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "A,B")]
     services: Vec<ServiceName>,
+    /// Names and addresses at which clients find a KeyVault, separated by commas: those of its certificate
+    #[arg(long, value_delimiter = ',', value_name = "A,B")]
+    names: Vec<String>,
     /// Region that the node stands in
     #[arg(long, value_name = "REGION")]
     region: Option<RegionName>,
@@ -122,6 +125,7 @@ pub(crate) async fn issue(command: &IssueCommand) -> anyhow::Result<()> {
             let request = IssueRegistration {
                 node: args.name.to_string(),
                 role: args.role.role().as_str().to_owned(),
+                names: args.names.clone(),
                 services: args.services.iter().map(ToString::to_string).collect(),
                 region: args.region.as_ref().map(ToString::to_string),
                 weight: Some(args.weight.get()),

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::{
     ANSWER_DEADLINE, World,
-    support::{DEADLINE, RoleProcess, filesystem::ReadOnly, keyvault::KeyVault},
+    support::{DEADLINE, RoleProcess, filesystem::Meddled, keyvault::KeyVault},
 };
 
 const SECRET: &str = "/v1/secret/data/app";
@@ -73,7 +73,7 @@ fn a_read_only_disk_lets_no_secret_out_and_is_forgotten_when_it_can_be_written()
     let world = World::new();
     let mut vault = vault(&world);
     let pid = vault.process.pid();
-    let read_only = ReadOnly::for_process(pid);
+    let read_only = Meddled::read_only(pid);
     // What was under way when it began may have come to its end.
     let started = Instant::now();
     while read(&vault) != 503 {

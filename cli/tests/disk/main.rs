@@ -18,7 +18,7 @@ use std::{
 
 use support::{
     DEADLINE, RoleProcess,
-    filesystem::{Filesystem, ReadOnly},
+    filesystem::{Filesystem, Meddled},
     https::{Https, status},
     output, stderr, wavry,
 };
@@ -180,7 +180,7 @@ fn a_disk_that_became_read_only_is_answered_with_503_until_it_can_be_written() {
     let mut master = world.master();
     assert_eq!(refused(directory, &master), 401);
 
-    let read_only = ReadOnly::for_process(master.pid());
+    let read_only = Meddled::read_only(master.pid());
     // What was under way when it began may have come to its end.
     let started = Instant::now();
     while refused(directory, &master) != 503 {

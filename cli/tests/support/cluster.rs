@@ -29,6 +29,8 @@ pub(crate) struct Cluster {
     acme: Option<(String, SocketAddr)>,
     /// Table `master.signing` and the master's environment, where a vault has the key that signs.
     vault: Option<(String, Vec<(String, PathBuf)>)>,
+    /// Table `master.authority`, where the cluster's own authority issues the master's certificate.
+    authority: Option<String>,
     /// More of the gateway's environment.
     environment: Vec<(&'static str, String)>,
     /// Where each role's log goes, at trace level; to standard error if nowhere.
@@ -64,6 +66,7 @@ impl Cluster {
             names: Vec::new(),
             acme: None,
             vault: None,
+            authority: None,
             environment: Vec::new(),
             logs: None,
             processes: Vec::new(),
@@ -169,6 +172,28 @@ impl Cluster {
         self.acme = Some((table.to_owned(), ops));
     }
 
+    /// The cluster has an authority of its own, which issues the master's certificate and those of nodes; `table` has
+    /// more lines of its table `master.authority`.
+    pub(crate) fn issue_certificates(&mut self, table: &str) {
+        let names = "names = [\"127.0.0.1\", \"localhost\"]";
+        self.authority = Some(format!("[master.authority]\n{names}\n{table}"));
+    }
+
+    /// Has `ca.crt` be the one that services have their certificates from, and those that vouch for the master now.
+    pub(crate) fn trust_authorities(&self) {
+        if self.authority.is_none() {
+            return;
+        }
+        let show = ["master", "authority", "show", "--database"];
+        let shown = run(wavry(&show).arg(self.directory().join("master.sqlite")));
+        let first = self.directory().join("services-ca.crt");
+        if !first.exists() {
+            fs::copy(self.directory().join("ca.crt"), &first).unwrap();
+        }
+        let both = [fs::read(first).unwrap(), shown.stdout].concat();
+        fs::write(self.directory().join("ca.crt"), both).unwrap();
+    }
+
     /// Adds to the gateway's environment.
     pub(crate) fn tell_gateway(&mut self, variable: &'static str, value: impl ToString) {
         self.environment.push((variable, value.to_string()));
@@ -219,6 +244,7 @@ impl Cluster {
             run(wavry(&["key", "generate", "--out"]).arg(key));
         }
         let master = self.launch("master", self.master_command(), &at("master.ready"));
+        self.trust_authorities();
         run(self
             .signing(&["provision", "gateway", "edge", "--out"])
             .arg(at("edge")));
@@ -456,11 +482,15 @@ fn sum(metrics: &str, name: &str) -> f64 {
 impl Cluster {
     fn master_command(&self) -> Command {
         let at = |name: &str| self.directory().join(name);
+        let certificate = match &self.authority {
+            None => format!("certificate = {:?}", at("master.crt")),
+            Some(_) => String::new(),
+        };
         let text = format!(
-            "[master]\nlisten = \"127.0.0.1:0\"\ndatabase = {:?}\ncertificate = {:?}\n{}\n{}\n{}\n{}\n{OPS}\n",
+            "[master]\nlisten = \"127.0.0.1:0\"\ndatabase = {:?}\n{certificate}\n{}\n{}\n{}\n{}\n{}\n{OPS}\n",
             at("master.sqlite"),
-            at("master.crt"),
             self.settings("master"),
+            self.authority.as_deref().unwrap_or_default(),
             self.vault.as_ref().map_or("", |(table, _)| table),
             self.services,
             self.sinks
@@ -508,6 +538,15 @@ impl Cluster {
         let ready = self.directory().join("master.again");
         let master = self.launch("master", command, &ready);
         self.processes.insert(2, master);
+    }
+
+    /// Starts the master that was killed, where it was.
+    pub(crate) fn start_master(&mut self, address: SocketAddr) {
+        let mut command = self.master_command();
+        command.args(["--listen", &address.to_string()]);
+        let ready = self.directory().join("master.again");
+        let master = self.launch("master", command, &ready);
+        self.processes.push(master);
     }
 
     fn relay_command(&self) -> Command {

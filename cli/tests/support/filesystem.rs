@@ -79,21 +79,30 @@ impl Drop for Filesystem {
     }
 }
 
-/// A process that finds every file read-only from now on, as after a filesystem was remounted so; until
-/// this is dropped.
-pub(crate) struct ReadOnly {
+/// A process whose system calls go as a test has them, until this is dropped.
+pub(crate) struct Meddled {
     strace: Child,
     /// Where it tells of each new thread: it would end if nobody could read that.
     _said: BufReader<ChildStderr>,
 }
 
-impl ReadOnly {
-    pub(crate) fn for_process(pid: u32) -> Self {
+impl Meddled {
+    /// It finds every file read-only, as after a filesystem was remounted so.
+    pub(crate) fn read_only(pid: u32) -> Self {
         let calls = "pwrite64,pwritev,ftruncate,fallocate,fsync,fdatasync";
+        Self::with(pid, calls, "error=EROFS")
+    }
+
+    /// It is killed where a thread of it begins the next of these calls.
+    pub(crate) fn killed_at(pid: u32, call: &str) -> Self {
+        Self::with(pid, call, "signal=SIGKILL:when=1")
+    }
+
+    fn with(pid: u32, calls: &str, what: &str) -> Self {
         let mut strace = as_root("strace")
             .args(["--follow-forks", "--output=/dev/null"])
             .arg(format!("--trace={calls}"))
-            .arg(format!("--inject={calls}:error=EROFS"))
+            .arg(format!("--inject={calls}:{what}"))
             .arg(format!("--attach={pid}"))
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
@@ -111,7 +120,7 @@ impl ReadOnly {
     }
 }
 
-impl Drop for ReadOnly {
+impl Drop for Meddled {
     fn drop(&mut self) {
         // Killed by force, it would leave the process stopped.
         super::signal(self.strace.id(), "TERM");

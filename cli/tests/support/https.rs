@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use wavry_credentials::cert::{Trust, client_config};
+use wavry_credentials::cert::{Trust, client_config, client_config_with};
 
 use super::DEADLINE;
 
@@ -15,6 +15,8 @@ use super::DEADLINE;
 pub(crate) struct Https {
     address: SocketAddr,
     authority: PathBuf,
+    /// What the client shows, by key and chain.
+    shown: Option<[PathBuf; 2]>,
 }
 
 impl Https {
@@ -22,6 +24,15 @@ impl Https {
         Self {
             address,
             authority: authority.to_owned(),
+            shown: None,
+        }
+    }
+
+    /// The same by a client that shows the certificate in a file, whose key is in another.
+    pub(crate) fn showing(self, files: [PathBuf; 2]) -> Self {
+        Self {
+            shown: Some(files),
+            ..self
         }
     }
 
@@ -48,7 +59,11 @@ impl Https {
     /// Sends bytes, be they a request or not; what came back until the server closed.
     pub(crate) fn send(&self, bytes: &[u8]) -> String {
         let trust = Trust::Authorities(self.authority.clone());
-        let config = client_config(&trust).expect("an authority");
+        let config = match &self.shown {
+            None => client_config(&trust),
+            Some([chain, key]) => client_config_with(&trust, chain, key),
+        };
+        let config = config.expect("an authority, and a pair");
         let name = self.address.ip().to_string().try_into().expect("a name");
         let tls = rustls::ClientConnection::new(Arc::new(config), name).expect("TLS");
         let tcp = TcpStream::connect(self.address).expect("somebody listens");

@@ -1,30 +1,27 @@
 //! A cluster's own authority: a P-256 key that signs short-lived certificates, of masters and of nodes.
 //! Time is an argument.
 
+mod request;
+
 use std::{
     net::IpAddr,
     path::Path,
     time::{Duration, SystemTime},
 };
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
-    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
 };
-use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
+use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 use wavry_proto::id::ClusterName;
 
 use super::{Error, Facts, Pair, hash, member::Member};
 use crate::{key::issuing_from_pem, secret::Secret};
 
-/// Longest request for a certificate, in bytes (PKCS #10, DER): several times that of a P-256 key.
-pub const MAX_REQUEST_LEN: usize = 4096;
-/// An uncompressed point of P-256 (SEC 1, section 2.3.3).
-const POINT_LEN: usize = 65;
-const UNCOMPRESSED: u8 = 4;
+pub use request::{MAX_REQUEST_LEN, MalformedRequest, Request};
+
 /// For clocks that are behind, and an eighth of the lifetime at most.
 const BACKDATING: Duration = Duration::from_secs(60);
 /// What errors call it.
@@ -70,43 +67,6 @@ pub struct Authority {
     certificate: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
     not_after: SystemTime,
-}
-
-/// A request for a certificate whose signature holds. All it says but for its key is passed over: what a
-/// certificate says, who issues it knows.
-#[derive(Debug)]
-pub struct Request(rcgen::PublicKey);
-
-/// What is no request for a certificate that can be had.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a PKCS #10 request that a P-256 key has signed, of {MAX_REQUEST_LEN} bytes at most")]
-pub struct MalformedRequest;
-
-impl Request {
-    /// Reads DER, and checks that who asks holds the key.
-    pub fn read(der: &[u8]) -> Result<Self, MalformedRequest> {
-        if der.len() > MAX_REQUEST_LEN {
-            return Err(MalformedRequest);
-        }
-        let request = CertificateSigningRequestDer::from(der);
-        let request = CertificateSigningRequestParams::from_der(&request);
-        let key = request.map_err(|_| MalformedRequest)?.public_key;
-        let point = key.der_bytes();
-        // The algorithm is that of the signature, which other curves may have too.
-        let is_p256 = key.algorithm() == &PKCS_ECDSA_P256_SHA256
-            && point.len() == POINT_LEN
-            && point[0] == UNCOMPRESSED;
-        is_p256.then_some(Self(key)).ok_or(MalformedRequest)
-    }
-
-    /// Reads base64 of DER.
-    pub fn from_base64(text: &str) -> Result<Self, MalformedRequest> {
-        if text.len() > MAX_REQUEST_LEN.div_ceil(3) * 4 {
-            return Err(MalformedRequest);
-        }
-        let der = STANDARD.decode(text).map_err(|_| MalformedRequest)?;
-        Self::read(&der)
-    }
 }
 
 impl Authority {
@@ -183,22 +143,30 @@ impl Authority {
         Pair::from_pem(Path::new(NAME), &certificate.pem(), &pem(&key))
     }
 
-    /// Signs a certificate of a node, in PEM, for the key that asks for it.
+    /// Signs a certificate of a node, in PEM, for the key that asks for it. Where the node is found at `names`, it is
+    /// one of a TLS server, too.
     pub fn admit(
         &self,
         request: &Request,
         member: &Member,
+        names: &[String],
         validity: Validity,
     ) -> Result<String, Error> {
-        let mut params = self.leaf(&[], validity)?;
+        let mut params = self.leaf(names, validity)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        if !names.is_empty() {
+            let serves = ExtendedKeyUsagePurpose::ServerAuth;
+            params.extended_key_usages.push(serves);
+        }
         let name = &mut params.distinguished_name;
         name.push(DnType::CommonName, member.node.as_str());
         let registration = DnType::from_oid(&SERIAL_NUMBER);
         name.push(registration, member.registration.to_string());
         let uri = member.uri().try_into().map_err(failed)?;
-        params.subject_alt_names = vec![SanType::URI(uri)];
-        let certificate = params.signed_by(&request.0, &self.issuer).map_err(failed)?;
+        params.subject_alt_names.insert(0, SanType::URI(uri));
+        let certificate = params
+            .signed_by(request.key(), &self.issuer)
+            .map_err(failed)?;
         Ok(certificate.pem())
     }
 

@@ -23,7 +23,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
 use wavry_proto::{
-    control::Role,
+    control::{Role, Roster},
     id::{ClusterName, NodeId},
 };
 use x509_parser::{
@@ -47,7 +47,8 @@ pub struct Member {
 }
 
 impl Member {
-    /// `spiffe://CLUSTER/ROLE/NODE`, the one URI that a certificate of the node has.
+    /// `spiffe://CLUSTER/ROLE/NODE`, the one URI that a certificate of the node has. Of other names a KeyVault's alone
+    /// has some: those at which it is found.
     pub fn uri(&self) -> String {
         format!(
             "spiffe://{}/{}/{}",
@@ -60,13 +61,11 @@ impl Member {
     /// Whom a certificate names; `None` if it is not one of a node. Whether it holds is another question.
     pub fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
         let (rest, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
-        let uri = only_uri(&certificate).filter(|_| rest.is_empty())?;
+        let (uri, has_more) = only_uri(&certificate).filter(|_| rest.is_empty())?;
         let mut parts = uri.strip_prefix("spiffe://")?.split('/');
         let mut part = || parts.next();
         let (cluster, role, node) = (part()?, part()?, part()?);
-        let role = [Role::Gateway, Role::Relay]
-            .into_iter()
-            .find(|known| known.as_str() == role)?;
+        let role = Role::named(role).filter(|role| !has_more || *role == Role::KeyVault)?;
         let mut registration = certificate.subject().iter_by_oid(&OID_X509_SERIALNUMBER);
         let member = Self {
             cluster: cluster.parse().ok()?,
@@ -78,13 +77,29 @@ impl Member {
     }
 }
 
-/// The URI of a certificate that has no other name.
-fn only_uri<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'a str> {
-    let names = certificate.subject_alternative_name().ok().flatten()?;
-    match names.value.general_names.as_slice() {
-        [GeneralName::URI(uri)] => Some(uri),
-        _ => None,
+impl Member {
+    /// Whether this is a node as a roster lists it.
+    pub fn is_listed_in(&self, roster: &Roster) -> bool {
+        let node = roster.node(&self.node);
+        roster.cluster == self.cluster
+            && node.is_some_and(|node| {
+                (node.role, node.registration) == (self.role, self.registration)
+            })
     }
+}
+
+/// The URI of a certificate that has no other, and whether it has other names: of hosts, and addresses.
+fn only_uri<'a>(certificate: &'a X509Certificate<'_>) -> Option<(&'a str, bool)> {
+    let names = certificate.subject_alternative_name().ok().flatten()?;
+    let (mut uri, mut has_more) = (None, false);
+    for name in &names.value.general_names {
+        match name {
+            GeneralName::URI(one) if uri.is_none() => uri = Some(*one),
+            GeneralName::DNSName(_) | GeneralName::IPAddress(_) => has_more = true,
+            _ => return None,
+        }
+    }
+    Some((uri?, has_more))
 }
 
 /// Why a certificate that was shown is none of a node's.

@@ -12,6 +12,7 @@ use crate::{
 };
 
 /// A chain and its key that belong to each other.
+#[derive(Clone)]
 pub struct Pair {
     pub(super) certified: CertifiedKey,
     pub(super) facts: Facts,

@@ -169,9 +169,8 @@ impl ServerCertVerifier for Listed {
         }
         .ok_or(CertificateError::NotValidForName)?;
         self.check(end_entity, intermediates, |roster, key| {
-            roster
-                .node(&dialled)
-                .is_some_and(|node| node.keys.contains(key))
+            let node = roster.node(&dialled);
+            node.is_some_and(|node| node.role.is_in_mesh() && node.keys.contains(key))
         })?;
         Ok(ServerCertVerified::assertion())
     }
@@ -215,7 +214,8 @@ impl ClientCertVerifier for Listed {
         _now: UnixTime,
     ) -> Result<ClientCertVerified, TlsError> {
         self.check(end_entity, intermediates, |roster, key| {
-            roster.node_by_key(key).is_some()
+            let node = roster.node_by_key(key);
+            node.is_some_and(|node| node.role.is_in_mesh())
         })?;
         Ok(ClientCertVerified::assertion())
     }

@@ -53,6 +53,7 @@ impl Pairs {
             .roster
             .borrow()
             .node(peer)
+            .filter(|node| node.role.is_in_mesh())
             .map_or_else(Vec::new, |node| node.keys.clone());
         listed
             .into_iter()

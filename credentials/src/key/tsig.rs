@@ -93,8 +93,8 @@ impl Key {
         Ok(mac)
     }
 
-    /// Whether `answer` is that of a server with the key to the message whose signature is `asked`
-    /// (RFC 8945, section 5.4). Truncated signatures are not taken.
+    /// Whether `answer`, which was read as a message, is that of a server with the key to the message whose signature
+    /// is `asked` (RFC 8945, section 5.4). Truncated signatures are not taken.
     pub(crate) fn verify(&self, answer: &[u8], asked: &[u8], now: u64) -> Result<(), Unverified> {
         let (signed, record) =
             signed_bitmessage_to_buf(answer, Some(asked), true).map_err(|_| Unverified::Forged)?;

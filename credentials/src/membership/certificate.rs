@@ -15,6 +15,7 @@ use wavry_proto::control::{Authorities, CertificateRequest, IssuedCertificate, R
 
 use super::{
     metrics as names,
+    record::Record,
     work::{Link, json, over_connection, read},
 };
 use crate::{
@@ -36,6 +37,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 /// Longest answer: some certificates in PEM.
 const MAX_ANSWER: usize = 32 * 1024;
+/// In the state directory: the certificates of those whom the roster trusts, as PEM.
+const AUTHORITIES: &str = "authorities.pem";
 /// What is kept of attempts, beside the pairs.
 const ATTEMPTS: &str = "attempts.json";
 /// In the place of an authority's name: it is the cluster's.
@@ -47,6 +50,28 @@ pub(super) struct Certificates {
     /// `None` where nothing can be kept.
     pairs: Option<Pairs>,
     attempts: Attempts,
+    serving: Option<Serving>,
+    /// File of those whom the roster trusts, for what else is to trust them on this machine.
+    authorities: PathBuf,
+}
+
+/// Who serves with the node's certificate, and what it is called there.
+struct Serving {
+    store: cert::Store,
+    origin: PathBuf,
+}
+
+impl Serving {
+    fn take(&self, pair: Pair) {
+        match self.store.install_member(&self.origin, pair) {
+            // There is another soon.
+            Err(error) if !error.is_of_time() => {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(error, "the node's certificate cannot be served with");
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Failures since the last success, and until when the master is left alone, in seconds since the Unix epoch. Kept
@@ -119,16 +144,58 @@ impl Certificates {
             directory,
             pairs,
             attempts: attempts.unwrap_or_default().by(unix_time()),
+            serving: None,
+            authorities: state_dir.join(AUTHORITIES),
         }
+    }
+
+    /// Has `store` serve, in the place of what it has from `origin`, with the newest one that is kept, if the node
+    /// has registered and it has not expired, and with each that comes after it.
+    pub(super) fn serve(&mut self, store: cert::Store, origin: &Path, record: Option<&Record>) {
+        let serving = Serving {
+            store,
+            origin: origin.to_owned(),
+        };
+        if let Some(pair) = record.and_then(|record| self.kept(record)) {
+            serving.take(pair);
+        }
+        self.serving = Some(serving);
     }
 
     /// Shows the newest one that is kept.
     pub(super) fn show_kept(&self, link: &Link) {
-        if let Some((pair, _)) = self.pairs.as_ref().and_then(Pairs::newest)
-            && Member::of(pair.leaf()).is_some_and(|member| is_ours(&member, link))
+        if let Some(pair) = self.kept(&link.record) {
+            self.show(link, pair);
+        }
+    }
+
+    fn kept(&self, record: &Record) -> Option<Pair> {
+        let (pair, _) = self.pairs.as_ref().and_then(Pairs::newest)?;
+        let is_ours = Member::of(pair.leaf()).is_some_and(|member| is_ours(&member, record));
+        is_ours.then_some(pair)
+    }
+
+    fn show(&self, link: &Link, pair: Pair) {
+        report(&pair);
+        if let Some(serving) = &self.serving {
+            serving.take(pair.clone());
+        }
+        link.show(pair);
+    }
+
+    /// Writes those whom the roster trusts to a file, unless it has them.
+    fn write_authorities(&self, authorities: &Authorities) {
+        let trusted = authorities.trusted.iter();
+        let trusted = trusted.filter_map(|text| STANDARD.decode(text).ok());
+        let trusted: String = trusted.map(|der| cert::to_pem(&der)).collect();
+        if trusted.is_empty()
+            || fs::read_to_string(&self.authorities).is_ok_and(|old| old == trusted)
         {
-            report(&pair);
-            link.show(pair);
+            return;
+        }
+        if let Err(error) = source::write_public(&self.authorities, trusted.as_bytes()) {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, "the cluster's authorities are not kept");
         }
     }
 
@@ -159,7 +226,7 @@ impl Certificates {
         let key = key.to_pem();
         let pair = Pair::from_pem(Path::new("the node's certificate"), &chain, &key)?;
         let member = Member::of(pair.leaf()).ok_or(Error::Foreign)?;
-        if !is_ours(&member, link) {
+        if !is_ours(&member, &link.record) {
             return Err(Error::Foreign);
         }
         let issued = Issued {
@@ -171,12 +238,11 @@ impl Certificates {
         {
             tell_unkept(&error);
         }
-        report(&pair);
         tracing::info!(
             registration = member.registration,
             "the node's certificate is issued"
         );
-        link.show(pair);
+        self.show(link, pair);
         self.write_attempts(Attempts::default());
         Ok(())
     }
@@ -214,6 +280,7 @@ impl Renewal {
                 }
                 authorities.clone_from(&roster.authorities);
                 self.link.client.trust(&authorities);
+                self.certificates.write_authorities(&authorities);
             }
             let pause = match self.due(&roster, &authorities, chance) {
                 None => LOOK,
@@ -285,8 +352,8 @@ impl Renewal {
     }
 }
 
-fn is_ours(member: &Member, link: &Link) -> bool {
-    (&member.node, &member.cluster) == (&link.record.node_id, &link.record.cluster)
+fn is_ours(member: &Member, record: &Record) -> bool {
+    (&member.node, &member.cluster) == (&record.node_id, &record.cluster)
 }
 
 fn report(pair: &Pair) {

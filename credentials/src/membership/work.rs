@@ -355,11 +355,14 @@ pub(super) async fn first_roster(
                 // It wants a certificate, which the next connection shows.
                 Err(failure) if failure.is_about_certificate() => {
                     link.heed(&failure);
-                    let renewed = certificates.renew(link, &mut connection).await;
-                    Err(match renewed {
-                        Ok(()) => Failure::Broken,
-                        Err(certificate::Error::Master(failure)) => failure,
-                        Err(_) => Failure::Malformed,
+                    let Err(error) = certificates.renew(link, &mut connection).await else {
+                        return Err(Failure::Broken);
+                    };
+                    // Another master may have an authority that signs.
+                    link.client.go_on_from(&connection);
+                    Err(match error {
+                        certificate::Error::Master(failure) => failure,
+                        _ => Failure::Malformed,
                     })
                 }
                 not_one => {

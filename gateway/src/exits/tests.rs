@@ -35,6 +35,7 @@ fn roster(exits: &[(u16, &str)]) -> Roster {
         placement: Placement {
             region: region.parse().ok(),
             weight: (*weight).try_into().unwrap(),
+            names: Vec::new(),
         },
     };
     let mut roster = Roster::empty("test".parse().unwrap());

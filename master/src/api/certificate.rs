@@ -5,15 +5,13 @@ use std::sync::Arc;
 use axum::{
     Extension, Json, Router,
     body::Bytes,
-    extract::{Request as HttpRequest, State, rejection::BytesRejection},
+    extract::{State, rejection::BytesRejection},
     http::HeaderMap,
-    middleware::{self, Next},
-    response::Response,
     routing::post,
 };
 use wavry_credentials::{
     audit::Action,
-    cert::{Member, NotVouchedFor, authority::Request},
+    cert::{NotVouchedFor, authority::Request},
 };
 use wavry_proto::{
     control::{CertificateRequest, IssuedCertificate},
@@ -27,7 +25,6 @@ use crate::{
     channel::Channel,
     metrics as names,
     problem::Refusal,
-    registry::Registry,
 };
 
 const CERTIFICATE: &str = "/v1/nodes/certificate";
@@ -88,25 +85,4 @@ pub(super) fn check(api: &Api, channel: &Channel, node: &NodeId) -> Result<(), R
     };
     metrics::counter!(names::CERTIFICATES_SHOWN, "worth" => worth).increment(1);
     refusal.map_or(Ok(()), Err)
-}
-
-/// The same routes, which see the certificates of a node only as long as the roster lists it.
-pub(crate) fn as_listed(router: Router, registry: Registry) -> Router {
-    router.layer(middleware::from_fn_with_state(registry, hide_unlisted))
-}
-
-async fn hide_unlisted(
-    State(registry): State<Registry>,
-    Extension(channel): Extension<Arc<Channel>>,
-    mut request: HttpRequest,
-    next: Next,
-) -> Response {
-    let is_listed = |member: Member| registry.lists(&member);
-    let shown = channel.member(registry.vouching(), now());
-    // One of a node by an authority that is not trusted any more, as whoever has its key makes them, is none, either.
-    if channel.names_member() && !shown.is_ok_and(is_listed) {
-        let without = channel.without_certificates();
-        request.extensions_mut().insert(Arc::new(without));
-    }
-    next.run(request).await
 }

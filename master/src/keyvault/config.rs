@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use wavry_credentials::{identity::rotation::Pace, membership};
 use wavry_proto::{
     config::{Invalid, at_least_one, required},
     id::ClusterName,
@@ -11,6 +12,7 @@ use wavry_proto::{
 use super::{barrier::Guard, login, token};
 use crate::{
     audit_sink::{self, RawSink},
+    authority::Demand,
     database::{Location, UnusableUrl},
 };
 
@@ -23,8 +25,26 @@ pub struct Raw {
     pub listen: SocketAddr,
     /// Name of the cluster, which the audit log's seals name.
     pub cluster: String,
-    /// PEM file with the certificate chain; its key is secret `tls_key`.
+    /// PEM file with the certificate chain; its key is secret `tls_key`. With `master` it is served until there is
+    /// one that the master issued, and may be left out.
     pub certificate: Option<PathBuf>,
+    /// The master that issues the certificate: `https://HOST:PORT`, or several with commas between them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub master: Option<String>,
+    /// PEM file of the authorities that vouch for the master. Only with `master`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// Directory for what registration gave. Only with `master`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_dir: Option<PathBuf>,
+    /// A roster is acted on for so long after it was signed.
+    #[serde(with = "wavry_proto::duration")]
+    pub max_roster_age: Duration,
+    /// How long an identity serves before another takes its place.
+    #[serde(with = "wavry_proto::duration")]
+    pub identity_lifetime: Duration,
+    /// Whether clients must show a node's certificate: `optional` or `required`. Only with `master`.
+    pub node_certificates: Demand,
     /// PEM file of the authorities that vouch for clients; without it clients show no certificates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_ca: Option<PathBuf>,
@@ -105,6 +125,12 @@ impl Default for Raw {
             listen: SocketAddr::from(([127, 0, 0, 1], 8200)),
             cluster: "wavry".to_owned(),
             certificate: None,
+            master: None,
+            ca_file: None,
+            state_dir: None,
+            max_roster_age: Duration::from_secs(24 * 3600),
+            identity_lifetime: Pace::default().lifetime,
+            node_certificates: Demand::default(),
             client_ca: None,
             require_client_certificate: true,
             drain_timeout: Duration::from_secs(5),
@@ -147,8 +173,10 @@ pub struct Standalone {
     pub listen: SocketAddr,
     /// The cluster.
     pub cluster: ClusterName,
-    /// PEM file with the certificate chain.
-    pub certificate: PathBuf,
+    /// PEM file with the certificate chain. `None` where the master issues it.
+    pub certificate: Option<PathBuf>,
+    /// The cluster's node that it is.
+    pub node: Option<Node>,
     /// Who vouches for clients, and whether one must.
     pub clients: Option<Clients>,
     /// How long requests may go on once the KeyVault was told to leave.
@@ -157,6 +185,15 @@ pub struct Standalone {
     pub limits: crate::config::Limits,
     /// What it keeps, and how.
     pub vault: Vault,
+}
+
+/// A KeyVault that is a node of a cluster.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// What it needs to be one.
+    pub membership: membership::Config,
+    /// Whether clients must show a node's certificate.
+    pub node_certificates: Demand,
 }
 
 /// Who vouches for clients.
@@ -208,6 +245,7 @@ impl TryFrom<Raw> for Standalone {
             .parse()
             .map_err(|e: wavry_proto::id::InvalidId| Invalid::new("cluster", e.to_string()))?;
         at_least_one("max_connections", raw.max_connections as u64)?;
+        let node = Node::of(&raw)?;
         let clients = raw.client_ca.map(|authorities| Clients {
             authorities,
             required: raw.require_client_certificate,
@@ -215,7 +253,11 @@ impl TryFrom<Raw> for Standalone {
         Ok(Self {
             listen: raw.listen,
             cluster,
-            certificate: required("certificate", raw.certificate)?,
+            certificate: match &node {
+                None => Some(required("certificate", raw.certificate)?),
+                Some(_) => raw.certificate,
+            },
+            node,
             clients,
             drain_timeout: raw.drain_timeout,
             limits: crate::config::Limits {
@@ -234,6 +276,52 @@ impl TryFrom<Raw> for Standalone {
                 audit_sinks: raw.audit_sinks,
             })?,
         })
+    }
+}
+
+impl Node {
+    fn of(raw: &Raw) -> Result<Option<Self>, Invalid> {
+        let Some(master) = raw.master.clone() else {
+            let alone = "is for a KeyVault with a master";
+            return match raw {
+                Raw {
+                    ca_file: Some(_), ..
+                } => Err(Invalid::new("ca_file", alone)),
+                Raw {
+                    state_dir: Some(_), ..
+                } => Err(Invalid::new("state_dir", alone)),
+                Raw {
+                    node_certificates: Demand::Required,
+                    ..
+                } => Err(Invalid::new("node_certificates", alone)),
+                _ => Ok(None),
+            };
+        };
+        if raw.client_ca.is_some() {
+            let expected = "and master are two answers to whose certificates count: leave one";
+            return Err(Invalid::new("client_ca", expected));
+        }
+        for (key, value) in [
+            ("max_roster_age", raw.max_roster_age),
+            ("identity_lifetime", raw.identity_lifetime),
+        ] {
+            if value < Duration::from_secs(1) {
+                return Err(Invalid::new(key, "must be at least 1s"));
+            }
+        }
+        Ok(Some(Self {
+            membership: membership::Config {
+                master,
+                ca_file: required("ca_file", raw.ca_file.clone())?,
+                state_dir: required("state_dir", raw.state_dir.clone())?,
+                services: Vec::new(),
+                max_roster_age: raw.max_roster_age,
+                identity_lifetime: raw.identity_lifetime,
+                identity_key: None,
+                registration_token: None,
+            },
+            node_certificates: raw.node_certificates,
+        }))
     }
 }
 

@@ -5,17 +5,26 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use wavry_credentials::{audit, cert, source};
+use wavry_credentials::{
+    audit, cert,
+    membership::{self, Candidate},
+    source,
+};
 
 use super::{
     KeyVault, api, barrier,
     config::{self, Seal, Vault},
+    member::Listed,
     store,
 };
 use crate::{
     Abort, metrics as names,
     server::{self, Names, Service},
+    shown::{self, Roster as _},
 };
+
+/// What errors call the certificate that the master issues.
+const ORIGIN: &str = "the KeyVault's certificate";
 
 /// A KeyVault that is bound and ready to serve, sealed or not.
 pub struct Standalone {
@@ -25,7 +34,8 @@ pub struct Standalone {
     vault: KeyVault,
     drain_timeout: std::time::Duration,
     leaving: CancellationToken,
-    certificate_watch: Abort,
+    /// What keeps its certificate up to date.
+    keeping: Abort,
 }
 
 /// Why a KeyVault does not start. Nothing is bound when it is about a secret, a certificate or the
@@ -41,6 +51,9 @@ pub enum StartError {
     /// The certificate cannot be served.
     #[error(transparent)]
     Certificate(#[from] cert::Error),
+    /// It cannot be a node of its cluster.
+    #[error(transparent)]
+    Membership(#[from] membership::Error),
     /// The authorities of clients cannot be used.
     #[error("{path} (keyvault.client_ca)", path = .file.display())]
     ClientAuthorities {
@@ -73,12 +86,17 @@ impl Standalone {
             audit::Key::read(text, config.cluster)
         })
         .await?;
-        let tls_key = source::locate("tls_key")?;
         let certificates = cert::Store::new();
-        certificates.load(&config.certificate, &tls_key)?;
-        let mut tls = match &config.clients {
-            None => certificates.server_config(),
-            Some(clients) => {
+        let listed = Listed::default();
+        let demand = config.node.as_ref().map(|node| node.node_certificates);
+        let keeping = match config.node {
+            None => files(&certificates, config.certificate)?,
+            Some(node) => join(node, config.certificate, &certificates, &listed).await?,
+        };
+        let mut tls = match (&config.clients, demand) {
+            (None, None) => certificates.server_config(),
+            (_, Some(_)) => certificates.asking_config(listed.vouching()),
+            (Some(clients), None) => {
                 let unusable = |source| StartError::ClientAuthorities {
                     file: clients.authorities.clone(),
                     source,
@@ -90,6 +108,11 @@ impl Standalone {
         };
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let vault = KeyVault::start(&config.vault, Arc::new(audit_key)).await?;
+        let router = api::router(vault.clone());
+        let router = match demand {
+            None => router,
+            Some(demand) => shown::as_listed(router, listed, demand),
+        };
 
         let cannot_listen = |source| StartError::Listen {
             address: config.listen,
@@ -104,7 +127,7 @@ impl Standalone {
             address,
             service: Service {
                 tls: TlsAcceptor::from(Arc::new(tls)),
-                router: api::router(vault.clone()),
+                router,
                 limits: config.limits,
                 needs_exporter: false,
                 metrics: Names {
@@ -115,7 +138,7 @@ impl Standalone {
             vault,
             drain_timeout: config.drain_timeout,
             leaving: CancellationToken::new(),
-            certificate_watch: Abort(certificates.watch(&config.certificate, &tls_key)),
+            keeping,
         })
     }
 
@@ -128,7 +151,7 @@ impl Standalone {
     /// and closes the store. It never stops by itself.
     pub async fn run(self, shutdown: CancellationToken) {
         let leaving = self.leaving;
-        let _certificate_watch = self.certificate_watch;
+        let _keeping = self.keeping;
         let _ended = leaving.clone().drop_guard();
         let _upkeep = Abort(tokio::spawn(self.vault.clone().keep_up()));
         tracing::info!(address = %self.address, "KeyVault serves");
@@ -150,6 +173,43 @@ impl Standalone {
         self.vault.close().await;
         tracing::info!("KeyVault stopped");
     }
+}
+
+/// Serves with what is in files, as that changes.
+fn files(certificates: &cert::Store, chain: Option<PathBuf>) -> Result<Abort, StartError> {
+    let (chain, key) = (chain.unwrap_or_default(), source::locate("tls_key")?);
+    certificates.load(&chain, &key)?;
+    Ok(Abort(certificates.watch(&chain, &key)))
+}
+
+/// Serves with what the master issues: with the certificate that is kept, or else with the one in the file, until
+/// there is another. Where there is neither, a master is waited for.
+async fn join(
+    node: config::Node,
+    file: Option<PathBuf>,
+    certificates: &cert::Store,
+    listed: &Listed,
+) -> Result<Abort, StartError> {
+    let origin = file.clone().unwrap_or_else(|| ORIGIN.into());
+    let candidate = Candidate::new(node.membership).await?;
+    let candidate = candidate.serving(certificates.clone(), &origin);
+    if let (None, Some(chain)) = (certificates.expiry(), &file) {
+        let loaded = source::locate("tls_key").map_err(cert::Error::from);
+        let loaded = loaded.and_then(|key| certificates.load(chain, &key));
+        if let Err(error) = loaded {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, "there is no certificate until the master issues one");
+        }
+    }
+    let listed = listed.clone();
+    if certificates.expiry().is_some() {
+        return Ok(Abort(tokio::spawn(listed.follow(candidate.join()))));
+    }
+    let membership = candidate.join().await?;
+    tracing::info!("waiting for the certificate that the master is to issue");
+    certificates.filled().await;
+    let joined = std::future::ready(Ok(membership));
+    Ok(Abort(tokio::spawn(listed.follow(joined))))
 }
 
 impl KeyVault {

@@ -17,7 +17,11 @@ use wavry_proto::{
 };
 
 use super::{Asking, OnceKey, ProblemDocument};
-use crate::{api::Api, problem::Refusal, provision::Issue};
+use crate::{
+    api::Api,
+    problem::Refusal,
+    provision::{self, Issue},
+};
 
 /// A token for an operator.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -66,9 +70,12 @@ pub struct IssueRegistration {
     /// Id of the node.
     #[schema(example = "edge-1")]
     pub node: String,
-    /// `gateway` or `relay`.
+    /// `gateway`, `relay` or `keyvault`.
     #[schema(example = "relay")]
     pub role: String,
+    /// Names and addresses at which clients find a KeyVault: those of its certificate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
     /// Services a relay may announce.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(example = json!(["chat"]))]
@@ -242,17 +249,17 @@ pub(super) async fn issue_registration(
         .node
         .parse()
         .map_err(|_| malformed("node is no node's id"))?;
-    let role = match request.role.as_str() {
-        "gateway" => Role::Gateway,
-        "relay" => Role::Relay,
-        _ => return Err(malformed("role is neither gateway nor relay")),
-    };
+    let role = Role::named(&request.role);
+    let role = role.ok_or_else(|| malformed("role is none of gateway, relay and keyvault"))?;
+    provision::check_names(role, &request.names)
+        .map_err(|why| Refusal::Malformed(format!("names {why}")))?;
     let region = request.region.map(|name| name.parse()).transpose();
     let weight = request.weight.map(Weight::try_from).transpose();
     let weight = weight.map_err(|_| malformed("weight is not from 1 to 1000"))?;
     let placement = Placement {
         region: region.map_err(|_| malformed("region is no region's name"))?,
         weight: weight.unwrap_or_default(),
+        names: request.names,
     };
     let services = request.services.iter().map(|name| name.parse());
     let services: Result<_, _> = services.collect();

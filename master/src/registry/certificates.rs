@@ -38,12 +38,7 @@ impl Registry {
 
     /// Whether this is a node as the roster lists it.
     pub(crate) fn lists(&self, member: &Member) -> bool {
-        let published = self.shared.published.borrow();
-        let node = published.roster.node(&member.node);
-        member.cluster == self.shared.cluster
-            && node.is_some_and(|node| {
-                (node.role, node.registration) == (member.role, member.registration)
-            })
+        member.is_listed_in(&self.shared.published.borrow().roster)
     }
 
     /// Issues a certificate to a node that the roster lists; once this returned, that is on record.
@@ -67,7 +62,8 @@ impl Registry {
             node,
         };
         let validity = Validity::from(now(), config.certificate_lifetime);
-        let chain = signing.admit(request, &member, validity);
+        let names = &listed.placement.names;
+        let chain = signing.admit(request, &member, names, validity);
         let chain = chain.map_err(|error| Refusal::NotCertified(error.into()))?;
         self.detached(move |shared| async move {
             let written = timeout(AUDIT_DEADLINE, async {

@@ -29,7 +29,7 @@ impl Registry {
         let published = self.shared.published.borrow();
         match published.roster.node(node).map(|node| node.role) {
             Some(Role::Gateway) => Ok(()),
-            Some(Role::Relay) => Err(Refusal::NoGateway),
+            Some(Role::Relay | Role::KeyVault) => Err(Refusal::NoGateway),
             None => Err(Refusal::UnknownNode),
         }
     }

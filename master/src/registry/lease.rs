@@ -88,12 +88,13 @@ fn lease(
     if !(1..=MAX_HOPS).contains(&hops.len()) || ids().any(twice) {
         return Err(NoLease::NotAWay);
     }
-    let terms = roster.node(claimant).ok_or(NoLease::NotListed)?.leases;
+    let listed = |id: &NodeId| roster.node(id).filter(|node| node.role.is_in_mesh());
+    let terms = listed(claimant).ok_or(NoLease::NotListed)?.leases;
     let forwards = |id: &NodeId| {
         let node = roster.node(id);
         node.is_some_and(|node| node.role == Role::Relay && !node.transit.is_empty())
     };
-    if roster.node(&peer).is_none() || !hops.iter().all(forwards) {
+    if listed(&peer).is_none() || !hops.iter().all(forwards) {
         return Err(NoLease::NotListed);
     }
     Ok(Lease {

@@ -394,7 +394,7 @@ pub(super) fn admission(
 
 fn announcement(role: Role) -> Announcement {
     match role {
-        Role::Gateway => Announcement::default(),
+        Role::Gateway | Role::KeyVault => Announcement::default(),
         Role::Relay => Announcement {
             addresses: vec![([192, 0, 2, 1], 1).into()],
             transit: Vec::new(),

@@ -58,12 +58,13 @@ impl Store {
         };
         let transaction = &mut change.transaction;
         let row = query(
-            "SELECT region, weight, leases_since, flow_bits, flow_packets FROM node WHERE id = $1",
+            "SELECT region, weight, names, leases_since, flow_bits, flow_packets FROM node
+             WHERE id = $1",
         );
         let row = row.bind(node.as_str()).optional(&mut *transaction).await?;
         let row = row.ok_or(MoveError::UnknownNode)?;
-        let Placement { region, weight } = read(&row, 0)?;
-        let before = terms(&row, 2)?;
+        let Placement { region, weight, .. } = read(&row, 0)?;
+        let before = terms(&row, 3)?;
         let mut after = Terms {
             bits_per_second: to.flow_bits.unwrap_or(before.bits_per_second),
             packets_per_second: to.flow_packets.unwrap_or(before.packets_per_second),
@@ -123,16 +124,23 @@ pub(super) fn terms(row: &Row, first: usize) -> Result<Terms, Error> {
     })
 }
 
-/// From a row's columns `first` and the one after it.
+/// Names as a column has them.
+pub(super) fn written(names: &[String]) -> String {
+    names.join(" ")
+}
+
+/// From a row's columns `first` and the two after it.
 pub(super) fn read(row: &Row, first: usize) -> Result<Placement, Error> {
     let region: String = row.get(first)?;
     let weight = u16::try_from(row.number(first + 1)?).ok();
     let weight = weight.and_then(|weight| weight.try_into().ok());
+    let names: String = row.get(first + 2)?;
     Ok(Placement {
         region: match region.as_str() {
             "" => None,
             region => Some(region.parse().map_err(|_| Error::Row("node"))?),
         },
         weight: weight.ok_or(Error::Row("node"))?,
+        names: names.split_whitespace().map(str::to_owned).collect(),
     })
 }

@@ -3,20 +3,39 @@
 use std::{
     fs,
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
-use hyper::Method;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Method, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
 use serde_json::json;
-use tokio::time::{sleep, timeout};
-use wavry_credentials::{cert, membership};
+use tokio::{
+    net::TcpListener,
+    time::{sleep, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+use wavry_credentials::{
+    cert,
+    membership::{self, Membership},
+    source,
+};
 use wavry_master::{
     Config,
     authority::{self, Demand, RawAuthority},
+    keyvault,
 };
-use wavry_proto::{control::Role, token::OperatorRole};
+use wavry_proto::{
+    control::{Problem, Role},
+    token::OperatorRole,
+};
 
 use crate::{
     operate::{get, operator},
@@ -89,7 +108,7 @@ async fn shown(world: &World, master: &Running) -> Vec<u8> {
 }
 
 /// The newest pair that a node keeps: certificate and key.
-fn kept(config: &membership::Config) -> Option<[std::path::PathBuf; 2]> {
+fn kept(config: &membership::Config) -> Option<[PathBuf; 2]> {
     let pairs = fs::read_dir(config.state_dir.join("certificate/pairs")).ok()?;
     let mut pairs: Vec<_> = pairs.flatten().map(|entry| entry.path()).collect();
     pairs.sort();
@@ -98,10 +117,7 @@ fn kept(config: &membership::Config) -> Option<[std::path::PathBuf; 2]> {
     Some([newest.join("chain.pem"), newest.join("key.pem")])
 }
 
-async fn kept_in_time(
-    config: &membership::Config,
-    is_new: impl Fn(&Path) -> bool,
-) -> [std::path::PathBuf; 2] {
+async fn kept_in_time(config: &membership::Config, is_new: impl Fn(&Path) -> bool) -> [PathBuf; 2] {
     let found = async {
         loop {
             if let Some(pair) = kept(config).filter(|pair| is_new(&pair[0])) {
@@ -185,7 +201,7 @@ async fn without_a_certificate_that_holds_a_node_is_refused_and_with_anothers_to
     let own = kept_in_time(&config, |_| true).await;
     let others = kept_in_time(&other, |_| true).await;
     // Copies, which the node does not renew.
-    let copy = |[chain, key]: &[std::path::PathBuf; 2], name: &str| {
+    let copy = |[chain, key]: &[PathBuf; 2], name: &str| {
         let copies = [
             world.path(&format!("{name}.pem")),
             world.path(&format!("{name}.key")),
@@ -195,10 +211,10 @@ async fn without_a_certificate_that_holds_a_node_is_refused_and_with_anothers_to
         copies
     };
     let (own, others) = (copy(&own, "own"), copy(&others, "others"));
-    let identity = wavry_credentials::source::read_file(config.identity_key.as_ref().unwrap());
+    let identity = source::read_file(config.identity_key.as_ref().unwrap());
     let identity = wavry_credentials::identity::Identity::from_pem(&identity.unwrap()).unwrap();
     let trust = cert::Trust::Authorities(world.path("ca.crt"));
-    let ask = async |pair: Option<&[std::path::PathBuf; 2]>| {
+    let ask = async |pair: Option<&[PathBuf; 2]>| {
         let tls = match pair {
             None => cert::client_config(&trust),
             Some([chain, key]) => cert::client_config_with(&trust, chain, key),
@@ -359,4 +375,219 @@ async fn what_is_no_request_is_refused_and_a_node_that_asks_too_often_waits() {
     let asked = wire.problem(Method::POST, "/v1/nodes/certificate", Some(&bearer), body);
     assert_eq!(asked.await, (404, "no-authority".to_owned()));
     assert!(kept(&config).is_none());
+}
+
+/// Somebody at a master's address, with a master's certificate, that wants a certificate of every node and has none to
+/// give: as a master does that cannot open its authority's key. How often it was asked for one.
+async fn start_without_authority(world: &World) -> (SocketAddr, Arc<AtomicUsize>) {
+    let store = cert::Store::new();
+    let (chain, key) = (world.path("master.crt"), world.path("master.key"));
+    store.load(&chain, &key).unwrap();
+    let tls = TlsAcceptor::from(Arc::new(store.server_config()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (tls, count) = (tls.clone(), count.clone());
+            tokio::spawn(async move {
+                let stream = tls.accept(stream).await.unwrap();
+                let answer = service_fn(move |request: hyper::Request<Incoming>| {
+                    let is_asked = request.uri().path() == "/v1/nodes/certificate";
+                    count.fetch_add(usize::from(is_asked), Ordering::Relaxed);
+                    let (status, word) = match is_asked {
+                        true => (404, "no-authority"),
+                        false => (403, "certificate-required"),
+                    };
+                    let problem = Problem {
+                        r#type: format!("{}{word}", Problem::URN),
+                        title: word.to_owned(),
+                        status,
+                        detail: word.to_owned(),
+                    };
+                    let answer = hyper::Response::builder()
+                        .status(status)
+                        .header("content-type", "application/problem+json")
+                        .body(Full::new(Bytes::from(
+                            serde_json::to_vec(&problem).unwrap(),
+                        )));
+                    async move { answer }
+                });
+                // It ends when the node goes elsewhere.
+                let serving = http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
+                let _ = serving.await;
+            });
+        }
+    });
+    (address, asked)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_needs_a_certificate_finds_the_master_that_signs_one() {
+    let world = World::new();
+    let config = Config {
+        // From files: both are found throughout.
+        certificate: world.config().certificate,
+        tls_key: world.config().tls_key,
+        ..config(&world, Demand::Required)
+    };
+    let master = world.start_with(config).await;
+    let (without, asked) = start_without_authority(&world).await;
+    let mut config = world.node(&master, "gw", Role::Gateway, &[]);
+    drop(join(config.clone()).await);
+    let forget = |config: &membership::Config| {
+        fs::remove_dir_all(config.state_dir.join("certificate")).unwrap();
+        fs::remove_file(config.state_dir.join("roster")).unwrap();
+    };
+    config.master = format!("https://{without}, https://{}", master.address);
+    // Which of them it asks first is chance.
+    while asked.load(Ordering::Relaxed) == 0 {
+        forget(&config);
+        drop(join(config.clone()).await);
+        assert!(kept(&config).is_some());
+    }
+    // Where there is no other, it waits for one.
+    forget(&config);
+    config.master = format!("https://{without}");
+    let before = asked.load(Ordering::Relaxed);
+    let joining = tokio::spawn(Membership::join(config.clone()));
+    let asks_again = async {
+        while asked.load(Ordering::Relaxed) < before + 3 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(DEADLINE, asks_again).await.expect("it asks on");
+    assert!(!joining.is_finished());
+    joining.abort();
+    master.stop().await;
+}
+
+/// A master with a KeyVault, whose certificates last.
+fn with_keyvault(world: &World) -> Config {
+    let authority = RawAuthority {
+        names: vec!["127.0.0.1".to_owned()],
+        ..RawAuthority::default()
+    };
+    let vault = keyvault::config::Vault::at(world.path("keyvault.sqlite").into());
+    Config {
+        authority: Some(authority.try_into().unwrap()),
+        keyvault: Some(vault),
+        ..config(world, Demand::Optional)
+    }
+}
+
+/// Whether the KeyVault lets in by a certificate.
+async fn is_let_in(world: &World, master: &Running, [chain, key]: &[PathBuf; 2]) -> bool {
+    let trust = cert::Trust::Authorities(world.path("ca.crt"));
+    let tls = cert::client_config_with(&trust, chain, key).unwrap();
+    let mut wire = Wire::over(tls, master.address).await;
+    let sent = wire.send(Method::POST, "/v1/auth/cert/login", None, "{}");
+    let (status, _, body) = sent.await;
+    match status.as_u16() {
+        200 => read_json(&body)["auth"]["client_token"].is_string(),
+        400 => false,
+        _ => panic!("{status}: {}", read_json(&body)),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_masters_keyvault_takes_certificates_of_nodes_as_they_are_listed_and_of_no_revoked_authority()
+ {
+    let world = World::new();
+    let master = world.start_with(with_keyvault(&world)).await;
+    let trusted = async || authority::trusted(&world.database()).await.unwrap();
+    fs::write(world.path("ca.crt"), trusted().await).unwrap();
+    let root = std::cell::RefCell::new(None::<String>);
+    let put = async |path: &str, body: serde_json::Value| {
+        let mut wire = Wire::open(&world, master.address).await;
+        let root = root.borrow().clone();
+        let sent = wire.send(Method::PUT, path, root.as_deref(), body.to_string());
+        let (status, _, body) = sent.await;
+        let said = String::from_utf8_lossy(&body).into_owned();
+        assert!(status.is_success(), "{path}: {status} {said}");
+        serde_json::from_str(&said).unwrap_or(serde_json::Value::Null)
+    };
+    let shares = json!({"secret_shares": 1, "secret_threshold": 1});
+    let made = put("/v1/sys/init", shares).await;
+    put("/v1/sys/unseal", json!({"key": made["keys"][0]})).await;
+    root.replace(Some(made["root_token"].as_str().unwrap().to_owned()));
+    put("/v1/sys/auth/cert", json!({"type": "cert"})).await;
+    // A role that trusts every authority that ever was, and one of somebody else's.
+    let strangers = cert::DevelopmentAuthority::open(&world.path("strangers")).unwrap();
+    let theirs = fs::read_to_string(world.path("strangers/ca.crt")).unwrap();
+    let (role, first) = ("/v1/auth/cert/certs/all", trusted().await);
+    put(role, json!({"certificate": format!("{theirs}{first}")})).await;
+
+    let copied = std::cell::Cell::new(0);
+    let copy = |[chain, key]: [PathBuf; 2]| {
+        copied.set(copied.get() + 1);
+        let copies = ["pem", "key"].map(|end| world.path(&format!("{}.{end}", copied.get())));
+        fs::copy(chain, &copies[0]).unwrap();
+        fs::copy(key, &copies[1]).unwrap();
+        copies
+    };
+    let config = world.node(&master, "gw", Role::Gateway, &[]);
+    let node = join(config.clone()).await;
+    let own = copy(kept_in_time(&config, |_| true).await);
+    assert!(is_let_in(&world, &master, &own).await);
+
+    // Registered anew, the node is let in by its new certificate alone, which the old one's key does not help to.
+    drop(node);
+    let again = membership::Config {
+        state_dir: world.path("gw.again"),
+        ..world.node(&master, "gw", Role::Gateway, &[])
+    };
+    let node = join(again.clone()).await;
+    let anew = copy(kept_in_time(&again, |_| true).await);
+    assert!(is_let_in(&world, &master, &anew).await);
+    assert!(
+        !is_let_in(&world, &master, &own).await,
+        "of a former registration"
+    );
+
+    // Revoked, by none.
+    let other = world.node(&master, "other", Role::Relay, &["echo"]);
+    let other_node = join(other.clone()).await;
+    let others = copy(kept_in_time(&other, |_| true).await);
+    let mut wire = Wire::open(&world, master.address).await;
+    let bearer = operator(&world, OperatorRole::Admin);
+    let revoked = wire.send(Method::POST, "/v1/nodes/gw/revoke", Some(&bearer), "");
+    assert_eq!(revoked.await.0, 204);
+    assert!(
+        !is_let_in(&world, &master, &anew).await,
+        "of a revoked node"
+    );
+    assert!(is_let_in(&world, &master, &others).await);
+
+    // Somebody has the authority's key: what it signed is of no use any more, although a role trusts it still.
+    let held = kept(&other).unwrap();
+    let body = json!({"reason": "compromise"}).to_string();
+    let rotated = wire.send(Method::POST, "/v1/authorities/rotate", Some(&bearer), body);
+    assert_eq!(rotated.await.0, 201);
+    fs::write(world.path("ca.crt"), trusted().await).unwrap();
+    assert!(
+        !is_let_in(&world, &master, &others).await,
+        "of a revoked authority"
+    );
+    let second = trusted().await;
+    put(
+        role,
+        json!({"certificate": format!("{theirs}{first}{second}")}),
+    )
+    .await;
+    assert!(
+        !is_let_in(&world, &master, &others).await,
+        "of a revoked authority"
+    );
+    let renewed = copy(kept_in_time(&other, |chain| chain != held[0]).await);
+    assert!(is_let_in(&world, &master, &renewed).await);
+
+    // Who is no node is a question of the role alone.
+    strangers.issue("unit", &["unit.example"]).unwrap();
+    let unit = ["strangers/unit.crt", "strangers/unit.key"].map(|name| world.path(name));
+    assert!(is_let_in(&world, &master, &unit).await, "a unit of others");
+    drop((node, other_node));
+    master.stop().await;
 }

@@ -160,6 +160,7 @@ fn placement(weight: u16) -> Placement {
     Placement {
         region: Some("eu-west".parse().unwrap()),
         weight: weight.try_into().unwrap(),
+        names: Vec::new(),
     }
 }
 

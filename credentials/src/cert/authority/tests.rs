@@ -1,6 +1,8 @@
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use proptest::prelude::*;
-use rcgen::{PKCS_ECDSA_P384_SHA384, PKCS_ED25519};
+use rcgen::{PKCS_ECDSA_P384_SHA384, PKCS_ED25519, SigningKey as _};
 use wavry_proto::control::Role;
+use x509_parser::{certification_request::X509CertificationRequest, prelude::FromDer as _};
 
 use super::*;
 use crate::cert::{
@@ -34,6 +36,26 @@ fn request(key: &KeyPair) -> Vec<u8> {
     params.serialize_request(key).unwrap().der().to_vec()
 }
 
+/// What of a request is signed (CertificationRequestInfo).
+fn info(request: &[u8]) -> &[u8] {
+    let (_, request) = X509CertificationRequest::from_der(request).unwrap();
+    request.certification_request_info.raw
+}
+
+/// An element of DER.
+fn der(tag: u8, content: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(content.len()).unwrap().to_be_bytes();
+    let header = match length {
+        [0, short @ 0..=127] => vec![tag, short],
+        [0, byte] => vec![tag, 0x81, byte],
+        [high, low] => vec![tag, 0x82, high, low],
+    };
+    [header, content.to_vec()].concat()
+}
+
+/// AlgorithmIdentifier of ecdsa-with-SHA256 (RFC 5758, section 3.2).
+const ECDSA_WITH_SHA256: &[u8] = b"\x30\x0a\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x02";
+
 fn p256() -> KeyPair {
     KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap()
 }
@@ -42,7 +64,7 @@ fn p256() -> KeyPair {
 fn certified(authority: &Authority, member: &Member, at: SystemTime) -> CertificateDer<'static> {
     use rustls_pki_types::pem::PemObject as _;
     let request = Request::read(&request(&p256())).unwrap();
-    let chain = authority.admit(&request, member, Validity::from(at, HOUR));
+    let chain = authority.admit(&request, member, &[], Validity::from(at, HOUR));
     CertificateDer::from_pem_slice(chain.unwrap().as_bytes()).unwrap()
 }
 
@@ -124,6 +146,46 @@ fn what_a_request_says_beside_its_key_is_not_in_the_certificate() {
     let usage = parsed.extended_key_usage().unwrap().unwrap().value;
     assert!(usage.client_auth && !usage.server_auth && !usage.any);
     assert!(!parsed.is_ca());
+}
+
+#[tokio::test]
+async fn a_keyvault_serves_and_asks_by_one_certificate_and_no_other_node_has_names() {
+    let directory = tempfile::tempdir().unwrap();
+    let ours = authority();
+    let member = |role| Member {
+        role,
+        ..member("vault")
+    };
+    let names = ["vault.example", "192.0.2.1"].map(str::to_owned);
+    let issue = |role, key: &KeyPair| {
+        let request = Request::read(&request(key)).unwrap();
+        let validity = Validity::from(now(), HOUR);
+        let chain = ours.admit(&request, &member(role), &names, validity);
+        let key = Secret::new(key.serialize_pem().into_bytes());
+        Pair::from_pem("own".as_ref(), &chain.unwrap(), &key).unwrap()
+    };
+    let pair = issue(Role::KeyVault, &p256());
+    let authorities = Authorities::default();
+    authorities.replace([ours.certificate().clone()]);
+    let said = authorities.member(std::slice::from_ref(pair.leaf()), now());
+    assert_eq!(said.unwrap().0, member(Role::KeyVault));
+    let store = Store::new();
+    store.install_member("own".as_ref(), pair).unwrap();
+    let file = directory.path().join("ca.pem");
+    crate::source::write_public(&file, to_pem(ours.certificate()).as_bytes()).unwrap();
+    let client = || client_config(&Trust::Authorities(file.clone())).unwrap();
+    for (name, is_one) in [
+        ("vault.example", true),
+        ("192.0.2.1", true),
+        ("other", false),
+    ] {
+        let seen = shake_hands(store.server_config(), client(), name).await;
+        assert_eq!(seen.is_ok(), is_one, "{name}: {seen:?}");
+    }
+    // Whoever signed it so, it is none of a gateway's.
+    for role in [Role::Gateway, Role::Relay] {
+        assert_eq!(Member::of(issue(role, &p256()).leaf()), None);
+    }
 }
 
 #[test]
@@ -209,7 +271,36 @@ proptest! {
         let at = at % damaged.len();
         damaged[at] ^= 1 << bit;
         if let Ok(read) = Request::read(&damaged) {
-            prop_assert_eq!(read.0.der_bytes(), key.der_bytes());
+            prop_assert_eq!(read.key().der_bytes(), key.der_bytes());
+        }
+    }
+
+    #[test]
+    fn whatever_a_request_asks_for_is_passed_over_or_it_is_none(
+        subject: Vec<u8>, attributes: Vec<u8>, at in 0usize..300, bit in 0u8..8,
+    ) {
+        let key = p256();
+        // Arbitrary contents, and those of a good request with a bit of them changed; both are signed.
+        let good = request(&key);
+        let info = info(&good).to_vec();
+        let mut changed = info.clone();
+        changed[at % info.len()] ^= 1 << bit;
+        let arbitrary = der(0x30, &[
+            &[2, 1, 0][..],
+            &der(0x30, &subject),
+            &key.subject_public_key_info(),
+            &der(0xa0, &attributes),
+        ].concat());
+        let signed = |info: &[u8]| {
+            let signature = key.sign(info).unwrap();
+            let signature = der(3, &[&[0], &signature[..]].concat());
+            der(0x30, &[info, ECDSA_WITH_SHA256, &signature].concat())
+        };
+        prop_assert!(Request::read(&signed(&info)).is_ok());
+        for info in [changed, arbitrary] {
+            if let Ok(read) = Request::read(&signed(&info)) {
+                prop_assert_eq!(read.key().der_bytes(), key.der_bytes());
+            }
         }
     }
 

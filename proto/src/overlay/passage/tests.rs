@@ -29,7 +29,7 @@ fn node(name: &str, role: Role, last: u8) -> Node {
         addresses: vec![address(100 + last)],
         transit: match role {
             Role::Relay => vec![address(last)],
-            Role::Gateway => Vec::new(),
+            _ => Vec::new(),
         },
         attached: Vec::new(),
         services: Vec::new(),

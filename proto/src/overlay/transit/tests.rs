@@ -25,7 +25,7 @@ const TRANSIT: u16 = 4435;
 fn node(name: &str, role: Role) -> Node {
     let transit = match role {
         Role::Relay => vec![at(name, TRANSIT)],
-        Role::Gateway => Vec::new(),
+        _ => Vec::new(),
     };
     Node {
         id: id(name),

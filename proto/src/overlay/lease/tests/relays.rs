@@ -65,7 +65,7 @@ fn roster() -> Roster {
         addresses: vec![at(last)],
         transit: match role {
             Role::Relay => vec![at(100 + last)],
-            Role::Gateway => Vec::new(),
+            _ => Vec::new(),
         },
         services: Vec::new(),
         registration: 5,
