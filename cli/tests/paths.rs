@@ -122,6 +122,32 @@ fn a_relay_forwards_no_flood_beyond_its_rate_answers_no_stranger_and_counts_what
 }
 
 #[test]
+fn a_relay_looks_at_few_of_many_forged_leases_grants_none_and_counts_all_that_comes() {
+    let report = run("forge", &["--seconds", "2", "--rounds", "1"]);
+    for name in [
+        "signatures_checked",
+        "claims_asked_for_proof",
+        "claims_refused",
+    ] {
+        assert!(figure(&report, &format!("forge_{name}")) > 0.0, "{report}");
+    }
+    // 2,000 in each second of the relay's, of which two and a bit touch four.
+    assert!(
+        figure(&report, "forge_signatures_checked") <= 8_000.0,
+        "{report}"
+    );
+    for name in ["claims_granted", "strangers_answered", "streams_broken"] {
+        assert_eq!(figure(&report, &format!("forge_{name}")), 0.0, "{report}");
+    }
+    assert!(figure(&report, "forge_relay_memory") <= 32.0, "{report}");
+    // A busy host may keep the relay from taking what comes.
+    let not_taken = figure(&report, "forge_batches_not_taken");
+    let uncounted = figure(&report, "forge_packets_uncounted");
+    assert!(uncounted >= not_taken, "{report}");
+    assert!(not_taken > 0.0 || uncounted == 0.0, "{report}");
+}
+
+#[test]
 fn flipped_bits_and_repeated_packets_gain_nothing_but_loss() {
     let report = run("tamper", &["--sessions", "10", "--seconds", "3"]);
     all_live(&report, "tamper", 10.0);

@@ -1,6 +1,7 @@
 //! A mesh on a shaped network: gateways and exits in this process, transit relays each in one of its own, and
 //! every packet between them through a [`Shaper`].
 
+mod forger;
 mod relay;
 mod traffic;
 
@@ -31,6 +32,7 @@ use wavry_proto::{
 use wavry_transport::mesh::{self, Endpoint, Session};
 
 pub(crate) use self::{
+    forger::Forger,
     relay::{Relay, RelayArgs, serve},
     traffic::{Bulk, Numbered, Outcome, stalls},
 };

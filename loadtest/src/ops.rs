@@ -74,15 +74,22 @@ impl Datagrams {
     }
 }
 
-/// A counter's samples on a page of metrics, by their reason.
-pub(crate) fn by_reason(page: &str, name: &str) -> BTreeMap<String, i64> {
+/// A counter's samples on a page of metrics, by the value of a label.
+pub(crate) fn by_label(page: &str, name: &str, label: &str) -> BTreeMap<String, i64> {
     let mut counts = BTreeMap::new();
     for sample in page.lines().filter_map(Sample::parse) {
-        if let Some(reason) = sample.labels.get("reason").filter(|_| sample.name == name) {
-            *counts.entry((*reason).to_owned()).or_default() += sample.value;
+        if let Some(value) = sample.labels.get(label).filter(|_| sample.name == name) {
+            *counts.entry((*value).to_owned()).or_default() += sample.value;
         }
     }
     counts
+}
+
+/// A counter without labels on a page of metrics.
+pub(crate) fn count(page: &str, name: &str) -> i64 {
+    let samples = page.lines().filter_map(Sample::parse);
+    let of_name = samples.filter(|sample| sample.name == name);
+    of_name.map(|sample| sample.value).sum()
 }
 
 /// One line of the text format.
@@ -185,7 +192,7 @@ process_start_time_seconds 1.5
 
     #[test]
     fn a_counter_is_read_by_its_reasons() {
-        let dropped = by_reason(PAGE, "wavry_transport_datagrams_dropped_total");
+        let dropped = by_label(PAGE, "wavry_transport_datagrams_dropped_total", "reason");
         let expected = [("send_buffer_full", 2), ("too_large", 1)];
         let expected = expected.map(|(reason, count)| (reason.to_owned(), count));
         assert_eq!(dropped, BTreeMap::from(expected));

@@ -385,6 +385,35 @@ impl Cluster {
         process.expect("it runs").address()
     }
 
+    /// Where one is.
+    pub(crate) fn further_address(&mut self, name: &str) -> SocketAddr {
+        let process = self.further(name).process.as_ref();
+        process.expect("it runs").address()
+    }
+
+    /// Tells one to leave.
+    pub(crate) fn tell_further_to_leave(&mut self, name: &str) {
+        let process = self.further(name).process.as_mut();
+        super::signal(process.expect("it runs").pid(), "TERM");
+    }
+
+    /// Tells the gateway that was started last to leave.
+    pub(crate) fn tell_last_gateway_to_leave(&mut self) {
+        let last = self.gateways.last_mut();
+        super::signal(last.expect("it runs").pid(), "TERM");
+    }
+
+    /// Waits until it has.
+    pub(crate) fn last_gateway_left(&mut self) -> ExitStatus {
+        self.gateways.pop().expect("it runs").left()
+    }
+
+    /// Waits until a relay beside the first has left, which was told to.
+    pub(crate) fn further_left(&mut self, name: &str) -> ExitStatus {
+        let process = self.further(name).process.take();
+        process.expect("it runs").left()
+    }
+
     /// Tells one to leave, and waits until it has.
     pub(crate) fn stop_further(&mut self, name: &str) -> ExitStatus {
         let process = self.further(name).process.take();

@@ -236,12 +236,16 @@ impl Dev {
 /// Sends a signal to a child and waits for its end.
 pub(crate) fn signal_and_wait(child: &mut Guard, name: &str) -> ExitStatus {
     signal(child.get().id(), name);
+    wait_for_end(child, name)
+}
+
+fn wait_for_end(child: &mut Guard, after: &str) -> ExitStatus {
     let deadline = Instant::now() + DEADLINE;
     loop {
         if let Some(status) = child.get().try_wait().expect("a child can be waited for") {
             return status;
         }
-        assert!(Instant::now() < deadline, "does not end after {name}");
+        assert!(Instant::now() < deadline, "does not end after {after}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -302,6 +306,11 @@ impl RoleProcess {
     /// Tells it to leave, and waits until it has.
     pub(crate) fn stop(mut self) -> ExitStatus {
         signal_and_wait(&mut self.child, "TERM")
+    }
+
+    /// Waits until it has left, which it was told to.
+    pub(crate) fn left(mut self) -> ExitStatus {
+        wait_for_end(&mut self.child, "TERM")
     }
 
     /// Where it serves.

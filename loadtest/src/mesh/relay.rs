@@ -139,19 +139,86 @@ impl Relay {
             .map_err(failed)
     }
 
-    /// What it did not forward, by reason.
-    pub(crate) async fn dropped(&mut self) -> Result<BTreeMap<String, i64>, Error> {
+    /// What became of the packets that came to it, so far.
+    pub(crate) async fn counts(&mut self) -> Result<Counts, Error> {
         self.words.send(Word::Metrics).await.map_err(failed)?;
         let page: String = read(&mut self.said).await?;
-        Ok(ops::by_reason(
-            &page,
-            "wavry_transport_transit_dropped_total",
-        ))
+        let of = |what: &str, label| {
+            ops::by_label(
+                &page,
+                &format!("wavry_transport_transit_{what}_total"),
+                label,
+            )
+        };
+        Ok(Counts {
+            forwarded: ops::count(&page, "wavry_transport_transit_packets_total"),
+            dropped: of("dropped", "reason"),
+            claims: of("claims", "ruling"),
+            attaches: of("attaches", "ruling"),
+            leases: of("leases", "by"),
+        })
+    }
+
+    /// Packets that the kernel had no room for in its socket: it never saw them.
+    pub(crate) fn overflowed(&self) -> Result<u64, Error> {
+        let port = format!(":{:04X}", self.address.port());
+        let table = std::fs::read_to_string("/proc/net/udp").map_err(failed)?;
+        let of_port = |line: &&str| {
+            let local = line.split_whitespace().nth(1);
+            local.is_some_and(|local| local.ends_with(&port))
+        };
+        let line = table.lines().find(of_port);
+        let drops = line.and_then(|line| line.split_whitespace().last()?.parse().ok());
+        drops.ok_or_else(|| failed("the kernel does not tell of a relay's socket"))
     }
 
     /// Bytes of memory that it has in use.
     pub(crate) fn resident(&self) -> Result<u64, Error> {
         resident(self.child.id().ok_or_else(|| failed("a relay has ended"))?)
+    }
+}
+
+/// What became of packets that came to a relay.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    forwarded: i64,
+    /// What it did not forward, by reason.
+    pub(crate) dropped: BTreeMap<String, i64>,
+    claims: BTreeMap<String, i64>,
+    attaches: BTreeMap<String, i64>,
+    leases: BTreeMap<String, i64>,
+}
+
+impl Counts {
+    /// What was counted since `before`.
+    pub(crate) fn since(mut self, before: &Self) -> Self {
+        let less = |counts: &mut BTreeMap<String, i64>, before: &BTreeMap<String, i64>| {
+            for (what, count) in counts {
+                *count -= before.get(what).copied().unwrap_or_default();
+            }
+        };
+        self.forwarded -= before.forwarded;
+        less(&mut self.dropped, &before.dropped);
+        less(&mut self.claims, &before.claims);
+        less(&mut self.attaches, &before.attaches);
+        less(&mut self.leases, &before.leases);
+        self
+    }
+
+    /// Packets: each is forwarded, or dropped, or was a claim or an attach.
+    pub(crate) fn packets(&self) -> i64 {
+        let each = [&self.dropped, &self.claims, &self.attaches];
+        self.forwarded + each.into_iter().flat_map(BTreeMap::values).sum::<i64>()
+    }
+
+    /// Claims that were ruled on so.
+    pub(crate) fn claims(&self, ruling: &str) -> f64 {
+        self.claims.get(ruling).copied().unwrap_or_default() as f64
+    }
+
+    /// Leases that were looked at, by `signature` or by `memory`.
+    pub(crate) fn leases(&self, by: &str) -> f64 {
+        self.leases.get(by).copied().unwrap_or_default() as f64
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Each [`Case`] has a figure that it is to keep to; the report has both, and a failure where it is missed.
 
+mod forge;
 mod hostile;
 mod loss;
 mod paths;
@@ -54,6 +55,8 @@ enum Case {
     Mtu,
     /// A member and a stranger send more than they may
     Flood,
+    /// Members show forged leases, and strangers forge all, as fast as they can
+    Forge,
     /// A link flips bits and repeats packets
     Tamper,
     /// A translator gives a node another address
@@ -63,7 +66,7 @@ enum Case {
 }
 
 impl Case {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Shaper,
         Self::Kill,
         Self::Blackhole,
@@ -73,6 +76,7 @@ impl Case {
         Self::Switch,
         Self::Mtu,
         Self::Flood,
+        Self::Forge,
         Self::Tamper,
         Self::Rebind,
         Self::Twelve,
@@ -89,6 +93,7 @@ impl Case {
             Self::Switch => paths::switch(args).await,
             Self::Mtu => paths::mtu(args).await,
             Self::Flood => hostile::flood(args).await,
+            Self::Forge => forge::forge(args).await,
             Self::Tamper => hostile::tamper(args).await,
             Self::Rebind => paths::rebind(args).await,
             Self::Twelve => size::twelve(args).await,

@@ -3,7 +3,7 @@
 //! before others. Probes and claims go first: a path is not to be given up because much goes over it.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -65,6 +65,9 @@ pub struct Egress<T> {
     flows: HashMap<Label, Flow<T>>,
     /// Flows of which something waits, in the order of their turns.
     turns: VecDeque<Label>,
+    /// The same, by how many bytes of them wait: the last is the one that has to make room. A member may have thousands
+    /// of flows, so that looking at each for a packet that is dropped would cost more than the packet.
+    longest: BTreeSet<(usize, Label)>,
     bytes: usize,
 }
 
@@ -94,6 +97,7 @@ impl<T> Default for Egress<T> {
             urgent_sent: 0,
             flows: HashMap::new(),
             turns: VecDeque::new(),
+            longest: BTreeSet::new(),
             bytes: 0,
         }
     }
@@ -102,7 +106,7 @@ impl<T> Default for Egress<T> {
 impl<T> Egress<T> {
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.urgent.is_empty() && self.turns.is_empty()
+        self.bytes == 0
     }
 
     /// Bytes that wait.
@@ -133,9 +137,9 @@ impl<T> Egress<T> {
             self.urgent_each.insert(flow, of_flow + bytes);
             self.urgent.push_back((flow, waiting));
         } else {
-            let turns = &mut self.turns;
-            let flow = self.flows.entry(flow).or_insert_with(|| {
-                turns.push_back(flow);
+            let (turns, label) = (&mut self.turns, flow);
+            let flow = self.flows.entry(label).or_insert_with(|| {
+                turns.push_back(label);
                 Flow {
                     waiting: VecDeque::new(),
                     bytes: 0,
@@ -143,7 +147,7 @@ impl<T> Egress<T> {
                     begun: false,
                 }
             });
-            flow.bytes += bytes;
+            flow.weigh(label, &mut self.longest, |weight| weight + bytes);
             flow.waiting.push_back(waiting);
         }
         while self.bytes > BYTES {
@@ -185,7 +189,7 @@ impl<T> Egress<T> {
             };
             while let Some(waiting) = flow.waiting.pop_front_if(|waiting| is_old(waiting)) {
                 self.bytes -= waiting.bytes;
-                flow.bytes -= waiting.bytes;
+                flow.weigh(label, &mut self.longest, |weight| weight - waiting.bytes);
                 dropped(waiting.item, Overdue::Old);
             }
             if !std::mem::replace(&mut flow.begun, true) {
@@ -197,7 +201,7 @@ impl<T> Egress<T> {
                 .pop_front_if(|next| next.bytes as i64 <= deficit)
             {
                 flow.deficit -= waiting.bytes as i64;
-                flow.bytes -= waiting.bytes;
+                flow.weigh(label, &mut self.longest, |weight| weight - waiting.bytes);
                 self.urgent_sent = self.urgent_sent.saturating_sub(waiting.bytes / 4);
                 self.bytes -= waiting.bytes;
                 if flow.waiting.is_empty() {
@@ -221,24 +225,36 @@ impl<T> Egress<T> {
         }
     }
 
-    /// Nothing of the flow waits any more. It keeps nothing of what it did not use.
+    /// Nothing waits of the flow whose turn it is. It keeps nothing of what it did not use.
     fn end(&mut self, label: Label) {
         self.flows.remove(&label);
-        self.turns.retain(|turn| *turn != label);
+        self.turns.pop_front();
     }
 
-    /// Takes the oldest of the flow of which the most waits.
+    /// Takes the oldest of the flow of which the most waits. If nothing is left of it, it ends at its turn.
     fn take_of_longest(&mut self) -> Option<T> {
-        let longest = self.flows.iter().max_by_key(|(_, flow)| flow.bytes);
-        let label = *longest?.0;
+        let (_, label) = *self.longest.last()?;
         let flow = self.flows.get_mut(&label)?;
         let waiting = flow.waiting.pop_front()?;
-        flow.bytes -= waiting.bytes;
+        flow.weigh(label, &mut self.longest, |weight| weight - waiting.bytes);
         self.bytes -= waiting.bytes;
-        if flow.waiting.is_empty() {
-            self.end(label);
-        }
         Some(waiting.item)
+    }
+}
+
+impl<T> Flow<T> {
+    /// Other bytes wait than before.
+    fn weigh(
+        &mut self,
+        label: Label,
+        longest: &mut BTreeSet<(usize, Label)>,
+        change: impl FnOnce(usize) -> usize,
+    ) {
+        longest.remove(&(self.bytes, label));
+        self.bytes = change(self.bytes);
+        if self.bytes > 0 {
+            longest.insert((self.bytes, label));
+        }
     }
 }
 

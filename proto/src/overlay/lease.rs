@@ -182,11 +182,11 @@ impl Leases {
         now: Instant,
     ) -> Result<Known, Refusal> {
         let known = match self.known.get(&*claim.lease) {
-            Some(known) => {
+            Some(known) if verifier.trusts(&known.key) => {
                 self.tally.known += 1;
                 known.clone()
             }
-            None => self.verify(claim, verifier, now)?,
+            _ => self.verify(claim, verifier, now)?,
         };
         if known.ends <= now {
             return Err(Refusal::Expired);
@@ -233,22 +233,22 @@ impl Leases {
             self.known.remove(&oldest);
         }
         let bytes: Arc<[u8]> = claim.lease.as_slice().into();
-        self.order.push_back(bytes.clone());
-        self.known.insert(bytes, known.clone());
+        if self.known.insert(bytes.clone(), known.clone()).is_none() {
+            self.order.push_back(bytes);
+        }
         Ok(known)
     }
 
-    /// Forgets those that do not hold any more, and who has not come with any for a while.
-    pub(super) fn retain(&mut self, now: Instant, trusts: impl Fn(&KeyId) -> bool) {
-        let known = &mut self.known;
-        self.order.retain(|bytes| {
-            let holds = |known: &Known| known.ends > now && trusts(&known.key);
-            let kept = known.get(bytes).is_some_and(holds);
-            if !kept {
-                known.remove(bytes);
-            }
-            kept
-        });
+    /// Forgets those that do not hold any more, and who has not come with any for a while. The oldest are looked at
+    /// until one holds: there may be [`KNOWN`], and packets wait meanwhile.
+    pub(super) fn retain(&mut self, now: Instant) {
+        let is_over = |known: &Known| known.ends <= now;
+        while let Some(oldest) = self.order.front()
+            && self.known.get(oldest).is_none_or(is_over)
+        {
+            self.known.remove(oldest);
+            self.order.pop_front();
+        }
         let is_in_use =
             |budget: &Budget| now.saturating_duration_since(budget.since) < Duration::from_secs(1);
         self.each.retain(|_, budget| is_in_use(budget));

@@ -10,14 +10,17 @@
 //! A peer that nobody can reach attaches itself: it shows that it receives where it sends from, and that is
 //! where flows to it lead from then on, also when it is somewhere else the next time.
 
+mod cookies;
+
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
+use self::cookies::Cookies;
 use crate::{
-    control::{Role, Roster},
+    control::{Node, Role, Roster},
     id::{Epoch, NodeId},
     overlay::{
         lease::{Known, Leases, Silence, Tally, Verifier},
@@ -62,12 +65,6 @@ pub const REVOKED_LASTS: Duration = Duration::from_secs(2);
 /// them (RFC 4787, section 4.3: after two minutes at the earliest; many do after 30 s).
 pub const ATTACHED: Duration = Duration::from_secs(60);
 
-/// For how long a cookie is good: some round trips.
-const COOKIE_LASTS: Duration = Duration::from_secs(10);
-
-/// Cookies that are remembered. Only members get one, after their tags were checked; the oldest makes room.
-const COOKIES: usize = 4_096;
-
 /// A flow may send what it may in this time at once: how unevenly a sender's batches come.
 const BURST: Duration = Duration::from_millis(50);
 
@@ -108,7 +105,7 @@ pub struct Flows {
     flows: HashMap<Label, Flow>,
     each: HashMap<NodeId, usize>,
     places: Places,
-    cookies: VecDeque<Cookie>,
+    cookies: Cookies,
     leases: Leases,
     silence: Silence,
     draining: bool,
@@ -165,14 +162,6 @@ enum Far {
     Place(usize),
 }
 
-#[derive(Debug)]
-struct Cookie {
-    cookie: u64,
-    to: NodeId,
-    source: SocketAddr,
-    given: Instant,
-}
-
 /// So much in a second, and what that is in [`BURST`] at once, or a [`BATCH`].
 #[derive(Debug)]
 struct Bucket {
@@ -192,7 +181,7 @@ impl Flows {
             flows: HashMap::new(),
             each: HashMap::new(),
             places: Places::default(),
-            cookies: VecDeque::new(),
+            cookies: Cookies::default(),
             leases: Leases::new(now),
             silence: Silence::new(now),
             draining: false,
@@ -319,8 +308,8 @@ impl Flows {
             .judge(claim, source, roster, now)
             .and_then(|(proved, far)| {
                 // A signature is looked at for who receives where it sends from, and for nobody else.
-                if !proved && !self.takes_cookie(claim.cookie, &claim.from, source, now) {
-                    let cookie = self.give_cookie(&claim.from, source, draw(), now);
+                if !proved && !self.cookies.take(claim.cookie, &claim.from, source, now) {
+                    let cookie = self.cookies.give(&claim.from, source, draw(), now);
                     return Ok(Ruling::Prove { cookie });
                 }
                 let permit = self.permit(claim, roster, verifier, now)?;
@@ -348,8 +337,8 @@ impl Flows {
             return Ruling::Refused(Refusal::Draining);
         }
         let same = self.places.find(&attach.from, now) == Some(source);
-        if !same && !self.takes_cookie(attach.cookie, &attach.from, source, now) {
-            let cookie = self.give_cookie(&attach.from, source, draw(), now);
+        if !same && !self.cookies.take(attach.cookie, &attach.from, source, now) {
+            let cookie = self.cookies.give(&attach.from, source, draw(), now);
             return Ruling::Prove { cookie };
         }
         let ends = now + ATTACHED;
@@ -362,17 +351,21 @@ impl Flows {
     /// Ends the flows of nodes that the roster does not list any more, and soon those whose leases hold no more
     /// under it.
     pub fn retain(&mut self, roster: &Roster, verifier: &dyn Verifier, now: Instant) {
-        let listed = |id: &NodeId| roster.node(id).is_some();
+        // Packets wait meanwhile: nodes and keys are looked up in no list for each of many flows.
+        let nodes: HashMap<&NodeId, &Node> =
+            roster.nodes.iter().map(|node| (&node.id, node)).collect();
+        let mut keys: HashMap<KeyId, bool> = HashMap::new();
+        let listed = |id: &NodeId| nodes.contains_key(id);
         self.remove(|flow| {
             listed(&flow.claimant) && listed(&flow.peer) && flow.hops.iter().all(listed)
         });
         self.places.retain(listed);
-        self.leases.retain(now, |key| verifier.trusts(key));
         for flow in self.flows.values_mut() {
-            let since = roster.node(&flow.claimant).map(|node| node.leases_since());
+            let since = nodes.get(&flow.claimant).map(|node| node.leases_since());
             let Permit { key, epoch, .. } = flow.permit;
             let is_revoked = since.is_none_or(|since| epoch < since);
-            if is_revoked || key.is_some_and(|key| !verifier.trusts(&key)) {
+            let mut trusts = |key| *keys.entry(key).or_insert_with(|| verifier.trusts(&key));
+            if is_revoked || key.is_some_and(|key| !trusts(key)) {
                 flow.ends = flow.ends.min(now + REVOKED_LASTS);
             }
         }
@@ -381,7 +374,7 @@ impl Flows {
     /// Forgets flows that are over, and leases.
     pub fn expire(&mut self, now: Instant) {
         self.remove(|flow| flow.ends > now);
-        self.leases.retain(now, |_| true);
+        self.leases.retain(now);
     }
 
     fn remove(&mut self, keep: impl Fn(&Flow) -> bool) {
@@ -505,40 +498,6 @@ impl Flows {
     fn is_full(&self, claimant: &NodeId) -> bool {
         let each = self.each.get(claimant).copied().unwrap_or(0);
         self.flows.len() >= self.limits.flows || each >= self.limits.flows_each
-    }
-
-    fn takes_cookie(
-        &mut self,
-        cookie: u64,
-        from: &NodeId,
-        source: SocketAddr,
-        now: Instant,
-    ) -> bool {
-        while let Some(oldest) = self.cookies.front()
-            && now.saturating_duration_since(oldest.given) >= COOKIE_LASTS
-        {
-            self.cookies.pop_front();
-        }
-        let is =
-            |given: &Cookie| given.cookie == cookie && given.to == *from && given.source == source;
-        match self.cookies.iter().position(is) {
-            Some(at) => self.cookies.remove(at).is_some(),
-            None => false,
-        }
-    }
-
-    fn give_cookie(&mut self, to: &NodeId, source: SocketAddr, drawn: u64, now: Instant) -> u64 {
-        if self.cookies.len() == COOKIES {
-            self.cookies.pop_front();
-        }
-        let cookie = drawn.max(1);
-        self.cookies.push_back(Cookie {
-            cookie,
-            to: to.clone(),
-            source,
-            given: now,
-        });
-        cookie
     }
 
     fn grant(

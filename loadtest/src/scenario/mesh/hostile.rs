@@ -1,7 +1,6 @@
 //! Members that take more than is theirs, strangers, and a way that changes what it carries.
 
 use std::{
-    collections::BTreeMap,
     net::UdpSocket,
     sync::Arc,
     time::{Duration, Instant},
@@ -25,7 +24,7 @@ use crate::{
 };
 
 /// What a flow may send in a second: 20 Mbit/s.
-const FLOW: u64 = 2_500_000;
+pub(super) const FLOW: u64 = 2_500_000;
 
 /// How many times that the member sends.
 const TIMES: u64 = 5;
@@ -36,7 +35,7 @@ const FORGED: u64 = 5_000;
 /// Payload of the member's flood: what the largest packet has.
 const PAYLOAD: usize = 1_280;
 
-const MIB: f64 = 1024.0 * 1024.0;
+pub(super) const MIB: f64 = 1024.0 * 1024.0;
 
 /// One gateway floods its own flow, a stranger floods the relay with flows and claims that are nobody's, and
 /// another gateway wants what is its own.
@@ -60,14 +59,9 @@ pub(super) async fn flood(args: &Args) -> Result<Vec<Row>, Error> {
     let bulk = Bulk::start(here, there);
     bulk.measure(args.time() / 2).await;
 
-    let stranger = UdpSocket::bind("127.0.0.1:0").map_err(failed)?;
-    stranger.set_nonblocking(true).map_err(failed)?;
-    let at = bed.network.host().map_err(failed)?;
-    bed.network
-        .attach(at, stranger.local_addr().map_err(failed)?);
-    let stranger = Arc::new(stranger);
+    let (stranger, at) = stranger(&bed)?;
 
-    let dropped_before = relay.dropped().await?;
+    let before = relay.counts().await?;
     let resident_before = relay.resident()?;
     let (mut quiet, mut flooded, mut most) = (Vec::new(), Vec::new(), resident_before);
     let (mut forged, mut flood) = (0, 0);
@@ -86,7 +80,7 @@ pub(super) async fn flood(args: &Args) -> Result<Vec<Row>, Error> {
     let exact = bulk.stop().await;
     let came = bed.network.tally(at, relay.host);
     // The relay answers once it has looked at what came before.
-    let dropped = since(&dropped_before, &relay.dropped().await?);
+    let dropped = relay.counts().await?.since(&before).dropped;
     let answered = bed.network.tally(relay.host, at);
     let of = |reasons: &[&str]| {
         let counts = reasons.iter().filter_map(|reason| dropped.get(*reason));
@@ -99,7 +93,6 @@ pub(super) async fn flood(args: &Args) -> Result<Vec<Row>, Error> {
         "unknown_sender",
         "too_many_claims",
     ]);
-    let mean = |rates: &[f64]| rates.iter().sum::<f64>() / rates.len().max(1) as f64;
     Ok(vec![
         Row::compared(
             "flood_others_goodput",
@@ -144,12 +137,18 @@ pub(super) async fn flood(args: &Args) -> Result<Vec<Row>, Error> {
     ])
 }
 
-fn since(before: &BTreeMap<String, i64>, after: &BTreeMap<String, i64>) -> BTreeMap<String, i64> {
-    let earlier = |reason: &String| before.get(reason).copied().unwrap_or_default();
-    after
-        .iter()
-        .map(|(reason, count)| (reason.clone(), count - earlier(reason)))
-        .collect()
+pub(super) fn mean(rates: &[f64]) -> f64 {
+    rates.iter().sum::<f64>() / rates.len().max(1) as f64
+}
+
+/// Somebody who is not in the roster, and the host that it is at.
+pub(super) fn stranger(bed: &Bed) -> Result<(Arc<UdpSocket>, Host), Error> {
+    let stranger = UdpSocket::bind("127.0.0.1:0").map_err(failed)?;
+    stranger.set_nonblocking(true).map_err(failed)?;
+    let at = bed.network.host().map_err(failed)?;
+    bed.network
+        .attach(at, stranger.local_addr().map_err(failed)?);
+    Ok((Arc::new(stranger), at))
 }
 
 /// Sends packets that are nothing over the node's own flow, [`TIMES`] as many as it may; how many those were.
@@ -182,7 +181,7 @@ fn member_floods(
 }
 
 /// Sends packets on flows that nobody claimed, and claims of a member without its key; how many those were.
-fn strangers_flood(
+pub(super) fn strangers_flood(
     socket: Arc<UdpSocket>,
     relay: &Relay,
     exit: &Node,
@@ -221,7 +220,7 @@ fn strangers_flood(
 }
 
 /// Calls `send`, which sends `batch` packets, so often that it is `each` of them in a second.
-async fn paced(
+pub(super) async fn paced(
     each: u64,
     batch: u64,
     stop: CancellationToken,

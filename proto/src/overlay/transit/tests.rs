@@ -227,7 +227,7 @@ fn who_claims_shows_first_that_it_receives_where_it_sends_from() {
         ..proving.clone()
     };
     assert_ne!(relay.claim(&thief, elsewhere()), GRANTED);
-    relay.now += COOKIE_LASTS;
+    relay.now += cookies::LASTS;
     assert_ne!(relay.claim(&proving, elsewhere()), GRANTED);
     assert!(relay.flows.is_empty());
 }
