@@ -132,32 +132,37 @@ pub(super) struct Known {
 /// oldest makes room, and costs a check when its flow is claimed again.
 const KNOWN: usize = 32_768;
 
-/// Signatures that are checked in a second, all told: each takes some 50 µs, so that this is a tenth of a
-/// processor. And of one claimant: a gateway that comes with a thousand flows has them in some seconds.
-const CHECKS: u32 = 2_000;
+/// Signatures that are checked in [`CHECKS_IN`], all told. Each takes some 50 µs, so that this is a tenth of a
+/// processor, and packets of flows wait no longer than 10 ms.
+const CHECKS: u32 = 200;
 /// See [`CHECKS`].
+const CHECKS_IN: Duration = Duration::from_millis(100);
+
+/// Of one claimant in a second: a gateway that comes with a thousand flows has them in some seconds.
 const CHECKS_EACH: u32 = 200;
 
-/// So many in a second, and as many at once.
+/// So many in a time, and as many at once.
 #[derive(Debug)]
 struct Budget {
-    per_second: u32,
+    most: u32,
+    time: Duration,
     left: u32,
     since: Instant,
 }
 
 impl Budget {
-    fn new(per_second: u32, now: Instant) -> Self {
+    fn new(most: u32, time: Duration, now: Instant) -> Self {
         Self {
-            per_second,
-            left: per_second,
+            most,
+            time,
+            left: most,
             since: now,
         }
     }
 
     fn refill(&mut self, now: Instant) {
-        if now.saturating_duration_since(self.since) >= Duration::from_secs(1) {
-            *self = Self::new(self.per_second, now);
+        if now.saturating_duration_since(self.since) >= self.time {
+            *self = Self::new(self.most, self.time, now);
         }
     }
 }
@@ -167,7 +172,7 @@ impl Leases {
         Self {
             known: HashMap::new(),
             order: VecDeque::new(),
-            budget: Budget::new(CHECKS, now),
+            budget: Budget::new(CHECKS, CHECKS_IN, now),
             each: HashMap::new(),
             tally: Tally::default(),
         }
@@ -212,7 +217,7 @@ impl Leases {
         now: Instant,
     ) -> Result<Known, Refusal> {
         let each = self.each.entry(claim.from.clone());
-        let each = each.or_insert_with(|| Budget::new(CHECKS_EACH, now));
+        let each = each.or_insert_with(|| Budget::new(CHECKS_EACH, Duration::from_secs(1), now));
         each.refill(now);
         self.budget.refill(now);
         if each.left == 0 || self.budget.left == 0 {
@@ -249,8 +254,7 @@ impl Leases {
             self.known.remove(oldest);
             self.order.pop_front();
         }
-        let is_in_use =
-            |budget: &Budget| now.saturating_duration_since(budget.since) < Duration::from_secs(1);
+        let is_in_use = |budget: &Budget| now.saturating_duration_since(budget.since) < budget.time;
         self.each.retain(|_, budget| is_in_use(budget));
     }
 

@@ -336,6 +336,9 @@ fn a_flood_of_forged_leases_is_checked_within_bounds_and_holds_up_nobody() {
     let mut refused = HashMap::new();
     for second in 0..10 {
         for forged in 0..5_000u64 {
+            if forged % 500 == 0 {
+                relay.now += CHECKS_IN;
+            }
             let forgery = [b"forged".as_slice(), &forged.to_be_bytes()].concat();
             let Ruling::Refused(refusal) = relay.claim("g", 1_000 + forged, forgery) else {
                 panic!("it is granted");
@@ -350,7 +353,6 @@ fn a_flood_of_forged_leases_is_checked_within_bounds_and_holds_up_nobody() {
         assert_eq!(relay.claim("a", 1, good), granted(60));
         let anew = written(&lease(200 + second), 3600);
         assert_eq!(relay.claim("a", 200 + second, anew), granted(60));
-        relay.now += SECOND;
         relay.flows.expire(relay.now);
     }
     // Each was counted: 200 in a second as forged, and the others as too many.
@@ -361,6 +363,31 @@ fn a_flood_of_forged_leases_is_checked_within_bounds_and_holds_up_nobody() {
     assert_eq!(relay.flows.len(), 110);
     let remembered = relay.flows.remembered_leases();
     assert_eq!(remembered, 110);
+}
+
+#[test]
+fn however_many_forge_packets_wait_for_a_few_checks_at_a_time() {
+    let mut leases = Leases::new(beginning());
+    let (roster, told) = (roster(), Told::default());
+    let mut now = beginning();
+    for checked in 1..=20 {
+        for forged in 0..5_000u64 {
+            let claim = Claim {
+                flow: Label::from_random(forged),
+                nonce: 1,
+                cookie: 0,
+                from: id(&format!("g{}", forged % 12)),
+                to: id("t"),
+                peer: id("b"),
+                hops: vec![id("t")],
+                next: Next::At(at(2)),
+                lease: b"forged".to_vec(),
+            };
+            assert!(leases.check(&claim, &roster, &told, now).is_err());
+        }
+        assert_eq!(leases.tally.checked, checked * u64::from(CHECKS));
+        now += CHECKS_IN;
+    }
 }
 
 #[test]
