@@ -485,4 +485,23 @@ mod tests {
         let refusal = shake_hands(&tls, &anonymous, "a").await.unwrap_err();
         assert_eq!(refusal, "server: peer sent no certificates");
     }
+
+    #[tokio::test]
+    async fn a_keyvault_has_no_part_in_the_mesh() {
+        let identities = [(); 2].map(|()| Identity::generate());
+        let [vault, relay] = &identities;
+        let (rosters, listed) = watch::channel(roster(&[("vault", vault), ("relay", relay)]));
+        let at_vault = vault.mesh_tls(listed.clone()).unwrap();
+        let at_relay = relay.mesh_tls(listed).unwrap();
+        assert!(shake_hands(&at_relay, &at_vault, "relay").await.is_ok());
+        rosters.send_modify(|roster| {
+            let mut next = (**roster).clone();
+            next.nodes[0].role = Role::KeyVault;
+            *roster = Arc::new(next);
+        });
+        let dials = shake_hands(&at_relay, &at_vault, "relay").await;
+        assert!(dials.unwrap_err().starts_with("server:"));
+        let is_dialled = shake_hands(&at_vault, &at_relay, "vault").await;
+        assert!(is_dialled.unwrap_err().starts_with("client:"));
+    }
 }

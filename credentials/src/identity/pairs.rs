@@ -120,12 +120,16 @@ mod tests {
         }
 
         fn list(&self, id: &str, keys: &[PublicKey]) {
+            self.list_as(Role::Relay, id, keys);
+        }
+
+        fn list_as(&self, role: Role, id: &str, keys: &[PublicKey]) {
             self.roster.send_modify(|roster| {
                 let mut next = (**roster).clone();
                 next.nodes.retain(|node| node.id.as_str() != id);
                 next.nodes.push(Node {
                     id: id.parse().unwrap(),
-                    role: Role::Relay,
+                    role,
                     keys: keys.to_vec(),
                     addresses: Vec::new(),
                     transit: Vec::new(),
@@ -184,6 +188,17 @@ mod tests {
         let mut weak = [0; 32];
         weak[0] = 1;
         cluster.list("a", &[PublicKey(weak)]);
+        assert!(tags(&b, "a", b"hello").is_empty());
+    }
+
+    #[test]
+    fn a_keyvault_has_no_tags_and_is_not_believed() {
+        let cluster = Cluster::new();
+        let [(shown, a), (_, b)] = ["a", "b"].map(|id| cluster.node(id));
+        let made = tags(&a, "b", b"hello");
+        let key = shown.present().identity.public_key();
+        cluster.list_as(Role::KeyVault, "a", &[key]);
+        assert!(!b.verify(&id("a"), b"hello", &made));
         assert!(tags(&b, "a", b"hello").is_empty());
     }
 

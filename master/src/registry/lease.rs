@@ -150,6 +150,7 @@ mod tests {
                 node("b", Role::Relay, &[]),
                 node("t1", Role::Relay, &["192.0.2.1:1"]),
                 node("t2", Role::Relay, &["192.0.2.2:1"]),
+                node("v", Role::KeyVault, &[]),
             ],
             ..Roster::empty("c1".parse().unwrap())
         }
@@ -181,6 +182,10 @@ mod tests {
             ("t1", way("a", &["b"]), NoLease::NotListed),
             ("b", way("t1", &["a"]), NoLease::NotListed),
             ("a", way("b", &["t1", "t3"]), NoLease::NotListed),
+            // It has no part in the mesh.
+            ("v", way("b", &["t1"]), NoLease::NotListed),
+            ("a", way("v", &["t1"]), NoLease::NotListed),
+            ("a", way("b", &["v"]), NoLease::NotListed),
         ] {
             assert_eq!(granted(claimant, way.clone()), Err(why), "{way:?}");
         }
