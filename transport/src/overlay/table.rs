@@ -282,3 +282,26 @@ pub(super) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 pub(super) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flow(number: usize) -> Label {
+        Label::from_random(number as u64)
+    }
+
+    #[test]
+    fn a_flow_that_was_left_is_heard_until_newer_ones_need_its_place_and_goes_first() {
+        let mut table = Table::default();
+        let (peer, _) = table.add(&"b".parse().unwrap(), Label::from_random(1 << 40));
+        for number in 1..=MAX_PATHS {
+            assert!(table.heard_over(&peer, flow(number)));
+        }
+        peer.leave_flow(flow(5));
+        assert!(table.flow(flow(5)).is_some(), "the peer may still send");
+        assert!(table.heard_over(&peer, flow(MAX_PATHS + 1)));
+        assert!(table.flow(flow(5)).is_none());
+        assert!(table.flow(flow(1)).is_some());
+    }
+}
