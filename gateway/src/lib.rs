@@ -131,10 +131,10 @@ impl Gateway {
             key: shown,
             authenticator,
         } = membership.mesh_tls()?;
-        let mesh = mesh::bind(config.mesh_bind)
-            .and_then(|socket| {
-                mesh::Endpoint::new(
-                    socket,
+        let mesh = mesh::bind_shards(config.mesh_bind, mesh::sockets())
+            .and_then(|sockets| {
+                mesh::Endpoint::sharded(
+                    sockets,
                     mesh::Config {
                         node: membership.node_id().clone(),
                         server_tls: server,

@@ -12,6 +12,10 @@
 //! * `bulk`: one stream for so many seconds.
 //! * `datagrams`: payloads of 1,100 and of 100 bytes, as many as come through.
 //! * `round trip`: one datagram of 32 bytes at a time, there and back.
+//!
+//! With `--sockets` it is what several sockets of a node bring, and nothing else: two nodes with a thread for each
+//! core, eight connections through one transit relay, one socket each and one for each core in turns, or as many as
+//! `--sockets N` says.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 #![expect(
@@ -56,6 +60,9 @@ use wavry_transport::{
     transit::{self, Transit},
 };
 
+#[path = "mesh/sockets.rs"]
+mod sockets;
+
 const CHUNK: usize = 64 * 1024;
 
 /// Datagrams that are on their way at once: fewer than any queue holds, so that what is measured is what comes
@@ -97,6 +104,11 @@ fn main() {
     let time = Duration::from_secs_f64(seconds);
     cert::install_crypto_provider();
 
+    if arguments.iter().any(|argument| argument == "--sockets") {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let several = of("--sockets").and_then(|text| text.parse().ok());
+        return compare_sockets(several.unwrap_or(cores), rounds, time);
+    }
     let variants = [
         (Hop::Direct, 0),
         (Hop::Dumb, 1),
@@ -141,6 +153,35 @@ fn main() {
             json!({ "scenario": "mesh", "rounds": rounds, "seconds": seconds, "results": rows });
         fs::write(file, serde_json::to_vec_pretty(&report).unwrap()).unwrap();
     }
+}
+
+/// Prints what several sockets carry against one: the median of rounds, each of which has both.
+fn compare_sockets(several: usize, rounds: usize, time: Duration) {
+    let mut ratios: [Vec<f64>; 4] = Default::default();
+    for round in 0..rounds {
+        // Who is first takes turns, too.
+        let turns = if round % 2 == 0 {
+            [1, several]
+        } else {
+            [several, 1]
+        };
+        let mut figures = turns.map(|count| (count, sockets::Pair::new(count).measure(time)));
+        figures.sort_by_key(|(count, _)| *count);
+        let [(_, one), (_, more)] = figures;
+        eprintln!("round {} of {rounds}: {one:.2?}, {more:.2?}", round + 1);
+        for (ratios, (one, more)) in ratios.iter_mut().zip(one.iter().zip(more)) {
+            ratios.push(more / one);
+        }
+    }
+    let medians = ratios.map(|mut ratios| {
+        ratios.sort_by(f64::total_cmp);
+        ratios[ratios.len() / 2]
+    });
+    let told = sockets::FIGURES.iter().zip(medians);
+    let told: Vec<_> = told
+        .map(|(name, ratio)| format!("{name} {ratio:.2}"))
+        .collect();
+    println!("{several} sockets against one, 1 hop: {}", told.join(", "));
 }
 
 /// The figures of a way, in the order in which they are printed.
@@ -275,6 +316,18 @@ impl Wire {
         })
     }
 
+    /// Several on one port.
+    fn bind_shards(count: usize) -> Vec<Arc<Self>> {
+        let sockets = mesh::bind_shards(loopback(), count).unwrap().into_iter();
+        let wires = sockets.map(|inner| {
+            Arc::new(Self {
+                inner,
+                cut: Mutex::default(),
+            })
+        });
+        wires.collect()
+    }
+
     fn cut(&self, to: SocketAddr) {
         self.cut.lock().unwrap().insert(to);
     }
@@ -361,8 +414,23 @@ impl Cluster {
         });
     }
 
-    /// A node on `lane`; it is listed at `at`, or where it is.
+    /// A node on `lane`, with one connection at most; it is listed at `at`, or where it is.
     fn node(&self, lane: &Lane, name: &str, wire: &Arc<Wire>, at: Option<SocketAddr>) -> Endpoint {
+        let limits = mesh::Limits {
+            shards: 1,
+            ..mesh::Limits::default()
+        };
+        self.node_on(&lane.runtime, name, std::slice::from_ref(wire), at, limits)
+    }
+
+    fn node_on(
+        &self,
+        runtime: &Handle,
+        name: &str,
+        wires: &[Arc<Wire>],
+        at: Option<SocketAddr>,
+        limits: mesh::Limits,
+    ) -> Endpoint {
         let identity = Identity::generate();
         let tls = identity.mesh_tls(self.roster.subscribe()).unwrap();
         let config = mesh::Config {
@@ -373,13 +441,14 @@ impl Cluster {
             authenticator: tls.authenticator,
             roster: self.roster.subscribe(),
             leases: mesh::Leases::none(),
-            limits: mesh::Limits {
-                shards: 1,
-                ..mesh::Limits::default()
-            },
+            limits,
         };
-        let socket = wire.clone();
-        let endpoint = lane.run(async move { Endpoint::new(socket, config).unwrap() });
+        let sockets = wires.iter().cloned();
+        let sockets = sockets
+            .map(|wire| wire as Arc<dyn AsyncUdpSocket>)
+            .collect();
+        let _entered = runtime.enter();
+        let endpoint = Endpoint::sharded(sockets, config).unwrap();
         self.list(name, &identity, &[at.unwrap_or(endpoint.local_addr())], &[]);
         endpoint
     }
@@ -606,56 +675,12 @@ impl Way {
         })
     }
 
-    /// Sends datagrams, with a word back for each half of [`IN_FLIGHT`]; what came, and in which time.
+    /// What came of datagrams, and in which time.
     fn datagrams(&self, size: usize, time: Duration) -> (u64, Duration) {
-        let (here, stop) = (self.here.clone(), CancellationToken::new());
-        let stopped = stop.clone();
-        self.a.runtime.spawn(async move {
-            let payload = Bytes::from(vec![7; size]);
-            let (mut sent, mut known, mut counted) = (0u64, 0u64, 0u64);
-            let start = Instant::now();
-            while start.elapsed() < time {
-                while sent < known + IN_FLIGHT {
-                    let _ = here.send_datagram(payload.clone());
-                    sent += 1;
-                }
-                let word = tokio::time::timeout(Duration::from_millis(50), here.recv_datagram());
-                match word.await {
-                    Ok(Ok(word)) => {
-                        let count = u64::from_be_bytes(word[..8].try_into().unwrap());
-                        // What was lost is never counted: what came since makes room for as many.
-                        known = (known + count.saturating_sub(counted)).min(sent);
-                        counted = count.max(counted);
-                    }
-                    // The word, or what it was for, was lost.
-                    _ => known = sent,
-                }
-            }
-            stopped.cancel();
-        });
-        let there = self.there.clone();
-        let came = self.b.run(async move {
-            let (start, mut count) = (Instant::now(), 0u64);
-            loop {
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => break,
-                    datagram = there.recv_datagram() => {
-                        datagram.unwrap();
-                        count += 1;
-                        if count % (IN_FLIGHT / 2) == 0 {
-                            let _ = there.send_datagram(Bytes::copy_from_slice(&count.to_be_bytes()));
-                        }
-                    }
-                }
-            }
-            let took = start.elapsed();
-            // What is still on its way is nobody's.
-            while let Ok(Ok(_)) =
-                tokio::time::timeout(Duration::from_millis(100), there.recv_datagram()).await
-            {}
-            (count, took)
-        });
+        let stop = CancellationToken::new();
+        let sending = send_datagrams(self.here.clone(), size, time, stop.clone());
+        self.a.runtime.spawn(sending);
+        let came = self.b.run(count_datagrams(self.there.clone(), stop));
         // Words that are left would count for what is measured next.
         let here = self.here.clone();
         self.a.run(async move {
@@ -711,6 +736,60 @@ impl Drop for Way {
     fn drop(&mut self) {
         self.here.close(Close::new(0, ""));
     }
+}
+
+/// Sends datagrams, with a word back for each half of [`IN_FLIGHT`].
+async fn send_datagrams(
+    here: Arc<mesh::Session>,
+    size: usize,
+    time: Duration,
+    stop: CancellationToken,
+) {
+    let payload = Bytes::from(vec![7; size]);
+    let (mut sent, mut known, mut counted) = (0u64, 0u64, 0u64);
+    let start = Instant::now();
+    while start.elapsed() < time {
+        while sent < known + IN_FLIGHT {
+            let _ = here.send_datagram(payload.clone());
+            sent += 1;
+        }
+        let word = tokio::time::timeout(Duration::from_millis(50), here.recv_datagram());
+        match word.await {
+            Ok(Ok(word)) => {
+                let count = u64::from_be_bytes(word[..8].try_into().unwrap());
+                // What was lost is never counted: what came since makes room for as many.
+                known = (known + count.saturating_sub(counted)).min(sent);
+                counted = count.max(counted);
+            }
+            // The word, or what it was for, was lost.
+            _ => known = sent,
+        }
+    }
+    stop.cancel();
+}
+
+/// Counts them until told to stop, and how long that is.
+async fn count_datagrams(there: Arc<mesh::Session>, stop: CancellationToken) -> (u64, Duration) {
+    let (start, mut count) = (Instant::now(), 0u64);
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            datagram = there.recv_datagram() => {
+                datagram.unwrap();
+                count += 1;
+                if count.is_multiple_of(IN_FLIGHT / 2) {
+                    let _ = there.send_datagram(Bytes::copy_from_slice(&count.to_be_bytes()));
+                }
+            }
+        }
+    }
+    let took = start.elapsed();
+    // What is still on its way is nobody's.
+    while let Ok(Ok(_)) =
+        tokio::time::timeout(Duration::from_millis(100), there.recv_datagram()).await
+    {}
+    (count, took)
 }
 
 /// Sends on what comes, in the batches in which it comes.

@@ -56,7 +56,7 @@ pub(crate) struct Node {
     pub(crate) id: NodeId,
     pub(crate) host: Host,
     pub(crate) endpoint: Endpoint,
-    /// Its socket: what is sent over it comes from the node's own address.
+    /// One of its sockets: what is sent over it comes from the node's own address.
     pub(crate) socket: Arc<dyn AsyncUdpSocket>,
 }
 
@@ -91,8 +91,10 @@ impl Bed {
             limits: mesh::Limits::default(),
         };
         let id = config.node.clone();
-        let socket = mesh::bind(([127, 0, 0, 1], 0).into()).map_err(failed)?;
-        let endpoint = Endpoint::new(socket.clone(), config).map_err(failed)?;
+        let sockets = mesh::bind_shards(([127, 0, 0, 1], 0).into(), mesh::sockets());
+        let sockets = sockets.map_err(failed)?;
+        let socket = sockets[0].clone();
+        let endpoint = Endpoint::sharded(sockets, config).map_err(failed)?;
         self.network.attach(host, endpoint.local_addr());
         self.list(&id, identity.public_key(), vec![host.address()], Vec::new());
         Ok(Node {

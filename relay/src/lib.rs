@@ -132,7 +132,7 @@ impl Relay {
             })
             .collect::<Result<BTreeMap<_, _>, StartError>>()?;
         let candidate = Candidate::new(membership_of(&config)).await?;
-        let socket = mesh::bind(config.mesh_listen).map_err(bind)?;
+        let sockets = mesh::bind_shards(config.mesh_listen, mesh::sockets()).map_err(bind)?;
 
         let membership = candidate.join().await?;
         let roster = membership.roster();
@@ -153,8 +153,8 @@ impl Relay {
                 Some(forwarding.await.map_err(bind)?)
             }
         };
-        let mesh = mesh::Endpoint::new(
-            socket,
+        let mesh = mesh::Endpoint::sharded(
+            sockets,
             mesh::Config {
                 node: membership.node_id().clone(),
                 server_tls: server,

@@ -1,4 +1,4 @@
-//! The way between two nodes: one QUIC connection, end to end, that carries many sessions.
+//! The way between two nodes: a few QUIC connections, end to end, that carry many sessions.
 //!
 //! `docs/WIRE.md`, "Mesh sessions", describes what goes over it and why its numbers are what they
 //! are.
@@ -19,8 +19,9 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use quinn::VarInt;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -41,6 +42,7 @@ use crate::{
     metrics,
     overlay::{self, Overlay},
     session::{Closed, Response},
+    socket::{self, shards},
 };
 
 pub use crate::overlay::Leases;
@@ -112,6 +114,13 @@ fn shards() -> usize {
     cores.map_or(2, std::num::NonZero::get).clamp(2, 8)
 }
 
+/// How many sockets a node has for its end of the mesh: one for each core, so that each can receive. Eight at most, as
+/// each may hold [`INBOX`] bytes more.
+pub fn sockets() -> usize {
+    let cores = std::thread::available_parallelism();
+    cores.map_or(1, std::num::NonZero::get).min(8)
+}
+
 /// Sessions asked for that nobody accepted yet. Whoever accepts only hands them on, so 256 are more
 /// than 10 ms of a storm of sessions; one more is answered with 503.
 const REQUESTS: usize = 256;
@@ -119,6 +128,10 @@ const REQUESTS: usize = 256;
 /// Handshakes of peers at once. An address that sent a first packet without proving that it
 /// receives is asked to prove it (QUIC Retry) once a quarter is in use, and refused when all are.
 const HANDSHAKES: usize = 256;
+
+/// Bytes that may wait to be taken over by a shard: as much as its socket holds, as it is in place of it once a path
+/// has changed.
+const INBOX: usize = socket::BUFFER;
 
 /// From a peer's first packet to the end of its handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -139,8 +152,9 @@ pub struct Endpoint {
 }
 
 struct Inner {
-    quic: quinn::Endpoint,
-    overlay: Arc<Overlay>,
+    /// One for each socket; at least one.
+    quic: Vec<quinn::Endpoint>,
+    overlay: Overlay,
     server: quinn::ServerConfig,
     client: quinn::ClientConfig,
     config: Config,
@@ -176,12 +190,32 @@ pub enum OpenError {
 /// Binds a UDP socket with the buffers the mesh needs, as quinn wants it.
 pub fn bind(address: SocketAddr) -> io::Result<Arc<dyn quinn::AsyncUdpSocket>> {
     use quinn::Runtime;
-    quinn::TokioRuntime.wrap_udp_socket(crate::socket::bind(address)?)
+    quinn::TokioRuntime.wrap_udp_socket(socket::bind(address)?)
+}
+
+/// Binds `count` such sockets to one port, for [`Endpoint::sharded`]; see [`socket::bind_shards`].
+pub fn bind_shards(
+    address: SocketAddr,
+    count: usize,
+) -> io::Result<Vec<Arc<dyn quinn::AsyncUdpSocket>>> {
+    use quinn::Runtime;
+    let sockets = socket::bind_shards(address, count)?.into_iter();
+    let sockets = sockets.map(|socket| quinn::TokioRuntime.wrap_udp_socket(socket));
+    sockets.collect()
 }
 
 impl Endpoint {
     /// An endpoint over `socket`: one from [`bind`], or what behaves like it.
     pub fn new(socket: Arc<dyn quinn::AsyncUdpSocket>, config: Config) -> io::Result<Self> {
+        Self::sharded(vec![socket], config)
+    }
+
+    /// An endpoint over several sockets that share a port, each of which is received from by a task of its own: those
+    /// from [`bind_shards`], or what behaves like them.
+    pub fn sharded(
+        sockets: Vec<Arc<dyn quinn::AsyncUdpSocket>>,
+        config: Config,
+    ) -> io::Result<Self> {
         let (server, client) = quic::configs(&config)?;
         let overlay = overlay::Config {
             node: config.node.clone(),
@@ -189,13 +223,23 @@ impl Endpoint {
             authenticator: config.authenticator.clone(),
             leases: config.leases.clone(),
         };
-        let overlay = Arc::new(Overlay::new(socket, overlay)?);
-        let quic = quinn::Endpoint::new_with_abstract_socket(
-            quic::endpoint_config(),
-            Some(server.clone()),
-            overlay.clone(),
-            Arc::new(quinn::TokioRuntime),
-        )?;
+        let (overlay, sockets) = Overlay::over(sockets, overlay)?;
+        let group = shards::Group {
+            link: metrics::link::MESH,
+            random: config.server_tls.crypto_provider().secure_random,
+            inbox: INBOX,
+        };
+        // The key of Retry tokens is the configuration's: the answer to a Retry may reach any shard.
+        let quic = group.endpoints(sockets)?.into_iter();
+        let quic = quic.map(|(socket, endpoint)| {
+            quinn::Endpoint::new_with_abstract_socket(
+                endpoint,
+                Some(server.clone()),
+                socket,
+                Arc::new(quinn::TokioRuntime),
+            )
+        });
+        let quic = quic.collect::<io::Result<Vec<_>>>()?;
         let (requests, receiver) = mpsc::channel(REQUESTS);
         let stopped = CancellationToken::new();
         let inner = Arc::new(Inner {
@@ -210,7 +254,11 @@ impl Endpoint {
             flushes: TaskTracker::new(),
             stopped: stopped.clone(),
         });
-        tokio::spawn(inner.clone().serve());
+        tokio::spawn(inner.clone().follow());
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+        for quic in inner.quic.clone() {
+            tokio::spawn(inner.clone().serve(quic, handshakes.clone()));
+        }
         Ok(Self {
             inner,
             requests: Arc::new(tokio::sync::Mutex::new(receiver)),
@@ -218,7 +266,7 @@ impl Endpoint {
         })
     }
 
-    /// The socket's address.
+    /// The sockets' address.
     pub fn local_addr(&self) -> SocketAddr {
         self.inner.overlay.address()
     }
@@ -291,30 +339,29 @@ impl Endpoint {
     }
 
     /// Takes no more sessions, gives peers a moment to learn of closes, then closes every
-    /// connection and frees the socket.
+    /// connection and frees the sockets.
     pub async fn close(&self) {
-        self.inner.quic.set_server_config(None);
+        for quic in &self.inner.quic {
+            quic.set_server_config(None);
+        }
         self.inner.flushes.close();
         let _ = tokio::time::timeout(FLUSH_TIMEOUT, self.inner.flushes.wait()).await;
         self.inner.stopped.cancel();
         self.inner.stop();
-        let _ = tokio::time::timeout(FLUSH_TIMEOUT, self.inner.quic.wait_idle()).await;
+        let idle = self.inner.quic.iter().map(quinn::Endpoint::wait_idle);
+        let _ = tokio::time::timeout(FLUSH_TIMEOUT, join_all(idle)).await;
     }
 }
 
 impl Inner {
-    async fn serve(self: Arc<Self>) {
-        let handshakes = Arc::new(tokio::sync::Semaphore::new(HANDSHAKES));
+    /// Takes over what changes.
+    async fn follow(self: Arc<Self>) {
         let mut roster = self.config.roster.clone();
         let mut key = self.config.key.clone();
         let (mut news, mut rotates) = (true, true);
         loop {
             tokio::select! {
-                () = self.stopped.cancelled() => break,
-                incoming = self.quic.accept() => match incoming {
-                    Some(incoming) => self.incoming(incoming, &handshakes),
-                    None => break,
-                },
+                () = self.stopped.cancelled() => return,
                 changed = roster.changed(), if news => match changed {
                     Ok(()) => {
                         let roster = roster.borrow_and_update().clone();
@@ -330,21 +377,27 @@ impl Inner {
                 },
             }
         }
+    }
+
+    /// Accepts what comes to one of the sockets. One that is lost takes the others with it: the kernel would go on
+    /// giving it its share.
+    async fn serve(self: Arc<Self>, quic: quinn::Endpoint, handshakes: Arc<Semaphore>) {
+        while let Some(Some(incoming)) = self.stopped.run_until_cancelled(quic.accept()).await {
+            self.incoming(incoming, &handshakes);
+        }
+        self.stopped.cancel();
         self.stop();
     }
 
     fn stop(&self) {
-        self.quic
-            .close(VarInt::from_u32(code::SHUTDOWN), b"the node stops");
+        for quic in &self.quic {
+            quic.close(VarInt::from_u32(code::SHUTDOWN), b"the node stops");
+        }
     }
 
     // Who may connect.
 
-    fn incoming(
-        self: &Arc<Self>,
-        incoming: quinn::Incoming,
-        handshakes: &Arc<tokio::sync::Semaphore>,
-    ) {
+    fn incoming(self: &Arc<Self>, incoming: quinn::Incoming, handshakes: &Arc<Semaphore>) {
         let Ok(permit) = handshakes.clone().try_acquire_owned() else {
             incoming.refuse();
             return;
@@ -572,7 +625,8 @@ impl Inner {
             let address = self.overlay.reach(peer).await.ok_or_else(no_path)?;
             let mut client = self.client.clone();
             client.transport_config(self.transport_to(address));
-            let connecting = self.quic.connect_with(client, address, peer.as_str());
+            let quic = &self.quic[self.overlay.comes_to(address)];
+            let connecting = quic.connect_with(client, address, peer.as_str());
             let connection = connecting.map_err(|error| error.to_string())?.await;
             connection.map_err(|error| error.to_string())
         };

@@ -17,10 +17,10 @@ pub const CONNECTIONS_REFUSED: &str = "wavry_transport_connections_refused_total
 pub const RETRIES: &str = "wavry_transport_retries_total";
 /// Handshakes of clients that came to no connection, by `reason` (see [`handshake_failure`]).
 pub const HANDSHAKES_FAILED: &str = "wavry_transport_handshakes_failed_total";
-/// Packets that came to another shard of a server than their connection's, as those of a client do
-/// whose address has changed, and were handed over.
+/// Packets that came to another shard than their connection's, as those of a client do whose address has
+/// changed, or of a node to which another path is taken, and were handed over; by `link`.
 pub const PACKETS_HANDED_OVER: &str = "wavry_transport_packets_handed_over_total";
-/// Packets dropped before QUIC saw them, by `reason` (see [`packet_drop`]).
+/// Packets dropped before QUIC saw them, by `link` and `reason` (see [`packet_drop`]).
 pub const PACKETS_DROPPED: &str = "wavry_transport_packets_dropped_total";
 
 /// Mesh connections that are up, by `side` (`client`: dialled here; `server`).

@@ -1,7 +1,7 @@
-//! The overlay socket: to QUIC, one stable address for each peer; to the network, whichever path to that
+//! Sockets over an overlay: to QUIC, one stable address for each peer; to the network, whichever path to that
 //! peer is the best one now.
 //!
-//! [`Overlay`] stands between a UDP socket and the mesh's QUIC endpoint. What QUIC sends to a peer's address
+//! [`Overlay`] stands between the UDP sockets of one port and the mesh's QUIC endpoints: one [`Socket`] for each. What QUIC sends to a peer's address
 //! gets a header and goes over the path in use ([`wavry_proto::overlay::paths`] chooses it); of what comes
 //! in, QUIC's packets are handed on under their peer's address, and probes are answered here. A task for
 //! each peer that somebody wants to reach, or that wants to reach this node, looks after its paths.
@@ -125,16 +125,27 @@ impl Source for NoLeases {
     }
 }
 
-/// A socket for a QUIC endpoint. See the [module](self).
+/// What a node knows of its peers and the paths to them. It ends with the last of its [`Socket`]s, and of its owners.
+/// See the [module](self).
 pub(crate) struct Overlay {
     shared: Arc<Shared>,
+    _stop: Arc<DropGuard>,
+}
+
+/// A socket for a QUIC endpoint. What QUIC sends over it goes out of one of the sockets beneath, and what comes in
+/// there is received here.
+struct Socket {
+    shared: Arc<Shared>,
+    beneath: Arc<dyn AsyncUdpSocket>,
+    number: usize,
     overflow: Mutex<Overflow>,
-    _stop: DropGuard,
+    _stop: Arc<DropGuard>,
 }
 
 struct Shared {
     config: Config,
-    socket: Arc<dyn AsyncUdpSocket>,
+    /// They have one address; at least one.
+    sockets: Vec<Arc<dyn AsyncUdpSocket>>,
     address: SocketAddr,
     random: &'static dyn SecureRandom,
     table: RwLock<Table>,
@@ -150,12 +161,16 @@ struct Checks {
 }
 
 impl Overlay {
-    /// One over `socket`.
-    pub(crate) fn new(socket: Arc<dyn AsyncUdpSocket>, config: Config) -> io::Result<Self> {
+    /// One over these sockets, which have one port, and what QUIC's endpoints are to use in their place.
+    pub(crate) fn over(
+        sockets: Vec<Arc<dyn AsyncUdpSocket>>,
+        config: Config,
+    ) -> io::Result<(Self, Vec<Arc<dyn AsyncUdpSocket>>)> {
+        let first = sockets.first().ok_or(io::ErrorKind::InvalidInput)?;
         let stopped = CancellationToken::new();
-        let shared = Shared {
-            address: socket.local_addr()?,
-            socket,
+        let shared = Arc::new(Shared {
+            address: first.local_addr()?,
+            sockets,
             config,
             random: rustls::crypto::aws_lc_rs::default_provider().secure_random,
             table: RwLock::default(),
@@ -165,17 +180,28 @@ impl Overlay {
             }),
             places: Places::default(),
             stopped: stopped.clone(),
-        };
-        let shared = Arc::new(shared);
+        });
         tokio::spawn(shared.clone().keep_gauges());
-        Ok(Self {
+        let stop = Arc::new(stopped.drop_guard());
+        let sockets = shared.sockets.iter().enumerate();
+        let sockets = sockets.map(|(number, beneath)| {
+            Arc::new(Socket {
+                shared: shared.clone(),
+                beneath: beneath.clone(),
+                number,
+                overflow: Mutex::default(),
+                _stop: stop.clone(),
+            }) as Arc<dyn AsyncUdpSocket>
+        });
+        let sockets = sockets.collect();
+        let overlay = Self {
             shared,
-            overflow: Mutex::default(),
-            _stop: stopped.drop_guard(),
-        })
+            _stop: stop,
+        };
+        Ok((overlay, sockets))
     }
 
-    /// The address of the socket beneath.
+    /// The address of the sockets beneath.
     pub(crate) fn address(&self) -> SocketAddr {
         self.shared.address
     }
@@ -203,6 +229,13 @@ impl Overlay {
         peer.is_some_and(|peer| *peer.reached.borrow())
     }
 
+    /// The number of the socket to which packets of the peer under this address of QUIC's come: the kernel gives all
+    /// that come over one path to one.
+    pub(crate) fn comes_to(&self, address: SocketAddr) -> usize {
+        let peer = table::read(&self.shared.table).at(address);
+        peer.map_or(0, |peer| peer.comes_to())
+    }
+
     /// Tells whenever packets to the peer under this address of QUIC's take other paths.
     pub(crate) fn courses(&self, address: SocketAddr) -> Option<watch::Receiver<Course>> {
         let peer = table::read(&self.shared.table).at(address)?;
@@ -225,10 +258,11 @@ impl Overlay {
     }
 }
 
-impl fmt::Debug for Overlay {
+impl fmt::Debug for Socket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Overlay")
+        f.debug_struct("Socket")
             .field("address", &self.shared.address)
+            .field("number", &self.number)
             .finish_non_exhaustive()
     }
 }
@@ -238,9 +272,9 @@ thread_local! {
     static BATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-impl AsyncUdpSocket for Overlay {
+impl AsyncUdpSocket for Socket {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        self.shared.socket.clone().create_io_poller()
+        self.beneath.clone().create_io_poller()
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
@@ -255,11 +289,11 @@ impl AsyncUdpSocket for Overlay {
         let segment = transmit.segment_size.unwrap_or(transmit.contents.len());
         let count = transmit.contents.len().div_ceil(segment.max(1)) as u64;
         let (over, also) = hops;
-        self.shared.send(over, transmit, segment)?;
+        send(&*self.beneath, over, transmit, segment)?;
         peer.sent.fetch_add(count, Ordering::Relaxed);
         if let Some(also) = also {
             // If this one has no room, the other has it.
-            let _ = self.shared.send(also, transmit, segment);
+            let _ = send(&*self.beneath, also, transmit, segment);
             ::metrics::counter!(metrics::OVERLAY_DOUBLED).increment(count);
         }
         Ok(())
@@ -280,46 +314,34 @@ impl AsyncUdpSocket for Overlay {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.shared.socket.max_transmit_segments()
+        self.beneath.max_transmit_segments()
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.shared.socket.max_receive_segments()
+        self.beneath.max_receive_segments()
     }
 
     fn may_fragment(&self) -> bool {
-        self.shared.socket.may_fragment()
+        self.beneath.may_fragment()
     }
 }
 
 impl Shared {
-    /// Sends a batch, each packet with the header of `hop`.
-    fn send(&self, hop: Hop, transmit: &Transmit<'_>, segment: usize) -> io::Result<()> {
-        BATCH.with_borrow_mut(|batch| {
-            batch.clear();
-            for packet in transmit.contents.chunks(segment.max(1)) {
-                batch.extend_from_slice(&hop.header);
-                batch.extend_from_slice(packet);
-            }
-            self.socket.try_send(&Transmit {
-                destination: hop.address,
-                ecn: transmit.ecn,
-                contents: batch,
-                segment_size: transmit.segment_size.map(|size| size + HEADER_LEN),
-                src_ip: None,
-            })
-        })
-    }
-
-    /// Sends a packet of the overlay's own. One for which there is no room is as good as lost.
+    /// Sends a packet of the overlay's own, over any socket that has room. One for which there is none is as good as
+    /// lost.
     fn send_own(&self, to: SocketAddr, packet: &[u8]) {
-        let _ = self.socket.try_send(&Transmit {
+        let transmit = Transmit {
             destination: to,
             ecn: None,
             contents: packet,
             segment_size: None,
             src_ip: None,
-        });
+        };
+        let has_room = |socket: &Arc<dyn AsyncUdpSocket>| {
+            socket.try_send(&transmit).map_err(|error| error.kind())
+                != Err(io::ErrorKind::WouldBlock)
+        };
+        let _ = self.sockets.iter().any(has_room);
     }
 
     fn draw(&self) -> u64 {
@@ -545,7 +567,7 @@ impl Shared {
             for held in peer.release() {
                 // If there is no room for it, it is lost, as anything may be.
                 let segment = held.segment_size.unwrap_or(held.contents.len());
-                let _ = self.send(over, &held.transmit(), segment);
+                let _ = send(&*self.sockets[0], over, &held.transmit(), segment);
             }
         }
         let reached = paths.is_reached() && hops.over.is_some();
@@ -608,6 +630,29 @@ impl Shared {
         };
         true
     }
+}
+
+/// Sends a batch, each packet with the header of `hop`.
+fn send(
+    socket: &dyn AsyncUdpSocket,
+    hop: Hop,
+    transmit: &Transmit<'_>,
+    segment: usize,
+) -> io::Result<()> {
+    BATCH.with_borrow_mut(|batch| {
+        batch.clear();
+        for packet in transmit.contents.chunks(segment.max(1)) {
+            batch.extend_from_slice(&hop.header);
+            batch.extend_from_slice(packet);
+        }
+        socket.try_send(&Transmit {
+            destination: hop.address,
+            ecn: transmit.ecn,
+            contents: batch,
+            segment_size: transmit.segment_size.map(|size| size + HEADER_LEN),
+            src_ip: None,
+        })
+    })
 }
 
 /// Whether whoever is reached first over `route` forwards packets: a peer itself does not have to.

@@ -38,10 +38,6 @@ const STREAM_SHARE: u64 = 4;
 /// 1.3 Gbit/s. What sessions leave unread does not count: their own windows hold that.
 pub(super) const SEND_WINDOW: u64 = 16 * 1024 * 1024;
 
-pub(super) fn endpoint_config() -> quinn::EndpointConfig {
-    quinn::EndpointConfig::default()
-}
-
 /// QUIC on both sides. What it is told of congestion depends on the peer, so each connection has a copy with a
 /// [`transport`] of its own.
 pub(super) fn configs(config: &Config) -> io::Result<(quinn::ServerConfig, quinn::ClientConfig)> {

@@ -15,7 +15,7 @@ use wavry_proto::overlay::{
     paths::Route,
 };
 
-use super::{FULL, Overlay, Shared, canonical, dropped, forwards, table};
+use super::{FULL, Shared, Socket, canonical, dropped, forwards, table};
 use crate::metrics::{self, overlay_drop};
 
 /// Packets that wait because the buffer that they came in was another peer's: the kernel puts together what
@@ -32,7 +32,7 @@ pub(super) struct Waiting {
     ecn: Option<EcnCodepoint>,
 }
 
-impl Overlay {
+impl Socket {
     pub(super) fn receive(
         &self,
         cx: &mut Context<'_>,
@@ -44,13 +44,10 @@ impl Overlay {
             return Poll::Ready(Ok(hand_on(&mut overflow, bufs, meta)));
         }
         loop {
-            let count = ready!(self.shared.socket.poll_recv(cx, bufs, meta))?;
+            let count = ready!(self.beneath.poll_recv(cx, bufs, meta))?;
             let mut kept = 0;
             for index in 0..count {
-                let sorted = self
-                    .shared
-                    .sort(&mut bufs[index], meta[index], &mut overflow);
-                if let Some(sorted) = sorted {
+                if let Some(sorted) = self.sort(&mut bufs[index], meta[index], &mut overflow) {
                     bufs.swap(kept, index);
                     meta[kept] = sorted;
                     kept += 1;
@@ -64,43 +61,10 @@ impl Overlay {
             }
         }
     }
-}
 
-/// Puts packets that wait into buffers, one each.
-fn hand_on(overflow: &mut Overflow, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> usize {
-    let mut count = 0;
-    for (buf, meta) in bufs.iter_mut().zip(meta.iter_mut()) {
-        let Some(waiting) = overflow.pop_front() else {
-            break;
-        };
-        let len = waiting.packet.len().min(buf.len());
-        buf[..len].copy_from_slice(&waiting.packet[..len]);
-        *meta = under(waiting.from, len, len, waiting.ecn);
-        count += 1;
-    }
-    count
-}
-
-fn under(addr: SocketAddr, len: usize, stride: usize, ecn: Option<EcnCodepoint>) -> RecvMeta {
-    RecvMeta {
-        addr,
-        len,
-        stride,
-        ecn,
-        // With one, QUIC would want to send from it.
-        dst_ip: None,
-    }
-}
-
-impl Shared {
     /// Takes the headers out of a buffer, and all that is not QUIC's. What is left is one peer's; what is
     /// another's goes to `overflow`. `None` when nothing is left.
-    fn sort(
-        self: &Arc<Self>,
-        buf: &mut [u8],
-        meta: RecvMeta,
-        overflow: &mut Overflow,
-    ) -> Option<RecvMeta> {
+    fn sort(&self, buf: &mut [u8], meta: RecvMeta, overflow: &mut Overflow) -> Option<RecvMeta> {
         let stride = meta.stride.max(1);
         let mut kept: Option<SocketAddr> = None;
         let mut last: Option<(Kind, Label, SocketAddr)> = None;
@@ -116,11 +80,12 @@ impl Shared {
             match header.kind {
                 Kind::Direct | Kind::Flow => {}
                 Kind::Ping | Kind::Pong => {
-                    self.heard(&buf[segment], canonical(meta.addr));
+                    self.shared
+                        .heard(&buf[segment], canonical(meta.addr), self.number);
                     continue;
                 }
                 Kind::Verdict => {
-                    self.ruled(&buf[segment]);
+                    self.shared.ruled(&buf[segment]);
                     continue;
                 }
                 // Nothing is forwarded here.
@@ -162,14 +127,44 @@ impl Shared {
 
     /// The address of QUIC's under which the sender of a packet is known.
     fn sender(&self, header: Header) -> Option<SocketAddr> {
-        let table = table::read(&self.table);
+        let table = table::read(&self.shared.table);
         let peer = match header.kind {
             Kind::Flow => table.flow(header.label),
             _ => table.labelled(header.label),
         };
-        Some(peer?.address)
+        let peer = peer?;
+        peer.came_to(self.number);
+        Some(peer.address)
     }
+}
 
+/// Puts packets that wait into buffers, one each.
+fn hand_on(overflow: &mut Overflow, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> usize {
+    let mut count = 0;
+    for (buf, meta) in bufs.iter_mut().zip(meta.iter_mut()) {
+        let Some(waiting) = overflow.pop_front() else {
+            break;
+        };
+        let len = waiting.packet.len().min(buf.len());
+        buf[..len].copy_from_slice(&waiting.packet[..len]);
+        *meta = under(waiting.from, len, len, waiting.ecn);
+        count += 1;
+    }
+    count
+}
+
+fn under(addr: SocketAddr, len: usize, stride: usize, ecn: Option<EcnCodepoint>) -> RecvMeta {
+    RecvMeta {
+        addr,
+        len,
+        stride,
+        ecn,
+        // With one, QUIC would want to send from it.
+        dst_ip: None,
+    }
+}
+
+impl Shared {
     /// A transit relay's verdict came.
     fn ruled(&self, packet: &[u8]) {
         let Ok(received) = Verdict::read(packet) else {
@@ -207,8 +202,8 @@ impl Shared {
         peer.changed.notify_one();
     }
 
-    /// A probe came from `source`.
-    fn heard(self: &Arc<Self>, packet: &[u8], source: SocketAddr) {
+    /// A probe came from `source` to the socket with this number.
+    fn heard(self: &Arc<Self>, packet: &[u8], source: SocketAddr, socket: usize) {
         let Ok(received) = Probe::read(packet) else {
             return dropped(overlay_drop::MALFORMED);
         };
@@ -261,6 +256,9 @@ impl Shared {
         }
         // At once, not when its task gets to run: a QUIC packet may be behind it.
         self.turn(&peer, now);
+        if table::lock(&peer.paths).sending(now).over == Some(route) {
+            peer.came_to(socket);
+        }
         peer.changed.notify_one();
     }
 }

@@ -5,7 +5,7 @@ use std::{
     net::{Ipv6Addr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -53,6 +53,8 @@ pub(super) struct Peer {
     /// Packets sent to it.
     pub(super) sent: AtomicU64,
     wanted: AtomicU64,
+    /// The socket that its packets came to last.
+    comes_to: AtomicUsize,
     /// Flows that it was heard over, oldest first; at most [`MAX_PATHS`].
     flows: Mutex<VecDeque<Label>>,
 }
@@ -140,6 +142,19 @@ impl Peer {
         }
     }
 
+    /// Its packets come to this socket.
+    pub(super) fn came_to(&self, socket: usize) {
+        // Mostly the same one: what is not written does not take the line from other cores.
+        if self.comes_to() != socket {
+            self.comes_to.store(socket, Ordering::Relaxed);
+        }
+    }
+
+    /// To which socket its packets came last.
+    pub(super) fn comes_to(&self) -> usize {
+        self.comes_to.load(Ordering::Relaxed)
+    }
+
     /// What was held; there is a path.
     pub(super) fn release(&self) -> Vec<Held> {
         std::mem::take(&mut *lock(&self.held))
@@ -214,6 +229,7 @@ impl Table {
             switched: Mutex::default(),
             sent: AtomicU64::new(0),
             wanted: AtomicU64::new(0),
+            comes_to: AtomicUsize::new(0),
             flows: Mutex::default(),
         });
         self.by_id.insert(id.clone(), peer.clone());

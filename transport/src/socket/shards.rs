@@ -1,16 +1,17 @@
 //! Several sockets on one port, each with a QUIC endpoint, so that several cores receive.
 //!
 //! The kernel chooses a socket by the addresses of a packet, and a connection belongs to the shard
-//! that its first packet came to. When its client's address changes, its packets come to whichever
-//! socket they may, and are handed over there to the shard that the connection belongs to: the
-//! connection ids that a shard gives out say which it is.
+//! that its first packet came to, or that dialled. When its peer's address changes, or in the mesh
+//! the path beneath it, its packets come to whichever socket they may, and are handed over there to
+//! the shard that the connection belongs to: the connection ids that a shard gives out say which it
+//! is.
 
 use std::{
     collections::VecDeque,
     fmt,
     hash::{BuildHasher, RandomState},
     io::{self, IoSliceMut},
-    net::{SocketAddr, UdpSocket},
+    net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -18,62 +19,71 @@ use std::{
 
 use futures_util::task::AtomicWaker;
 use quinn::{
-    AsyncUdpSocket, ConnectionId, ConnectionIdGenerator, EndpointConfig, Runtime as _, UdpPoller,
+    AsyncUdpSocket, ConnectionId, ConnectionIdGenerator, EndpointConfig, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
 use rustls::crypto::SecureRandom;
 
-use super::BUFFER;
 use crate::metrics::{PACKETS_DROPPED, PACKETS_HANDED_OVER, packet_drop};
 
 /// Most shards that a connection id can tell apart.
 pub const MAX_SHARDS: usize = 256;
 
-/// Bytes that may wait to be taken over by a shard: a quarter of what its socket holds, as clients
-/// whose address changes are few.
-const INBOX: usize = BUFFER / 4;
+/// What the shards of one port have in common.
+pub(crate) struct Group {
+    /// What their packets belong to: a value of the label `link`.
+    pub(crate) link: &'static str,
+    /// Makes connection ids.
+    pub(crate) random: &'static dyn SecureRandom,
+    /// Bytes that may wait to be taken over by a shard.
+    pub(crate) inbox: usize,
+}
 
-/// The endpoints' sockets and configurations for a server on these sockets of one port. `random`
-/// makes connection ids.
-pub(crate) fn endpoints(
-    sockets: Vec<UdpSocket>,
-    random: &'static dyn SecureRandom,
-) -> io::Result<Vec<(Arc<dyn AsyncUdpSocket>, EndpointConfig)>> {
-    let count = sockets.len();
-    let sockets = sockets
-        .into_iter()
-        .map(|socket| quinn::TokioRuntime.wrap_udp_socket(socket));
-    if count == 1 {
-        return sockets
-            .map(|socket| Ok((socket?, EndpointConfig::default())))
-            .collect();
-    }
-    if !(1..=MAX_SHARDS).contains(&count) {
-        let what = format!("{count} sockets: from 1 to {MAX_SHARDS} can be served");
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
-    }
-    let ids = Arc::new(Ids::new(count, random));
-    let inboxes: Arc<[_]> = (0..count).map(|_| Inbox::default()).collect();
-    sockets
-        .enumerate()
-        .map(|(index, socket)| {
-            let shard = Shard {
-                index,
-                socket: socket?,
-                ids: ids.clone(),
-                inboxes: inboxes.clone(),
-            };
+impl Group {
+    /// The endpoints' sockets and configurations, over these sockets of one port.
+    pub(crate) fn endpoints(
+        &self,
+        sockets: Vec<Arc<dyn AsyncUdpSocket>>,
+    ) -> io::Result<Vec<(Arc<dyn AsyncUdpSocket>, EndpointConfig)>> {
+        let count = sockets.len();
+        if count == 1 {
+            let alone = |socket| (socket, EndpointConfig::default());
+            return Ok(sockets.into_iter().map(alone).collect());
+        }
+        if !(1..=MAX_SHARDS).contains(&count) {
+            let what = format!("{count} sockets: from 1 to {MAX_SHARDS} can be served");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
+        let shards = self.shards(sockets).into_iter().map(|shard| {
             let mut config = EndpointConfig::default();
-            let ids = ids.clone();
+            let (ids, index) = (shard.ids.clone(), shard.index as u8);
             config.cid_generator(move || {
                 Box::new(Generator {
                     ids: ids.clone(),
-                    shard: index as u8,
+                    shard: index,
                 })
             });
-            Ok((Arc::new(shard) as Arc<dyn AsyncUdpSocket>, config))
-        })
-        .collect()
+            (Arc::new(shard) as Arc<dyn AsyncUdpSocket>, config)
+        });
+        Ok(shards.collect())
+    }
+
+    fn shards(&self, sockets: Vec<Arc<dyn AsyncUdpSocket>>) -> Vec<Shard> {
+        let count = sockets.len();
+        let ids = Arc::new(Ids::new(count, self.random));
+        let inboxes: Arc<[_]> = (0..count).map(|_| Inbox::new(self.inbox)).collect();
+        let shards = sockets
+            .into_iter()
+            .enumerate()
+            .map(|(index, socket)| Shard {
+                index,
+                socket,
+                link: self.link,
+                ids: ids.clone(),
+                inboxes: inboxes.clone(),
+            });
+        shards.collect()
+    }
 }
 
 /// Length of a connection id: what makes it unique, the shard, and a check.
@@ -163,6 +173,7 @@ fn destination(packet: &[u8]) -> Option<&[u8; ID]> {
 struct Shard {
     index: usize,
     socket: Arc<dyn AsyncUdpSocket>,
+    link: &'static str,
     ids: Arc<Ids>,
     inboxes: Arc<[Inbox]>,
 }
@@ -200,10 +211,11 @@ impl Shard {
         meta.len = packets.len();
         let count = meta.len.div_ceil(meta.stride.max(1)) as u64;
         match self.inboxes[shard].push(meta, packets) {
-            true => metrics::counter!(PACKETS_HANDED_OVER).increment(count),
+            true => metrics::counter!(PACKETS_HANDED_OVER, "link" => self.link).increment(count),
             false => {
                 let reason = packet_drop::HAND_OVER_FULL;
-                metrics::counter!(PACKETS_DROPPED, "reason" => reason).increment(count);
+                metrics::counter!(PACKETS_DROPPED, "link" => self.link, "reason" => reason)
+                    .increment(count);
             }
         }
     }
@@ -274,8 +286,9 @@ impl fmt::Debug for Shard {
 }
 
 /// Packets that other shards received.
-#[derive(Default)]
 struct Inbox {
+    /// Bytes that may wait.
+    bound: usize,
     waiting: Mutex<Waiting>,
     waker: AtomicWaker,
 }
@@ -290,6 +303,14 @@ struct Waiting {
 const OVERHEAD: usize = size_of::<(RecvMeta, Box<[u8]>)>();
 
 impl Inbox {
+    fn new(bound: usize) -> Self {
+        Self {
+            bound,
+            waiting: Mutex::default(),
+            waker: AtomicWaker::new(),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -299,7 +320,7 @@ impl Inbox {
         let cost = packets.len() + OVERHEAD;
         {
             let mut waiting = self.lock();
-            if waiting.bytes + cost > INBOX {
+            if waiting.bytes + cost > self.bound {
                 return false;
             }
             waiting.bytes += cost;
@@ -330,29 +351,38 @@ impl Inbox {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::net::{Ipv4Addr, UdpSocket};
+
+    use metrics_exporter_prometheus::PrometheusBuilder;
     use proptest::prelude::*;
-    use std::net::Ipv4Addr;
+    use quinn::Runtime as _;
+
+    use super::*;
+    use crate::metrics::link;
+
+    /// Bytes that may wait at a shard here.
+    const INBOX: usize = 64 * 1024;
+
+    fn random() -> &'static dyn SecureRandom {
+        rustls::crypto::aws_lc_rs::default_provider().secure_random
+    }
 
     fn ids(count: usize) -> Ids {
-        let random = rustls::crypto::aws_lc_rs::default_provider().secure_random;
-        Ids::new(count, random)
+        Ids::new(count, random())
     }
 
     /// Shards whose sockets nothing is sent to.
     fn group(count: usize) -> Vec<Shard> {
-        let ids = Arc::new(ids(count));
-        let inboxes: Arc<[_]> = (0..count).map(|_| Inbox::default()).collect();
-        (0..count)
-            .map(|index| Shard {
-                index,
-                socket: quinn::TokioRuntime
-                    .wrap_udp_socket(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap())
-                    .unwrap(),
-                ids: ids.clone(),
-                inboxes: inboxes.clone(),
-            })
-            .collect()
+        let sockets = (0..count).map(|_| {
+            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            quinn::TokioRuntime.wrap_udp_socket(socket).unwrap()
+        });
+        let group = Group {
+            link: link::MESH,
+            random: random(),
+            inbox: INBOX,
+        };
+        group.shards(sockets.collect())
     }
 
     fn short(id: &[u8; ID], payload: &[u8]) -> Vec<u8> {
@@ -445,9 +475,34 @@ mod tests {
         assert_eq!((meta.len, waiting(&shards[2])), (0, vec![buf]));
     }
 
+    #[tokio::test]
+    async fn what_a_shard_that_does_not_keep_up_has_no_room_for_is_dropped_and_counted() {
+        let counts = PrometheusBuilder::new().build_recorder();
+        let _recording = metrics::set_default_local_recorder(&counts);
+        let shards = group(2);
+        let packet = short(&shards[0].ids.write(1), &[0; 1200]);
+        let room = INBOX / (2 * packet.len() + OVERHEAD);
+        // Two packets at a time.
+        for _ in 0..room + 3 {
+            let mut buf = packet.repeat(2);
+            let mut meta = received(buf.len(), packet.len());
+            shards[0].sort(&mut buf, &mut meta);
+            assert_eq!(meta.len, 0);
+        }
+        assert_eq!(waiting(&shards[1]).len(), room);
+        let told = counts.handle().render();
+        let (over, dropped) = (2 * room, 2 * 3);
+        for line in [
+            format!("{PACKETS_HANDED_OVER}{{link=\"mesh\"}} {over}"),
+            format!("{PACKETS_DROPPED}{{link=\"mesh\",reason=\"hand_over_full\"}} {dropped}"),
+        ] {
+            assert!(told.lines().any(|told| told == line), "{line}: {told}");
+        }
+    }
+
     #[test]
     fn an_inbox_takes_no_more_than_its_bound_and_gives_it_back_in_order() {
-        let inbox = Inbox::default();
+        let inbox = Inbox::new(INBOX);
         let mut count = 0u32;
         while inbox.push(received(1200, 1200), &[count as u8; 1200]) {
             count += 1;

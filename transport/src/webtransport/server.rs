@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use quinn::crypto::rustls::QuicServerConfig;
+use quinn::{Runtime as _, crypto::rustls::QuicServerConfig};
 use tokio::{
     sync::{Mutex, Semaphore, mpsc, watch},
     time::{Instant, timeout_at},
@@ -35,9 +35,9 @@ use super::{
     stream::{refuse, varint},
 };
 use crate::{
-    metrics::{REQUESTS, outcome},
+    metrics::{REQUESTS, link, outcome},
     session::{Close, Closed, Request, Response},
-    socket::shards,
+    socket::{self, shards},
 };
 
 /// Requests that wait for [`Server::accept`]. Whoever calls it only starts a task for each, so this
@@ -49,6 +49,10 @@ const REQUEST_QUEUE: usize = 256;
 const INCOMING: usize = 1024;
 /// Bytes that may wait with them: a first flight is two packets, with early data a few more.
 const INCOMING_BYTES: u64 = 4 * 1024 * INCOMING as u64;
+
+/// Bytes that may wait to be taken over by a shard: a quarter of what its socket holds, as clients
+/// whose address changes are few.
+const INBOX: usize = socket::BUFFER / 4;
 
 /// Accepts WebTransport sessions on a UDP port.
 #[derive(Clone)]
@@ -102,7 +106,15 @@ impl Server {
             .transport_config(quic::transport(&limits, Side::Server))
             .max_incoming(INCOMING)
             .incoming_buffer_size_total(INCOMING_BYTES);
-        let endpoints: Vec<_> = shards::endpoints(sockets, random)?
+        let sockets = sockets.into_iter();
+        let sockets = sockets.map(|socket| quinn::TokioRuntime.wrap_udp_socket(socket));
+        let group = shards::Group {
+            link: link::WEBTRANSPORT,
+            random,
+            inbox: INBOX,
+        };
+        let endpoints: Vec<_> = group
+            .endpoints(sockets.collect::<io::Result<_>>()?)?
             .into_iter()
             .map(|(socket, endpoint)| {
                 quinn::Endpoint::new_with_abstract_socket(

@@ -85,7 +85,8 @@ async fn a_peer_that_vanishes_without_a_word_is_noticed_within_two_seconds() {
     let cluster = Cluster::new();
     let a = cluster.node("a");
     let (key, wire) = (Arc::new(Key::generate()), Wire::new());
-    let b = Endpoint::new(wire.clone(), cluster.config("b", &key, Limits::default())).unwrap();
+    let b =
+        Endpoint::sharded(wire.sockets(), cluster.config("b", &key, Limits::default())).unwrap();
     cluster.list("b", key.public, b.local_addr());
     let (here, _there) = session(&a, "b", &b).await;
     wire.set_dead(true);
@@ -104,7 +105,8 @@ async fn a_peer_that_has_vanished_is_given_up_within_a_second_by_who_can_do_with
     let cluster = Cluster::new();
     let a = cluster.node("a");
     let (key, wire) = (Arc::new(Key::generate()), Wire::new());
-    let b = Endpoint::new(wire.clone(), cluster.config("b", &key, Limits::default())).unwrap();
+    let b =
+        Endpoint::sharded(wire.sockets(), cluster.config("b", &key, Limits::default())).unwrap();
     cluster.list("b", key.public, b.local_addr());
     let (here, _there) = session(&a, "b", &b).await;
     assert!(a.round_trip_time(&id("b")).is_some());

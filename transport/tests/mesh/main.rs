@@ -14,3 +14,6 @@ mod shares;
 mod transit;
 mod view;
 mod wire;
+
+/// Sockets that each node has; `mesh_sharded` has the same tests with several.
+const SOCKETS: usize = 1;

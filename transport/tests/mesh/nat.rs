@@ -25,6 +25,7 @@ use wavry_transport::{
 };
 
 use crate::{
+    SOCKETS,
     nodes::{Cluster, Key, id, session},
     transit::{DEADLINE, Relay, numbers, question_and_answer, via},
 };
@@ -36,11 +37,11 @@ enum Mapping {
     AddressAndPortDependent,
 }
 
-/// A socket behind a translator that lets in only what comes from where something was sent to.
+/// Sockets behind a translator that lets in only what comes from where something was sent to.
 #[derive(Debug)]
 struct Nat {
     mapping: Mapping,
-    inside: Arc<dyn AsyncUdpSocket>,
+    inside: SocketAddr,
     outside: Mutex<Outside>,
 }
 
@@ -49,7 +50,21 @@ struct Outside {
     mapped: HashMap<Option<SocketAddr>, Arc<dyn AsyncUdpSocket>>,
     sent_to: HashSet<SocketAddr>,
     blocked: HashSet<SocketAddr>,
-    waker: Option<Waker>,
+    wakers: HashMap<usize, Waker>,
+}
+
+impl Outside {
+    fn wake(&mut self) {
+        self.wakers.drain().for_each(|(_, waker)| waker.wake());
+    }
+}
+
+/// One of them. What comes in is received by any.
+#[derive(Debug)]
+struct Inside {
+    nat: Arc<Nat>,
+    number: usize,
+    socket: Arc<dyn AsyncUdpSocket>,
 }
 
 fn socket() -> Arc<dyn AsyncUdpSocket> {
@@ -57,12 +72,22 @@ fn socket() -> Arc<dyn AsyncUdpSocket> {
 }
 
 impl Nat {
-    fn new(mapping: Mapping) -> Arc<Self> {
-        Arc::new(Self {
+    fn new(mapping: Mapping) -> (Arc<Self>, Vec<Arc<dyn AsyncUdpSocket>>) {
+        let sockets = mesh::bind_shards("127.0.0.1:0".parse().unwrap(), SOCKETS).unwrap();
+        let nat = Arc::new(Self {
             mapping,
-            inside: socket(),
+            inside: sockets[0].local_addr().unwrap(),
             outside: Mutex::default(),
-        })
+        });
+        let inside = sockets.into_iter().enumerate().map(|(number, socket)| {
+            Arc::new(Inside {
+                nat: nat.clone(),
+                number,
+                socket,
+            }) as Arc<dyn AsyncUdpSocket>
+        });
+        let inside = inside.collect();
+        (nat, inside)
     }
 
     /// Everything has another address from now on, and nobody gets in by the old ones.
@@ -70,9 +95,7 @@ impl Nat {
         let mut outside = self.outside.lock().unwrap();
         outside.mapped.clear();
         outside.sent_to.clear();
-        if let Some(waker) = outside.waker.take() {
-            waker.wake();
-        }
+        outside.wake();
     }
 
     /// Nothing goes to this address or comes from it.
@@ -87,25 +110,23 @@ impl Nat {
     }
 }
 
-impl AsyncUdpSocket for Nat {
+impl AsyncUdpSocket for Inside {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        self.inside.clone().create_io_poller()
+        self.socket.clone().create_io_poller()
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let to = transmit.destination;
-        let mut outside = self.outside.lock().unwrap();
+        let mut outside = self.nat.outside.lock().unwrap();
         if outside.blocked.contains(&to) {
             return Ok(());
         }
         outside.sent_to.insert(to);
-        let key = (self.mapping == Mapping::AddressAndPortDependent).then_some(to);
+        let key = (self.nat.mapping == Mapping::AddressAndPortDependent).then_some(to);
         let before = outside.mapped.len();
         let mapped = outside.mapped.entry(key).or_insert_with(socket).clone();
-        if outside.mapped.len() > before
-            && let Some(waker) = outside.waker.take()
-        {
-            waker.wake();
+        if outside.mapped.len() > before {
+            outside.wake();
         }
         mapped.try_send(transmit)
     }
@@ -116,8 +137,8 @@ impl AsyncUdpSocket for Nat {
         bufs: &mut [io::IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        let mut outside = self.outside.lock().unwrap();
-        outside.waker = Some(cx.waker().clone());
+        let mut outside = self.nat.outside.lock().unwrap();
+        outside.wakers.insert(self.number, cx.waker().clone());
         let sockets: Vec<_> = outside.mapped.values().cloned().collect();
         for socket in sockets {
             while let Poll::Ready(count) = socket.poll_recv(cx, bufs, meta) {
@@ -139,15 +160,15 @@ impl AsyncUdpSocket for Nat {
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.inside.local_addr()
+        Ok(self.nat.inside)
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.inside.max_transmit_segments()
+        self.socket.max_transmit_segments()
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.inside.max_receive_segments()
+        self.socket.max_receive_segments()
     }
 }
 
@@ -169,10 +190,10 @@ impl World {
         let relays = ["t1", "t2"]
             .map(|name| Relay::start(&cluster, name, Limits::default()))
             .into();
-        let nat = Nat::new(mapping);
+        let (nat, inside) = Nat::new(mapping);
         let key = Arc::new(Key::generate());
         let config = cluster.config("b", &key, mesh::Limits::default());
-        let b = Endpoint::new(nat.clone(), config).unwrap();
+        let b = Endpoint::sharded(inside, config).unwrap();
         cluster.list("b", key.public, b.local_addr());
         let tell = |cluster: &Cluster, attached: &Attached| {
             cluster.change(|roster| {

@@ -31,6 +31,8 @@ use wavry_proto::{
 };
 use wavry_transport::mesh::{self, Config, Endpoint, Leases, Limits, Requested, Session};
 
+use crate::SOCKETS;
+
 /// A roster that can be changed.
 #[derive(Clone)]
 pub(crate) struct Cluster {
@@ -97,8 +99,7 @@ impl Cluster {
 
     /// Starts a node that the roster does not list (yet).
     pub(crate) fn stranger(&self, id: &str, key: &Arc<Key>, limits: Limits) -> Endpoint {
-        let socket = mesh::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        Endpoint::new(socket, self.config(id, key, limits)).unwrap()
+        Endpoint::sharded(sockets(), self.config(id, key, limits)).unwrap()
     }
 
     pub(crate) fn config(&self, id: &str, key: &Arc<Key>, limits: Limits) -> Config {
@@ -108,8 +109,8 @@ impl Cluster {
     /// Starts a node that the roster lists, and whose identity can be rotated.
     pub(crate) fn rotating(&self, id: &str, limits: Limits) -> (Endpoint, Shown) {
         let shown = Shown::new(Arc::new(Key::generate()));
-        let socket = mesh::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let endpoint = Endpoint::new(socket, self.config_showing(id, &shown, limits)).unwrap();
+        let config = self.config_showing(id, &shown, limits);
+        let endpoint = Endpoint::sharded(sockets(), config).unwrap();
         self.list(id, shown.public(), endpoint.local_addr());
         (endpoint, shown)
     }
@@ -456,6 +457,11 @@ impl ClientCertVerifier for Listed {
     fn requires_raw_public_keys(&self) -> bool {
         true
     }
+}
+
+/// The sockets of a node.
+fn sockets() -> Vec<Arc<dyn quinn::AsyncUdpSocket>> {
+    mesh::bind_shards("127.0.0.1:0".parse().unwrap(), SOCKETS).unwrap()
 }
 
 /// One connection per peer, so that sessions share it.

@@ -35,7 +35,7 @@ impl Pair {
         let end = |name: &str, wire: &Arc<Wire>| {
             let key = Arc::new(Key::generate());
             let config = cluster.config(name, &key, limits.clone());
-            let endpoint = Endpoint::new(wire.clone(), config).unwrap();
+            let endpoint = Endpoint::sharded(wire.sockets(), config).unwrap();
             cluster.list(name, key.public, endpoint.local_addr());
             endpoint
         };

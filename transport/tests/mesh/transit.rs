@@ -116,12 +116,16 @@ pub(crate) struct Ends {
 
 impl Ends {
     pub(crate) fn new() -> Self {
+        Self::with(mesh::Limits::default())
+    }
+
+    pub(crate) fn with(limits: mesh::Limits) -> Self {
         let cluster = Cluster::new();
         let [(a, at_a), (b, at_b)] = ["a", "b"].map(|name| {
             let key = Arc::new(Key::generate());
             let wire = Wire::new();
-            let config = cluster.config(name, &key, mesh::Limits::default());
-            let endpoint = Endpoint::new(wire.clone(), config).unwrap();
+            let config = cluster.config(name, &key, limits.clone());
+            let endpoint = Endpoint::sharded(wire.sockets(), config).unwrap();
             cluster.list(name, key.public, endpoint.local_addr());
             (endpoint, wire)
         });

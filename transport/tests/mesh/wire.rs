@@ -1,4 +1,5 @@
-//! A socket on which things happen to packets: nothing goes to some addresses, or over some connections, or at all.
+//! Sockets of a node on which things happen to packets: nothing goes to some addresses, or over some connections, or at
+//! all.
 
 use std::{
     collections::HashSet,
@@ -19,12 +20,22 @@ use quinn::{
 use wavry_proto::overlay::packet::{Header, Kind};
 use wavry_transport::mesh;
 
+use crate::SOCKETS;
+
 /// The id by which a packet of QUIC names its connection to who receives it. quinn's have 8 bytes.
 pub(crate) type ConnectionId = [u8; 8];
 
+/// The first of them, by which all are told what is to happen.
 #[derive(Debug)]
 pub(crate) struct Wire {
     inner: Arc<dyn AsyncUdpSocket>,
+    others: Vec<Arc<dyn AsyncUdpSocket>>,
+    fate: Arc<Fate>,
+}
+
+/// What happens.
+#[derive(Debug, Default)]
+struct Fate {
     /// As when its host is dead: nothing goes, and nothing comes.
     dead: AtomicBool,
     cut: Mutex<HashSet<SocketAddr>>,
@@ -39,76 +50,98 @@ pub(crate) struct Wire {
 
 impl Wire {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self::keeping(None))
+        Self::sharded(SOCKETS, Fate::default())
     }
 
     /// One that keeps what is sent over it.
     pub(crate) fn that_captures() -> Arc<Self> {
-        Arc::new(Self::keeping(Some(Mutex::default())))
+        let seen = Some(Mutex::default());
+        Self::sharded(
+            1,
+            Fate {
+                seen,
+                ..Fate::default()
+            },
+        )
     }
 
-    fn keeping(seen: Option<Mutex<Vec<u8>>>) -> Self {
-        Self {
-            inner: mesh::bind("127.0.0.1:0".parse().unwrap()).unwrap(),
-            dead: AtomicBool::new(false),
-            cut: Mutex::default(),
-            loses: Mutex::default(),
-            connections: Mutex::default(),
-            lost: Mutex::default(),
-            seen,
-        }
+    fn sharded(count: usize, fate: Fate) -> Arc<Self> {
+        let mut sockets = mesh::bind_shards("127.0.0.1:0".parse().unwrap(), count).unwrap();
+        Arc::new(Self {
+            inner: sockets.remove(0),
+            others: sockets,
+            fate: Arc::new(fate),
+        })
+    }
+
+    /// All of them.
+    pub(crate) fn sockets(self: &Arc<Self>) -> Vec<Arc<dyn AsyncUdpSocket>> {
+        let other = |inner: &Arc<dyn AsyncUdpSocket>| {
+            Arc::new(Self {
+                inner: inner.clone(),
+                others: Vec::new(),
+                fate: self.fate.clone(),
+            }) as Arc<dyn AsyncUdpSocket>
+        };
+        let others = self.others.iter().map(other);
+        std::iter::once(self.clone() as _).chain(others).collect()
     }
 
     /// Dies, or lives again.
     pub(crate) fn set_dead(&self, dead: bool) {
-        self.dead.store(dead, Ordering::SeqCst);
+        self.fate.dead.store(dead, Ordering::SeqCst);
     }
 
     /// Nothing goes to this address from now on.
     pub(crate) fn cut(&self, to: SocketAddr) {
-        self.cut.lock().unwrap().insert(to);
+        self.fate.cut.lock().unwrap().insert(to);
     }
 
     /// Everything goes to every address.
     pub(crate) fn mend(&self) {
-        self.cut.lock().unwrap().clear();
+        self.fate.cut.lock().unwrap().clear();
     }
 
     /// The next packet of this kind is lost.
     pub(crate) fn lose_next(&self, kind: Kind) {
-        *self.loses.lock().unwrap() = Some(kind);
+        *self.fate.loses.lock().unwrap() = Some(kind);
     }
 
     /// Whether one that was to be lost was not sent yet.
     pub(crate) fn is_to_lose(&self) -> bool {
-        self.loses.lock().unwrap().is_some()
+        self.fate.loses.lock().unwrap().is_some()
     }
 
     /// Connections over which something was sent once their handshakes were done.
     pub(crate) fn connections(&self) -> HashSet<ConnectionId> {
-        self.connections.lock().unwrap().clone()
+        self.fate.connections.lock().unwrap().clone()
     }
 
     /// Nothing is sent over these from now on.
     pub(crate) fn lose(&self, connections: impl IntoIterator<Item = ConnectionId>) {
-        self.lost.lock().unwrap().extend(connections);
+        self.fate.lost.lock().unwrap().extend(connections);
     }
 
     /// What was sent over one that captures.
     pub(crate) fn seen(&self) -> Vec<u8> {
-        let seen = self.seen.as_ref().expect("it captures");
+        let seen = self.fate.seen.as_ref().expect("it captures");
         seen.lock().unwrap().clone()
     }
 
     /// Whether this is lost. What is sent at once is of one connection.
     fn loses(&self, transmit: &Transmit<'_>) -> bool {
-        if self.dead.load(Ordering::SeqCst)
-            || self.cut.lock().unwrap().contains(&transmit.destination)
+        if self.fate.dead.load(Ordering::SeqCst)
+            || self
+                .fate
+                .cut
+                .lock()
+                .unwrap()
+                .contains(&transmit.destination)
         {
             return true;
         }
         let kind = Header::read(transmit.contents).map(|(header, _)| header.kind);
-        let mut loses = self.loses.lock().unwrap();
+        let mut loses = self.fate.loses.lock().unwrap();
         if loses.is_some() && *loses == kind {
             *loses = None;
             return true;
@@ -117,8 +150,8 @@ impl Wire {
         let Some(connection) = connection(transmit.contents) else {
             return false;
         };
-        self.connections.lock().unwrap().insert(connection);
-        self.lost.lock().unwrap().contains(&connection)
+        self.fate.connections.lock().unwrap().insert(connection);
+        self.fate.lost.lock().unwrap().contains(&connection)
     }
 }
 
@@ -140,7 +173,7 @@ impl AsyncUdpSocket for Wire {
         if self.loses(transmit) {
             return Ok(());
         }
-        if let Some(seen) = &self.seen {
+        if let Some(seen) = &self.fate.seen {
             seen.lock().unwrap().extend_from_slice(transmit.contents);
         }
         self.inner.try_send(transmit)
@@ -154,7 +187,7 @@ impl AsyncUdpSocket for Wire {
     ) -> Poll<io::Result<usize>> {
         loop {
             let received = ready!(self.inner.poll_recv(cx, bufs, meta));
-            if !self.dead.load(Ordering::SeqCst) {
+            if !self.fate.dead.load(Ordering::SeqCst) {
                 return Poll::Ready(received);
             }
         }

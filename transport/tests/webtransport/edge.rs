@@ -75,7 +75,7 @@ fn is_refusal(error: &quinn::ConnectionError) -> bool {
 const CONNECTIONS: &str = "wavry_transport_connections{side=\"server\"}";
 const HANDSHAKES: &str = "wavry_transport_handshakes";
 const RETRIES: &str = "wavry_transport_retries_total";
-const HANDED_OVER: &str = "wavry_transport_packets_handed_over_total";
+const HANDED_OVER: &str = "wavry_transport_packets_handed_over_total{link=\"webtransport\"}";
 
 #[tokio::test]
 async fn an_address_with_too_many_connections_is_refused_and_another_is_not() {
