@@ -17,6 +17,7 @@
 //!
 //! `docs/MESH.md` has the formats, the rules and their reasons.
 
+mod asking;
 pub mod attachment;
 pub mod egress;
 pub mod lease;

@@ -10,15 +10,15 @@ use std::{
 use crate::{
     id::NodeId,
     overlay::{
+        asking::{Asking, patience},
         packet::{Attach, Label, Refusal, Ruling, Verdict},
+        round_trip::RoundTrip,
         ways::Hop,
     },
 };
 
-/// From an attach to the same one again, when nothing is heard; doubled each time.
-const AGAIN: Duration = Duration::from_millis(250);
-/// Where it stops doubling.
-const AGAIN_MOST: Duration = Duration::from_secs(10);
+/// From a relay's cookie to the next attach, where it was not content with the one before: not in a circle.
+const NOT_CONTENT: Duration = Duration::from_millis(250);
 /// After a refusal, which the roster or the relay's end has to change.
 const AFTER_REFUSAL: Duration = Duration::from_secs(5);
 /// From one that was granted to the next. Translators forget an address that is not used after 30 s, as some do.
@@ -27,8 +27,8 @@ const KEEP: Duration = Duration::from_secs(15);
 const APART: Duration = Duration::from_secs(1);
 /// One that was granted so lately is not doubted: what is missed was sent before.
 const FRESH: Duration = Duration::from_millis(200);
-/// So many that were not answered, over four seconds, and the place is none any more.
-const TRIES: u32 = 5;
+/// So many that were not answered, over three seconds at least, and the place is none any more.
+const TRIES: u32 = 6;
 
 /// A place at a transit relay.
 #[derive(Debug)]
@@ -36,9 +36,9 @@ pub struct Attachment {
     node: NodeId,
     relay: Hop,
     place: Label,
-    asked: Option<u64>,
+    asking: Asking,
+    round_trip: Option<RoundTrip>,
     cookie: u64,
-    tries: u32,
     ask_at: Instant,
     held: Option<Held>,
 }
@@ -57,9 +57,9 @@ impl Attachment {
             node,
             relay,
             place,
-            asked: None,
+            asking: Asking::default(),
+            round_trip: None,
             cookie: 0,
-            tries: 0,
             ask_at: now,
             held: None,
         }
@@ -77,7 +77,7 @@ impl Attachment {
 
     /// Whether the relay sends here what comes for the node.
     pub fn is_held(&self, now: Instant) -> bool {
-        self.tries < TRIES && self.held.is_some_and(|held| held.ends > now)
+        self.asking.tries() < TRIES && self.held.is_some_and(|held| held.ends > now)
     }
 
     /// Where the relay sees the node, while it is held.
@@ -91,9 +91,8 @@ impl Attachment {
             return None;
         }
         let nonce = draw();
-        self.asked = Some(nonce);
-        self.ask_at = now + (AGAIN * (1 << self.tries.min(8))).min(AGAIN_MOST);
-        self.tries = self.tries.saturating_add(1);
+        let patience = patience(self.round_trip, None);
+        self.ask_at = self.asking.ask(nonce, patience, now);
         Some(Attach {
             place: self.place,
             nonce,
@@ -105,18 +104,18 @@ impl Attachment {
 
     /// The relay's answer, whose tags were checked: a refusal, if it was one to what was asked.
     pub fn told(&mut self, verdict: &Verdict, now: Instant) -> Option<Refusal> {
-        if self.asked != Some(verdict.nonce) || verdict.from != self.relay.node {
+        if verdict.from != self.relay.node {
             return None;
         }
-        self.asked = None;
+        let answered = self.asking.answered(verdict.nonce, now)?;
+        self.round_trip = Some(RoundTrip::after(self.round_trip, answered.took, now));
         let has_proved = self.cookie != 0;
-        self.tries = 0;
         self.cookie = 0;
         match verdict.ruling {
             Ruling::Prove { cookie } => {
                 self.cookie = cookie;
                 // A relay that is not content with its own cookie is not asked in a circle.
-                self.ask_at = if has_proved { now + AGAIN } else { now };
+                self.ask_at = if has_proved { now + NOT_CONTENT } else { now };
                 None
             }
             Ruling::Granted { lasts } => {
@@ -140,7 +139,7 @@ impl Attachment {
     /// Something that should have come through the relay did not.
     pub fn doubt(&mut self, now: Instant) {
         let is_old = |held: Held| now.saturating_duration_since(held.since) >= FRESH;
-        if self.asked.is_none() && self.held.is_some_and(is_old) {
+        if self.asking.tries() == 0 && self.held.is_some_and(is_old) {
             self.ask_at = now;
         }
     }

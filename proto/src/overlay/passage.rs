@@ -10,6 +10,7 @@ use crate::{
     control::lease,
     id::NodeId,
     overlay::{
+        asking::{Asking, patience},
         lease::Offer,
         packet::{Claim, Label, Next, Refusal, Ruling, Verdict},
         paths::Route,
@@ -18,10 +19,8 @@ use crate::{
     },
 };
 
-/// From a claim to the same one again, when nothing is heard; doubled each time.
-const AGAIN: Duration = Duration::from_millis(250);
-/// Where it stops doubling.
-const AGAIN_MOST: Duration = Duration::from_secs(10);
+/// From a relay's cookie to the next claim, where it was not content with the one before: not in a circle.
+const NOT_CONTENT: Duration = Duration::from_millis(250);
 /// Claims to a later relay that came to nothing, until the first one is asked again: it may have been started anew,
 /// and forward none of them.
 const FROM_THE_FIRST: u32 = 4;
@@ -52,26 +51,19 @@ pub struct Passage {
     count: u32,
     /// The relay that is asked, or is to be.
     step: usize,
-    asked: Option<Asked>,
+    /// What it was asked.
+    asking: Asking,
     /// What each relay said last.
     told: Vec<Told>,
     /// When it was last claimed out of turn.
     measured_at: Option<Instant>,
     cookie: u64,
-    tries: u32,
     /// Refusals in a row.
     refusals: u32,
     claim_at: Instant,
     /// Whether all relays have granted it, and until when the first of them does.
     open: bool,
     ends: Option<Instant>,
-}
-
-/// A claim that was not answered yet.
-#[derive(Debug, Clone, Copy)]
-struct Asked {
-    nonce: u64,
-    at: Instant,
 }
 
 /// What is known of a relay on the way.
@@ -98,9 +90,8 @@ impl Passage {
             waits: false,
             count: 0,
             step: 0,
-            asked: None,
+            asking: Asking::default(),
             cookie: 0,
-            tries: 0,
             refusals: 0,
             claim_at: now,
             open: false,
@@ -140,7 +131,7 @@ impl Passage {
     /// Claims it now, although it is not due, so that the round trip to each relay is measured. That is done each
     /// [`MEASURES_APART`] at most, and only while all relays carry it and none is being asked.
     pub fn measure(&mut self, now: Instant) {
-        let is_idle = self.open && self.step == 0 && self.asked.is_none();
+        let is_idle = self.open && self.step == 0 && self.asking.tries() == 0;
         let rested = self
             .measured_at
             .is_none_or(|at| now.saturating_duration_since(at) >= MEASURES_APART);
@@ -179,14 +170,13 @@ impl Passage {
             }
         };
         let is_over = self.ends.is_none_or(|ends| ends <= now);
-        if self.step > 0 && (is_over || self.tries >= FROM_THE_FIRST) {
+        if self.step > 0 && (is_over || self.asking.tries() >= FROM_THE_FIRST) {
             self.step = 0;
+            self.asking.forget();
         }
         self.count += 1;
         let nonce = u64::from(self.count) << 32 | draw() & 0xffff_ffff;
-        self.asked = Some(Asked { nonce, at: now });
-        self.claim_at = now + (AGAIN * (1 << self.tries.min(8))).min(AGAIN_MOST);
-        self.tries = self.tries.saturating_add(1);
+        self.claim_at = self.asking.ask(nonce, self.patience(), now);
         let hops = &self.way.hops;
         let next = hops.get(self.step + 1);
         let claim = Claim {
@@ -217,23 +207,25 @@ impl Passage {
 
     /// A relay's answer, whose tags were checked: a refusal, if it was one to what was asked.
     pub fn told(&mut self, verdict: &Verdict, now: Instant) -> Option<Refusal> {
-        let asked = self.asked.filter(|asked| asked.nonce == verdict.nonce)?;
         if verdict.from != self.way.hops[self.step].node {
             return None;
         }
-        self.asked = None;
-        let latest = now.saturating_duration_since(asked.at);
+        let answered = self.asking.answered(verdict.nonce, now)?;
         let told = &mut self.told[self.step];
+        told.round_trip = Some(RoundTrip::after(told.round_trip, answered.took, now));
+        if !answered.is_newest && matches!(verdict.ruling, Ruling::Refused(_)) {
+            // A later claim may have overtaken it, and been granted.
+            return None;
+        }
         told.ruling = Some(verdict.ruling);
-        told.round_trip = Some(RoundTrip::after(told.round_trip, latest, now));
+        self.asking.forget();
         let has_proved = self.cookie != 0;
-        self.tries = 0;
         self.cookie = 0;
         match verdict.ruling {
             Ruling::Prove { cookie } => {
                 self.cookie = cookie;
                 // A relay that is not content with its own cookie is not asked in a circle.
-                self.claim_at = if has_proved { now + AGAIN } else { now };
+                self.claim_at = if has_proved { now + NOT_CONTENT } else { now };
                 None
             }
             Ruling::Granted { lasts } => {
@@ -276,7 +268,7 @@ impl Passage {
         }
         // What was refused under rosters before counts no more, even if the next claim is due anyway.
         self.refusals = 0;
-        if self.claim_at > now + AGAIN {
+        if self.claim_at > now + self.patience() {
             self.again(now);
         }
     }
@@ -290,10 +282,16 @@ impl Passage {
         self.open = false;
         self.ends = None;
         self.step = 0;
-        self.asked = None;
+        self.asking.forget();
         self.cookie = 0;
-        self.tries = 0;
         self.claim_at = at;
+    }
+
+    /// For how long the relay that is asked may take to answer.
+    fn patience(&self) -> Duration {
+        let before = self.step.checked_sub(1);
+        let before = before.and_then(|before| self.told[before].round_trip);
+        patience(self.told[self.step].round_trip, before)
     }
 }
 

@@ -102,6 +102,11 @@ impl World {
         }
     }
 
+    fn draw(&mut self) -> u64 {
+        self.drawn += 1;
+        self.drawn
+    }
+
     fn claim(&mut self) -> Ruling {
         self.drawn += 2;
         let mut claim = Claim {
@@ -268,4 +273,39 @@ fn a_relay_that_is_never_content_or_grants_for_no_time_is_not_asked_in_a_circle(
         }
         assert!((1..=6).contains(&asked), "{ruling:?}: {asked}");
     }
+}
+
+#[test]
+fn an_attach_whose_answer_is_lost_is_sent_again_by_the_time_that_answers_take() {
+    let mut world = World::new();
+    let sent_and_answered = |world: &mut World, after: u64, ruling: Option<(Ruling, u64)>| {
+        world.now += Duration::from_millis(after);
+        let drawn = world.draw();
+        let attach = world.attachment.poll(world.now, || drawn).unwrap();
+        let sent = world.now;
+        if let Some((ruling, took)) = ruling {
+            world.now += Duration::from_millis(took);
+            let verdict = Verdict {
+                flow: attach.place,
+                nonce: attach.nonce,
+                ruling,
+                from: id("t"),
+                to: id("b"),
+                seen: Some(world.outside),
+            };
+            world.attachment.told(&verdict, world.now);
+        }
+        (world.attachment.next() - sent).as_millis()
+    };
+    let prove = Ruling::Prove { cookie: 5 };
+    let granted = Ruling::Granted { lasts: 60 };
+    // Nothing is known; then a round trip of 400 ms is, and twice the time after each that is not answered.
+    assert_eq!(sent_and_answered(&mut world, 0, None), 500);
+    assert_eq!(sent_and_answered(&mut world, 500, Some((prove, 400))), 400);
+    assert_eq!(sent_and_answered(&mut world, 0, None), 1_200);
+    assert_eq!(sent_and_answered(&mut world, 1_200, None), 2_400);
+    let kept = 400 + KEEP.as_millis();
+    let granted = sent_and_answered(&mut world, 2_400, Some((granted, 400)));
+    assert_eq!(granted, kept);
+    assert!(world.attachment.is_held(world.now));
 }

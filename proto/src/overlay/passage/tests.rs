@@ -63,6 +63,10 @@ struct World {
     delays: Vec<Duration>,
     /// Verdicts on their way, and when they come.
     coming: Vec<(Instant, Verdict)>,
+    /// The claims, by their number, whose verdicts are lost.
+    unanswered: Vec<u32>,
+    /// When each claim was made, and of which relay.
+    made: Vec<(Duration, NodeId)>,
 }
 
 impl World {
@@ -98,6 +102,8 @@ impl World {
             offer: Offer::Nothing,
             delays: Vec::new(),
             coming: Vec::new(),
+            unanswered: Vec::new(),
+            made: Vec::new(),
         }
     }
 
@@ -117,6 +123,7 @@ impl World {
                 continue;
             };
             self.claims += 1;
+            self.made.push((self.now - self.start, claim.to.clone()));
             if lost(self.claims) {
                 continue;
             }
@@ -143,6 +150,7 @@ impl World {
                 (source, at) = (at, next);
                 passed += 1;
             };
+            let verdict = verdict.filter(|_| !self.unanswered.contains(&self.claims));
             if let Some(ruling) = verdict {
                 let verdict = Verdict {
                     flow: claim.flow,
@@ -291,8 +299,9 @@ fn what_was_refused_is_asked_again_at_once_when_the_roster_changed_and_then_less
     // One that is due in a moment is asked then, and what was refused before does not make the next one wait.
     let mut due = World::new(1);
     due.relays.get_mut(&address(1)).unwrap().drain();
-    due.run(740, |_| false);
-    assert!(due.passage.claim_at > due.now && due.passage.claim_at < due.now + AGAIN);
+    due.run(745, |_| false);
+    let soon = due.now + due.passage.patience();
+    assert!(due.passage.claim_at > due.now && due.passage.claim_at < soon);
     let asked = due.claims;
     due.passage.roster_changed(due.now);
     due.run(1, |_| false);
@@ -426,15 +435,105 @@ fn the_way_to_each_relay_and_back_is_timed_by_its_verdict() {
 fn claims_that_are_lost_are_not_timed_and_the_next_one_is_timed_by_itself() {
     let mut world = World::new(1);
     world.delays = vec![Duration::from_millis(40)];
-    world.run(200, |claim| claim <= 3);
+    world.run(400, |claim| claim <= 3);
     assert_eq!(world.timing()[0].0, 80);
-    // A verdict on a claim before the newest one comes too late to say anything.
+    // One that comes when the claim was made again is timed by the claim that it answers, and ends the waiting.
     world.delays = vec![Duration::from_millis(200)];
     world.passage.measure(world.now);
     let before = world.claims;
-    world.run(45, |_| false);
+    world.run(42, |_| false);
     assert_eq!(world.claims - before, 2);
-    assert_eq!(world.timing()[0].0, 80);
+    assert_eq!(world.timing()[0].0, 400);
+    world.run(1_000, |_| false);
+    assert_eq!(world.claims - before, 2);
+}
+
+/// Milliseconds from each claim to the next one, and the relay that it was made of.
+fn gaps(world: &World) -> Vec<(u128, String)> {
+    let pairs = world.made.windows(2);
+    let gap = |pair: &[(Duration, NodeId)]| {
+        let (before, after) = (&pair[0], &pair[1]);
+        ((after.0 - before.0).as_millis(), after.1.to_string())
+    };
+    pairs.map(gap).collect()
+}
+
+#[test]
+fn over_a_hop_of_400_ms_nothing_is_sent_twice_and_the_flow_is_there_after_one_round_trip_for_each_claim()
+ {
+    for hops in 1..=3 {
+        let mut world = World::new(hops);
+        world.delays = [200, 10, 10].map(Duration::from_millis).to_vec();
+        while world.passage.route(world.now).is_none() {
+            world.run(1, |_| false);
+        }
+        // The first relay's cookie, and then each relay's grant.
+        let trips = [400, 400, 420, 440];
+        let expected: u128 = trips.iter().take(1 + usize::from(hops)).sum();
+        assert_eq!(world.claims, u32::from(hops) + 1);
+        let took = (world.now - world.start).as_millis();
+        // Looked at each 10 ms, a claim later.
+        assert!((expected..=expected + 10).contains(&took), "{took}");
+        // Nor when it is claimed again.
+        world.run(4_000, |_| false);
+        assert_eq!(world.claims, 2 * u32::from(hops) + 1);
+        assert!(world.carries());
+    }
+}
+
+#[test]
+fn a_claim_whose_answer_is_lost_is_made_again_by_the_time_that_answers_take() {
+    let near = Duration::from_millis(10);
+    let far = Duration::from_millis(200);
+    for (delay, unknown, known) in [(near, 500, 100), (far, 500, 1_200)] {
+        // Nothing was heard of the relay yet; then its cookie was, of which the first variation is half.
+        let mut world = World::new(1);
+        world.delays = vec![delay];
+        world.unanswered = vec![1, 3];
+        world.run(400, |_| false);
+        assert!(world.carries());
+        let to_cookie = 2 * delay.as_millis();
+        let waits: Vec<_> = gaps(&world).iter().map(|(gap, _)| *gap).collect();
+        assert_eq!(waits, [unknown, to_cookie, known]);
+    }
+}
+
+#[test]
+fn a_relay_behind_a_far_one_has_the_time_that_the_far_one_takes_besides() {
+    let mut world = World::new(2);
+    world.delays = [200, 250].map(Duration::from_millis).to_vec();
+    world.unanswered = vec![3];
+    world.run(400, |_| false);
+    assert!(world.carries());
+    let t = |relay: u8| format!("t{relay}");
+    let expected = [(400, t(1)), (400, t(2)), (900, t(2))];
+    assert_eq!(gaps(&world), expected);
+}
+
+#[test]
+fn a_refusal_of_a_claim_that_was_made_again_waits_for_the_newest_ones_verdict() {
+    let mut world = World::new(1);
+    let ask = |world: &mut World, after: u64| {
+        world.now += Duration::from_millis(after);
+        let claim = world.passage.poll(world.now, || Offer::Nothing, || 9);
+        claim.unwrap().0
+    };
+    let first = ask(&mut world, 0);
+    let second = ask(&mut world, 500);
+    let verdict = |nonce, ruling| Verdict {
+        flow: first.flow,
+        nonce,
+        ruling,
+        from: id("t1"),
+        to: id("a"),
+        seen: None,
+    };
+    // The second one came there first and was granted, so that the first one was there too late.
+    let replayed = verdict(first.nonce, Ruling::Refused(Refusal::Replayed));
+    assert_eq!(world.passage.told(&replayed, world.now), None);
+    let granted = verdict(second.nonce, Ruling::Granted { lasts: 60 });
+    assert_eq!(world.passage.told(&granted, world.now), None);
+    assert!(world.passage.route(world.now).is_some());
 }
 
 #[test]
