@@ -1,10 +1,11 @@
 //! Sockets over an overlay: to QUIC, one stable address for each peer; to the network, whichever path to that
 //! peer is the best one now.
 //!
-//! [`Overlay`] stands between the UDP sockets of one port and the mesh's QUIC endpoints: one [`Socket`] for each. What QUIC sends to a peer's address
-//! gets a header and goes over the path in use ([`wavry_proto::overlay::paths`] chooses it); of what comes
-//! in, QUIC's packets are handed on under their peer's address, and probes are answered here. A task for
-//! each peer that somebody wants to reach, or that wants to reach this node, looks after its paths.
+//! [`Overlay`] stands between the UDP sockets of one port and the mesh's QUIC endpoints, with one [`Socket`] for
+//! each. What QUIC sends to a peer's address gets a header and goes over the path in use
+//! ([`wavry_proto::overlay::paths`] chooses it); of what comes in, QUIC's packets are handed on under their peer's
+//! address, and probes are answered here. A task for each peer that somebody wants to reach, or that wants to reach
+//! this node, looks after its paths.
 //!
 //! Sending copies a batch once, to put headers between its packets; receiving moves packets together in
 //! place. Neither allocates, and both keep segmentation offload (GSO, GRO).

@@ -238,6 +238,11 @@ impl Shared {
                 return dropped(overlay_drop::UNKNOWN_LABEL);
             }
         }
+        // Before the path is one that somebody may dial over.
+        let in_use = table::lock(&peer.paths).sending(now).over;
+        if in_use.is_none_or(|over| over == route) {
+            peer.came_to(socket);
+        }
         match probe.kind {
             Kind::Ping => {
                 // As long as the ping: nobody gets more than was sent.
@@ -256,9 +261,6 @@ impl Shared {
         }
         // At once, not when its task gets to run: a QUIC packet may be behind it.
         self.turn(&peer, now);
-        if table::lock(&peer.paths).sending(now).over == Some(route) {
-            peer.came_to(socket);
-        }
         peer.changed.notify_one();
     }
 }
