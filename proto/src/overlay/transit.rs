@@ -351,17 +351,15 @@ impl Flows {
     /// Ends the flows of nodes that the roster does not list any more, and soon those whose leases hold no more
     /// under it.
     pub fn retain(&mut self, roster: &Roster, verifier: &dyn Verifier, now: Instant) {
-        // Packets wait meanwhile: nodes and keys are looked up in no list for each of many flows.
-        let nodes: HashMap<&NodeId, &Node> =
-            roster.nodes.iter().map(|node| (&node.id, node)).collect();
+        // Packets wait meanwhile: keys are looked for in no list for each of many flows.
         let mut keys: HashMap<KeyId, bool> = HashMap::new();
-        let listed = |id: &NodeId| nodes.contains_key(id);
+        let listed = |id: &NodeId| roster.node(id).is_some();
         self.remove(|flow| {
             listed(&flow.claimant) && listed(&flow.peer) && flow.hops.iter().all(listed)
         });
         self.places.retain(listed);
         for flow in self.flows.values_mut() {
-            let since = nodes.get(&flow.claimant).map(|node| node.leases_since());
+            let since = roster.node(&flow.claimant).map(Node::leases_since);
             let Permit { key, epoch, .. } = flow.permit;
             let is_revoked = since.is_none_or(|since| epoch < since);
             let mut trusts = |key| *keys.entry(key).or_insert_with(|| verifier.trusts(&key));
@@ -432,10 +430,7 @@ impl Flows {
         // The first relay hears the claimant itself: were that another relay, a flow might go round.
         let from_before = match at.checked_sub(1) {
             Some(before) => relays[before].transit.contains(&source),
-            None => !roster
-                .nodes
-                .iter()
-                .any(|node| node.transit.contains(&source)),
+            None => roster.relay_at(&source).is_none(),
         };
         if !from_before || source == next {
             return Err(Refusal::NotOnTheWay);

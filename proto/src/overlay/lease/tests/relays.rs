@@ -80,7 +80,8 @@ fn roster() -> Roster {
             node("b", Role::Relay, 2),
             node("g", Role::Gateway, 3),
             node("t", Role::Relay, 4),
-        ],
+        ]
+        .into(),
         ..Roster::empty("test".parse().unwrap())
     }
 }
