@@ -1,6 +1,7 @@
 //! What the mesh promises, over real sockets.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod claims;
 mod datagrams;
 mod fairness;
 mod faults;
