@@ -19,12 +19,19 @@ use quinn_proto::RttEstimator;
 use tokio::sync::watch;
 use wavry_proto::overlay::paths::{Cause, MAX_PATHS, Route, Sending, Switch};
 
+use super::PAYLOAD;
+
 /// Windows that are kept of paths that are not in use. More than those between which a peer's packets alternate.
 const KEPT: usize = 3;
 
 /// For how long. What a path carried before that is no more than a guess, and RFC 9002, section 7.2 has a window to
 /// begin with for guesses.
 const KEPT_FOR: Duration = Duration::from_secs(10);
+
+/// The window that a path begins with, in bytes: 32 full packets. RFC 9002, section 7.2 has ten, for a path of which nothing
+/// is known. This one carries probes of full size, and when it takes the place of one that died, what a quarter of a
+/// second left behind waits for it: with ten, for round trips. QUIC spreads a window over a round trip.
+const FIRST_WINDOW: u64 = 32 * PAYLOAD as u64;
 
 /// The paths that a peer's packets take: one, or two while that one is in doubt.
 #[derive(Debug, Clone, Copy)]
@@ -146,9 +153,11 @@ pub(super) struct Factory {
 
 impl Factory {
     pub(super) fn new(courses: watch::Receiver<Course>) -> Self {
+        let mut each = CubicConfig::default();
+        each.initial_window(FIRST_WINDOW);
         Self {
             courses,
-            each: Arc::default(),
+            each: Arc::new(each),
         }
     }
 }

@@ -30,8 +30,9 @@ impl Connection {
         let mut courses = Courses::new(now);
         let sending = over(1, None);
         courses.took(sending, None, now);
+        let each = Factory::new(courses.subscribe()).each;
         Self {
-            windows: Windows::new(courses.subscribe(), Arc::default(), MTU),
+            windows: Windows::new(courses.subscribe(), each, MTU),
             courses,
             now,
             sending,
@@ -128,6 +129,7 @@ fn what_a_dead_path_owes_does_not_keep_the_next_from_sending() {
     connection.take(2, Cause::Silent);
     // Before QUIC has sent anything: it asks for the window alone.
     let initial = connection.windows.initial_window();
+    assert_eq!(initial, FIRST_WINDOW);
     assert_eq!(connection.room(), initial);
     let owed = connection.in_flight();
     connection.fill();
