@@ -53,6 +53,10 @@ const LARGEST: usize = 1500;
 /// How often flows that are over are forgotten, and metrics are brought up to date.
 const SWEEP: Duration = Duration::from_secs(1);
 
+/// How often the socket is read before anything else is looked at, where there always is something. To look costs as much as a
+/// small packet does; rosters and orders to leave wait for some milliseconds at most.
+const TURNS: usize = 16;
+
 /// A relay that leaves has forwarded nothing for so long: longer than from one probe to the next.
 pub const QUIET: Duration = Duration::from_secs(3);
 
@@ -244,13 +248,16 @@ impl Transit {
         packets > 0
     }
 
-    /// Sends what waits, and takes what is there, once.
+    /// Sends what waits, and takes what is there, [`TURNS`] times; ready when there may be more.
     fn poll_work(&mut self, cx: &mut Context<'_>, memory: &mut [u8]) -> Poll<io::Result<()>> {
         self.poll_looks(cx);
-        if self.refused.is_some() || !self.egress.is_empty() {
-            self.flush(cx);
+        for _ in 0..TURNS {
+            if self.refused.is_some() || !self.egress.is_empty() {
+                self.flush(cx);
+            }
+            ready!(self.poll_forward(cx, memory))?;
         }
-        self.poll_forward(cx, memory)
+        Poll::Ready(Ok(()))
     }
 
     /// Takes what is there, once, and forwards it.
