@@ -165,11 +165,12 @@ fn count_build(role: &'static str) {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, fs, sync::Mutex};
+    use std::{collections::BTreeSet, fs, path::Path, sync::Mutex};
 
     use metrics::{
         Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
     };
+    use serde_json::Value;
 
     use super::*;
     use crate::roles::{Gateway, KeyVault, Master, Relay};
@@ -236,23 +237,70 @@ mod tests {
             assert_eq!(name.ends_with("_total"), *kind == "counter", "{name}");
         }
 
-        let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/prometheus");
-        let entries = fs::read_dir(directory).unwrap();
-        let files = entries.map(|entry| entry.unwrap().path());
-        let files: Vec<_> = files.filter(|file| file.is_file()).collect();
-        assert!(files.len() > 3, "{files:?}");
-        for file in files {
-            let rules = fs::read_to_string(&file).unwrap();
-            let words = rules.split(|c: char| c != '_' && !c.is_ascii_alphanumeric());
+        let rules = files("prometheus");
+        assert!(rules.len() > 3, "{rules:?}");
+        for file in rules.into_iter().chain(files("grafana")) {
+            let text = fs::read_to_string(&file).unwrap();
+            let words = text.split(|c: char| c != '_' && !c.is_ascii_alphanumeric());
             let mut used = words.filter(|word| word.starts_with("wavry_")).peekable();
             assert!(used.peek().is_some(), "{} uses none", file.display());
             for name in used {
                 let is_described = described.iter().any(|(known, _)| known == name);
                 assert!(
                     is_described,
-                    "{name}, which a rule is about, is not in the code"
+                    "{name}, which {} is about, is not in the code",
+                    file.display()
                 );
             }
         }
+    }
+
+    /// The files of a folder of `deploy`.
+    fn files(folder: &str) -> Vec<PathBuf> {
+        let deploy = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy");
+        let entries = fs::read_dir(Path::new(deploy).join(folder)).unwrap();
+        let files = entries.map(|entry| entry.unwrap().path());
+        files.filter(|file| file.is_file()).collect()
+    }
+
+    #[test]
+    fn the_board_of_the_mesh_has_all_that_is_counted_of_it_and_no_panel_hides_another() {
+        let board = include_str!("../../deploy/grafana/mesh.json");
+        let board: Value = serde_json::from_str(board).unwrap();
+        let (mut ids, mut places, mut shown) = (BTreeSet::new(), BTreeSet::new(), String::new());
+        for panel in board["panels"].as_array().unwrap() {
+            let title = panel["title"].as_str().unwrap();
+            assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title}");
+            let at = |side: &str| panel["gridPos"][side].as_u64().unwrap();
+            for x in at("x")..at("x") + at("w") {
+                for y in at("y")..at("y") + at("h") {
+                    assert!(x < 24 && places.insert((x, y)), "{title}");
+                }
+            }
+            if panel["type"] == "row" {
+                continue;
+            }
+            for target in panel["targets"].as_array().unwrap() {
+                let expression = target["expr"].as_str().unwrap();
+                assert!(expression.contains("$instance"), "{title}: {expression}");
+                shown.push_str(expression);
+            }
+        }
+        let names = Names::default();
+        metrics::with_local_recorder(&names, describe_metrics::<Relay>);
+        let described = names.0.into_inner().unwrap();
+        let mut of_mesh = 0;
+        for (name, _) in &described {
+            let of = ["overlay_", "transit_", "mesh_"];
+            let of_transport = name.strip_prefix("wavry_transport_");
+            if of_transport.is_some_and(|name| of.iter().any(|of| name.starts_with(of))) {
+                of_mesh += 1;
+                assert!(
+                    shown.contains(&format!("{name}{{")),
+                    "{name} is on no panel"
+                );
+            }
+        }
+        assert!(of_mesh > 20, "{described:?}");
     }
 }

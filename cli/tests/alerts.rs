@@ -1,4 +1,5 @@
-//! Debian's Prometheus watches a gateway whose certificate runs out, and Debian's Alertmanager hears of it.
+//! Debian's Prometheus watches a gateway whose certificate runs out, and Debian's Alertmanager hears of it; and it
+//! answers what the board of the mesh asks.
 
 #[path = "../../credentials/tests/pebble/address.rs"]
 mod address;
@@ -139,6 +140,111 @@ fn a_certificate_that_is_about_to_expire_is_heard_of_at_alertmanager() {
         others.iter().all(|name| heard.get(*name).is_none()),
         "{heard:?}"
     );
+}
+
+/// Panels of the board that have something to show of a mesh that is well and has a transit relay.
+const SHOWN: [&str; 12] = [
+    "Peers",
+    "Paths by standing",
+    "Round trip of the path in use",
+    "Loss on the path in use",
+    "Changes of path, by cause",
+    "Probes",
+    "Flows kept ready",
+    "Leases",
+    "Forwarded",
+    "Flows carried",
+    "Claims",
+    "Connections and sessions",
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prometheus_answers_what_each_panel_of_the_mesh_board_asks() {
+    let mut cluster = Cluster::new();
+    cluster.add("echo", "echo:", false);
+    cluster.add_service_only("other");
+    cluster.add_relay("transit-a", "other", "echo:", &[]);
+    cluster.set("further", "[relay.transit]\nlisten = \"127.0.0.1:0\"");
+    let cluster = cluster.start();
+    // Who has no session with an exit wants no way to it.
+    let client = cluster.native();
+    let _session = client.open("/echo").await;
+    let at = |name: &str| cluster.directory().join(name).display().to_string();
+    let transit = cluster.metrics_of("transit-a");
+    let transit = transit
+        .trim_start_matches("http://")
+        .trim_end_matches("/metrics");
+    let targets = ["gateway", "relay"].map(|role| cluster.ops_address(role).to_string());
+    let config = format!(
+        "global: {{scrape_interval: 1s}}\nscrape_configs:\n- job_name: wavry\n  \
+         static_configs: [{{targets: [{:?}, {:?}, {transit:?}]}}]\n",
+        targets[0], targets[1]
+    );
+    fs::write(at("prometheus.yml"), config).unwrap();
+    let prometheus = free_address();
+    let _prometheus = Peer::start(
+        "prometheus",
+        &[
+            format!("--config.file={}", at("prometheus.yml")),
+            format!("--storage.tsdb.path={}", at("prometheus")),
+            format!("--web.listen-address={prometheus}"),
+        ],
+    );
+
+    let board = include_str!("../../deploy/grafana/mesh.json");
+    let board: Value = serde_json::from_str(board).unwrap();
+    let mut asked = Vec::new();
+    for panel in board["panels"].as_array().unwrap() {
+        let title = panel["title"].as_str().unwrap();
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            let expression = target["expr"].as_str().unwrap();
+            // What Grafana puts there.
+            let expression = expression
+                .replace("$instance", ".*")
+                .replace("$__rate_interval", "1m");
+            asked.push((title, expression));
+        }
+    }
+    let titles = asked.iter().map(|(title, _)| *title);
+    let titles: Vec<_> = titles.collect();
+    assert!(
+        SHOWN.iter().all(|title| titles.contains(title)),
+        "{titles:?}"
+    );
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let mut empty = Vec::new();
+        for (title, expression) in &asked {
+            if query(prometheus, expression).is_empty() && SHOWN.contains(title) {
+                empty.push(*title);
+            }
+        }
+        if empty.is_empty() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "nothing on {empty:?}");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+/// What Prometheus has of it, once it answers.
+fn query(at: SocketAddr, expression: &str) -> Vec<Value> {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let asked = Command::new("curl")
+            .args(["--silent", "--get", "--data-urlencode"])
+            .arg(format!("query={expression}"))
+            .arg(format!("http://{at}/api/v1/query"))
+            .output()
+            .expect("curl, which scripts/test.sh installs");
+        if let Ok(answer) = serde_json::from_slice::<Value>(&asked.stdout) {
+            assert_eq!(answer["status"], "success", "{expression}: {answer}");
+            return answer["data"]["result"].as_array().expect("a list").clone();
+        }
+        // It is not there yet, or says so in words.
+        assert!(Instant::now() < deadline, "{:?}", asked.stdout);
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// The alerts that Alertmanager has, by name, once it has all of these.

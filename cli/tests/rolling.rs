@@ -15,13 +15,19 @@ use support::{
     DEADLINE,
     client::{Ask, Native, echo, within},
     cluster::Cluster,
+    frames::Frames,
     wait_for,
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use wavry_proto::session::close_code;
+use wavry_proto::{
+    h3::{code, frame::Control},
+    session::close_code,
+    webtransport::capsule::Capsule,
+};
 use wavry_transport::{
     session::{Closed, Session as _},
+    transit::QUIET,
     webtransport::Session,
 };
 
@@ -189,6 +195,90 @@ async fn each_node_is_started_anew_in_its_turn_and_sessions_elsewhere_notice_not
     wait_for("the master answers", answers);
     opens_again(&first, "/second").await;
     elsewhere.all_live("without the master");
+    elsewhere.stop().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_leaves_says_so_in_each_session_and_on_each_connection_and_closes_at_its_deadline()
+ {
+    let mut cluster = Cluster::new();
+    cluster.add("open", "echo:", false);
+    // Longer than all that is asked for before it takes on a busy machine.
+    let drain = Duration::from_secs(6);
+    cluster.set("gateway", "drain_timeout = \"6s\"");
+    let mut cluster = cluster.start();
+    let gateway = cluster.start_gateway("edge-2").gateway();
+    let ca_file = cluster.directory().join("ca.crt");
+    let mut two = Frames::connect(&ca_file, gateway).await;
+    let (mut first, mut second) = (two.open("/open").await, two.open("/open").await);
+    let mut one = Frames::connect(&ca_file, gateway).await;
+    let mut only = one.open("/open").await;
+    let mut none = Frames::connect(&ca_file, gateway).await;
+
+    let asked = Instant::now();
+    cluster.tell_last_gateway_to_leave();
+    // Each session is asked to finish (WT_DRAIN_SESSION), and each connection takes no request after those that it
+    // has (GOAWAY; RFC 9114, section 5.2).
+    for session in [&mut first, &mut second, &mut only] {
+        let capsule = within(DEADLINE, "the capsule", session.capsule()).await;
+        assert_eq!(capsule, Some(Capsule::Drain));
+    }
+    for (connection, id) in [(&mut two, 8), (&mut one, 4), (&mut none, 0)] {
+        let control = within(DEADLINE, "the frame", connection.control()).await;
+        assert_eq!(control, Control::GoAway(id));
+    }
+    println!("all of it was there {:?} after the signal", asked.elapsed());
+    assert_eq!((first.id, second.id, only.id), (0, 4, 0));
+    let mut late = two.ask("/open").await;
+    assert_eq!(late.id, 8);
+    let refused = within(DEADLINE, "the refusal", late.refused()).await;
+    assert_eq!(refused, code::REQUEST_REJECTED);
+    // One that finishes is over, and the others go on until the deadline.
+    first.finish();
+    assert_eq!(within(DEADLINE, "the end", first.capsule()).await, None);
+    for session in [&mut second, &mut only] {
+        let capsule = within(DEADLINE, "the close", session.capsule()).await;
+        let took = asked.elapsed();
+        let closed =
+            matches!(&capsule, Some(Capsule::Close(close)) if close.code == close_code::DRAINED);
+        assert!(closed, "{capsule:?}");
+        assert!(took >= drain, "closed after {took:?}");
+        assert_eq!(session.capsule().await, None);
+    }
+    for connection in [&two, &one, &none] {
+        assert_eq!(connection.closed().await, code::NO_ERROR);
+    }
+    let left = cluster.last_gateway_left();
+    println!("the gateway has left after {:?}", asked.elapsed());
+    assert!(left.success(), "{left}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transit_relay_forwards_until_its_flows_were_left_however_soon_its_own_sessions_end() {
+    let mut cluster = Cluster::new();
+    cluster.add("open", "echo:", false);
+    cluster.add_service_only("other");
+    cluster.add_relay("transit-a", "other", "echo:", &[]);
+    let transit = "drain_timeout = \"100ms\"\n[relay.transit]\nlisten = \"127.0.0.1:0\"";
+    cluster.set("further", transit);
+    let mut cluster = cluster.start();
+    let client = cluster.native();
+    let mut elsewhere = Busy::start(&client, "/open").await;
+    let of_transit = |cluster: &Cluster, name: &str| cluster.metric_of("transit-a", name);
+    let packets = "wavry_transport_transit_packets_total";
+    wait_for("probes go through the relay", || {
+        of_transit(&cluster, packets) >= 1.0
+    });
+    let asked = Instant::now();
+    let left = cluster.stop_further("transit-a");
+    let took = asked.elapsed();
+    println!("the transit relay has left after {took:?}");
+    assert!(left.success(), "{left}");
+    // It was probed half a second before at the latest, and looks each second how long it was quiet.
+    let looked = Duration::from_secs(1) + Duration::from_millis(500);
+    assert!(took >= QUIET - looked, "{took:?}");
+    assert!(took < DRAIN_ENDS_WITHIN * 2, "{took:?}");
+    elsewhere.all_live("without the transit relay");
     elsewhere.stop().await;
 }
 

@@ -273,7 +273,8 @@ fn roster(key: &SigningKey, exit: &Identity, gateway: &Identity) -> Roster {
         nodes: vec![
             node("exit", Role::Relay, exit, &served),
             node("gateway", Role::Gateway, gateway, &[]),
-        ],
+        ]
+        .into(),
         services,
         token_keys: vec![key.public_paserk()],
         epoch: Epoch(1),

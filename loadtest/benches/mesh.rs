@@ -5,9 +5,12 @@
 //! cargo bench -p wavry-loadtest --bench mesh -- --seconds 3 --rounds 3 --json mesh.json
 //! ```
 //!
-//! Each node has one thread; those between the two ends are measured by the processor time of theirs, which
-//! `/proc` has to the nanosecond. All variants take turns in each round, so that whatever else the machine
-//! does hits all of them; figures are medians over rounds.
+//! `--hops 2` measures ways with so many hops alone, and the direct one.
+//!
+//! Each node has one thread. Those between the two ends share the last core, whatever their number; the ends have the
+//! others. What is between is measured by the processor time of its threads, which `/proc` has to the nanosecond.
+//! All variants take turns in each round, so that whatever else the machine does hits all of them; figures are
+//! medians over rounds.
 //!
 //! * `bulk`: one stream for so many seconds.
 //! * `datagrams`: payloads of 1,100 and of 100 bytes, as many as come through.
@@ -42,6 +45,7 @@ use quinn::{
     AsyncUdpSocket, UdpPoller,
     udp::{BATCH_SIZE, RecvMeta, Transmit},
 };
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::json;
 use tokio::{runtime::Handle, sync::watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -101,6 +105,7 @@ fn main() {
     };
     let seconds = of("--seconds").map_or(3.0, |text| text.parse::<f64>().unwrap());
     let rounds = of("--rounds").map_or(3, |text| text.parse::<usize>().unwrap());
+    let only = of("--hops").map(|text| text.parse::<usize>().unwrap());
     let time = Duration::from_secs_f64(seconds);
     cert::install_crypto_provider();
 
@@ -124,6 +129,9 @@ fn main() {
     let mut figures: BTreeMap<(usize, &'static str, &'static str), Vec<f64>> = BTreeMap::new();
     for round in 1..=rounds {
         for (hop, hops) in variants {
+            if hops > 0 && only.is_some_and(|only| only != hops) {
+                continue;
+            }
             eprintln!("round {round} of {rounds}: {} {hops}", hop.name());
             let way = Way::new(hop, hops);
             for (name, value) in way.measure(time) {
@@ -215,6 +223,9 @@ fn print(medians: &BTreeMap<(usize, &str, &str), f64>) {
         (3, "blind"),
         (3, "ending"),
     ] {
+        if !medians.contains_key(&(hops, hop, FIGURES[0])) {
+            continue;
+        }
         let values = FIGURES.map(|name| {
             let value = medians.get(&(hops, hop, name));
             value.map_or(format!("{:>24}", "–"), |value| format!("{value:>24.3}"))
@@ -226,6 +237,9 @@ fn print(medians: &BTreeMap<(usize, &str, &str), f64>) {
         "blind against dumb (1: the same; more is better), and relay CPU of ending against blind:"
     );
     for hops in [1, 2, 3] {
+        if !medians.contains_key(&(hops, "blind", FIGURES[0])) {
+            continue;
+        }
         let of = |hop, name| medians[&(hops, hop, name)];
         let more = |name| of("blind", name) / of("dumb", name);
         let less = |name| of("dumb", name) / of("blind", name);
@@ -246,6 +260,34 @@ fn print(medians: &BTreeMap<(usize, &str, &str), f64>) {
     }
 }
 
+/// Where a thread runs.
+#[derive(Debug, Clone, Copy)]
+enum Core {
+    /// On the last one.
+    Last,
+    /// On any of the others.
+    Others,
+}
+
+impl Core {
+    /// Keeps this thread there; where there is one core only, there is nothing to choose.
+    fn take(self) {
+        let all = sched_getaffinity(None).unwrap();
+        let mut cores: Vec<_> = (0..CpuSet::MAX_CPU)
+            .filter(|core| all.is_set(*core))
+            .collect();
+        let Some(last) = cores.pop().filter(|_| !cores.is_empty()) else {
+            return;
+        };
+        let mut those = CpuSet::new();
+        match self {
+            Self::Last => those.set(last),
+            Self::Others => cores.into_iter().for_each(|core| those.set(core)),
+        }
+        sched_setaffinity(None, &those).unwrap();
+    }
+}
+
 /// A thread with a runtime of its own, until it is dropped.
 struct Lane {
     runtime: Handle,
@@ -254,11 +296,12 @@ struct Lane {
 }
 
 impl Lane {
-    fn start() -> Self {
+    fn start(core: Core) -> Self {
         let stopped = CancellationToken::new();
         let (tell, told) = std::sync::mpsc::sync_channel(1);
         let until = stopped.clone();
         thread::spawn(move || {
+            core.take();
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
@@ -506,8 +549,8 @@ fn open() -> Open {
 
 impl Way {
     fn new(hop: Hop, count: usize) -> Self {
-        let (a, b) = (Lane::start(), Lane::start());
-        let hops: Vec<_> = (0..count).map(|_| Lane::start()).collect();
+        let (a, b) = (Lane::start(Core::Others), Lane::start(Core::Others));
+        let hops: Vec<_> = (0..count).map(|_| Lane::start(Core::Last)).collect();
         let cluster = Cluster::new();
         let at_a = a.run(async { Wire::bind() });
         let at_b = b.run(async { Wire::bind() });
@@ -522,7 +565,7 @@ impl Way {
                 // A chain: what comes from the side of b goes towards a, anything else towards b.
                 let sockets: Vec<_> = hops
                     .iter()
-                    .map(|lane| lane.run(async { mesh::bind(loopback()).unwrap() }))
+                    .map(|lane| lane.run(async { Wire::bind() }))
                     .collect();
                 let at: Vec<_> = sockets.iter().map(|s| s.local_addr().unwrap()).collect();
                 for (index, (lane, socket)) in hops.iter().zip(sockets).enumerate() {
@@ -793,7 +836,7 @@ async fn count_datagrams(there: Arc<mesh::Session>, stop: CancellationToken) -> 
 }
 
 /// Sends on what comes, in the batches in which it comes.
-async fn forward(socket: Arc<dyn AsyncUdpSocket>, before: SocketAddr, after: SocketAddr) {
+async fn forward(socket: Arc<Wire>, before: SocketAddr, after: SocketAddr) {
     let each = socket.max_receive_segments().max(1) * 1500;
     let mut memory = vec![0; each * BATCH_SIZE];
     loop {

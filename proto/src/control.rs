@@ -6,11 +6,13 @@
 
 pub mod fleet;
 pub mod lease;
+mod nodes;
 
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::nodes::Nodes;
 use crate::{
     id::{ClusterName, Epoch, NodeId, PublicKey, ServiceName, SubjectDigest},
     placement::Placement,
@@ -188,7 +190,7 @@ pub struct Roster {
     /// When it was signed, in seconds since the Unix epoch.
     pub issued_at: u64,
     /// Nodes, ordered by id.
-    pub nodes: Vec<Node>,
+    pub nodes: Nodes,
     /// Services, ordered by name.
     pub services: Vec<Service>,
     /// Public keys that sign session tokens, as PASERK `k4.public`.
@@ -242,7 +244,7 @@ impl Roster {
             cluster,
             epoch: Epoch(0),
             issued_at: 0,
-            nodes: Vec::new(),
+            nodes: Nodes::default(),
             services: Vec::new(),
             token_keys: Vec::new(),
             roster_keys: Vec::new(),
@@ -258,7 +260,12 @@ impl Roster {
 
     /// The node with this id.
     pub fn node(&self, id: &NodeId) -> Option<&Node> {
-        self.nodes.iter().find(|node| node.id == *id)
+        self.nodes.by_id(id)
+    }
+
+    /// The relay that forwards packets of others at this address.
+    pub fn relay_at(&self, address: &SocketAddr) -> Option<&Node> {
+        self.nodes.by_transit(address)
     }
 
     /// What becomes of a connection whose peer proved to be `node` with `key`, when the roster showed
@@ -574,7 +581,7 @@ mod tests {
             let roster = Roster {
                 epoch: Epoch(epoch),
                 issued_at,
-                nodes,
+                nodes: nodes.into(),
                 services: vec![Service {
                     name: service.parse().unwrap(),
                     hosts: vec!["app.example".to_owned()],

@@ -25,6 +25,7 @@ pub mod packet;
 pub mod passage;
 pub mod paths;
 pub mod round_trip;
+mod shares;
 #[cfg(test)]
 mod simulation;
 pub mod transit;

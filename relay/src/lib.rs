@@ -28,7 +28,7 @@ use std::{
 use ::metrics::{counter, gauge};
 use tokio::{
     sync::{Semaphore, watch},
-    time::{MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, info, info_span};
@@ -67,6 +67,11 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// For how long the gateways are waited for that were told to go away.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// For how long a transit relay that leaves waits at the least, if it has to, until nothing comes over its flows any more.
+/// It goes when that was so for [`QUIET`](wavry_transport::transit::QUIET); before that come the roster that lists it no
+/// more, and the nodes that take other ways.
+const FLOWS_LEFT: Duration = Duration::from_secs(10);
 
 /// A relay that can serve.
 pub struct Relay {
@@ -212,7 +217,8 @@ impl Relay {
         viewer.with_sessions(self.exit.sessions.clone())
     }
 
-    /// Serves until `shutdown`, then drains and returns within `drain_timeout` and a few seconds.
+    /// Serves until `shutdown`, then drains and returns within `drain_timeout` and a few seconds; a relay that forwards
+    /// packets of others within ten seconds and a few, if that is longer.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), RunError> {
         let mut attached = self.attached.take();
         let sessions = TaskTracker::new();
@@ -235,9 +241,14 @@ impl Relay {
                 }
             }
         };
+        let left = Instant::now();
         self.drain(&sessions).await;
         if let Some(transit) = self.transit {
-            transit.finish(self.drain_timeout).await;
+            // Flows are others' sessions, which do not end with those here: they are left for other ways, which takes
+            // as long as it takes.
+            transit
+                .finish(left + self.drain_timeout.max(FLOWS_LEFT))
+                .await;
         }
         info!("gone");
         outcome

@@ -77,7 +77,8 @@ impl World {
         nodes.nodes = vec![
             node("opener", opener, &gateway_identity),
             node("relay", Role::Relay, &relay_identity),
-        ];
+        ]
+        .into();
         let (sender, roster) = watch::channel(Arc::new(nodes.clone()));
         let relay_mesh = endpoint("relay", &relay_identity, &roster);
         let gateway = endpoint("opener", &gateway_identity, &roster);

@@ -1,9 +1,12 @@
 //! The relay as transit relay: a thread that does nothing but forward, so that neither sessions nor their
 //! upstreams ever stand before a packet of others.
 
-use std::{io, net::SocketAddr, sync::Arc, thread, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, thread};
 
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout_at},
+};
 use tokio_util::sync::CancellationToken;
 use wavry_credentials::membership::Membership;
 use wavry_proto::overlay::Authenticator;
@@ -121,10 +124,10 @@ impl Forwarding {
         self.draining.cancel();
     }
 
-    /// Forwards until nobody needs it any more, but no longer than `limit`.
-    pub(crate) async fn finish(mut self, limit: Duration) {
+    /// Forwards until nobody needs it any more, but no longer than until `deadline`.
+    pub(crate) async fn finish(mut self, deadline: Instant) {
         self.draining.cancel();
-        let _ = timeout(limit, &mut self.over).await;
+        let _ = timeout_at(deadline, &mut self.over).await;
     }
 }
 

@@ -122,7 +122,7 @@ pub mod transit_drop {
     pub const UNKNOWN_SENDER: &str = "unknown_sender";
     /// A claim whose tags are not its sender's.
     pub const UNAUTHENTICATED: &str = "unauthenticated";
-    /// A claim beyond what is looked at each second.
+    /// A claim beyond its sender's share of what is looked at each second, and what the others left.
     pub const TOO_MANY_CLAIMS: &str = "too_many_claims";
     /// The operating system refused it.
     pub const SEND_FAILED: &str = "send_failed";

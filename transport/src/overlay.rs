@@ -660,7 +660,7 @@ fn send(
 fn forwards(roster: &Roster, route: Route) -> bool {
     match route {
         Route::Direct(_) => true,
-        Route::Flow { via, .. } => roster.nodes.iter().any(|node| node.transit.contains(&via)),
+        Route::Flow { via, .. } => roster.relay_at(&via).is_some(),
     }
 }
 

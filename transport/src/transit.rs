@@ -50,11 +50,12 @@ use crate::{
 /// Largest UDP payload that is taken: the overlay's packets have 1,288 bytes.
 const LARGEST: usize = 1500;
 
-/// Claims whose tags are looked at, each second. A check takes a microsecond.
-const CLAIMS: u32 = 10_000;
-
 /// How often flows that are over are forgotten, and metrics are brought up to date.
 const SWEEP: Duration = Duration::from_secs(1);
+
+/// How often the socket is read before anything else is looked at, where there always is something. To look costs as much as a
+/// small packet does; rosters and orders to leave wait for some milliseconds at most.
+const TURNS: usize = 16;
 
 /// A relay that leaves has forwarded nothing for so long: longer than from one probe to the next.
 pub const QUIET: Duration = Duration::from_secs(3);
@@ -91,8 +92,6 @@ pub struct Transit {
     paced: Pin<Box<tokio::time::Sleep>>,
     writable: Pin<Box<dyn UdpPoller>>,
     random: &'static dyn SecureRandom,
-    claims_left: u32,
-    known_left: u32,
     tally: Tally,
     /// What was done since the start, but for what is in `tally`.
     total: Tally,
@@ -156,8 +155,6 @@ impl Transit {
             flows: Flows::new(config.node.clone(), config.limits, Instant::now()),
             config,
             random: rustls::crypto::aws_lc_rs::default_provider().secure_random,
-            claims_left: CLAIMS,
-            known_left: CLAIMS,
             tally: Tally::default(),
         })
     }
@@ -232,7 +229,6 @@ impl Transit {
 
     /// Whether anything was forwarded since the last one.
     fn sweep(&mut self) -> bool {
-        (self.claims_left, self.known_left) = (CLAIMS, CLAIMS);
         let now = Instant::now();
         self.flows.expire(now);
         let silence = f64::from(u8::from(self.flows.is_in_silence(now)));
@@ -252,13 +248,16 @@ impl Transit {
         packets > 0
     }
 
-    /// Sends what waits, and takes what is there, once.
+    /// Sends what waits, and takes what is there, [`TURNS`] times; ready when there may be more.
     fn poll_work(&mut self, cx: &mut Context<'_>, memory: &mut [u8]) -> Poll<io::Result<()>> {
         self.poll_looks(cx);
-        if self.refused.is_some() || !self.egress.is_empty() {
-            self.flush(cx);
+        for _ in 0..TURNS {
+            if self.refused.is_some() || !self.egress.is_empty() {
+                self.flush(cx);
+            }
+            ready!(self.poll_forward(cx, memory))?;
         }
-        self.poll_forward(cx, memory)
+        Poll::Ready(Ok(()))
     }
 
     /// Takes what is there, once, and forwards it.
@@ -448,8 +447,7 @@ impl Transit {
         if claim.to != self.config.node {
             return false;
         }
-        let is_known = self.flows.knows(claim.flow, &claim.from, source, now);
-        let Some(roster) = self.authentic(&received, &claim.from, is_known) else {
+        let Some(roster) = self.authentic(&received, claim.flow, &claim.from, source, now) else {
             return true;
         };
         let random = self.random;
@@ -474,8 +472,8 @@ impl Transit {
         if attach.to != self.config.node {
             return self.drops.count(transit_drop::MALFORMED, 1);
         }
-        let is_known = self.flows.knows(attach.place, &attach.from, source, now);
-        let Some(roster) = self.authentic(&received, &attach.from, is_known) else {
+        let Some(roster) = self.authentic(&received, attach.place, &attach.from, source, now)
+        else {
             return;
         };
         let random = self.random;
@@ -489,29 +487,25 @@ impl Transit {
         self.answer(place, nonce, ruling, from, source, Some(source));
     }
 
-    /// The roster, if the message is by `from`, which it lists. What comes from where it is known has a budget of its
-    /// own.
+    /// The roster, if the message, which names a flow or a place, is by `from`, which it lists. The cheap questions
+    /// come first.
     fn authentic<M>(
         &mut self,
         received: &Received<M>,
+        named: Label,
         from: &NodeId,
-        is_known: bool,
+        source: SocketAddr,
+        now: Instant,
     ) -> Option<Arc<Roster>> {
         let roster = self.config.roster.borrow().clone();
         if roster.node(from).is_none() {
             self.drops.count(transit_drop::UNKNOWN_SENDER, 1);
             return None;
         }
-        // Strangers who flood with the names of members do not end what is there.
-        let left = match is_known {
-            true => &mut self.known_left,
-            false => &mut self.claims_left,
-        };
-        let Some(fewer) = left.checked_sub(1) else {
+        if !self.flows.may_check(named, from, source, &roster, now) {
             self.drops.count(transit_drop::TOO_MANY_CLAIMS, 1);
             return None;
-        };
-        *left = fewer;
+        }
         let authenticator = &self.config.authenticator;
         if !authenticator.verify(from, &received.covered, &received.tags) {
             self.drops.count(transit_drop::UNAUTHENTICATED, 1);

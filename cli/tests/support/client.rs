@@ -40,6 +40,11 @@ impl Native {
         Self { client, gateway }
     }
 
+    /// Where the gateway is.
+    pub(crate) fn gateway(&self) -> SocketAddr {
+        self.gateway
+    }
+
     pub(crate) async fn ask(&self, ask: Ask<'_>) -> Result<(Session, Response), ConnectError> {
         let request = Request {
             authority: self.gateway.to_string(),

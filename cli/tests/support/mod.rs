@@ -9,6 +9,7 @@
 pub(crate) mod client;
 pub(crate) mod cluster;
 pub(crate) mod filesystem;
+pub(crate) mod frames;
 pub(crate) mod front;
 pub(crate) mod https;
 pub(crate) mod keyvault;

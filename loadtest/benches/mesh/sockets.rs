@@ -15,7 +15,7 @@ use wavry_transport::{
     session::{RecvStream as _, Response, SendStream as _, Session as _},
 };
 
-use super::{CHUNK, Cluster, Lane, Wire, count_datagrams, id, open, send_datagrams};
+use super::{CHUNK, Cluster, Core, Lane, Wire, count_datagrams, id, open, send_datagrams};
 
 /// One on each of as many connections: what a pair of nodes has at most.
 const SESSIONS: usize = 8;
@@ -39,7 +39,7 @@ pub(crate) struct Pair {
 impl Pair {
     pub(crate) fn new(sockets: usize) -> Self {
         let runtime = || Runtime::new().unwrap();
-        let (a, b, hop) = (runtime(), runtime(), Lane::start());
+        let (a, b, hop) = (runtime(), runtime(), Lane::start(Core::Last));
         let cluster = Cluster::new();
         let bind = |runtime: &Runtime| runtime.block_on(async { Wire::bind_shards(sockets) });
         let (at_a, at_b) = (bind(&a), bind(&b));

@@ -151,7 +151,8 @@ mod tests {
                 node("t1", Role::Relay, &["192.0.2.1:1"]),
                 node("t2", Role::Relay, &["192.0.2.2:1"]),
                 node("v", Role::KeyVault, &[]),
-            ],
+            ]
+            .into(),
             ..Roster::empty("c1".parse().unwrap())
         }
     }

@@ -52,7 +52,7 @@ impl Snapshot {
             cluster,
             epoch: self.epoch,
             issued_at,
-            nodes: self.nodes,
+            nodes: self.nodes.into(),
             services: self.services.to_vec(),
             token_keys: self.token_keys,
             roster_keys: self.roster_keys,

@@ -14,7 +14,10 @@ use std::{
 use crate::{
     control::{Roster, lease::Way},
     id::NodeId,
-    overlay::packet::{Claim, Label, Refusal},
+    overlay::{
+        packet::{Claim, Label, Refusal},
+        shares::Shares,
+    },
     token::{KeyId, Lease},
 };
 
@@ -105,7 +108,8 @@ pub(super) struct Leases {
     known: HashMap<Arc<[u8]>, Known>,
     /// The same, oldest first.
     order: VecDeque<Arc<[u8]>>,
-    budget: Budget,
+    /// What may be checked yet.
+    shares: Shares,
     each: HashMap<NodeId, Budget>,
     /// Signatures that were checked; and leases that were known.
     pub(super) tally: Tally,
@@ -133,7 +137,7 @@ pub(super) struct Known {
 const KNOWN: usize = 32_768;
 
 /// Signatures that are checked in [`CHECKS_IN`], all told. Each takes some 50 µs, so that this is a tenth of a
-/// processor, and packets of flows wait no longer than 10 ms.
+/// processor, and packets of flows wait no longer than 10 ms. Each member has its [share](Shares) of them.
 const CHECKS: u32 = 200;
 /// See [`CHECKS`].
 const CHECKS_IN: Duration = Duration::from_millis(100);
@@ -172,7 +176,7 @@ impl Leases {
         Self {
             known: HashMap::new(),
             order: VecDeque::new(),
-            budget: Budget::new(CHECKS, CHECKS_IN, now),
+            shares: Shares::new(CHECKS, CHECKS_IN, now),
             each: HashMap::new(),
             tally: Tally::default(),
         }
@@ -191,7 +195,7 @@ impl Leases {
                 self.tally.known += 1;
                 known.clone()
             }
-            _ => self.verify(claim, verifier, now)?,
+            _ => self.verify(claim, roster, verifier, now)?,
         };
         if known.ends <= now {
             return Err(Refusal::Expired);
@@ -213,18 +217,17 @@ impl Leases {
     fn verify(
         &mut self,
         claim: &Claim,
+        roster: &Roster,
         verifier: &dyn Verifier,
         now: Instant,
     ) -> Result<Known, Refusal> {
         let each = self.each.entry(claim.from.clone());
         let each = each.or_insert_with(|| Budget::new(CHECKS_EACH, Duration::from_secs(1), now));
         each.refill(now);
-        self.budget.refill(now);
-        if each.left == 0 || self.budget.left == 0 {
+        if each.left == 0 || !self.shares.take(&claim.from, roster.nodes.len(), now) {
             return Err(Refusal::Busy);
         }
         each.left -= 1;
-        self.budget.left -= 1;
         self.tally.checked += 1;
         let Verified { lease, key, left } = verifier.verify(&claim.lease)?;
         let known = Known {
@@ -256,11 +259,18 @@ impl Leases {
         }
         let is_in_use = |budget: &Budget| now.saturating_duration_since(budget.since) < budget.time;
         self.each.retain(|_, budget| is_in_use(budget));
+        self.shares.retain(now);
     }
 
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.known.len().max(self.order.len()).max(self.each.len())
+        let lists = [
+            self.known.len(),
+            self.order.len(),
+            self.each.len(),
+            self.shares.len(),
+        ];
+        lists.into_iter().max().unwrap_or(0)
     }
 }
 

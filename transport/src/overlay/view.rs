@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 use wavry_proto::{
-    control::Roster,
     id::NodeId,
     overlay::{
         lease::Offer,
@@ -174,7 +173,10 @@ impl Shared {
                 let hops = passage.way().hops.iter();
                 Way::Relays(hops.map(|hop| hop.node.clone()).collect())
             }
-            None => Way::PeersFlow(relay_at(&self.config.roster.borrow(), via)),
+            None => {
+                let roster = self.config.roster.borrow();
+                Way::PeersFlow(roster.relay_at(&via).map(|relay| relay.id.clone()))
+            }
         }
     }
 
@@ -240,11 +242,4 @@ fn hops(passage: &Passage, now: Instant) -> Vec<Hop> {
         round_trip: told.round_trip.map(|of| Timing::of(of, now)),
     });
     hops.collect()
-}
-
-/// The relay that forwards at this address.
-fn relay_at(roster: &Roster, address: std::net::SocketAddr) -> Option<NodeId> {
-    let mut nodes = roster.nodes.iter();
-    let relay = nodes.find(|node| node.transit.contains(&address));
-    relay.map(|node| node.id.clone())
 }

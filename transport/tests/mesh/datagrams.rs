@@ -21,7 +21,7 @@ use crate::{
 
 /// Counts by name and labels.
 #[derive(Default)]
-struct Counts {
+pub(crate) struct Counts {
     counters: Mutex<HashMap<Key, Arc<AtomicU64>>>,
 }
 
@@ -35,11 +35,11 @@ impl Counts {
             .sum()
     }
 
-    fn dropped(&self, reason: &str) -> u64 {
+    pub(crate) fn dropped(&self, reason: &str) -> u64 {
         self.of("wavry_transport_datagrams_dropped_total", reason)
     }
 
-    fn passed(&self, direction: &str) -> u64 {
+    pub(crate) fn passed(&self, direction: &str) -> u64 {
         self.of("wavry_transport_datagrams_total", direction)
     }
 }

@@ -1,9 +1,11 @@
 //! What the mesh promises, over real sockets.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod claims;
 mod datagrams;
 mod fairness;
 mod faults;
+mod greeting;
 mod mirror;
 mod nat;
 mod nodes;
@@ -13,6 +15,7 @@ mod sessions;
 mod shares;
 mod transit;
 mod view;
+mod violation;
 mod wire;
 
 /// Sockets that each node has; `mesh_sharded` has the same tests with several.

@@ -106,6 +106,21 @@ impl Cluster {
         self.config_showing(id, &Shown::new(key.clone()), limits)
     }
 
+    /// Of a node that protects packets of connections that it dials with what `provider` has.
+    pub(crate) fn config_dialling_by(
+        &self,
+        id: &str,
+        key: &Arc<Key>,
+        limits: Limits,
+        provider: CryptoProvider,
+    ) -> Config {
+        let shown = Shown::new(key.clone());
+        Config {
+            client_tls: self.client_tls(&shown, provider),
+            ..self.config_showing(id, &shown, limits)
+        }
+    }
+
     /// Starts a node that the roster lists, and whose identity can be rotated.
     pub(crate) fn rotating(&self, id: &str, limits: Limits) -> (Endpoint, Shown) {
         let shown = Shown::new(Arc::new(Key::generate()));
@@ -124,6 +139,22 @@ impl Cluster {
         });
     }
 
+    fn client_tls(&self, shown: &Shown, provider: CryptoProvider) -> Arc<rustls::ClientConfig> {
+        let listed = Arc::new(Listed {
+            roster: self.sender.subscribe(),
+            provider: Arc::new(provider),
+        });
+        let mut tls = rustls::ClientConfig::builder_with_provider(listed.provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(listed)
+            .with_client_cert_resolver(Arc::new(shown.clone()));
+        tls.resumption = rustls::client::Resumption::disabled();
+        tls.enable_sni = false;
+        Arc::new(tls)
+    }
+
     fn config_showing(&self, id: &str, shown: &Shown, limits: Limits) -> Config {
         let listed = Arc::new(Listed {
             roster: self.sender.subscribe(),
@@ -132,21 +163,13 @@ impl Cluster {
         let mut server_tls = rustls::ServerConfig::builder_with_provider(listed.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
-            .with_client_cert_verifier(listed.clone())
+            .with_client_cert_verifier(listed)
             .with_cert_resolver(Arc::new(shown.clone()));
         server_tls.send_tls13_tickets = 0;
-        let mut client_tls = rustls::ClientConfig::builder_with_provider(listed.provider.clone())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .dangerous()
-            .with_custom_certificate_verifier(listed)
-            .with_client_cert_resolver(Arc::new(shown.clone()));
-        client_tls.resumption = rustls::client::Resumption::disabled();
-        client_tls.enable_sni = false;
         Config {
             node: id.parse().unwrap(),
             server_tls: Arc::new(server_tls),
-            client_tls: Arc::new(client_tls),
+            client_tls: self.client_tls(shown, aws_lc_rs::default_provider()),
             key: shown.public.subscribe(),
             authenticator: Arc::new(Pairs {
                 own: shown.public.subscribe(),

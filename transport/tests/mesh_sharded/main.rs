@@ -1,12 +1,16 @@
 //! What the mesh promises, where each node has several sockets on its port.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "../mesh/claims.rs"]
+mod claims;
 #[path = "../mesh/datagrams.rs"]
 mod datagrams;
 #[path = "../mesh/fairness.rs"]
 mod fairness;
 #[path = "../mesh/faults.rs"]
 mod faults;
+#[path = "../mesh/greeting.rs"]
+mod greeting;
 #[path = "../mesh/mirror.rs"]
 mod mirror;
 #[path = "../mesh/nat.rs"]
@@ -26,6 +30,8 @@ mod shares;
 mod transit;
 #[path = "../mesh/view.rs"]
 mod view;
+#[path = "../mesh/violation.rs"]
+mod violation;
 #[path = "../mesh/wire.rs"]
 mod wire;
 

@@ -64,7 +64,7 @@ impl World {
             attachment: Attachment::new(id("b"), hop, Label::from_random(9), now),
             relay: Flows::new(id("t"), Limits::default(), now),
             roster: Roster {
-                nodes,
+                nodes: nodes.into(),
                 ..Roster::empty("test".parse().unwrap())
             },
             outside: address(200, 40_000),

@@ -44,7 +44,7 @@ fn roster(count: u8) -> Roster {
     let mut nodes = vec![node("a", Role::Gateway, 50), node("b", Role::Relay, 51)];
     nodes.extend((1..=count).map(|last| node(&format!("t{last}"), Role::Relay, last)));
     Roster {
-        nodes,
+        nodes: nodes.into(),
         ..Roster::empty("test".parse().unwrap())
     }
 }

@@ -11,8 +11,9 @@ use crate::id::NodeId;
 /// For how long a cookie is good: some round trips.
 pub(super) const LASTS: Duration = Duration::from_secs(10);
 
-/// Cookies that are remembered. Only members get one, after their tags were checked; the oldest makes room.
-const MOST: usize = 4_096;
+/// Cookies that are remembered. Only members get one, after their tags were checked; the oldest makes room. That is
+/// what 1.6 s of checks can give, and longer than the cookie takes to come back, whoever floods.
+const MOST: usize = 16_384;
 
 /// Cookies that were given. Each is good once, for whom and for where it was given.
 #[derive(Debug, Default)]

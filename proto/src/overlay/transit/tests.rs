@@ -377,6 +377,66 @@ fn what_comes_from_where_a_flow_or_a_place_is_held_is_known_and_nothing_else() {
     assert_eq!(relay.flows.attached(relay.now), 0);
 }
 
+/// How many of so many claims of the flow that a node bears the name of are looked at.
+fn looked_at(relay: &mut Relay, flow: u64, node: &str, source: SocketAddr, asked: u32) -> u32 {
+    let (flow, node) = (Label::from_random(flow), id(node));
+    let Relay {
+        flows, roster, now, ..
+    } = relay;
+    let is = |_: &u32| flows.may_check(flow, &node, source, roster, *now);
+    (0..asked).filter(is).count() as u32
+}
+
+#[test]
+fn a_member_that_floods_takes_what_is_left_and_nobody_elses_share() {
+    let mut relay = Relay::new("t1");
+    let by = |node: &str, flow| Claim {
+        from: id(node),
+        flow: Label::from_random(flow),
+        ..claim("t1", &["t1"])
+    };
+    assert_eq!(relay.prove(&by("a", 1), at("a", MESH)), GRANTED);
+    assert_eq!(relay.prove(&by("g", 2), at("g", MESH)), GRANTED);
+    let attach = Attach {
+        place: Label::from_random(9),
+        nonce: 1,
+        cookie: 0,
+        from: id("b"),
+        to: id("t1"),
+    };
+    assert_eq!(relay.prove_attach(attach, elsewhere()), GRANTED);
+    let half = CLAIMS / 2;
+    for _ in 0..3 {
+        relay.now += CLAIMS_IN;
+        // Its own flow, from where it is, and others, from anywhere.
+        let known = looked_at(&mut relay, 1, "a", at("a", MESH), 100_000);
+        assert_eq!(known, half + half / 3, "of three who hold something");
+        let new = looked_at(&mut relay, 5, "a", at("a", 9), 100_000);
+        assert_eq!(new, half + half / 5, "of five members");
+        // The others' are looked at as ever, and come to something.
+        assert_eq!(looked_at(&mut relay, 2, "g", at("g", MESH), 1_000), 1_000);
+        assert_eq!(relay.claim(&by("g", 2), at("g", MESH)), GRANTED);
+        assert_eq!(looked_at(&mut relay, 9, "b", elsewhere(), 1_000), 1_000);
+        assert_eq!(looked_at(&mut relay, 6, "g", at("g", 9), 1_000), 1_000);
+        // So are those of who has not been here yet.
+        assert_eq!(looked_at(&mut relay, 7, "t2", at("t2", 9), 1_000), 1_000);
+    }
+    // Of each member's share little is remembered, and nothing of who was quiet since.
+    assert!(relay.flows.known.len() <= 3 && relay.flows.others.len() <= 5);
+    relay.now += CLAIMS_IN;
+    relay.flows.expire(relay.now);
+    assert_eq!((relay.flows.known.len(), relay.flows.others.len()), (0, 0));
+}
+
+#[test]
+fn strangers_who_flood_with_one_members_name_hold_up_no_other() {
+    let mut relay = Relay::new("t1");
+    let flooded = looked_at(&mut relay, 5, "a", elsewhere(), 100_000);
+    assert_eq!(flooded, CLAIMS / 2 + CLAIMS / 2 / 5);
+    assert_eq!(looked_at(&mut relay, 6, "g", at("g", 9), 1_000), 1_000);
+    assert_eq!(looked_at(&mut relay, 5, "a", at("a", 9), 1), 0);
+}
+
 #[test]
 fn a_flow_ends_unless_it_is_claimed_again() {
     let mut relay = Relay::new("t1");

@@ -39,7 +39,7 @@ fn roster(count: u8) -> Roster {
     ];
     nodes.extend((1..=count).map(|last| node(&format!("t{last}"), Role::Relay, last, None)));
     Roster {
-        nodes,
+        nodes: nodes.into(),
         ..Roster::empty("test".parse().unwrap())
     }
 }

@@ -192,7 +192,8 @@ impl World {
                 listed("g", Role::Gateway, 1),
                 listed("t0", Role::Relay, 1),
                 listed("t1", Role::Relay, 1),
-            ],
+            ]
+            .into(),
             token_keys: vec![key.public_paserk()],
             ..Roster::empty("c1".parse().unwrap())
         });

@@ -80,7 +80,8 @@ fn roster() -> Roster {
             node("b", Role::Relay, 2),
             node("g", Role::Gateway, 3),
             node("t", Role::Relay, 4),
-        ],
+        ]
+        .into(),
         ..Roster::empty("test".parse().unwrap())
     }
 }
@@ -391,6 +392,53 @@ fn however_many_forge_packets_wait_for_a_few_checks_at_a_time() {
 }
 
 #[test]
+fn members_that_forge_together_leave_every_other_its_share_of_the_checks() {
+    let mut leases = Leases::new(beginning());
+    let (mut roster, told) = (roster(), Told::default());
+    let forgers: Vec<NodeId> = (0..16).map(|number| id(&format!("g{number}"))).collect();
+    for forger in &forgers {
+        let mut node = roster.nodes[0].clone();
+        node.id = forger.clone();
+        roster.nodes.push(node);
+    }
+    let share = CHECKS / 2 / roster.nodes.len() as u32;
+    let (mut now, mut flow) = (beginning(), 0);
+    let mut check = |leases: &mut Leases, from: &NodeId, now| {
+        flow += 1;
+        let mut lease = lease(flow);
+        lease.sub = from.clone();
+        let claim = Claim {
+            flow: lease.flow,
+            nonce: 1,
+            cookie: 0,
+            from: from.clone(),
+            to: id("t"),
+            peer: id("b"),
+            hops: vec![id("t")],
+            next: Next::At(at(2)),
+            // What a forger shows is looked at as well.
+            lease: written(&lease, if *from == id("a") { 3600 } else { 0 }),
+        };
+        leases.check(&claim, &roster, &told, now).map(|_| ())
+    };
+    for _ in 0..10 {
+        let mut looked_at = 0;
+        for _ in 0..500 {
+            for forger in &forgers {
+                let refused = check(&mut leases, forger, now).unwrap_err();
+                looked_at += u32::from(refused == Refusal::Expired);
+            }
+        }
+        assert_eq!(looked_at, CHECKS / 2 + share * forgers.len() as u32);
+        for _ in 0..share {
+            assert_eq!(check(&mut leases, &id("a"), now), Ok(()));
+        }
+        assert_eq!(check(&mut leases, &id("a"), now), Err(Refusal::Busy));
+        now += CHECKS_IN;
+    }
+}
+
+#[test]
 fn what_is_remembered_is_bounded_and_what_is_not_costs_another_check() {
     let mut leases = Leases::new(beginning());
     let (roster, told) = (roster(), Told::default());
@@ -411,7 +459,8 @@ fn what_is_remembered_is_bounded_and_what_is_not_costs_another_check() {
     };
     let count = KNOWN as u64 + 100;
     for flow in 0..count {
-        if flow % u64::from(CHECKS_EACH) == 0 {
+        // As many as are of no one's own.
+        if flow % u64::from(CHECKS / 2) == 0 {
             now += SECOND;
         }
         assert_eq!(check(&mut leases, flow, now), Ok(()));
