@@ -4,7 +4,8 @@
 //! QUIC's packets, whose size is fixed, fit every path that they are ever put on. Probes go on from then,
 //! often while much is sent and seldom while nothing is. One that is late puts its path *in doubt*: probes
 //! follow each other quickly, and what is sent goes over the best other path too, so that nobody waits for
-//! the verdict. Four late ones in a row, over a quarter of a second, and the path is *silent*: another one
+//! the verdict. The others are asked then as well, and one that has answered since is better than one that has not: a relay that
+//! died may be on several. Four late ones in a row, over a quarter of a second, and the path is *silent*: another one
 //! takes its place, and it has to be answered again, and for a while longer each time, before it is chosen
 //! over one that works.
 //!
@@ -208,6 +209,8 @@ pub struct Paths {
     /// Packets sent when the path in use was probed last.
     sent_at_probe: u64,
     busy: bool,
+    /// Whether the path in use is in doubt, and the others were asked how they do.
+    asked_others: bool,
     probes: u32,
 }
 
@@ -331,6 +334,7 @@ impl Paths {
         self.paths
             .retain(|path| path.listed || path.tries < HEARD_TRIES || Some(path.route) == active);
         let switch = self.choose(now);
+        self.ask_others(now);
         for path in &mut self.paths {
             if path.ping_at > now {
                 continue;
@@ -378,7 +382,10 @@ impl Paths {
             let usable = self.paths.iter().filter(|path| {
                 path.route != active.route && path.is_usable() && !path.is_in_doubt(now)
             });
-            Some(usable.min_by_key(|path| path.cost())?.route)
+            // What broke the one in use may have broken this one, which is asked less often.
+            let since = active.doubted_at();
+            let best = usable.min_by_key(|path| (path.answered_at() < since, path.cost()))?;
+            Some(best.route)
         };
         Sending {
             over: Some(active.route),
@@ -481,6 +488,21 @@ impl Paths {
             path.ping_at = path.ping_at.min(now);
         }
         Switch { from, to, cause }
+    }
+
+    /// The path in use came into doubt: those that stand by are probed at once, as one of them is to take its place.
+    fn ask_others(&mut self, now: Instant) {
+        let active = self.active;
+        let doubted = self.find(active).is_some_and(|path| path.is_in_doubt(now));
+        if !std::mem::replace(&mut self.asked_others, doubted) && doubted {
+            let others = self.paths.iter_mut().filter(|path| {
+                let rested = |at| now.saturating_duration_since(at) >= BUSY;
+                Some(path.route) != active
+                    && path.is_usable()
+                    && path.last_asked().is_none_or(rested)
+            });
+            others.for_each(|path| path.ping_at = path.ping_at.min(now));
+        }
     }
 
     fn path(&mut self, route: Route) -> Option<&mut Path> {
@@ -588,6 +610,11 @@ impl Path {
                 self.asked.retain(|asked| asked.at + LATE_MOST > now);
             }
         }
+    }
+
+    /// When its last answer came.
+    fn answered_at(&self) -> Option<Instant> {
+        Some(self.round_trip?.at)
     }
 
     fn last_asked(&self) -> Option<Instant> {

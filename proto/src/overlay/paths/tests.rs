@@ -199,6 +199,35 @@ fn a_busy_path_that_dies_is_noticed_within_350_ms_whenever_it_dies() {
 }
 
 #[test]
+fn what_broke_two_paths_at_once_is_sent_around_as_soon_as_the_third_has_answered() {
+    let links = [
+        (direct(1), link(20)),
+        (direct(2), link(30)),
+        (direct(3), link(60)),
+    ];
+    // Whenever it happens between two probes of either.
+    for phase in (0..500).step_by(17) {
+        let mut world = World::new(&links, 5);
+        world.run(3_000 + phase);
+        assert_eq!(world.active(), Some(direct(1)));
+        world.link(direct(1)).dead = true;
+        world.link(direct(2)).dead = true;
+        let broken = world.now;
+        let third = Some(direct(3));
+        loop {
+            world.step();
+            let sending = world.paths.sending(world.now);
+            if sending.over == third || sending.also == third {
+                break;
+            }
+        }
+        // A probe each 100 ms, which is late after 50, and an answer.
+        let after = world.now - broken;
+        assert!(after <= ms(100 + 50 + 60 + 5), "{phase}: {after:?}");
+    }
+}
+
+#[test]
 fn a_path_that_becomes_narrow_is_left_within_a_second_while_it_is_busy() {
     let mut world = World::new(&[(direct(1), link(10)), (direct(2), link(40))], 10);
     world.run(3_000);
