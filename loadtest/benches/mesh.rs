@@ -28,24 +28,21 @@
 )]
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     env, fs,
     future::poll_fn,
     io,
     net::SocketAddr,
-    pin::Pin,
-    sync::{Arc, Mutex},
-    task::{Context, Poll},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use quinn::{
-    AsyncUdpSocket, UdpPoller,
+    AsyncUdpSocket,
     udp::{BATCH_SIZE, RecvMeta, Transmit},
 };
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::json;
 use tokio::{runtime::Handle, sync::watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -64,8 +61,17 @@ use wavry_transport::{
     transit::{self, Transit},
 };
 
+#[path = "mesh/lane.rs"]
+mod lane;
 #[path = "mesh/sockets.rs"]
 mod sockets;
+#[path = "mesh/wire.rs"]
+mod wire;
+
+use self::{
+    lane::{Core, Lane},
+    wire::Wire,
+};
 
 const CHUNK: usize = 64 * 1024;
 
@@ -260,80 +266,6 @@ fn print(medians: &BTreeMap<(usize, &str, &str), f64>) {
     }
 }
 
-/// Where a thread runs.
-#[derive(Debug, Clone, Copy)]
-enum Core {
-    /// On the last one.
-    Last,
-    /// On any of the others.
-    Others,
-}
-
-impl Core {
-    /// Keeps this thread there; where there is one core only, there is nothing to choose.
-    fn take(self) {
-        let all = sched_getaffinity(None).unwrap();
-        let mut cores: Vec<_> = (0..CpuSet::MAX_CPU)
-            .filter(|core| all.is_set(*core))
-            .collect();
-        let Some(last) = cores.pop().filter(|_| !cores.is_empty()) else {
-            return;
-        };
-        let mut those = CpuSet::new();
-        match self {
-            Self::Last => those.set(last),
-            Self::Others => cores.into_iter().for_each(|core| those.set(core)),
-        }
-        sched_setaffinity(None, &those).unwrap();
-    }
-}
-
-/// A thread with a runtime of its own, until it is dropped.
-struct Lane {
-    runtime: Handle,
-    thread: String,
-    _stop: DropGuard,
-}
-
-impl Lane {
-    fn start(core: Core) -> Self {
-        let stopped = CancellationToken::new();
-        let (tell, told) = std::sync::mpsc::sync_channel(1);
-        let until = stopped.clone();
-        thread::spawn(move || {
-            core.take();
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            let thread = fs::read_link("/proc/thread-self").unwrap();
-            tell.send((runtime.handle().clone(), thread)).unwrap();
-            runtime.block_on(until.cancelled());
-            runtime.shutdown_background();
-        });
-        let (runtime, thread) = told.recv().unwrap();
-        Self {
-            runtime,
-            thread: format!("/proc/{}", thread.display()),
-            _stop: stopped.drop_guard(),
-        }
-    }
-
-    fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
-        let (tell, told) = std::sync::mpsc::sync_channel(1);
-        self.runtime.spawn(async move {
-            let _ = tell.send(work.await);
-        });
-        told.recv().unwrap()
-    }
-
-    /// Processor time of its thread so far.
-    fn used(&self) -> Duration {
-        let text = fs::read_to_string(format!("{}/schedstat", self.thread)).unwrap();
-        Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
-    }
-}
-
 /// A session between two ends, and what is between them.
 struct Way {
     a: Lane,
@@ -342,72 +274,6 @@ struct Way {
     here: Arc<mesh::Session>,
     there: Arc<mesh::Session>,
     _keep: Vec<Box<dyn std::any::Any>>,
-}
-
-/// A socket from which nothing goes to some addresses.
-#[derive(Debug)]
-struct Wire {
-    inner: Arc<dyn AsyncUdpSocket>,
-    cut: Mutex<HashSet<SocketAddr>>,
-}
-
-impl Wire {
-    fn bind() -> Arc<Self> {
-        Arc::new(Self {
-            inner: mesh::bind(loopback()).unwrap(),
-            cut: Mutex::default(),
-        })
-    }
-
-    /// Several on one port.
-    fn bind_shards(count: usize) -> Vec<Arc<Self>> {
-        let sockets = mesh::bind_shards(loopback(), count).unwrap().into_iter();
-        let wires = sockets.map(|inner| {
-            Arc::new(Self {
-                inner,
-                cut: Mutex::default(),
-            })
-        });
-        wires.collect()
-    }
-
-    fn cut(&self, to: SocketAddr) {
-        self.cut.lock().unwrap().insert(to);
-    }
-}
-
-impl AsyncUdpSocket for Wire {
-    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        self.inner.clone().create_io_poller()
-    }
-
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        if self.cut.lock().unwrap().contains(&transmit.destination) {
-            return Ok(());
-        }
-        self.inner.try_send(transmit)
-    }
-
-    fn poll_recv(
-        &self,
-        cx: &mut Context<'_>,
-        bufs: &mut [io::IoSliceMut<'_>],
-        meta: &mut [RecvMeta],
-    ) -> Poll<io::Result<usize>> {
-        self.inner.poll_recv(cx, bufs, meta)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.inner.local_addr()
-    }
-
-    fn max_transmit_segments(&self) -> usize {
-        self.inner.max_transmit_segments()
-    }
-
-    fn max_receive_segments(&self) -> usize {
-        self.inner.max_receive_segments()
-    }
 }
 
 fn loopback() -> SocketAddr {
@@ -568,6 +434,11 @@ impl Way {
                     .map(|lane| lane.run(async { Wire::bind() }))
                     .collect();
                 let at: Vec<_> = sockets.iter().map(|s| s.local_addr().unwrap()).collect();
+                if count > 1 {
+                    // As those of transit relays, which look there for each batch.
+                    let nobody = ([127, 0, 0, 1], 9).into();
+                    sockets.iter().for_each(|wire| wire.cut(nobody));
+                }
                 for (index, (lane, socket)) in hops.iter().zip(sockets).enumerate() {
                     let before = index.checked_sub(1).map_or(to_a, |before| at[before]);
                     let after = at.get(index + 1).copied().unwrap_or(to_b);

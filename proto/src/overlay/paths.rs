@@ -4,10 +4,10 @@
 //! QUIC's packets, whose size is fixed, fit every path that they are ever put on. Probes go on from then,
 //! often while much is sent and seldom while nothing is. One that is late puts its path *in doubt*: probes
 //! follow each other quickly, and what is sent goes over the best other path too, so that nobody waits for
-//! the verdict. The others are asked then as well, and one that has answered since is better than one that has not: a relay that
-//! died may be on several. Four late ones in a row, over a quarter of a second, and the path is *silent*: another one
-//! takes its place, and it has to be answered again, and for a while longer each time, before it is chosen
-//! over one that works.
+//! the verdict. The others are asked then as well, and one that has answered since is better than one that has
+//! not: a relay that died may be on several. Four late ones in a row, over a quarter of a second, and the path is
+//! *silent*: another one takes its place, and it has to be answered again, and for a while longer each time,
+//! before it is chosen over one that works.
 //!
 //! Each side chooses for what it sends, by round trips that it measured itself: nothing that anybody says
 //! makes it change, but answers to numbers that it drew.
