@@ -64,9 +64,9 @@ impl TryFrom<Raw> for Config {
 }
 
 /// Seconds, from a loopback round trip to a stuck peer.
-const SECONDS_BUCKETS: [f64; 16] = [
+const SECONDS_BUCKETS: [f64; 17] = [
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
-    10.0, 60.0,
+    5.0, 10.0, 60.0,
 ];
 /// Bytes, from a datagram to a large transfer.
 const BYTES_BUCKETS: [f64; 8] = [

@@ -3,9 +3,11 @@
 //!
 //! * [`Fleet`]: what one gateway knows of what all share. It asks the master for changes as long as it runs; the
 //!   question tells the master what the gateway has taken in.
+//! * [`news`]: what is told of one certificate, until it is taken in.
 //! * [`share`]: one certificate's [`Storage`](super::storage::Storage).
 
 mod metrics;
+mod news;
 mod share;
 
 use std::{

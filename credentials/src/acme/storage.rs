@@ -61,7 +61,7 @@ pub(super) trait Storage: Send + Sync + 'static {
         issued: &Issued,
     ) -> impl Future<Output = Result<(), Trouble>> + Send;
 
-    /// Waits for a pair that somebody else obtained.
+    /// Waits for a pair that somebody else obtained. Cancel safe: one that was not returned is waited for again.
     fn newer(&self) -> impl Future<Output = (Pair, Issued)> + Send;
 
     /// The account with the authority `name` at `directory`. `None`: the caller makes one, and

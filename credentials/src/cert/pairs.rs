@@ -8,6 +8,7 @@ use std::{
     fs, io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use serde::{Deserialize, Serialize};
@@ -45,7 +46,11 @@ pub(crate) enum Error {
 }
 
 /// The directory of all pairs.
-pub(crate) struct Pairs(PathBuf);
+pub(crate) struct Pairs {
+    directory: PathBuf,
+    /// Held while a pair is written: each takes away what looks half written, and the next number.
+    writing: Mutex<()>,
+}
 
 impl Pairs {
     /// Opens the directory, and makes it where it is not there.
@@ -58,7 +63,10 @@ impl Pairs {
                 directory: directory.clone(),
                 source,
             })?;
-        Ok(Self(directory))
+        Ok(Self {
+            directory,
+            writing: Mutex::default(),
+        })
     }
 
     /// The newest pair that can be read. One that cannot is told of, and passed over for the one before.
@@ -105,11 +113,12 @@ impl Pairs {
         key: &Secret<Vec<u8>>,
         issued: &Issued,
     ) -> Result<(), Error> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.sweep();
         let numbers = self.numbers();
         let number = numbers.last().map_or(1, |last| last + 1);
         let new = self
-            .0
+            .directory
             .join(format!(".{}", hex::encode(random::bytes::<8>())));
         let written = (|| {
             let failed = |source| Error::Directory {
@@ -126,7 +135,7 @@ impl Pairs {
             let issued = serde_json::to_vec(issued).expect("plain data with text keys");
             source::write_public(&new.join(ISSUED), &issued)?;
             fs::rename(&new, self.of(number))
-                .and_then(|()| fs::File::open(&self.0)?.sync_all())
+                .and_then(|()| fs::File::open(&self.directory)?.sync_all())
                 .map_err(failed)
         })();
         if written.is_err() {
@@ -142,7 +151,11 @@ impl Pairs {
 
     /// Takes away what a process left that ended while it wrote.
     fn sweep(&self) {
-        for entry in fs::read_dir(&self.0).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(&self.directory)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             if entry.file_name().as_encoded_bytes().starts_with(b".") {
                 let _ = fs::remove_dir_all(entry.path());
             }
@@ -151,7 +164,10 @@ impl Pairs {
 
     /// The numbers of what is there, ascending.
     fn numbers(&self) -> Vec<u64> {
-        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let entries = fs::read_dir(&self.directory)
+            .into_iter()
+            .flatten()
+            .flatten();
         let mut numbers: Vec<u64> = entries
             .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
             .collect();
@@ -160,7 +176,7 @@ impl Pairs {
     }
 
     fn of(&self, number: u64) -> PathBuf {
-        self.0.join(format!("{number:08}"))
+        self.directory.join(format!("{number:08}"))
     }
 }
 

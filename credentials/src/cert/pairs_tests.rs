@@ -37,6 +37,27 @@ fn the_newest_pair_is_read_and_one_before_it_is_kept() {
 }
 
 #[test]
+fn pairs_that_are_written_at_once_are_written_one_after_the_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let pairs = Pairs::open(directory.path().join("pairs")).unwrap();
+    std::thread::scope(|scope| {
+        let pairs = &pairs;
+        let writers: Vec<_> = (0..8)
+            .map(|number: u8| {
+                scope.spawn(move || {
+                    let (chain, key, _) = pair();
+                    pairs.write(&chain, &key, &issued(&number.to_string()))
+                })
+            })
+            .collect();
+        for writer in writers {
+            writer.join().unwrap().unwrap();
+        }
+    });
+    assert_eq!(pairs.numbers(), [7, 8]);
+}
+
+#[test]
 fn a_pair_that_was_damaged_is_passed_over_for_the_one_before_it() {
     let directory = tempfile::tempdir().unwrap();
     let pairs = Pairs::open(directory.path().join("pairs")).unwrap();
@@ -83,7 +104,7 @@ fn whenever_a_writer_is_killed_the_old_pair_is_there_or_the_new_one() {
                 let (chain, key, _) = pair();
                 pairs.write(&chain, &key, &issued("old")).unwrap();
             }
-            let was_killed = write_and_be_killed_at(&pairs.0, call, time);
+            let was_killed = write_and_be_killed_at(&pairs.directory, call, time);
             let (_, by) = pairs.newest().expect("a pair that fits");
             match by.authority.as_str() {
                 _ if !was_killed => break,
@@ -94,7 +115,7 @@ fn whenever_a_writer_is_killed_the_old_pair_is_there_or_the_new_one() {
             let (chain, key, leaf) = pair();
             pairs.write(&chain, &key, &issued("next")).unwrap();
             assert_eq!(pairs.newest().unwrap().0.leaf().as_ref(), &leaf[..]);
-            assert!(fs::read_dir(&pairs.0).unwrap().count() <= KEPT + 1);
+            assert!(fs::read_dir(&pairs.directory).unwrap().count() <= KEPT + 1);
         }
     }
     // Two directories, seven syncs and four renames; then what is old is removed, file by file.

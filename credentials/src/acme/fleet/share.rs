@@ -9,13 +9,10 @@ use std::{
 use instant_acme::AccountCredentials;
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
-use tokio::{
-    sync::{Mutex, watch},
-    time::sleep,
-};
+use tokio::time::sleep;
 use wavry_proto::control::fleet::{EntryName, Leased, WriteEntry};
 
-use super::{ACCOUNT, AWAY, Fleet, ORDERED, metrics, trouble};
+use super::{ACCOUNT, AWAY, Fleet, ORDERED, metrics, news::News, trouble};
 use crate::{
     acme::{
         challenge::Answered,
@@ -49,7 +46,7 @@ pub(in crate::acme) struct Share {
     /// This gateway's own copies, for when it starts while no master answers.
     pairs: Arc<Pairs>,
     state: Lock<State>,
-    told: Mutex<watch::Receiver<String>>,
+    news: News,
 }
 
 #[derive(Default)]
@@ -99,11 +96,8 @@ impl Share {
         let pairs = fleet.directory.join(Path::new(entry.as_str()));
         let pairs = Pairs::open(pairs).map_err(std::io::Error::other)?;
         let leaf = pairs.newest().map(|(pair, _)| pair.leaf().clone());
-        let mut told = fleet.told(&entry).subscribe();
-        // What was told before this was there is still news.
-        told.mark_changed();
         Ok(Self {
-            told: Mutex::new(told),
+            news: News::of(&fleet.told(&entry)),
             fleet,
             entry,
             pairs: Arc::new(pairs),
@@ -438,17 +432,11 @@ impl Storage for Share {
     }
 
     async fn newer(&self) -> (Pair, Issued) {
-        let mut told = self.told.lock().await;
         loop {
-            if told.changed().await.is_err() {
-                // The fleet, which this holds, has the sender.
-                std::future::pending::<()>().await;
-            }
-            let sealed = told.borrow_and_update().clone();
-            if sealed.is_empty() {
-                continue;
-            }
-            match self.read_product(&sealed).await {
+            let told = self.news.next().await;
+            let read = self.read_product(&told.sealed).await;
+            told.taken_in();
+            match read {
                 Ok(Some(found)) => return found,
                 Ok(None) => {}
                 Err(trouble) => {
