@@ -189,8 +189,7 @@ pub enum OpenError {
 
 /// Binds a UDP socket with the buffers the mesh needs, as quinn wants it.
 pub fn bind(address: SocketAddr) -> io::Result<Arc<dyn quinn::AsyncUdpSocket>> {
-    use quinn::Runtime;
-    quinn::TokioRuntime.wrap_udp_socket(socket::bind(address)?)
+    socket::for_quinn(socket::bind(address)?)
 }
 
 /// Binds `count` such sockets to one port, for [`Endpoint::sharded`]; see [`socket::bind_shards`].
@@ -198,10 +197,8 @@ pub fn bind_shards(
     address: SocketAddr,
     count: usize,
 ) -> io::Result<Vec<Arc<dyn quinn::AsyncUdpSocket>>> {
-    use quinn::Runtime;
     let sockets = socket::bind_shards(address, count)?.into_iter();
-    let sockets = sockets.map(|socket| quinn::TokioRuntime.wrap_udp_socket(socket));
-    sockets.collect()
+    sockets.map(socket::for_quinn).collect()
 }
 
 impl Endpoint {

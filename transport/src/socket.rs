@@ -3,11 +3,14 @@
 use std::{
     io,
     net::{SocketAddr, UdpSocket},
+    sync::Arc,
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+mod drained;
 pub(crate) mod shards;
+use drained::Drained;
 pub use shards::MAX_SHARDS;
 
 /// Asked of the kernel for each direction. At 1 Gbit/s it holds 33 ms: time for a busy process to
@@ -37,6 +40,11 @@ pub fn bind_shards(address: SocketAddr, count: usize) -> io::Result<Vec<UdpSocke
     }
     sockets.insert(0, first.into());
     Ok(sockets)
+}
+
+/// A socket as quinn wants it, for this task's runtime.
+pub(crate) fn for_quinn(socket: UdpSocket) -> io::Result<Arc<dyn quinn::AsyncUdpSocket>> {
+    Ok(Arc::new(Drained::new(socket)?))
 }
 
 fn open(address: SocketAddr, share: bool) -> io::Result<Socket> {

@@ -5,6 +5,7 @@
 //! the link is full: then packets wait, and flows take turns ([`wavry_proto::overlay::egress`]).
 //! Claims are checked against the roster ([`wavry_proto::overlay::transit`]) and answered on the same socket.
 
+mod news;
 mod view;
 
 use std::{
@@ -23,11 +24,8 @@ use quinn::{
     udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, Transmit},
 };
 use rustls::crypto::SecureRandom;
-use tokio::{
-    sync::{mpsc, watch},
-    time::MissedTickBehavior,
-};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{mpsc, watch};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use wavry_proto::{
     control::Roster,
     id::NodeId,
@@ -40,7 +38,7 @@ use wavry_proto::{
     },
 };
 
-use self::view::Look;
+use self::news::{NEWS, News, Sources};
 pub use self::view::Viewer;
 use crate::{
     metrics::{self, transit_drop},
@@ -50,12 +48,8 @@ use crate::{
 /// Largest UDP payload that is taken: the overlay's packets have 1,288 bytes.
 const LARGEST: usize = 1500;
 
-/// How often flows that are over are forgotten, and metrics are brought up to date.
-const SWEEP: Duration = Duration::from_secs(1);
-
-/// How often the socket is read before anything else is looked at, where there always is something: to look polls six
-/// futures, of which most take a lock. Rosters and orders to leave wait meanwhile, for some 30 MB at the most, where each
-/// time all buffers come full.
+/// How often the socket is read before anything else has its turn, where there always is something: news wait
+/// meanwhile, for some 30 MB at the most, where each time all buffers come full.
 const TURNS: usize = 16;
 
 /// A relay that leaves has forwarded nothing for so long: longer than from one probe to the next.
@@ -97,8 +91,15 @@ pub struct Transit {
     /// What was done since the start, but for what is in `tally`.
     total: Tally,
     drops: Drops,
-    viewer: Viewer,
-    looks: mpsc::Receiver<Look>,
+    tell: mpsc::Sender<News>,
+    news: mpsc::Receiver<News>,
+}
+
+/// What a relay comes to.
+enum Next {
+    Told(News),
+    /// Packets were taken; there may be more.
+    Turn,
 }
 
 /// Packets of one flow that wait.
@@ -140,10 +141,10 @@ impl Drops {
 impl Transit {
     /// One on `socket`, which is from [`mesh::bind`](crate::mesh::bind).
     pub fn new(socket: Arc<dyn AsyncUdpSocket>, config: Config) -> io::Result<Self> {
-        let (viewer, looks) = Viewer::new();
+        let (tell, news) = mpsc::channel(NEWS);
         Ok(Self {
-            viewer,
-            looks,
+            tell,
+            news,
             total: Tally::default(),
             drops: Drops::default(),
             address: socket.local_addr()?,
@@ -167,7 +168,7 @@ impl Transit {
 
     /// Looks at it while it runs.
     pub fn viewer(&self) -> Viewer {
-        self.viewer.clone()
+        Viewer::new(self.tell.clone())
     }
 
     /// Forwards until `stopped`. Once `draining`, no flow is granted or prolonged, and it ends as soon as nothing
@@ -175,52 +176,39 @@ impl Transit {
     pub async fn run(mut self, draining: CancellationToken, stopped: CancellationToken) {
         let segments = self.socket.max_receive_segments().max(1);
         let mut memory = vec![0; segments * LARGEST * BATCH_SIZE];
-        let mut sweep = tokio::time::interval(SWEEP);
-        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut roster = self.config.roster.clone();
-        let mut master = self.config.master.clone();
-        // What is known of it already.
-        master.mark_changed();
-        let (mut news, mut drains, mut hears) = (true, true, true);
+        let sources = Sources {
+            roster: self.config.roster.clone(),
+            master: self.config.master.clone(),
+            draining,
+            stopped,
+        };
+        let _telling = AbortOnDropHandle::new(tokio::spawn(sources.tell(self.tell.clone())));
         let mut forwarded = Instant::now();
         loop {
-            tokio::select! {
-                biased;
-                () = stopped.cancelled() => break,
-                () = draining.cancelled(), if drains => {
-                    drains = false;
-                    self.flows.drain();
+            let told = match poll_fn(|cx| self.poll_next(cx, &mut memory)).await {
+                Next::Told(news) => news,
+                Next::Turn => {
+                    tokio::task::yield_now().await;
+                    continue;
                 }
-                changed = roster.changed(), if news => match changed {
-                    Ok(()) => {
-                        let roster = roster.borrow_and_update().clone();
-                        let verifier = &*self.config.verifier;
-                        self.flows.retain(&roster, verifier, Instant::now());
-                    }
-                    // Whoever published it is gone: the last roster stays.
-                    Err(_) => news = false,
-                },
-                changed = master.changed(), if hears => match changed {
-                    Ok(()) => {
-                        let answers = *master.borrow_and_update();
-                        self.flows.hears_master(answers, Instant::now());
-                    }
-                    Err(_) => hears = false,
-                },
-                _ = sweep.tick() => {
+            };
+            match told {
+                News::Drain => self.flows.drain(),
+                News::Roster(roster) => {
+                    let verifier = &*self.config.verifier;
+                    self.flows.retain(&roster, verifier, Instant::now());
+                }
+                News::Master(answers) => self.flows.hears_master(answers, Instant::now()),
+                News::Look(look) => self.show(look),
+                News::Sweep => {
                     if self.sweep() {
                         forwarded = Instant::now();
                     }
-                    if !drains && forwarded.elapsed() >= QUIET {
+                    if self.flows.is_draining() && forwarded.elapsed() >= QUIET {
                         break;
                     }
                 }
-                received = poll_fn(|cx| self.poll_work(cx, &mut memory)) => {
-                    if let Err(error) = received {
-                        // A datagram's own error (ICMP) is no reason to stop.
-                        tracing::debug!(%error, "transit socket");
-                    }
-                }
+                News::Stop => break,
             }
         }
         self.sweep();
@@ -249,9 +237,20 @@ impl Transit {
         packets > 0
     }
 
+    /// The next of what is told, or the end of a turn of packets.
+    fn poll_next(&mut self, cx: &mut Context<'_>, memory: &mut [u8]) -> Poll<Next> {
+        if let Poll::Ready(Some(told)) = self.news.poll_recv(cx) {
+            return Poll::Ready(Next::Told(told));
+        }
+        if let Err(error) = ready!(self.poll_work(cx, memory)) {
+            // A datagram's own error (ICMP) is no reason to stop.
+            tracing::debug!(%error, "transit socket");
+        }
+        Poll::Ready(Next::Turn)
+    }
+
     /// Sends what waits, and takes what is there, [`TURNS`] times; ready when there may be more.
     fn poll_work(&mut self, cx: &mut Context<'_>, memory: &mut [u8]) -> Poll<io::Result<()>> {
-        self.poll_looks(cx);
         for _ in 0..TURNS {
             if self.refused.is_some() || !self.egress.is_empty() {
                 self.flush(cx);

@@ -2,7 +2,6 @@
 
 use std::{
     cmp::Reverse,
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -12,10 +11,7 @@ use tokio::{
 };
 use wavry_proto::view::{self, Claimant};
 
-use super::Transit;
-
-/// Looks that wait. Each is over within a millisecond; whoever finds no place waits for one.
-const LOOKS: usize = 4;
+use super::{Transit, news::News};
 
 /// How long a look is waited for: the relay's thread comes round many times in this.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -23,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Looks at a transit relay while it runs.
 #[derive(Clone)]
 pub struct Viewer {
-    looks: mpsc::Sender<Look>,
+    tell: mpsc::Sender<News>,
 }
 
 /// Somebody wants to know.
@@ -34,16 +30,18 @@ pub(super) struct Look {
 }
 
 impl Viewer {
-    pub(super) fn new() -> (Self, mpsc::Receiver<Look>) {
-        let (looks, looked) = mpsc::channel(LOOKS);
-        (Self { looks }, looked)
+    pub(super) fn new(tell: mpsc::Sender<News>) -> Self {
+        Self { tell }
     }
 
     /// What it carries, with `limit` claimants and attached nodes at most; `None` where it does not run any more.
     pub async fn look(&self, limit: usize) -> Option<view::Transit> {
         let looking = async {
             let (told, telling) = oneshot::channel();
-            self.looks.send(Look { limit, told }).await.ok()?;
+            self.tell
+                .send(News::Look(Look { limit, told }))
+                .await
+                .ok()?;
             telling.await.ok()
         };
         timeout(PATIENCE, looking).await.ok()?
@@ -52,11 +50,9 @@ impl Viewer {
 
 impl Transit {
     /// Tells whoever looks.
-    pub(super) fn poll_looks(&mut self, cx: &mut Context<'_>) {
-        while let Poll::Ready(Some(Look { limit, told })) = self.looks.poll_recv(cx) {
-            // Whoever asked may have gone.
-            let _ = told.send(self.view(limit, Instant::now()));
-        }
+    pub(super) fn show(&self, Look { limit, told }: Look) {
+        // Whoever asked may have gone.
+        let _ = told.send(self.view(limit, Instant::now()));
     }
 
     fn view(&self, limit: usize, now: Instant) -> view::Transit {

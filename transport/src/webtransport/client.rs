@@ -78,10 +78,10 @@ impl Client {
         let crypto = QuicClientConfig::try_from(tls).map_err(io::Error::other)?;
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
         config.transport_config(quic::transport(&limits, Side::Client));
-        let endpoint = quinn::Endpoint::new(
+        let endpoint = quinn::Endpoint::new_with_abstract_socket(
             quinn::EndpointConfig::default(),
             None,
-            socket::bind(local)?,
+            socket::for_quinn(socket::bind(local)?)?,
             Arc::new(quinn::TokioRuntime),
         )?;
         Ok(Self {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use quinn::{Runtime as _, crypto::rustls::QuicServerConfig};
+use quinn::crypto::rustls::QuicServerConfig;
 use tokio::{
     sync::{Mutex, Semaphore, mpsc, watch},
     time::{Instant, timeout_at},
@@ -106,8 +106,7 @@ impl Server {
             .transport_config(quic::transport(&limits, Side::Server))
             .max_incoming(INCOMING)
             .incoming_buffer_size_total(INCOMING_BYTES);
-        let sockets = sockets.into_iter();
-        let sockets = sockets.map(|socket| quinn::TokioRuntime.wrap_udp_socket(socket));
+        let sockets = sockets.into_iter().map(socket::for_quinn);
         let group = shards::Group {
             link: link::WEBTRANSPORT,
             random,
