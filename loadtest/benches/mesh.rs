@@ -9,8 +9,9 @@
 //!
 //! Each node has one thread. Those between the two ends share the last core, whatever their number; the ends have the
 //! others. What is between is measured by the processor time of its threads, which `/proc` has to the nanosecond.
-//! All variants take turns in each round, so that whatever else the machine does hits all of them; figures are
-//! medians over rounds.
+//! All variants take turns in each round, to and fro, so that whatever else the machine does hits all of them; figures
+//! are medians over rounds. So are ratios: of the ratios of each round, whose two figures were measured one after the
+//! other.
 //!
 //! * `bulk`: one stream for so many seconds.
 //! * `datagrams`: payloads of 1,100 and of 100 bytes, as many as come through.
@@ -132,41 +133,73 @@ fn main() {
         (Hop::Blind, 3),
         (Hop::Ending, 3),
     ];
-    let mut figures: BTreeMap<(usize, &'static str, &'static str), Vec<f64>> = BTreeMap::new();
+    let mut figures = Figures::default();
     for round in 1..=rounds {
-        for (hop, hops) in variants {
+        let turns: Vec<_> = match round % 2 {
+            0 => variants.into_iter().rev().collect(),
+            _ => variants.to_vec(),
+        };
+        for (hop, hops) in turns {
             if hops > 0 && only.is_some_and(|only| only != hops) {
                 continue;
             }
             eprintln!("round {round} of {rounds}: {} {hops}", hop.name());
             let way = Way::new(hop, hops);
             for (name, value) in way.measure(time) {
-                figures
-                    .entry((hops, hop.name(), name))
-                    .or_default()
-                    .push(value);
+                let values = figures.0.entry((hops, hop.name(), name));
+                values.or_default().push(value);
             }
         }
     }
-    let medians: BTreeMap<_, _> = figures
-        .into_iter()
-        .map(|(key, mut values)| {
-            values.sort_by(f64::total_cmp);
-            (key, values[values.len() / 2])
-        })
-        .collect();
-    print(&medians);
+    print(&figures);
     if let Some(file) = of("--json") {
-        let rows: Vec<_> = medians
+        let rows: Vec<_> = figures
+            .0
             .iter()
-            .map(|((hops, hop, name), value)| {
-                json!({ "hops": hops, "hop": hop, "name": name, "value": value })
+            .map(|((hops, hop, name), values)| {
+                let value = median(values.clone());
+                json!({ "hops": hops, "hop": hop, "name": name, "value": value, "rounds": values })
             })
             .collect();
         let report =
             json!({ "scenario": "mesh", "rounds": rounds, "seconds": seconds, "results": rows });
         fs::write(file, serde_json::to_vec_pretty(&report).unwrap()).unwrap();
     }
+}
+
+/// What each round gave, by hops, what is between, and figure.
+#[derive(Default)]
+struct Figures(BTreeMap<(usize, &'static str, &'static str), Vec<f64>>);
+
+impl Figures {
+    fn of(&self, hops: usize, hop: Hop, name: &'static str) -> Option<f64> {
+        let values = self.0.get(&(hops, hop.name(), name))?;
+        Some(median(values.clone()))
+    }
+
+    /// The median of one variant's figure over another's.
+    fn ratio(&self, hops: usize, over: Hop, under: Hop, name: &'static str) -> f64 {
+        let of = |hop: Hop| &self.0[&(hops, hop.name(), name)];
+        let pairs = of(over).iter().zip(of(under));
+        median(pairs.map(|(over, under)| over / under).collect())
+    }
+
+    /// What a hop adds to a round trip, one variant's over another's.
+    fn added(&self, hops: usize, over: Hop, under: Hop) -> f64 {
+        let direct = &self.0[&(0, Hop::Direct.name(), FIGURES[6])];
+        let of = |hop: Hop| &self.0[&(hops, hop.name(), FIGURES[6])];
+        let rounds = of(over).iter().zip(of(under)).zip(direct);
+        median(
+            rounds
+                .map(|((over, under), direct)| (over - direct) / (under - direct))
+                .collect(),
+        )
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 /// Prints what several sockets carry against one: the median of rounds, each of which has both.
@@ -187,11 +220,7 @@ fn compare_sockets(several: usize, rounds: usize, time: Duration) {
             ratios.push(more / one);
         }
     }
-    let medians = ratios.map(|mut ratios| {
-        ratios.sort_by(f64::total_cmp);
-        ratios[ratios.len() / 2]
-    });
-    let told = sockets::FIGURES.iter().zip(medians);
+    let told = sockets::FIGURES.iter().zip(ratios.map(median));
     let told: Vec<_> = told
         .map(|(name, ratio)| format!("{name} {ratio:.2}"))
         .collect();
@@ -210,58 +239,49 @@ const FIGURES: [&str; 8] = [
     "round trip p99 µs",
 ];
 
-fn print(medians: &BTreeMap<(usize, &str, &str), f64>) {
+fn print(figures: &Figures) {
     println!(
         "{:<5} {:<7} {}",
         "hops",
         "between",
         FIGURES.map(|name| format!("{name:>24}")).concat()
     );
-    for (hops, hop) in [
-        (0, "direct"),
-        (1, "dumb"),
-        (1, "blind"),
-        (1, "ending"),
-        (2, "dumb"),
-        (2, "blind"),
-        (2, "ending"),
-        (3, "dumb"),
-        (3, "blind"),
-        (3, "ending"),
-    ] {
-        if !medians.contains_key(&(hops, hop, FIGURES[0])) {
+    let between = [Hop::Dumb, Hop::Blind, Hop::Ending];
+    let relays = [1, 2, 3].into_iter();
+    let rows = relays.flat_map(|hops| between.map(|hop| (hops, hop)));
+    for (hops, hop) in [(0, Hop::Direct)].into_iter().chain(rows) {
+        if figures.of(hops, hop, FIGURES[0]).is_none() {
             continue;
         }
         let values = FIGURES.map(|name| {
-            let value = medians.get(&(hops, hop, name));
+            let value = figures.of(hops, hop, name);
             value.map_or(format!("{:>24}", "–"), |value| format!("{value:>24.3}"))
         });
-        println!("{hops:<5} {hop:<7} {}", values.concat());
+        println!("{hops:<5} {:<7} {}", hop.name(), values.concat());
     }
     println!();
     println!(
         "blind against dumb (1: the same; more is better), and relay CPU of ending against blind:"
     );
     for hops in [1, 2, 3] {
-        if !medians.contains_key(&(hops, "blind", FIGURES[0])) {
+        if figures.of(hops, Hop::Blind, FIGURES[0]).is_none() {
             continue;
         }
-        let of = |hop, name| medians[&(hops, hop, name)];
-        let more = |name| of("blind", name) / of("dumb", name);
-        let less = |name| of("dumb", name) / of("blind", name);
-        let added = |hop| (of(hop, FIGURES[6]) - medians[&(0, "direct", FIGURES[6])]) / hops as f64;
+        let more = |at: usize| figures.ratio(hops, Hop::Blind, Hop::Dumb, FIGURES[at]);
+        let less = |at: usize| figures.ratio(hops, Hop::Dumb, Hop::Blind, FIGURES[at]);
+        let ending = |at: usize| figures.ratio(hops, Hop::Ending, Hop::Blind, FIGURES[at]);
         println!(
             "{hops} hops: bulk {:.2}, CPU {:.2}; 1100 B {:.2}, CPU {:.2}; 100 B {:.2}, CPU {:.2}; added round trip per hop {:.2}; CPU bulk {:.1}, 1100 B {:.1}, 100 B {:.1}",
-            more(FIGURES[0]),
-            less(FIGURES[1]),
-            more(FIGURES[2]),
-            less(FIGURES[3]),
-            more(FIGURES[4]),
-            less(FIGURES[5]),
-            added("blind") / added("dumb"),
-            of("ending", FIGURES[1]) / of("blind", FIGURES[1]),
-            of("ending", FIGURES[3]) / of("blind", FIGURES[3]),
-            of("ending", FIGURES[5]) / of("blind", FIGURES[5]),
+            more(0),
+            less(1),
+            more(2),
+            less(3),
+            more(4),
+            less(5),
+            figures.added(hops, Hop::Blind, Hop::Dumb),
+            ending(1),
+            ending(3),
+            ending(5),
         );
     }
 }
