@@ -91,6 +91,7 @@ pub struct Transit {
     /// What was done since the start, but for what is in `tally`.
     total: Tally,
     drops: Drops,
+    /// For whoever looks, and for the task that hears the rest.
     tell: mpsc::Sender<News>,
     news: mpsc::Receiver<News>,
 }
