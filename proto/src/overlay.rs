@@ -11,6 +11,7 @@
 //! * [`round_trip`]: how long a peer's or a relay's answer takes.
 //! * [`ways`]: through which transit relays a peer is reached.
 //! * [`passage`]: a path through them, as the node at its end makes it.
+//! * [`left`]: flows that are no paths any more.
 //! * [`attachment`]: a place at a transit relay, of a node that cannot be reached otherwise.
 //! * [`transit`]: what a transit relay knows.
 //! * [`egress`]: what waits where its link is full.
@@ -21,6 +22,7 @@ mod asking;
 pub mod attachment;
 pub mod egress;
 pub mod lease;
+pub mod left;
 pub mod packet;
 pub mod passage;
 pub mod paths;

@@ -104,6 +104,8 @@ pub mod overlay_drop {
     pub const UNKNOWN_SENDER: &str = "unknown_sender";
     /// A probe through a relay that the roster does not list, or not as one that forwards.
     pub const UNKNOWN_RELAY: &str = "unknown_relay";
+    /// A probe over a flow that this node claimed and has left.
+    pub const LEFT_FLOW: &str = "left_flow";
     /// A probe whose tags are not its sender's.
     pub const UNAUTHENTICATED: &str = "unauthenticated";
     /// A probe beyond what is looked at each second.

@@ -416,7 +416,7 @@ impl Shared {
                 false => {
                     self.config.leases.source.forget(passage.flow());
                     // The peer may not know of it yet, and still send over it.
-                    peer.leave_flow(passage.flow());
+                    table.leave_flow(peer, passage.flow(), now);
                 }
             }
             kept
@@ -515,10 +515,16 @@ impl Shared {
                 },
             }
         }
-        for passage in table::lock(&peer.passages).drain(..) {
-            self.config.leases.source.forget(passage.flow());
+        {
+            let mut passages = table::lock(&peer.passages);
+            let mut table = table::write(&self.table);
+            let now = Instant::now();
+            for passage in passages.drain(..) {
+                self.config.leases.source.forget(passage.flow());
+                table.leave_flow(&peer, passage.flow(), now);
+            }
+            table.silence(&peer);
         }
-        table::write(&self.table).silence(&peer);
         peer.reached.send_replace(false);
         if unlisted {
             let _ = tokio::time::timeout(LAST_WORDS, self.stopped.cancelled()).await;

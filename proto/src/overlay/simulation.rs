@@ -11,6 +11,7 @@ use std::{
 use super::{
     beginning,
     lease::{Offer, tests::Nobody},
+    left::Left,
     packet::{Claim, Label, MAX_HOPS, Verdict},
     passage::Passage,
     paths::{Paths, Route, Standing, View},
@@ -72,6 +73,7 @@ struct Side {
     wants: bool,
     paths: Paths,
     passages: Vec<Passage>,
+    left: Left,
     sent: u64,
     next: Instant,
 }
@@ -166,7 +168,13 @@ impl World {
         let roster = &self.rosters[side.node];
         let (from, to) = (id(side.node), id(side.peer));
         let ways = ways::ways(roster, &from, &to, |_| true);
-        side.passages.retain(|passage| ways.contains(passage.way()));
+        side.passages.retain(|passage| {
+            let kept = ways.contains(passage.way());
+            if !kept {
+                side.left.leave(passage.flow(), self.now);
+            }
+            kept
+        });
         for passage in &mut side.passages {
             passage.roster_changed(self.now);
         }
@@ -251,10 +259,10 @@ impl World {
         }
         let mut sides = std::mem::take(&mut self.sides);
         for side in sides.values_mut() {
-            self.send_data(side);
             if side.next <= self.now {
                 self.turn(side);
             }
+            self.send_data(side);
         }
         self.sides = sides;
     }
@@ -263,6 +271,12 @@ impl World {
         let Some(route) = side.paths.sending(self.now).over else {
             return;
         };
+        // Whoever wants to reach a peer that does not want to reach it claims all flows between them.
+        if side.wants && matches!(route, Route::Flow { .. }) {
+            let mut passages = side.passages.iter();
+            let is_open = passages.any(|passage| passage.route(self.now) == Some(route));
+            assert!(is_open, "{route:?} of n{} is not claimed", side.node);
+        }
         side.sent += self.rate;
         // One stands for all of a hundredth of a second.
         if self.rate > 0 && self.number.is_multiple_of(10) {
@@ -399,12 +413,16 @@ impl World {
         let side = side.or_insert_with(|| Side::new(node, peer, false, now));
         match packet.said {
             Said::Ping { flow, nonce, full } => {
+                if side.left.has(flow) {
+                    return;
+                }
+                let route = route(flow);
                 if full {
-                    side.paths.heard(route(flow), now);
+                    side.paths.heard(route, now);
                 }
                 side.next = now;
                 self.probes += 1;
-                self.say(node, peer, route(flow), |flow| Said::Pong { flow, nonce });
+                self.say(node, peer, route, |flow| Said::Pong { flow, nonce });
             }
             Said::Pong { nonce, .. } => {
                 side.paths.answered(nonce, Label::NONE, now);
@@ -473,6 +491,7 @@ impl Side {
             wants,
             paths: Paths::default(),
             passages: Vec::new(),
+            left: Left::default(),
             sent: 0,
             next: now,
         }
@@ -588,6 +607,45 @@ fn ways_through_64_relays_are_found_as_soon_and_cost_as_many_probes_as_through_f
             assert!(grown <= 1.1, "{grown}");
         }
         before = Some(now);
+    }
+}
+
+#[test]
+fn a_flow_that_was_left_is_no_path_again_when_its_first_relay_is_listed_again() {
+    for seed in 0..50 {
+        println!("seed {seed}");
+        let mut world = World::new(seed, 1, 2);
+        world.cut.extend([(0, 1), (1, 0)]);
+        world.want(0, 1);
+        world.rate = 10;
+        let both = world.rosters[0].clone();
+        world.until("all ways stand by", 2_000, World::all_stand_by);
+        for turn in 0..20 {
+            let mut roster = (*both).clone();
+            roster.nodes[2 + turn % 2].transit.clear();
+            // The other one, at which a way through both begins from the other end, stays.
+            for roster in [&Arc::new(roster), &both] {
+                for node in 0..world.rosters.len() {
+                    world.publish(node, roster);
+                }
+                // That each side sends over a flow that is claimed is looked at whenever it does.
+                world.run(500);
+            }
+            world.run(1_000);
+            assert!(world.all_stand_by() && world.all_get_there());
+        }
+        // And who is at its other end leaves it, too.
+        world.run(10_000);
+        let (gateway, exit) = (&world.sides[&(0, 1)], &world.sides[&(1, 0)]);
+        let flows = |side: &Side| {
+            let views = side.paths.views();
+            let flow = |view: View| match view.route {
+                Route::Flow { id, .. } => Some(id),
+                Route::Direct(_) => None,
+            };
+            views.filter_map(flow).collect::<BTreeSet<_>>()
+        };
+        assert_eq!(flows(gateway), flows(exit));
     }
 }
 

@@ -210,10 +210,18 @@ impl Shared {
         let now = Instant::now();
         let probe = received.said;
         // The cheap questions come first: whoever is not listed is not worth a look at its tags.
-        let known = table::read(&self.table).peer(&probe.from).is_some();
+        let (known, has_left) = {
+            let table = table::read(&self.table);
+            let known = table.peer(&probe.from).is_some();
+            (known, table.has_left(probe.flow))
+        };
         let listed = || self.config.roster.borrow().node(&probe.from).is_some();
         if probe.to != self.config.node || probe.from == probe.to || !(known || listed()) {
             return dropped(overlay_drop::UNKNOWN_SENDER);
+        }
+        if has_left {
+            // Without an answer its peer leaves it, too, before relays carry it no more.
+            return dropped(overlay_drop::LEFT_FLOW);
         }
         if !self.may_check(now) {
             return dropped(overlay_drop::TOO_MANY_PROBES);
@@ -248,7 +256,11 @@ impl Shared {
                 // As long as the ping: nobody gets more than was sent.
                 self.probe(&peer, Kind::Pong, route, probe.nonce, packet.len());
                 if packet.len() >= FULL {
-                    table::lock(&peer.paths).heard(route, now);
+                    let mut paths = table::lock(&peer.paths);
+                    // It may have been left meanwhile; what is left later is taken off these paths later.
+                    if !table::read(&self.table).has_left(probe.flow) {
+                        paths.heard(route, now);
+                    }
                 }
             }
             // Its label counts only here, where it answers a number of ours: an old ping may be replayed.

@@ -15,6 +15,7 @@ use tokio::sync::{Notify, watch};
 use wavry_proto::{
     id::NodeId,
     overlay::{
+        left::Left,
         packet::{HEADER_LEN, Label},
         passage::Passage,
         paths::{MAX_PATHS, Paths, Route},
@@ -133,15 +134,6 @@ impl Peer {
         })
     }
 
-    /// Nothing is sent over the flow any more. What comes over it is taken until newer flows need its place.
-    pub(super) fn leave_flow(&self, id: Label) {
-        let mut flows = lock(&self.flows);
-        if let Some(at) = flows.iter().position(|flow| *flow == id) {
-            flows.remove(at);
-            flows.push_front(id);
-        }
-    }
-
     /// Its packets come to this socket.
     pub(super) fn came_to(&self, socket: usize) {
         // Mostly the same one: what is not written does not take the line from other cores.
@@ -179,6 +171,7 @@ pub(super) struct Table {
     by_number: HashMap<u64, Arc<Peer>>,
     by_label: HashMap<Label, Arc<Peer>>,
     by_flow: HashMap<Label, Arc<Peer>>,
+    left: Left,
     numbers: u64,
 }
 
@@ -255,6 +248,22 @@ impl Table {
         true
     }
 
+    /// This node sends nothing more over a flow to `peer` that it drew, and never will: it is no path again. What comes
+    /// over it is taken until newer flows need its place.
+    pub(super) fn leave_flow(&mut self, peer: &Peer, id: Label, now: Instant) {
+        self.left.leave(id, now);
+        let mut flows = lock(&peer.flows);
+        if let Some(at) = flows.iter().position(|flow| *flow == id) {
+            flows.remove(at);
+            flows.push_front(id);
+        }
+    }
+
+    /// Whether this node drew the flow, and has left it.
+    pub(super) fn has_left(&self, id: Label) -> bool {
+        self.left.has(id)
+    }
+
     /// The peer is heard no more, and found under its address alone.
     pub(super) fn silence(&mut self, peer: &Arc<Peer>) {
         self.by_id.remove(&peer.id);
@@ -314,7 +323,7 @@ mod tests {
         for number in 1..=MAX_PATHS {
             assert!(table.heard_over(&peer, flow(number)));
         }
-        peer.leave_flow(flow(5));
+        table.leave_flow(&peer, flow(5), Instant::now());
         assert!(table.flow(flow(5)).is_some(), "the peer may still send");
         assert!(table.heard_over(&peer, flow(MAX_PATHS + 1)));
         assert!(table.flow(flow(5)).is_none());

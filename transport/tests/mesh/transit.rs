@@ -373,6 +373,71 @@ async fn a_relay_that_leaves_is_left_before_it_goes() {
 }
 
 #[tokio::test]
+async fn a_flow_that_was_left_is_no_path_again_and_the_peer_leaves_it_too() {
+    let ends = Ends::new();
+    let relays = ["t1", "t2"].map(|name| Relay::start(&ends.cluster, name, Limits::default()));
+    ends.cut();
+    let (here, there) = ends.session().await;
+    let flows = |of: &Endpoint, peer| -> Vec<(Label, SocketAddr)> {
+        let views = of.paths(&id(peer)).into_iter();
+        let flow = |view: View| match view.route {
+            Route::Flow { id, via } if view.standing == Standing::Proved => Some((id, via)),
+            _ => None,
+        };
+        views.filter_map(flow).collect()
+    };
+    let until = async |what: &str, is: &dyn Fn() -> bool| {
+        let waiting = async {
+            while !is() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let waited = tokio::time::timeout(DEADLINE, waiting).await;
+        let both = || (ends.a.paths(&id("b")), ends.b.paths(&id("a")));
+        assert!(waited.is_ok(), "{what}: {:?}", both());
+    };
+    until("all ways stand by at both ends", &|| {
+        flows(&ends.a, "b").len() == 3 && flows(&ends.b, "a").len() == 3
+    })
+    .await;
+    // The one through both, which begins at another relay from each end.
+    let (of_a, of_b) = (flows(&ends.a, "b"), flows(&ends.b, "a"));
+    let is_longer = |(id, via): &&(Label, SocketAddr)| {
+        let mut same = of_b.iter().filter(|(other, _)| other == id);
+        same.any(|(_, other)| other != via)
+    };
+    let (longer, first) = *of_a.iter().find(is_longer).unwrap();
+
+    let list = |transit: Vec<SocketAddr>| {
+        let relay = relays.iter().position(|relay| relay.address == first);
+        ends.cluster.change(|roster| {
+            let name = ["t1", "t2"][relay.unwrap()];
+            let mut nodes = roster.nodes.iter_mut();
+            let node = nodes.find(|node| node.id.as_str() == name).unwrap();
+            node.transit = transit;
+        });
+    };
+    list(Vec::new());
+    ends.until("its relay is left", |views| {
+        views.iter().all(|view| via(view.route) != first)
+    })
+    .await;
+    assert!(
+        flows(&ends.b, "a").iter().any(|(id, _)| *id == longer),
+        "its peer knows nothing of that: the relay that it sends to is listed"
+    );
+    list(vec![first]);
+    until("its peer has left it, too", &|| {
+        let left = ends.a.paths(&id("b"));
+        let has = |view: &View| matches!(view.route, Route::Flow { id, .. } if id == longer);
+        assert!(!left.iter().any(has), "it is a path again: {left:?}");
+        !ends.b.paths(&id("a")).iter().any(has)
+    })
+    .await;
+    question_and_answer(&here, &there).await;
+}
+
+#[tokio::test]
 async fn a_direct_path_that_comes_back_is_proved_beside_the_relay_and_the_session_stays() {
     let ends = Ends::new();
     let _relay = Relay::start(&ends.cluster, "t1", Limits::default());
