@@ -7,6 +7,8 @@
 //! window, and bytes that went over others do not fill it. While a path is in doubt packets go over two, and
 //! count for both.
 
+mod slow_start;
+
 use std::{
     any::Any,
     collections::VecDeque,
@@ -19,6 +21,7 @@ use quinn_proto::RttEstimator;
 use tokio::sync::watch;
 use wavry_proto::overlay::paths::{Cause, MAX_PATHS, Route, Sending, Switch};
 
+use self::slow_start::{Growth, SlowStart};
 use super::PAYLOAD;
 
 /// Windows that are kept of paths that are not in use. More than those between which a peer's packets alternate.
@@ -190,6 +193,8 @@ struct Windows {
 struct Window {
     leg: Leg,
     each: Box<dyn Controller>,
+    /// While it only grew so far, and nothing was lost.
+    slow_start: Option<SlowStart>,
     /// Bytes in flight that did not go over it.
     elsewhere: u64,
 }
@@ -199,6 +204,7 @@ struct Left {
     path: PathNumber,
     at: Instant,
     each: Box<dyn Controller>,
+    in_slow_start: bool,
 }
 
 impl Window {
@@ -207,13 +213,28 @@ impl Window {
         sent >= self.leg.since
     }
 
-    /// A packet of that time arrived; its controller, if that says something of this path.
-    fn acknowledged(&mut self, sent: Instant, bytes: u64) -> Option<&mut Box<dyn Controller>> {
-        if self.carried(sent) {
-            return Some(&mut self.each);
+    /// A packet of that time arrived; whether that says something of this path.
+    fn acknowledged(&mut self, sent: Instant, bytes: u64) -> bool {
+        let carried = self.carried(sent);
+        if !carried {
+            self.elsewhere = self.elsewhere.saturating_sub(bytes);
         }
-        self.elsewhere = self.elsewhere.saturating_sub(bytes);
-        None
+        carried
+    }
+
+    /// A packet that it carried arrived: what it does for that, in slow start.
+    fn growth(&mut self, now: Instant, sent: Instant, app_limited: bool) -> Growth {
+        // Whoever has little to send learns nothing of the path.
+        let Some(slow_start) = self.slow_start.as_mut().filter(|_| !app_limited) else {
+            return Growth::Doubles;
+        };
+        let growth = slow_start.acknowledged(now, sent);
+        if growth == Growth::Over {
+            self.slow_start = None;
+            // What CUBIC does where something was lost is what it does here: goes on from a smaller window.
+            self.each.on_congestion_event(now, sent, false, 0);
+        }
+        growth
     }
 
     /// Packets were lost, the last of which was sent then; or marked, if none were lost.
@@ -226,6 +247,7 @@ impl Window {
         // that they were so for long says nothing about this path.
         let of_others = lost > 0 && std::mem::take(&mut self.elsewhere) > 0;
         let persistent = persistent && !of_others;
+        self.slow_start = None;
         self.each.on_congestion_event(now, sent, persistent, lost);
     }
 
@@ -288,6 +310,7 @@ impl Windows {
                 path: window.leg.path,
                 at: course.at,
                 each: window.each,
+                in_slow_start: window.slow_start.is_some(),
             });
         }
     }
@@ -295,12 +318,14 @@ impl Windows {
     /// That of a path that packets did not take until now.
     fn window_of(&mut self, leg: Leg) -> Window {
         let known = self.known(&leg).and_then(|at| self.left.remove(at));
+        let in_slow_start = known.as_ref().is_none_or(|left| left.in_slow_start);
         Window {
             leg,
             each: match known {
                 Some(left) => left.each,
                 None => self.each.clone().build(leg.since, self.mtu),
             },
+            slow_start: in_slow_start.then(|| SlowStart::new(leg.since)),
             elsewhere: self.in_flight,
         }
     }
@@ -317,16 +342,12 @@ impl Windows {
         &*self.taken[0].each
     }
 
-    /// A packet of that time arrived; the controllers to which that says something.
-    fn acknowledged(
-        &mut self,
-        sent: Instant,
-        bytes: u64,
-    ) -> impl Iterator<Item = &mut Box<dyn Controller>> {
+    /// A packet of that time arrived; the windows to which that says something.
+    fn acknowledged(&mut self, sent: Instant, bytes: u64) -> impl Iterator<Item = &mut Window> {
         self.follow();
         self.in_flight = self.in_flight.saturating_sub(bytes);
         let windows = self.taken.iter_mut();
-        windows.filter_map(move |window| window.acknowledged(sent, bytes))
+        windows.filter_map(move |window| window.acknowledged(sent, bytes).then_some(window))
     }
 }
 
@@ -347,8 +368,10 @@ impl Controller for Windows {
         app_limited: bool,
         rtt: &RttEstimator,
     ) {
-        for each in self.acknowledged(sent, bytes) {
-            each.on_ack(now, sent, bytes, app_limited, rtt);
+        for window in self.acknowledged(sent, bytes) {
+            if window.growth(now, sent, app_limited) == Growth::Doubles {
+                window.each.on_ack(now, sent, bytes, app_limited, rtt);
+            }
         }
     }
 

@@ -292,6 +292,66 @@ fn a_doubt_narrows_no_window_that_is_wide() {
     assert_eq!(other.windows.window(), narrow);
 }
 
+impl Connection {
+    /// Sixteen packets, which arrive after so many milliseconds; what the window did for the last.
+    fn round(&mut self, took: u64, app_limited: bool) -> Growth {
+        for _ in 0..16 {
+            self.send();
+        }
+        self.now += ms(took);
+        let (now, sent) = (self.now, std::mem::take(&mut self.sent));
+        let mut last = Growth::Doubles;
+        for (at, bytes) in sent {
+            for window in self.windows.acknowledged(at, bytes) {
+                last = window.growth(now, at, app_limited);
+            }
+        }
+        self.windows.on_end_acks(now, 0, app_limited, None);
+        last
+    }
+
+    fn rounds(&mut self, took: &[u64], app_limited: bool) -> Vec<Growth> {
+        let rounds = took.iter().map(|took| self.round(*took, app_limited));
+        rounds.collect()
+    }
+}
+
+/// Three rounds before packets wait in a queue, and those until slow start is over.
+const QUEUED: [u64; 9] = [10, 10, 10, 20, 20, 20, 20, 20, 20];
+
+#[test]
+fn slow_start_is_over_when_packets_wait_in_a_queue_and_the_window_is_smaller_from_then_on() {
+    let mut connection = Connection::new();
+    let before = connection.windows.window();
+    let growth = connection.rounds(&QUEUED, false);
+    assert_eq!(growth[..3], [Growth::Doubles; 3]);
+    assert_eq!(growth[3..8], [Growth::Waits; 5]);
+    let after = connection.windows.window();
+    assert!(after < before && after > before / 2, "{before} {after}");
+    // As at any other time, what arrives is CUBIC's business.
+    assert_eq!(connection.rounds(&[90; 20], false), [Growth::Doubles; 20]);
+    assert_eq!(connection.windows.window(), after);
+    // And of another path nothing is known.
+    connection.take(2, Cause::Better);
+    assert_eq!(connection.rounds(&QUEUED[..4], false)[3], Growth::Waits);
+    connection.take(1, Cause::Better);
+    assert_eq!(connection.rounds(&QUEUED, false), [Growth::Doubles; 9]);
+    connection.take(2, Cause::Better);
+    let kept = connection.rounds(&QUEUED[..4], false);
+    assert_eq!(kept[3], Growth::Waits, "it is in slow start yet");
+}
+
+#[test]
+fn whoever_has_little_to_send_or_lost_something_does_not_end_it_so() {
+    let mut connection = Connection::new();
+    assert_eq!(connection.rounds(&QUEUED, true), [Growth::Doubles; 9]);
+    connection.send();
+    connection.lose(1, false);
+    let window = connection.windows.window();
+    assert_eq!(connection.rounds(&QUEUED, false), [Growth::Doubles; 9]);
+    assert_eq!(connection.windows.window(), window);
+}
+
 proptest! {
     #[test]
     fn there_is_always_room_on_a_path_that_was_just_taken(
