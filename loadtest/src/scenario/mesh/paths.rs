@@ -302,6 +302,7 @@ pub(super) async fn switch(args: &Args) -> Result<Vec<Row>, Error> {
     let took = since.elapsed().as_secs_f64();
     let carried = (entered() - before) as f64 * 8.0 / 1e6 / took;
     let changed = changes.since(since).len() as f64;
+    let late = bed.network.lateness().percentile(100);
     let exact = bulk.stop().await;
     Ok(vec![
         exactness("switch", &exact),
@@ -323,6 +324,8 @@ pub(super) async fn switch(args: &Args) -> Result<Vec<Row>, Error> {
         ),
         // Headers, and what was sent again.
         Row::plain("switch_overhead", "%", (carried / goodput - 1.0) * 100.0),
+        // A machine that stands still makes a gap, too.
+        Row::plain("switch_shaper_late_most", "ms", milliseconds(late)),
     ])
 }
 
