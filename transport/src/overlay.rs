@@ -394,8 +394,10 @@ impl Shared {
             return false;
         };
         *table::lock(&peer.listed) = listed;
-        table::lock(&peer.paths).keep_heard(|route| forwards(roster, route));
         self.lay_passages(roster, peer);
+        let mut paths = table::lock(&peer.paths);
+        let table = table::read(&self.table);
+        paths.keep_heard(|route| forwards(roster, route) && !has_left(&table, route));
         true
     }
 
@@ -660,6 +662,12 @@ fn send(
             src_ip: None,
         })
     })
+}
+
+/// Whether this node drew the flow that `route` is, and has left it: its peer may have been heard over it while it was
+/// not open.
+fn has_left(table: &Table, route: Route) -> bool {
+    matches!(route, Route::Flow { id, .. } if table.has_left(id))
 }
 
 /// Whether whoever is reached first over `route` forwards packets: a peer itself does not have to.

@@ -198,9 +198,14 @@ impl World {
             flows.retain(roster, &Nobody, self.now);
         }
         let mut sides = std::mem::take(&mut self.sides);
-        let own = sides.values_mut().filter(|side| side.node == node);
-        for side in own.filter(|side| side.wants) {
-            self.lay(side);
+        for side in sides.values_mut().filter(|side| side.node == node) {
+            if side.wants {
+                self.lay(side);
+            }
+            side.paths.keep_heard(|route| match route {
+                Route::Direct(_) => true,
+                Route::Flow { via, id } => roster.relay_at(&via).is_some() && !side.left.has(id),
+            });
         }
         self.sides = sides;
     }
