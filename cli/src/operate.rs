@@ -63,7 +63,7 @@ pub(crate) struct PlaceArgs {
     /// The node is in no region
     #[arg(long)]
     no_region: bool,
-    /// Share of sessions that a relay is to take beside others for the same service: 1 to 1000
+    /// Share of sessions that a relay is to take beside others for the same service, and of others' flows: 1 to 1000
     #[arg(long, value_name = "N")]
     weight: Option<Weight>,
     /// Bits a second that each of its flows through transit relays may carry

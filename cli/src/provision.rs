@@ -54,7 +54,7 @@ pub(crate) struct NodeArgs {
     /// Region that the node is in; gateways prefer relays in their own
     #[arg(long, value_name = "REGION")]
     region: Option<RegionName>,
-    /// Share of sessions that a relay is to take beside others for the same service: 1 to 1000
+    /// Share of sessions that a relay is to take beside others for the same service, and of others' flows: 1 to 1000
     #[arg(long, default_value_t)]
     weight: Weight,
     /// Directory for identity.key and registration.token; neither may exist

@@ -31,8 +31,8 @@ impl Placement {
     }
 }
 
-/// The share of sessions that an exit is to take: 1 to 1,000, 100 unless told otherwise. Only how the weights of
-/// a service's exits compare matters.
+/// The share of sessions that an exit is to take, and of flows that a transit relay is: 1 to 1,000, 100 unless told
+/// otherwise. Only how the weights of a service's exits, or of relays that are equally near, compare matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u16", into = "u16")]
 pub struct Weight(NonZeroU16);

@@ -68,7 +68,7 @@ pub(crate) struct RegistrationArgs {
     /// Region that the node stands in
     #[arg(long, value_name = "REGION")]
     region: Option<RegionName>,
-    /// Share of sessions that a relay is to take, beside other exits for the same service: 1 to 1000
+    /// Share of sessions that a relay is to take beside others for the same service, and of others' flows: 1 to 1000
     #[arg(long, default_value_t, value_name = "N")]
     weight: Weight,
     #[command(flatten)]

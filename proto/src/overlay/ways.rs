@@ -35,8 +35,9 @@ const SINGLE: usize = 2;
 
 /// The ways from `from` to `peer` that are kept ready, best first: through each of two relays, through both, and
 /// through these and a third. A peer that is attached to relays is reached through each of these, and through another
-/// one, or two, and the first of them. Relays in the region of either end come before others; among equals each pair of nodes has its own
-/// order, so that load is spread and a relay that comes or goes changes the ways of few.
+/// one, or two, and the first of them. Relays in the region of either end come before others; among equals each pair
+/// of nodes has its own order, in which a relay of twice the weight is first twice as often, so that load is spread and a
+/// relay that comes or goes changes the ways of few.
 /// `from` sends only to addresses that it `reaches`: a socket for IPv4 reaches no other.
 pub fn ways(
     roster: &Roster,
@@ -52,7 +53,7 @@ pub fn ways(
     let mut relays = relays(roster, [from, peer], reaches);
     relays.sort_by_key(|(node, _)| {
         let is_near = region(node).is_some() && near.contains(&region(node));
-        (!is_near, spread(&[from, peer, &node.id]))
+        (!is_near, turn(&[from, peer], node))
     });
     let way = |hops: &[&(&Node, SocketAddr)], last| Way {
         hops: hops.iter().map(|relay| hop(relay)).collect(),
@@ -94,7 +95,7 @@ pub fn places(roster: &Roster, node: &NodeId, reaches: impl Fn(&SocketAddr) -> b
     let mut left = relays(roster, [node, node], reaches);
     left.sort_by_key(|(relay, _)| {
         let is_near = here.is_some() && region(relay) == here;
-        (!is_near, spread(&[node, &relay.id]))
+        (!is_near, turn(&[node], relay))
     });
     let mut chosen: Vec<(&Node, SocketAddr)> = Vec::new();
     while chosen.len() < PLACES && !left.is_empty() {
@@ -130,6 +131,18 @@ fn hop((node, address): &(&Node, SocketAddr)) -> Hop {
         node: node.id.clone(),
         address: *address,
     }
+}
+
+/// When it is the relay's turn among those that are equally near, for who has these ids: rendezvous hashing with weights.
+/// The hash, as a draw between 0 and 1, becomes one from an exponential distribution with the weight for rate: that the
+/// least of several such draws is a relay's is as likely as its weight is a part of all weights.
+fn turn(ids: &[&NodeId], relay: &Node) -> u64 {
+    let drawn = spread(&[ids, &[&relay.id]].concat());
+    // As many bits as a float has.
+    let drawn = (drawn >> 11) as f64 / (1u64 << 53) as f64;
+    let turn = -(-drawn).ln_1p() / f64::from(relay.placement.weight.get());
+    // Floats that are not negative have the order of their bits.
+    turn.abs().to_bits()
 }
 
 /// A hash of the ids that is the same everywhere: FNV-1a, and what MurmurHash3 ends with, without which ids

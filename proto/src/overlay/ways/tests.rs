@@ -163,3 +163,33 @@ fn relays_are_spread_over_pairs_of_nodes() {
         "{counts:?}"
     );
 }
+
+#[test]
+fn a_relay_of_twice_the_weight_is_first_for_twice_as_many_and_others_keep_their_order() {
+    let equal = roster(4);
+    let mut weighted = roster(4);
+    for (node, weight) in [(2, 200), (3, 50)] {
+        weighted.nodes[node].placement.weight = weight.try_into().unwrap();
+    }
+    let mut first = BTreeMap::<String, u32>::new();
+    for gateway in 0..4_500 {
+        let from = format!("g{gateway}");
+        let order = |roster: &Roster| through(roster, &from, "b").remove(3);
+        let one = order(&weighted).remove(0);
+        *first.entry(one).or_default() += 1;
+        let unchanged = |roster: &Roster| {
+            let mut order = order(roster);
+            order.retain(|relay| ["t3", "t4"].contains(&relay.as_str()));
+            order
+        };
+        let (before, after) = (unchanged(&equal), unchanged(&weighted));
+        assert!(before.len() < 2 || after.len() < 2 || before == after);
+    }
+    // Of 450: five standard deviations of a fair draw.
+    for (relay, weight) in [("t1", 200.0), ("t2", 50.0), ("t3", 100.0), ("t4", 100.0)] {
+        let part: f64 = weight / 450.0;
+        let off = f64::from(first[relay]) - 4_500.0 * part;
+        let deviation = (4_500.0 * part * (1.0 - part)).sqrt();
+        assert!(off.abs() < 5.0 * deviation, "{relay}: {first:?}");
+    }
+}
