@@ -442,9 +442,10 @@ impl Shared {
         let mut next = now + NOTHING_DUE;
         for passage in table::lock(&peer.passages).iter_mut() {
             if let Some(route) = passage.route(now) {
-                let silent = |view: View| view.route == route && view.standing == Standing::Silent;
-                if paths.views().any(silent) {
-                    passage.fell_silent(now);
+                match paths.standing(route) {
+                    Some(Standing::Silent) => passage.fell_silent(now),
+                    Some(Standing::Asked) => passage.is_not_proved(),
+                    Some(Standing::Proved) | None => {}
                 }
             }
             let flow = passage.flow();

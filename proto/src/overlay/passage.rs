@@ -33,6 +33,8 @@ const AFTER_REFUSAL_MOST: Duration = Duration::from_secs(5);
 const NO_LEASE_YET: Duration = Duration::from_secs(5);
 /// From a claim that was granted to the next one at the least, however soon the flow ends.
 const APART: Duration = Duration::from_secs(1);
+/// From one time that all relays have granted it to the next, while packets do not come through.
+const NOT_PROVED: Duration = Duration::from_secs(5);
 /// From a claim out of turn to the next one, at the least.
 pub const MEASURES_APART: Duration = Duration::from_secs(1);
 
@@ -64,6 +66,8 @@ pub struct Passage {
     /// Whether all relays have granted it, and until when the first of them does.
     open: bool,
     ends: Option<Instant>,
+    /// When the last of them did.
+    granted_at: Instant,
 }
 
 /// What is known of a relay on the way.
@@ -96,6 +100,7 @@ impl Passage {
             claim_at: now,
             open: false,
             ends: None,
+            granted_at: now,
         }
     }
 
@@ -238,6 +243,7 @@ impl Passage {
                 self.claim_at = now;
                 if self.step == self.way.hops.len() {
                     self.open = true;
+                    self.granted_at = now;
                     self.refusals = 0;
                     self.step = 0;
                     self.claim_at = now + (lasts / 2).max(APART);
@@ -257,6 +263,14 @@ impl Passage {
     pub fn fell_silent(&mut self, now: Instant) {
         if self.open {
             self.again(now);
+        }
+    }
+
+    /// Nothing came through yet: a relay may have been started anew before anything did. It is claimed sooner, as often
+    /// as a path that is too narrow may be worth.
+    pub fn is_not_proved(&mut self) {
+        if self.open && self.step == 0 && self.asking.tries() == 0 {
+            self.claim_at = self.claim_at.min(self.granted_at + NOT_PROVED);
         }
     }
 

@@ -266,6 +266,11 @@ impl Paths {
         self.find(Some(route)).is_some()
     }
 
+    /// How it does; `None` where it is none of them.
+    pub fn standing(&self, route: Route) -> Option<Standing> {
+        Some(self.find(Some(route))?.standing)
+    }
+
     fn leave_gone(&mut self) {
         if self.find(self.active).is_none() {
             // When it is a path again, it is to be proved again.

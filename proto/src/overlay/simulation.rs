@@ -1,6 +1,8 @@
 //! Gateways, exits and transit relays in simulated time: what they say to each other is what they say over
 //! sockets, each acts on a roster of its own, and no packet is ever forwarded more often than a way is long.
 
+mod weather;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
@@ -8,9 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use self::weather::{Office, Weather};
 use super::{
     beginning,
-    lease::{Offer, tests::Nobody},
+    lease::{Offer, Verifier, tests::Nobody},
     left::Left,
     packet::{Claim, Label, MAX_HOPS, Verdict},
     passage::Passage,
@@ -90,6 +93,10 @@ struct World {
     sides: BTreeMap<(Number, Number), Side>,
     /// The relays of each flow.
     ways: BTreeMap<Label, Vec<Number>>,
+    /// What happens to packets on their way.
+    weather: Weather,
+    /// The master, if leases are wanted: without it the roster is permission enough.
+    office: Option<Office>,
     flying: BTreeMap<(Instant, u64), Packet>,
     number: u64,
     /// Packets each millisecond from each side.
@@ -114,6 +121,8 @@ impl World {
             cut: BTreeSet::new(),
             sides: BTreeMap::new(),
             ways: BTreeMap::new(),
+            weather: Weather::default(),
+            office: None,
             flying: BTreeMap::new(),
             number: 0,
             rate: 0,
@@ -193,9 +202,15 @@ impl World {
 
     /// A node has this roster from now on.
     fn publish(&mut self, node: Number, roster: &Arc<Roster>) {
-        self.rosters[node] = roster.clone();
+        let before = std::mem::replace(&mut self.rosters[node], roster.clone());
         if let Some(flows) = self.relays.get_mut(&node) {
-            flows.retain(roster, &Nobody, self.now);
+            match &mut self.office {
+                Some(office) => {
+                    office.told(node, &before, roster, self.now);
+                    flows.retain(roster, &office.seen_by(node, self.now), self.now);
+                }
+                None => flows.retain(roster, &Nobody, self.now),
+            }
         }
         let mut sides = std::mem::take(&mut self.sides);
         for side in sides.values_mut().filter(|side| side.node == node) {
@@ -217,9 +232,12 @@ impl World {
         if direct && self.cut.contains(&ends) {
             return;
         }
-        self.number += 1;
         let arrives = self.now + Duration::from_micros(1_000 + distance);
-        self.flying.insert((arrives, self.number), packet);
+        for late in self.weather.copies(ends, &mut self.random) {
+            self.number += 1;
+            self.flying
+                .insert((arrives + late, self.number), packet.clone());
+        }
     }
 
     fn run(&mut self, millis: u64) {
@@ -276,11 +294,14 @@ impl World {
         let Some(route) = side.paths.sending(self.now).over else {
             return;
         };
-        // Whoever wants to reach a peer that does not want to reach it claims all flows between them.
-        if side.wants && matches!(route, Route::Flow { .. }) {
-            let mut passages = side.passages.iter();
-            let is_open = passages.any(|passage| passage.route(self.now) == Some(route));
-            assert!(is_open, "{route:?} of n{} is not claimed", side.node);
+        // Whoever wants to reach a peer that does not want to reach it claims all flows between them, but for those of
+        // whoever was there before it was started anew.
+        if let Route::Flow { id, .. } = route
+            && side.wants
+            && self.ways.contains_key(&id)
+        {
+            let is_claimed = side.passages.iter().any(|passage| passage.flow() == id);
+            assert!(is_claimed, "{route:?} of n{} is not claimed", side.node);
         }
         side.sent += self.rate;
         // One stands for all of a hundredth of a second.
@@ -311,14 +332,18 @@ impl World {
         let mut next = now + Duration::from_secs(3600);
         for passage in &mut side.passages {
             if let Some(route) = passage.route(now) {
-                let mut views = side.paths.views();
-                if views.any(|view| view.route == route && view.standing == Standing::Silent) {
-                    passage.fell_silent(now);
+                match side.paths.standing(route) {
+                    Some(Standing::Silent) => passage.fell_silent(now),
+                    Some(Standing::Asked) => passage.is_not_proved(),
+                    Some(Standing::Proved) | None => {}
                 }
             }
-            if let Some((claim, via)) =
-                passage.poll(now, || Offer::Nothing, || draw(&mut self.random))
-            {
+            let offer = match &mut self.office {
+                Some(office) => office.offer(side.node, passage, &self.rosters[side.node], now),
+                None => Offer::Nothing,
+            };
+            passage.offered(&offer, now);
+            if let Some((claim, via)) = passage.poll(now, || offer, || draw(&mut self.random)) {
                 self.claims += 1;
                 self.send(Packet {
                     from: at(side.node, MESH),
@@ -366,7 +391,18 @@ impl World {
             && claim.to == id(relay)
         {
             let drawn = draw(&mut self.random);
-            let ruling = flows.claim(claim, packet.from, &roster, &Nobody, || drawn, now);
+            let seen = self
+                .office
+                .as_ref()
+                .map(|office| office.seen_by(relay, now));
+            let verifier: &dyn Verifier = match &seen {
+                Some(seen) => seen,
+                None => &Nobody,
+            };
+            let ruling = flows.claim(claim, packet.from, &roster, verifier, || drawn, now);
+            if let Some(office) = &mut self.office {
+                office.ruled(relay, claim, ruling);
+            }
             let verdict = Verdict {
                 flow: claim.flow,
                 nonce: claim.nonce,
@@ -392,6 +428,9 @@ impl World {
         let Ok(next) = flows.forward(flow, packet.from, 1, 1_288, now) else {
             return;
         };
+        if let Some(office) = &self.office {
+            office.permits(relay, flow, &roster, next, now);
+        }
         packet.from = packet.to;
         packet.to = next;
         packet.forwarded += 1;

@@ -263,6 +263,26 @@ fn a_relay_that_was_started_anew_grants_it_again() {
 }
 
 #[test]
+fn a_relay_that_was_started_anew_before_anything_came_through_is_asked_again_after_five_seconds() {
+    let mut world = World::new(2);
+    world.run(20, |_| false);
+    let anew = Flows::new(id("t1"), Limits::default(), world.now);
+    world.relays.insert(address(1), anew);
+    let granted = world.now;
+    while !world.carries() {
+        world.passage.is_not_proved();
+        world.run(1, |_| false);
+        assert!(world.passage.route(world.now).is_some(), "it is asked on");
+    }
+    let took = world.now - granted;
+    assert!((4_700..=5_100).contains(&took.as_millis()), "{took:?}");
+    world.run(20, |_| false);
+    let before = world.claims;
+    world.run(1_000, |_| false);
+    assert_eq!(world.claims, before, "something came through");
+}
+
+#[test]
 fn a_relay_that_was_started_anew_while_the_next_one_was_asked_is_asked_again() {
     let mut world = World::new(2);
     // The first one has granted; then it forgets, and what goes to the second is lost with it.
