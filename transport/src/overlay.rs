@@ -444,7 +444,7 @@ impl Shared {
             if let Some(route) = passage.route(now) {
                 match paths.standing(route) {
                     Some(Standing::Silent) => passage.fell_silent(now),
-                    Some(Standing::Asked) => passage.is_not_proved(),
+                    Some(Standing::Asked) => passage.stays_unproved(),
                     Some(Standing::Proved) | None => {}
                 }
             }

@@ -268,7 +268,7 @@ impl Passage {
 
     /// Nothing came through yet: a relay may have been started anew before anything did. It is claimed sooner, as often
     /// as a path that is too narrow may be worth.
-    pub fn is_not_proved(&mut self) {
+    pub fn stays_unproved(&mut self) {
         if self.open && self.step == 0 && self.asking.tries() == 0 {
             self.claim_at = self.claim_at.min(self.granted_at + NOT_PROVED);
         }

@@ -334,7 +334,7 @@ impl World {
             if let Some(route) = passage.route(now) {
                 match side.paths.standing(route) {
                     Some(Standing::Silent) => passage.fell_silent(now),
-                    Some(Standing::Asked) => passage.is_not_proved(),
+                    Some(Standing::Asked) => passage.stays_unproved(),
                     Some(Standing::Proved) | None => {}
                 }
             }

@@ -270,7 +270,7 @@ fn a_relay_that_was_started_anew_before_anything_came_through_is_asked_again_aft
     world.relays.insert(address(1), anew);
     let granted = world.now;
     while !world.carries() {
-        world.passage.is_not_proved();
+        world.passage.stays_unproved();
         world.run(1, |_| false);
         assert!(world.passage.route(world.now).is_some(), "it is asked on");
     }
